@@ -1,0 +1,271 @@
+//! What has happened. Events are the only way state changes and the only truth that is kept.
+
+use std::sync::Arc;
+
+use crate::failure::Failure;
+use crate::ids::{
+    AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId,
+};
+use crate::plan::RunSpec;
+use crate::state::RunImage;
+use crate::time::{Span, Timestamp};
+use crate::worker::Offer;
+
+/// An event with its place in history.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// Gapless per run, from 1; for events of no run, the coordinator's own sequence.
+    pub seq: u64,
+    pub at: Timestamp,
+    pub kind: EventKind,
+}
+
+/// What a lease is for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Work {
+    /// One attempt of a task.
+    Attempt { task: TaskIx, attempt: AttemptNo },
+    /// The verify of an attempt's commit.
+    Verify { task: TaskIx, attempt: AttemptNo },
+    /// The verify of the integrated commit.
+    FinalVerify,
+}
+
+/// What an attempt made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// A published commit.
+    Commit(CommitId),
+    /// Explicitly nothing: the task's commit is its base.
+    NoChange,
+    /// The run has no repository.
+    NoRepository,
+}
+
+/// Consumption that an attempt reports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    pub input_tokens: u64,
+    pub output_tokens: u64,
+    /// Millionths of a US dollar.
+    pub cost_micros: u64,
+    /// Time the agent's process ran.
+    pub run_ms: u64,
+}
+
+/// Who asked for something, for people.
+pub type Actor = Arc<str>;
+
+/// How a lease ended without a result of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LeaseEnd {
+    /// The worker confirmed that the process tree is gone.
+    Confirmed,
+    /// TTL and grace passed in silence.
+    Expired,
+    /// The grant never reached the worker; nothing had begun.
+    NeverStarted,
+    /// A newer incarnation of the worker no longer holds it.
+    Superseded,
+}
+
+/// How a run ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RunOutcome {
+    Succeeded,
+    /// Some task failed, or nothing could be integrated; the failure says which.
+    Failed(Failure),
+    Cancelled {
+        by: Actor,
+    },
+}
+
+/// Result of merging commits.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MergeConflict {
+    /// Tasks whose changes meet: the one being merged and, where it can be told, the other.
+    pub tasks: Vec<TaskIx>,
+    /// Files in conflict, bounded in number by the shell.
+    pub files: Vec<Box<str>>,
+    /// What git said, bounded.
+    pub detail: Box<str>,
+}
+
+/// The kinds of events.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum EventKind {
+    // --- the coordinator and its workers ---
+    CoordinatorStarted {
+        epoch: Epoch,
+    },
+    WorkerJoined {
+        worker: WorkerId,
+        incarnation: Incarnation,
+        offer: Arc<Offer>,
+    },
+    WorkerDraining {
+        worker: WorkerId,
+        draining: bool,
+        by: Actor,
+    },
+    WorkerForgotten {
+        worker: WorkerId,
+    },
+
+    // --- runs ---
+    RunSubmitted {
+        run: RunId,
+        spec: Arc<RunSpec>,
+        /// Makes a repeated submission harmless.
+        key: Option<Arc<str>>,
+        /// Digest of the plan as submitted: the same key with another digest is refused.
+        digest: Arc<str>,
+    },
+    CancelRequested {
+        run: RunId,
+        by: Actor,
+        reason: Box<str>,
+    },
+    IntegrationStarted {
+        run: RunId,
+    },
+    /// The integration branch's commit is made and, when there is a final verify, waits for it.
+    IntegrationMerged {
+        run: RunId,
+        commit: CommitId,
+    },
+    RunEnded {
+        run: RunId,
+        outcome: RunOutcome,
+    },
+    /// The run left memory; its history and final image are in the archive.
+    RunArchived {
+        run: RunId,
+    },
+    /// An archived run came back, to be retried.
+    RunReloaded {
+        run: RunId,
+        image: Arc<RunImage>,
+    },
+
+    // --- tasks ---
+    /// All dependencies have succeeded and the base is to be merged. The event's time is the
+    /// merge commit's time, so that a repeated merge gives the same commit id.
+    TaskBasing {
+        task: TaskKey,
+    },
+    /// The task can be leased. `base` is absent only in runs without a repository.
+    TaskReady {
+        task: TaskKey,
+        base: Option<CommitId>,
+        not_before: Timestamp,
+    },
+    TaskSucceeded {
+        task: TaskKey,
+        outcome: Outcome,
+    },
+    TaskFailed {
+        task: TaskKey,
+        failure: Failure,
+    },
+    TaskSkipped {
+        task: TaskKey,
+        because: TaskIx,
+    },
+    TaskCancelled {
+        task: TaskKey,
+        by: Actor,
+        reason: Box<str>,
+    },
+    /// Ended by the system because the run ends.
+    TaskAborted {
+        task: TaskKey,
+        reason: Box<str>,
+    },
+    /// A new generation: the task goes back to the start.
+    TaskReopened {
+        task: TaskKey,
+        generation: u32,
+        by: Actor,
+    },
+
+    // --- leases ---
+    LeaseGranted {
+        run: RunId,
+        lease: LeaseId,
+        work: Work,
+        worker: WorkerId,
+        incarnation: Incarnation,
+        ttl: Span,
+    },
+    /// The agent (or the first verify command) has started.
+    WorkStarted {
+        run: RunId,
+        lease: LeaseId,
+    },
+    AttemptSucceeded {
+        run: RunId,
+        lease: LeaseId,
+        outcome: Outcome,
+        usage: Usage,
+        summary: Box<str>,
+    },
+    /// `retry_at` is when the task is ready again; `None` means that the task fails.
+    AttemptFailed {
+        run: RunId,
+        lease: LeaseId,
+        failure: Failure,
+        usage: Usage,
+        retry_at: Option<Timestamp>,
+    },
+    VerifyPassed {
+        run: RunId,
+        lease: LeaseId,
+    },
+    /// A counted failure of the attempt (or, for the final verify, of the run).
+    VerifyFailed {
+        run: RunId,
+        lease: LeaseId,
+        failure: Failure,
+        retry_at: Option<Timestamp>,
+    },
+    /// The verifier was lost or could not begin: the verify is repeated, not the attempt.
+    /// `retry_at` `None` means that the limit of such losses is reached.
+    VerifyLost {
+        run: RunId,
+        lease: LeaseId,
+        failure: Failure,
+        retry_at: Option<Timestamp>,
+    },
+    /// The task no longer waits for this lease (cancelled), but its processes may still live.
+    LeaseRevoked {
+        run: RunId,
+        lease: LeaseId,
+    },
+    /// The lease is over: nothing of it runs any more.
+    LeaseClosed {
+        run: RunId,
+        lease: LeaseId,
+        end: LeaseEnd,
+    },
+
+    // --- questions to people ---
+    QuestionAsked {
+        run: RunId,
+        lease: LeaseId,
+        question: QuestionId,
+        text: Box<str>,
+    },
+    QuestionAnswered {
+        run: RunId,
+        question: QuestionId,
+        answer: Box<str>,
+        by: Actor,
+    },
+    /// The lease was given up while the question waits. Uncounted; the next attempt continues it.
+    TaskParked {
+        run: RunId,
+        lease: LeaseId,
+        question: QuestionId,
+    },
+}

@@ -1,0 +1,60 @@
+//! Every bound of the core in one place, each with its reason.
+
+use crate::time::Span;
+
+/// Tasks of one run. A plan of this size is about 30 MB of YAML; beyond it, split the plan.
+pub const TASKS_PER_RUN: usize = 200_000;
+/// Dependencies of one task.
+pub const DEPENDENCIES_PER_TASK: usize = 10_000;
+/// Edges of one run: bounds the memory that one submission can take (4 bytes twice an edge).
+pub const EDGES_PER_RUN: usize = 2_000_000;
+/// Runs that are not archived yet.
+pub const LIVE_RUNS: usize = 10_000;
+/// Bytes of a task's name: with the ref's other parts it stays well below git's and file systems' 255.
+pub const TASK_NAME_BYTES: usize = 100;
+/// Claimed paths of one task.
+pub const PATHS_PER_TASK: usize = 256;
+/// Workers known at once.
+pub const WORKERS: usize = 20_000;
+/// Slots of one worker.
+pub const SLOTS_PER_WORKER: u32 = 4_096;
+/// Retries a task may ask for.
+pub const RETRIES_MAX: u32 = 100;
+/// Uncounted losses after which a task fails all the same: it may be what kills its workers.
+pub const CRASH_LIMIT: u32 = 5;
+/// Lost verifies of one attempt after which the attempt fails.
+pub const VERIFY_CRASH_LIMIT: u32 = 5;
+/// One line about a failure.
+pub const FAILURE_MESSAGE_BYTES: usize = 1_024;
+/// End of a failure's output that is journaled and handed to the next attempt.
+pub const FAILURE_OUTPUT_BYTES: usize = 8_192;
+/// Time a lease lives without renewal: three heartbeats may be lost.
+pub const LEASE_TTL: Span = Span::from_secs(60);
+/// How long after the TTL the coordinator waits, so that the worker has surely stopped first.
+pub const LEASE_GRACE: Span = Span::from_secs(15);
+/// Interval of heartbeats.
+pub const HEARTBEAT_INTERVAL: Span = Span::from_secs(10);
+/// First retry delay; doubles up to [`BACKOFF_MAX`].
+pub const BACKOFF_FIRST: Span = Span::from_secs(1);
+/// Longest retry delay.
+pub const BACKOFF_MAX: Span = Span::from_secs(300);
+/// Deadline of making a base or integrating, from when it was wanted.
+pub const GIT_STEP_DEADLINE: Span = Span::from_secs(3_600);
+/// Default time limit of a task, from start to finish.
+pub const TASK_TIMEOUT: Span = Span::from_secs(6 * 3_600);
+/// Longest time limit a task may ask for.
+pub const TASK_TIMEOUT_MAX: Span = Span::from_secs(30 * 24 * 3_600);
+/// Default time limit of a verify.
+pub const VERIFY_TIMEOUT: Span = Span::from_secs(3_600);
+/// What the coordinator adds to a task's own time limit before it steps in for a silent worker.
+pub const TIMEOUT_MARGIN: Span = Span::from_secs(120);
+/// How long a ready task waits for a fitting worker before it fails as `not_placed`.
+pub const QUEUE_DEADLINE: Span = Span::from_secs(14 * 24 * 3_600);
+/// How long a question waits for its answer.
+pub const QUESTION_DEADLINE: Span = Span::from_secs(7 * 24 * 3_600);
+/// Leases granted in one round: bounds one batch.
+pub const GRANTS_PER_ROUND: usize = 4_096;
+/// Ready tasks of one class that one round looks at when path claims keep them back.
+pub const PATH_SCAN: usize = 1_024;
+/// Time after which a worker that is not connected and holds nothing is forgotten.
+pub const WORKER_FORGET: Span = Span::from_secs(24 * 3_600);

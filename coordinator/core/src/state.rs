@@ -1,0 +1,285 @@
+//! What the coordinator knows: a durable part that replay rebuilds, and a volatile part.
+//!
+//! Fields of [`Run`], [`Task`], [`Lease`] and [`Worker`] are public to be read; only this crate
+//! gets them mutably, since [`State`] keeps them private.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::event::{Actor, MergeConflict, Outcome, RunOutcome, Usage, Work};
+use crate::failure::Failure;
+use crate::ids::{
+    AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, WorkerId,
+};
+use crate::plan::{IntegrateSpec, Profile, Source};
+use crate::time::{Span, Timestamp};
+use crate::worker::Offer;
+
+/// A run that is live (not archived).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Run {
+    pub id: RunId,
+    pub name: Arc<str>,
+    pub plan: Arc<str>,
+    pub source: Option<Source>,
+    pub integrate: Option<IntegrateSpec>,
+    pub max_parallel: Option<std::num::NonZeroU32>,
+    pub submitted_by: Actor,
+    pub submitted_at: Timestamp,
+    pub key: Option<Arc<str>>,
+    pub digest: Arc<str>,
+    /// Distinct settings; tasks name them by index.
+    pub profiles: Vec<Profile>,
+    pub tasks: Vec<Task>,
+    pub phase: RunPhase,
+    /// Grows with every retry that reopens the run's integration.
+    pub generation: u32,
+    /// Sequence number of the run's last event.
+    pub last_seq: u64,
+    pub cancel: Option<CancelRequest>,
+    /// The last integration conflict, for people.
+    pub conflict: Option<MergeConflict>,
+}
+
+/// A wish to end a run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CancelRequest {
+    pub by: Actor,
+    pub reason: Box<str>,
+    pub at: Timestamp,
+}
+
+/// Where a run stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RunPhase {
+    /// Tasks are worked on.
+    Active,
+    /// All tasks succeeded; the integration branch's commit is being made since `since`.
+    Integrating { since: Timestamp },
+    /// The integrated commit waits for its verify or is verified.
+    Verifying {
+        commit: CommitId,
+        verify: VerifyPhase,
+    },
+    /// `integrated` is the integration branch's commit, if the run got that far.
+    Ended {
+        outcome: RunOutcome,
+        integrated: Option<CommitId>,
+        at: Timestamp,
+    },
+}
+
+/// A task of a run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Task {
+    pub name: Arc<str>,
+    pub dependencies: Box<[TaskIx]>,
+    /// Tasks that depend on this one.
+    pub dependents: Box<[TaskIx]>,
+    /// Length of the longest chain of tasks that starts here: what is on the critical path goes first.
+    pub height: u32,
+    pub priority: i16,
+    /// Index into [`Run::profiles`].
+    pub profile: u16,
+    pub paths: Box<[Arc<str>]>,
+    pub state: TaskState,
+    /// Grows with every retry by an operator.
+    pub generation: u32,
+    /// What happened so far; boxed since most tasks of a large run have not begun.
+    pub history: Option<Box<History>>,
+}
+
+/// Attempts of a task and what counts.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct History {
+    /// The base all attempts of this generation start from.
+    pub base: Option<CommitId>,
+    /// In order; numbers go on across generations.
+    pub attempts: Vec<Attempt>,
+    /// Counted failures in this generation.
+    pub counted: u32,
+    /// Uncounted failures in this generation.
+    pub crashes: u32,
+    /// The last failure of this generation, with the output the next attempt gets.
+    pub last_failure: Option<Failure>,
+}
+
+/// One attempt.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attempt {
+    pub number: AttemptNo,
+    pub generation: u32,
+    pub lease: LeaseId,
+    pub worker: WorkerId,
+    pub granted_at: Timestamp,
+    pub started_at: Option<Timestamp>,
+    pub ended_at: Option<Timestamp>,
+    pub end: Option<AttemptEnd>,
+    pub usage: Usage,
+    /// One line or so in the agent's words.
+    pub summary: Box<str>,
+}
+
+/// How an attempt ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AttemptEnd {
+    /// The attempt itself ended well; its verify may still fail.
+    Made(Outcome),
+    /// As above, and its verify (if any) passed.
+    Succeeded(Outcome),
+    Failed(Failure),
+    /// Its verify failed.
+    VerifyFailed {
+        outcome: Outcome,
+        failure: Failure,
+    },
+    Cancelled,
+    /// Given up while a question waits.
+    Parked(QuestionId),
+}
+
+/// Where a task stands. Final states are final for their generation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TaskState {
+    Blocked {
+        unmet: u32,
+    },
+    Basing {
+        since: Timestamp,
+    },
+    Ready {
+        since: Timestamp,
+        not_before: Timestamp,
+    },
+    Leased {
+        attempt: AttemptNo,
+        lease: LeaseId,
+        awaiting: Option<Question>,
+    },
+    /// The attempt's outcome waits for its verify or is verified.
+    Verifying {
+        attempt: AttemptNo,
+        verify: VerifyPhase,
+    },
+    Parked(Box<Parked>),
+    Succeeded {
+        outcome: Outcome,
+        at: Timestamp,
+    },
+    Failed {
+        failure: Box<Failure>,
+        at: Timestamp,
+    },
+    Cancelled {
+        by: Actor,
+        reason: Box<str>,
+        at: Timestamp,
+    },
+    Aborted {
+        reason: Box<str>,
+        at: Timestamp,
+    },
+    Skipped {
+        because: TaskIx,
+        at: Timestamp,
+    },
+}
+
+/// Where a verify stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum VerifyPhase {
+    /// Wants a lease.
+    Waiting {
+        since: Timestamp,
+        not_before: Timestamp,
+        lost: u32,
+    },
+    Leased {
+        lease: LeaseId,
+        lost: u32,
+    },
+}
+
+/// A question of an agent to a person.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Question {
+    pub id: QuestionId,
+    pub text: Box<str>,
+    pub asked_at: Timestamp,
+}
+
+/// A task that waits for a person and holds neither lease nor slot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Parked {
+    pub question: Question,
+    /// Attempt whose conversation and edits the next one continues.
+    pub resume: AttemptNo,
+    /// Worker that ran it, preferred for going on.
+    pub affinity: WorkerId,
+}
+
+/// A lease that is not closed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lease {
+    pub id: LeaseId,
+    pub run: RunId,
+    pub work: Work,
+    pub worker: WorkerId,
+    pub incarnation: Incarnation,
+    pub granted_at: Timestamp,
+    pub started_at: Option<Timestamp>,
+    pub ttl: Span,
+    /// Nobody waits for its result any more; kept until its processes are surely gone.
+    pub revoked: bool,
+    /// Volatile: when the coordinator gives it up.
+    pub expires_at: Timestamp,
+}
+
+/// A worker that has said hello and is not forgotten.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Worker {
+    pub id: WorkerId,
+    pub incarnation: Incarnation,
+    pub offer: Arc<Offer>,
+    /// An operator wants it drained.
+    pub draining: bool,
+    /// Volatile part.
+    pub link: Link,
+}
+
+/// Volatile: the worker's session as it is now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Link {
+    /// No stream since then (or since the coordinator's start).
+    Down { since: Timestamp },
+    Up {
+        session: u64,
+        /// Last heartbeat: what grants and renewals name.
+        heartbeat: u64,
+        heard_at: Timestamp,
+        free_slots: u32,
+        /// The worker itself wants to take nothing new.
+        draining: bool,
+    },
+}
+
+/// A complete run as plain data: for snapshots and the archive.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RunImage {
+    pub run: Run,
+}
+
+/// Everything durable as plain data: for snapshots.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Image {
+    pub epoch: Epoch,
+    pub last_seq: u64,
+    pub next_run: RunId,
+    pub next_lease: LeaseId,
+    pub next_question: QuestionId,
+    pub workers: Vec<Worker>,
+    pub runs: Vec<Run>,
+    pub leases: Vec<Lease>,
+    /// Idempotency keys of live and recently archived runs: key → (run name, digest).
+    pub keys: BTreeMap<Arc<str>, (Arc<str>, Arc<str>)>,
+}
