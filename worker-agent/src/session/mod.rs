@@ -1,0 +1,3 @@
+//! The worker's conversation with its coordinator.
+
+pub(crate) mod machine;
