@@ -7,3 +7,4 @@ mod frames;
 mod outbox;
 mod session;
 mod spool;
+pub mod supervisor;
