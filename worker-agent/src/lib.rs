@@ -2,9 +2,15 @@
 //! their work.
 
 pub mod clock;
+mod document;
 mod failure;
 mod frames;
+mod identity;
+mod options;
 mod outbox;
 mod session;
 mod spool;
 pub mod supervisor;
+
+pub use identity::{Error as IdentityError, StateDir, host_name};
+pub use options::{Coordinator, Ended, Options, Repositories, Wish};

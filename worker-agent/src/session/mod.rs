@@ -1,3 +1,5 @@
 //! The worker's conversation with its coordinator.
 
+pub(crate) mod link;
 pub(crate) mod machine;
+mod reconnect;
