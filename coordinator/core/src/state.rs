@@ -92,7 +92,8 @@ pub struct Task {
 /// Attempts of a task and what counts.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct History {
-    /// The base all attempts of this generation start from.
+    /// The base all attempts of this generation start from; set when the task is ready, for tasks
+    /// without dependencies only when the first attempt is granted.
     pub base: Option<CommitId>,
     /// In order; numbers go on across generations.
     pub attempts: Vec<Attempt>,
@@ -115,6 +116,8 @@ pub struct Attempt {
     pub started_at: Option<Timestamp>,
     pub ended_at: Option<Timestamp>,
     pub end: Option<AttemptEnd>,
+    /// Time it waited for people; not part of its time limit.
+    pub paused: Span,
     pub usage: Usage,
     /// One line or so in the agent's words.
     pub summary: Box<str>,
@@ -134,8 +137,13 @@ pub enum AttemptEnd {
         failure: Failure,
     },
     Cancelled,
-    /// Given up while a question waits.
-    Parked(QuestionId),
+    /// Given up while a question waits. The next attempt continues this one with the answer.
+    Parked {
+        question: QuestionId,
+        answer: Option<Box<str>>,
+    },
+    /// The grant did not reach its worker, or came back before anything began.
+    NeverStarted,
 }
 
 /// Where a task stands. Final states are final for their generation.
@@ -154,6 +162,7 @@ pub enum TaskState {
     Leased {
         attempt: AttemptNo,
         lease: LeaseId,
+        /// The last question; it is open while it has no answer.
         awaiting: Option<Question>,
     },
     /// The attempt's outcome waits for its verify or is verified.
@@ -206,6 +215,8 @@ pub struct Question {
     pub id: QuestionId,
     pub text: Box<str>,
     pub asked_at: Timestamp,
+    /// Kept while the lease lives, so that a worker that reconnects gets it again.
+    pub answer: Option<Box<str>>,
 }
 
 /// A task that waits for a person and holds neither lease nor slot.
@@ -280,6 +291,14 @@ pub struct Image {
     pub workers: Vec<Worker>,
     pub runs: Vec<Run>,
     pub leases: Vec<Lease>,
-    /// Idempotency keys of live and recently archived runs: key → (run name, digest).
-    pub keys: BTreeMap<Arc<str>, (Arc<str>, Arc<str>)>,
+    /// Idempotency keys of live and recently archived runs.
+    pub keys: BTreeMap<Arc<str>, KeyUse>,
+}
+
+/// What an idempotency key was used for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeyUse {
+    pub run: RunId,
+    pub name: Arc<str>,
+    pub digest: Arc<str>,
 }
