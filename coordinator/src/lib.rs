@@ -1,1 +1,4 @@
-//! coordinator
+//! The coordinator of Muster.
+
+pub mod api;
+pub mod auth;
