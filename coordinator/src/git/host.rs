@@ -1,0 +1,564 @@
+//! Serves hosted repositories at `/git/<repo>.git`, each request within its credential's scope.
+//!
+//! Only git's smart protocol is served: three endpoints, no files. What git may do in a request is
+//! decided before git is started, and git is told through its configuration; a push is decided
+//! again by the [hook](super::hook) when its refs move.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures::StreamExt as _;
+use http::{HeaderMap, StatusCode, header};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::cgi::{self, BODY_IDLE_MAX, Call, Gauge};
+use super::hook::HookServer;
+use super::pktline::{CommandList, Parser};
+use super::policy::{Fence, Identity, Refusal, Scope, decide_update, visible};
+use super::refs::valid_component;
+use super::repository;
+
+/// The default of [`Options::push_bytes_max`].
+pub const PUSH_BYTES_MAX: u64 = 2 << 30;
+
+/// The most bytes of a fetch's request; git's own limit for a request it keeps in memory.
+const FETCH_BYTES_MAX: u64 = 10 << 20;
+
+/// The most pushes at a time: each is up to four processes that read a pack.
+const PUSHES_MAX: usize = 16;
+
+/// The most fetches and ref listings at a time: each is two or three processes.
+const READS_MAX: usize = 32;
+
+/// The longest wait for one of these; a client that waits longer had better come again.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// From how many objects on a push is kept as one pack; smaller ones become loose objects, so that
+/// a snapshot a minute does not leave a pack a minute.
+const UNPACK_LIMIT: &str = "100";
+
+/// How hosted repositories are served.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The coordinator's home.
+    pub home: PathBuf,
+    /// The largest push, in bytes.
+    pub push_bytes_max: u64,
+}
+
+/// The hosted remote; clones share everything.
+#[derive(Clone)]
+pub struct GitHost {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    options: Options,
+    fence: Arc<dyn Fence>,
+    hooks: HookServer,
+    pushes: Arc<Semaphore>,
+    reads: Arc<Semaphore>,
+    gauge: Gauge,
+}
+
+impl GitHost {
+    /// Makes the remote; repositories are those of [`repository::folder`] of the home.
+    pub fn new(options: Options, fence: Arc<dyn Fence>, hooks: HookServer) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                options,
+                fence,
+                hooks,
+                pushes: Arc::new(Semaphore::new(PUSHES_MAX)),
+                reads: Arc::new(Semaphore::new(READS_MAX)),
+                gauge: Gauge::default(),
+            }),
+        }
+    }
+
+    /// The routes. Authentication is put around them and leaves an [`Identity`] in the request's
+    /// extensions; a request without one is asked for a credential.
+    pub fn router(&self) -> Router {
+        Router::new()
+            .route("/git/{repository}/info/refs", get(list_refs))
+            .route("/git/{repository}/git-upload-pack", post(fetch))
+            .route("/git/{repository}/git-receive-pack", post(push))
+            .with_state(Arc::clone(&self.inner))
+    }
+
+    /// How many git processes serve requests now.
+    pub fn running(&self) -> usize {
+        self.inner.gauge.count()
+    }
+}
+
+/// An answer that ends a request without git, in plain text, which git shows its user.
+#[derive(Debug)]
+struct Denied(StatusCode, String);
+
+impl Denied {
+    fn new(status: StatusCode, message: &str) -> Self {
+        Self(status, message.to_owned())
+    }
+}
+
+impl From<Refusal> for Denied {
+    fn from(refusal: Refusal) -> Self {
+        let status = match refusal {
+            Refusal::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::LeaseEnded
+            | Refusal::NoAccess
+            | Refusal::ReadOnly
+            | Refusal::NotYours
+            | Refusal::Published
+            | Refusal::Delete
+            | Refusal::ForeignCommits => StatusCode::FORBIDDEN,
+        };
+        Self(status, refusal.to_string())
+    }
+}
+
+impl IntoResponse for Denied {
+    fn into_response(self) -> Response {
+        let Self(status, message) = self;
+        let mut response = (status, format!("muster: {message}\n")).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            let challenge = http::HeaderValue::from_static("Basic realm=\"muster\"");
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+/// One of git's two services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Service {
+    UploadPack,
+    ReceivePack,
+}
+
+impl Service {
+    fn name(self) -> &'static str {
+        match self {
+            Self::UploadPack => "git-upload-pack",
+            Self::ReceivePack => "git-receive-pack",
+        }
+    }
+}
+
+/// `GET info/refs?service=…`: the refs, before a fetch or a push.
+async fn list_refs(
+    State(host): State<Arc<Inner>>,
+    Path(repository): Path<String>,
+    RawQuery(query): RawQuery,
+    request: axum::extract::Request,
+) -> Result<Response, Denied> {
+    let (parts, _) = request.into_parts();
+    let service = match query.as_deref() {
+        Some("service=git-upload-pack") => Service::UploadPack,
+        Some("service=git-receive-pack") => Service::ReceivePack,
+        _ => {
+            let message = "only git's smart HTTP protocol is served";
+            return Err(Denied::new(StatusCode::FORBIDDEN, message));
+        }
+    };
+    let scope = host.scope(&parts).await?;
+    let name = host.repository(&repository)?;
+    if service == Service::ReceivePack && !scope.writes() {
+        return Err(Refusal::ReadOnly.into());
+    }
+    let mut environment = host.environment(service, name, "info/refs", &parts, &scope);
+    set(&mut environment, "REQUEST_METHOD", "GET");
+    set(
+        &mut environment,
+        "QUERY_STRING",
+        &format!("service={}", service.name()),
+    );
+    host.run(Call {
+        environment,
+        head: Vec::new(),
+        body: Body::empty(),
+        body_bytes_max: 0,
+        permit: room(&host.reads).await?,
+        epilogue: Box::new(|| None),
+        gauge: host.gauge.clone(),
+    })
+    .await
+}
+
+/// `POST git-upload-pack`: a fetch.
+async fn fetch(
+    State(host): State<Arc<Inner>>,
+    Path(repository): Path<String>,
+    request: axum::extract::Request,
+) -> Result<Response, Denied> {
+    let (parts, body) = request.into_parts();
+    let scope = host.scope(&parts).await?;
+    let name = host.repository(&repository)?;
+    let service = Service::UploadPack;
+    let mut environment = host.environment(service, name, service.name(), &parts, &scope);
+    post_variables(&mut environment, service, &parts.headers)?;
+    match header_text(&parts.headers, header::CONTENT_ENCODING.as_str()) {
+        None | Some("identity") => {}
+        // Large requests of git are compressed, and http-backend unpacks them.
+        Some("gzip" | "x-gzip") => set(&mut environment, "HTTP_CONTENT_ENCODING", "gzip"),
+        Some(_) => return Err(unknown_encoding()),
+    }
+    host.run(Call {
+        environment,
+        head: Vec::new(),
+        body,
+        body_bytes_max: FETCH_BYTES_MAX,
+        permit: room(&host.reads).await?,
+        epilogue: Box::new(|| None),
+        gauge: host.gauge.clone(),
+    })
+    .await
+}
+
+/// `POST git-receive-pack`: a push.
+async fn push(
+    State(host): State<Arc<Inner>>,
+    Path(repository): Path<String>,
+    request: axum::extract::Request,
+) -> Result<Response, Denied> {
+    let (parts, body) = request.into_parts();
+    identity(&parts)?;
+    let name = host.repository(&repository)?;
+    // Git never compresses a push, and a list that cannot be read cannot be checked.
+    if !matches!(
+        header_text(&parts.headers, header::CONTENT_ENCODING.as_str()),
+        None | Some("identity")
+    ) {
+        return Err(unknown_encoding());
+    }
+    let service = Service::ReceivePack;
+    let scope = host.scope(&parts).await;
+    let (list, rest, body) = read_list(body).await?;
+    let scope = match decide(scope, &list) {
+        Ok(scope) => scope,
+        Err(refused) => {
+            tracing::info!(repository = name, reason = %refused.first(), "a push was refused");
+            drain(body, host.options.push_bytes_max).await?;
+            return refused.answer(&list);
+        }
+    };
+    if list.commands.is_empty() {
+        // Git tries its credential like this before it sends a large push.
+        return Ok(result(Vec::new()));
+    }
+    let permit = room(&host.pushes).await?;
+    let mut environment = host.environment(service, name, service.name(), &parts, &scope);
+    // The list is not as long as the client's, so there is no length: git reads to the end.
+    post_variables(&mut environment, service, &HeaderMap::new())?;
+    let push = host.hooks.open(scope);
+    for (variable, value) in push.environment() {
+        environment.push(((*variable).to_owned(), value.clone().into_os_string()));
+    }
+    let mut head = list.encode();
+    head.extend_from_slice(&rest);
+    host.run(Call {
+        environment,
+        head,
+        body,
+        body_bytes_max: host.options.push_bytes_max,
+        permit,
+        epilogue: Box::new(move || {
+            // Git dies of a hook's refusal without a report, so the report is made here. All
+            // updates were one transaction: none has happened.
+            let refusal = push.refused()?;
+            list.refuse(|_| refusal.to_string())
+        }),
+        gauge: host.gauge.clone(),
+    })
+    .await
+}
+
+impl Inner {
+    async fn scope(&self, parts: &Parts) -> Result<Scope, Denied> {
+        Ok(self.fence.scope(identity(parts)?).await?)
+    }
+
+    /// The repository's name, out of `<name>.git`; no other path reaches git.
+    fn repository<'a>(&self, segment: &'a str) -> Result<&'a str, Denied> {
+        let name = segment
+            .strip_suffix(".git")
+            .filter(|name| valid_component(name).is_ok())
+            .filter(|_| {
+                let folder = repository::folder(&self.options.home);
+                folder.join(segment).join("HEAD").is_file()
+            });
+        name.ok_or_else(|| Denied::new(StatusCode::NOT_FOUND, "no such repository"))
+    }
+
+    /// The environment of git, whole: nothing of the coordinator's own gets in but PATH.
+    fn environment(
+        &self,
+        service: Service,
+        repository: &str,
+        endpoint: &str,
+        parts: &Parts,
+        scope: &Scope,
+    ) -> Vec<(String, OsString)> {
+        let mut environment = Vec::new();
+        if let Some(path) = std::env::var_os("PATH") {
+            environment.push(("PATH".to_owned(), path));
+        }
+        let root = repository::folder(&self.options.home);
+        environment.push(("GIT_PROJECT_ROOT".to_owned(), root.into_os_string()));
+        let path = format!("/{repository}.git/{endpoint}");
+        for (name, value) in [
+            ("HOME", "/nonexistent"),
+            ("LC_ALL", "C"),
+            ("GIT_CONFIG_NOSYSTEM", "1"),
+            ("GIT_CONFIG_GLOBAL", "/dev/null"),
+            ("GIT_HTTP_EXPORT_ALL", "1"),
+            ("REMOTE_USER", user(scope)),
+            ("REMOTE_ADDR", "client"),
+            ("PATH_INFO", &path),
+        ] {
+            set(&mut environment, name, value);
+        }
+        if !scope.reads_are_limited()
+            && service == Service::UploadPack
+            && header_text(&parts.headers, "git-protocol") == Some("version=2")
+        {
+            set(&mut environment, "GIT_PROTOCOL", "version=2");
+        }
+        let settings = self.settings(service, scope);
+        set(
+            &mut environment,
+            "GIT_CONFIG_COUNT",
+            &settings.len().to_string(),
+        );
+        for (index, (key, value)) in settings.into_iter().enumerate() {
+            set(&mut environment, &format!("GIT_CONFIG_KEY_{index}"), key);
+            environment.push((format!("GIT_CONFIG_VALUE_{index}"), value));
+        }
+        environment
+    }
+
+    /// Git's configuration for one request.
+    fn settings(&self, service: Service, scope: &Scope) -> Vec<(&'static str, OsString)> {
+        let hooks = self.hooks.hooks().as_os_str().to_owned();
+        let mut settings = vec![
+            ("core.hooksPath", hooks),
+            ("gc.auto", "0".into()),
+            ("http.getanyfile", "false".into()),
+        ];
+        for rule in visible(scope) {
+            settings.push(("transfer.hideRefs", rule.into()));
+        }
+        match service {
+            Service::UploadPack => settings.extend([
+                ("uploadpack.allowTipSHA1InWant", "false".into()),
+                ("uploadpack.allowReachableSHA1InWant", "false".into()),
+                ("uploadpack.allowAnySHA1InWant", "false".into()),
+            ]),
+            Service::ReceivePack => {
+                // An operator brings a history as it is, flaws of decades included; what an agent
+                // adds to it is new and has no excuse.
+                let strict = !matches!(scope, Scope::Operator);
+                let limit = self.options.push_bytes_max.to_string();
+                settings.extend([
+                    ("http.receivepack", "true".into()),
+                    ("receive.autogc", "false".into()),
+                    ("receive.denyDeletes", "true".into()),
+                    ("receive.fsckObjects", strict.to_string().into()),
+                    ("receive.maxInputSize", limit.into()),
+                    ("transfer.unpackLimit", UNPACK_LIMIT.into()),
+                    ("receive.advertisePushOptions", "false".into()),
+                ]);
+            }
+        }
+        settings
+    }
+
+    async fn run(&self, call: Call) -> Result<Response, Denied> {
+        cgi::run(call).await.map_err(|error| {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "git gave no answer"
+            );
+            let message = "the coordinator could not run git";
+            Denied::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+        })
+    }
+}
+
+fn identity(parts: &Parts) -> Result<&Identity, Denied> {
+    let message = "a credential is needed";
+    let denied = || Denied::new(StatusCode::UNAUTHORIZED, message);
+    parts.extensions.get::<Identity>().ok_or_else(denied)
+}
+
+fn user(scope: &Scope) -> &'static str {
+    match scope {
+        Scope::Attempt { .. } => "attempt",
+        Scope::Verify { .. } => "verify",
+        Scope::Salvage { .. } => "worker",
+        Scope::Operator => "operator",
+        Scope::Viewer => "viewer",
+    }
+}
+
+fn set(environment: &mut Vec<(String, OsString)>, name: &str, value: &str) {
+    environment.push((name.to_owned(), value.into()));
+}
+
+fn post_variables(
+    environment: &mut Vec<(String, OsString)>,
+    service: Service,
+    headers: &HeaderMap,
+) -> Result<(), Denied> {
+    set(environment, "REQUEST_METHOD", "POST");
+    let content_type = format!("application/x-{}-request", service.name());
+    set(environment, "CONTENT_TYPE", &content_type);
+    if let Some(length) = header_text(headers, header::CONTENT_LENGTH.as_str()) {
+        let length: u64 = length
+            .parse()
+            .map_err(|_| Denied::new(StatusCode::BAD_REQUEST, "the content length is no number"))?;
+        set(environment, "CONTENT_LENGTH", &length.to_string());
+    }
+    Ok(())
+}
+
+fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    // A value that is no text is treated like an unknown one, never like an absent one.
+    Some(headers.get(name)?.to_str().unwrap_or("?"))
+}
+
+fn unknown_encoding() -> Denied {
+    let message = "the body's content encoding is not served";
+    Denied::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
+}
+
+async fn room(semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Denied> {
+    let acquired = timeout(ROOM_WAIT_MAX, Arc::clone(semaphore).acquire_owned()).await;
+    let message = "too many git requests at a time; try again";
+    acquired
+        .ok()
+        .and_then(Result::ok)
+        .ok_or_else(|| Denied::new(StatusCode::SERVICE_UNAVAILABLE, message))
+}
+
+/// Reads the list of updates; gives also what was read after it, and the rest of the body.
+async fn read_list(body: Body) -> Result<(CommandList, Vec<u8>, Body), Denied> {
+    let mut parser = Parser::default();
+    let mut stream = body.into_data_stream();
+    loop {
+        let chunk = timeout(BODY_IDLE_MAX, stream.next()).await;
+        let chunk = chunk.map_err(|_| slow())?;
+        let Some(Ok(chunk)) = chunk else {
+            let message = "the push ends within its list of ref updates";
+            return Err(Denied::new(StatusCode::BAD_REQUEST, message));
+        };
+        match parser.push(&chunk) {
+            Ok(None) => {}
+            Ok(Some((list, rest))) => return Ok((list, rest, Body::from_stream(stream))),
+            Err(error) => return Err(Denied::new(StatusCode::BAD_REQUEST, &error.to_string())),
+        }
+    }
+}
+
+fn slow() -> Denied {
+    Denied::new(StatusCode::REQUEST_TIMEOUT, "the body stopped coming")
+}
+
+/// Reads and forgets the rest of a refused push: git reads an answer only after it has sent all.
+async fn drain(body: Body, bytes_max: u64) -> Result<(), Denied> {
+    let mut left = bytes_max;
+    let mut stream = pin!(body.into_data_stream());
+    while let Some(chunk) = timeout(BODY_IDLE_MAX, stream.next())
+        .await
+        .map_err(|_| slow())?
+    {
+        let message = "the push is too large";
+        let too_large = || Denied::new(StatusCode::PAYLOAD_TOO_LARGE, message);
+        // A client that went away needs no answer.
+        let Ok(chunk) = chunk else { break };
+        left = left.checked_sub(chunk.len() as u64).ok_or_else(too_large)?;
+    }
+    Ok(())
+}
+
+/// A push that is refused whole, and why.
+enum Refused {
+    /// The credential gives no scope.
+    Credential(Denied),
+    /// Some updates are not allowed; one entry an update, in order.
+    Updates(Vec<Result<(), Refusal>>),
+}
+
+/// Checks every update of a push.
+fn decide(scope: Result<Scope, Denied>, list: &CommandList) -> Result<Scope, Refused> {
+    let scope = scope.map_err(Refused::Credential)?;
+    let check = |c: &super::pktline::Command| decide_update(&scope, &c.refname, &c.old, &c.new);
+    let decisions: Vec<_> = list.commands.iter().map(check).collect();
+    if decisions.iter().any(Result::is_err) {
+        return Err(Refused::Updates(decisions));
+    }
+    Ok(scope)
+}
+
+impl Refused {
+    fn first(&self) -> String {
+        match self {
+            Self::Credential(Denied(_, message)) => message.clone(),
+            Self::Updates(decisions) => decisions
+                .iter()
+                .find_map(|decision| decision.as_ref().err())
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+        }
+    }
+
+    /// The answer that git shows ref by ref, or a plain one if the client wants no report.
+    fn answer(self, list: &CommandList) -> Result<Response, Denied> {
+        let first = self.first();
+        let reasons: Vec<String> = match &self {
+            Self::Credential(_) => Vec::new(),
+            Self::Updates(decisions) => decisions.iter().map(reason).collect(),
+        };
+        let report = list.refuse(|command| {
+            let position = list.commands.iter().position(|other| other == command);
+            let reason = position.and_then(|position| reasons.get(position));
+            reason.unwrap_or(&first).clone()
+        });
+        match (report, self) {
+            (Some(report), _) if !list.commands.is_empty() => Ok(result(report)),
+            (_, Self::Credential(denied)) => Err(denied),
+            (_, Self::Updates(_)) => Err(Denied(StatusCode::FORBIDDEN, first)),
+        }
+    }
+}
+
+fn reason(decision: &Result<(), Refusal>) -> String {
+    match decision {
+        Ok(()) => "another ref of this push was refused".to_owned(),
+        Err(refusal) => refusal.to_string(),
+    }
+}
+
+fn result(body: Vec<u8>) -> Response {
+    let headers = [
+        (
+            header::CONTENT_TYPE,
+            "application/x-git-receive-pack-result",
+        ),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, body).into_response()
+}
