@@ -1,1 +1,4 @@
 //! worker-agent
+
+pub mod clock;
+pub mod supervisor;

@@ -1,0 +1,96 @@
+//! The supervisor of one attempt (or one verify command): a process of its own that owns the
+//! agent's process tree and the lease's deadline.
+//!
+//! A worker can be killed, frozen or suspended at any moment, and its agents must still be
+//! stopped in time. So the worker runs none itself. It starts this executable again with a hidden
+//! subcommand; that process is *subreaper* of the agent, so that whatever the agent starts, and
+//! however it detaches it, ends up as a child of the supervisor and can be ended and counted. The
+//! worker renews the deadline over a pipe. When the deadline passes, when the worker asks, or when
+//! the pipe ends because the worker did, the supervisor ends the tree: TERM, grace, KILL, until
+//! nothing is left. Only then does it write its report: **a report by a supervisor means that no
+//! process of the tree exists.**
+//!
+//! ```text
+//! worker ── renew, stop ──▶ supervisor ──▶ shim, which becomes the agent ──▶ its processes
+//!        ◀─ started, output, exited, gone    │
+//!                                            ▼  agent.out (spool), exit.json, supervisor.lock
+//! ```
+//!
+//! What if the supervisor itself is killed? The kernel kills the agent's main process with it
+//! (PDEATHSIG); the worker, or the next one, sweeps the rest by cgroup and by [`MARK_VARIABLE`].
+//!
+//! A folder serves one launch, and nothing in it is ever deleted here.
+
+mod cgroup;
+mod ending;
+mod error;
+mod exec;
+mod files;
+mod launch;
+mod leftover;
+mod notices;
+mod process;
+mod protocol;
+mod report;
+mod signals;
+mod spool;
+mod supervise;
+mod tree;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+pub use error::Error;
+pub use launch::{CgroupUse, Launch, MARK_VARIABLE, Mark, TERM_GRACE};
+pub use leftover::{Leftover, leftover};
+pub use process::{Control, Event, SupervisedProcess};
+pub use report::{
+    Containment, End, ExecFailure, ExitReport, ExitStatus, LostTree, OutputBytes, StopCause, Times,
+};
+pub use spool::{Content, OutputReader, RECORD_BYTES_MAX, Record, Stream};
+
+const SUPERVISE_SUBCOMMAND: &str = "supervise";
+const EXEC_SUBCOMMAND: &str = "supervise-exec";
+
+/// Runs one of the two hidden subcommands if the arguments name it, and returns the exit code;
+/// `None` if they do not.
+///
+/// Every executable that starts supervisors must call this first in `main`, while there is one
+/// thread, and before it reads any configuration.
+pub fn dispatch(arguments: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
+    let mut arguments = arguments.into_iter().skip(1);
+    let subcommand = arguments.next()?;
+    if subcommand == EXEC_SUBCOMMAND {
+        return Some(exec::main());
+    }
+    (subcommand == SUPERVISE_SUBCOMMAND).then(|| main(arguments))
+}
+
+/// Is the supervisor process: takes `--dir DIR` and ends with success once the tree is gone and
+/// the report is written.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let complaint = match &arguments[..] {
+        [option, dir] if option == "--dir" => match supervise::run(Path::new(dir)) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(error) => chain(&error),
+        },
+        _ => "usage: supervise --dir DIR".to_owned(),
+    };
+    // Standard error is a file in the folder; if that is full there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "{complaint}");
+    ExitCode::FAILURE
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

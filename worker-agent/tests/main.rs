@@ -1,0 +1,3 @@
+//! Tests of the worker agent with real processes.
+
+mod supervisor;

@@ -1,0 +1,4 @@
+//! The attempt supervisor, with real processes.
+
+mod bench;
+mod ends;
