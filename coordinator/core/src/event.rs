@@ -323,4 +323,44 @@ impl EventKind {
             | Self::TaskReopened { task, .. } => Some(task.run),
         }
     }
+
+    /// Gives the stable name used in logs, on the wire and in JSON.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::CoordinatorStarted { .. } => "coordinator_started",
+            Self::WorkerJoined { .. } => "worker_joined",
+            Self::WorkerDraining { .. } => "worker_draining",
+            Self::WorkerForgotten { .. } => "worker_forgotten",
+            Self::RunSubmitted { .. } => "run_submitted",
+            Self::CancelRequested { .. } => "cancel_requested",
+            Self::IntegrationStarted { .. } => "integration_started",
+            Self::IntegrationMerged { .. } => "integration_merged",
+            Self::RunEnded { .. } => "run_ended",
+            Self::RunArchived { .. } => "run_archived",
+            Self::IntegrationConflicted { .. } => "integration_conflicted",
+            Self::RunReopened { .. } => "run_reopened",
+            Self::RunReloaded { .. } => "run_reloaded",
+            Self::TaskBasing { .. } => "task_basing",
+            Self::TaskReady { .. } => "task_ready",
+            Self::TaskSucceeded { .. } => "task_succeeded",
+            Self::TaskFailed { .. } => "task_failed",
+            Self::TaskSkipped { .. } => "task_skipped",
+            Self::TaskCancelled { .. } => "task_cancelled",
+            Self::TaskAborted { .. } => "task_aborted",
+            Self::TaskReopened { .. } => "task_reopened",
+            Self::LeaseGranted { .. } => "lease_granted",
+            Self::WorkStarted { .. } => "work_started",
+            Self::AttemptSucceeded { .. } => "attempt_succeeded",
+            Self::AttemptFailed { .. } => "attempt_failed",
+            Self::VerifyPassed { .. } => "verify_passed",
+            Self::VerifyFailed { .. } => "verify_failed",
+            Self::VerifyLost { .. } => "verify_lost",
+            Self::LeaseRevoked { .. } => "lease_revoked",
+            Self::LeaseClosed { .. } => "lease_closed",
+            Self::QuestionAsked { .. } => "question_asked",
+            Self::QuestionAnswered { .. } => "question_answered",
+            Self::TaskParked { .. } => "task_parked",
+        }
+    }
 }
