@@ -22,8 +22,9 @@ use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use uuid::Uuid;
 
-use super::policy::{Fence, Refusal, Scope, decide_update};
+use super::policy::{Fence, Refusal, Scope, decide_update, visible};
 use super::refs::ObjectId;
+use super::repository::reaches_hidden;
 
 /// The hidden subcommand of the coordinator's executable that [`hook_main`] serves.
 pub const SUBCOMMAND: &str = "git-hook";
@@ -122,11 +123,12 @@ impl HookServer {
         &self.hooks
     }
 
-    /// Registers a push whose refs may move under `scope` until the answer is dropped.
-    pub(super) fn open(&self, scope: Scope) -> Push {
+    /// Registers a push into the repository at a path, whose refs may move under `scope` until the
+    /// answer is dropped.
+    pub(super) fn open(&self, scope: Scope, repository: PathBuf) -> Push {
         let id = Uuid::new_v4().simple().to_string();
         let entry = Entry {
-            scope: Arc::new(scope),
+            target: Arc::new((scope, repository)),
             refused: None,
         };
         self.pushes.lock().insert(id.clone(), entry);
@@ -174,7 +176,7 @@ impl Drop for Push {
 }
 
 struct Entry {
-    scope: Arc<Scope>,
+    target: Arc<(Scope, PathBuf)>,
     refused: Option<Refusal>,
 }
 
@@ -192,33 +194,47 @@ impl Pushes {
     /// Decides one question and remembers a refusal for the push's answer.
     async fn decide(&self, question: &str) -> Result<(), Refusal> {
         let (id, updates) = question.split_once('\n').ok_or(Refusal::NoAccess)?;
-        let scope = self.lock().get(id).map(|entry| Arc::clone(&entry.scope));
-        let scope = scope.ok_or(Refusal::NoAccess)?;
-        let decision = match check(&scope, updates) {
-            Ok(()) => self.fence.still_live(&scope).await,
-            Err(refusal) => Err(refusal),
-        };
+        let target = self.lock().get(id).map(|entry| Arc::clone(&entry.target));
+        let target = target.ok_or(Refusal::NoAccess)?;
+        let (scope, repository) = &*target;
+        let decision = self.check(scope, repository, updates).await;
         if let (Err(refusal), Some(entry)) = (&decision, self.lock().get_mut(id)) {
             entry.refused = Some(refusal.clone());
         }
         decision
     }
+
+    /// Checks the lines `<old> <new> <ref>` of a transaction that git has prepared.
+    ///
+    /// Git has locked the refs and compared their values with the old ones by now, so these are
+    /// real. Whether the lease lives comes last, next to the move.
+    async fn check(&self, scope: &Scope, repository: &Path, updates: &str) -> Result<(), Refusal> {
+        let mut tips = Vec::new();
+        for update in updates.lines() {
+            let (old, new, refname) = parse_update(update).ok_or(Refusal::NotYours)?;
+            decide_update(scope, refname, &old, &new)?;
+            tips.push(new);
+        }
+        if scope.reads_are_limited() {
+            let hidden = reaches_hidden(repository, &visible(scope), &tips).await;
+            match hidden {
+                Ok(false) => {}
+                Ok(true) => return Err(Refusal::ForeignCommits),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "cannot check what a push reaches");
+                    return Err(Refusal::Unavailable);
+                }
+            }
+        }
+        self.fence.still_live(scope).await
+    }
 }
 
-/// Checks the lines `<old> <new> <ref>` of a transaction that git has prepared.
-///
-/// Git has locked the refs and compared their values with the old ones by now, so these are real.
-fn check(scope: &Scope, updates: &str) -> Result<(), Refusal> {
-    for update in updates.lines() {
-        let mut parts = update.splitn(3, ' ');
-        let mut id = || ObjectId::parse(parts.next()?);
-        let (Some(old), Some(new)) = (id(), id()) else {
-            return Err(Refusal::NotYours);
-        };
-        let refname = parts.next().ok_or(Refusal::NotYours)?;
-        decide_update(scope, refname, &old, &new)?;
-    }
-    Ok(())
+fn parse_update(update: &str) -> Option<(ObjectId, ObjectId, &str)> {
+    let (old, rest) = update.split_once(' ')?;
+    let (new, refname) = rest.split_once(' ')?;
+    Some((ObjectId::parse(old)?, ObjectId::parse(new)?, refname))
 }
 
 async fn accept(listener: UnixListener, pushes: Arc<Pushes>) {

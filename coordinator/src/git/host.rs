@@ -263,7 +263,10 @@ async fn push(
     let mut environment = host.environment(service, name, service.name(), &parts, &scope);
     // The list is not as long as the client's, so there is no length: git reads to the end.
     post_variables(&mut environment, service, &HeaderMap::new())?;
-    let push = host.hooks.open(scope);
+    let push = host.hooks.open(
+        scope,
+        repository::folder(&host.options.home).join(&repository),
+    );
     for (variable, value) in push.environment() {
         environment.push(((*variable).to_owned(), value.clone().into_os_string()));
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tokio::process::Command;
 use uuid::Uuid;
 
-use super::refs::{InvalidName, valid_component};
+use super::refs::{InvalidName, ObjectId, valid_component};
 
 /// Settings that every user of a hosted repository shares, written into its own `config`.
 ///
@@ -98,6 +98,35 @@ pub fn folder(home: &Path) -> PathBuf {
     home.join("repos")
 }
 
+/// Whether commits become readable through new tips that only hidden refs reach so far.
+///
+/// Git itself lets a client point a ref at any commit whose id it knows, and that ref then shows
+/// the commit. `hide` are the values of `transfer.hideRefs` of the one who pushes. The tips' objects
+/// must be stored already, the refs not moved yet. Looks at commits only: one who knows the id of
+/// another's tree or file can still have it, and ids of those are not told to anybody.
+pub(super) async fn reaches_hidden(
+    repository: &Path,
+    hide: &[String],
+    tips: &[ObjectId],
+) -> Result<bool, Error> {
+    let count = |exclude: &'static [&'static str]| {
+        let mut count = git();
+        count.arg("-C").arg(repository);
+        for rule in hide {
+            count.arg("-c").arg(format!("transfer.hideRefs={rule}"));
+        }
+        count.args(["rev-list", "--count"]);
+        count.args(tips.iter().map(ObjectId::as_str)).arg("--not");
+        count.args(exclude);
+        checked(count, "count new commits in", repository)
+    };
+    let (unseen, new) = tokio::try_join!(
+        count(&["--exclude-hidden=uploadpack", "--all"]),
+        count(&["--all"])
+    )?;
+    Ok(unseen != new)
+}
+
 async fn init(path: &Path) -> Result<(), Error> {
     let mut init = git();
     init.args([
@@ -129,14 +158,15 @@ fn git() -> Command {
     git
 }
 
-async fn checked(mut git: Command, action: &'static str, path: &Path) -> Result<(), Error> {
+/// Runs git and gives what it wrote.
+async fn checked(mut git: Command, action: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
     let output = git.output().await.map_err(|source| Error::Io {
         action: "run git for",
         path: path.to_owned(),
         source,
     })?;
     if output.status.success() {
-        return Ok(());
+        return Ok(output.stdout);
     }
     Err(Error::Git {
         action,

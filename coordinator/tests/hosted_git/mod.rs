@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroU32;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -33,15 +35,16 @@ struct FakeFence {
     leases: Mutex<HashMap<u64, Scope>>,
     /// How often a scope is still given; endless when absent.
     scopes_left: Mutex<Option<u32>>,
-    dies_before_refs_move: Mutex<bool>,
+    /// How often refs may still move; endless when absent.
+    moves_left: Mutex<Option<u32>>,
+    /// Whether the question if refs may move gets no answer.
+    hangs: AtomicBool,
 }
 
 impl Fence for FakeFence {
     fn scope<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Scope, Refusal>> {
         let answer = || {
-            if let Some(left) = self.scopes_left.lock().unwrap().as_mut() {
-                *left = left.checked_sub(1).ok_or(Refusal::LeaseEnded)?;
-            }
+            one_less(&self.scopes_left)?;
             match identity {
                 Identity::Lease(lease) => {
                     let leases = self.leases.lock().unwrap();
@@ -63,12 +66,18 @@ impl Fence for FakeFence {
     }
 
     fn still_live<'a>(&'a self, _: &'a Scope) -> BoxFuture<'a, Result<(), Refusal>> {
-        let answer = match *self.dies_before_refs_move.lock().unwrap() {
-            true => Err(Refusal::LeaseEnded),
-            false => Ok(()),
-        };
-        futures::future::ready(answer).boxed()
+        if self.hangs.load(Ordering::Acquire) {
+            return futures::future::pending().boxed();
+        }
+        futures::future::ready(one_less(&self.moves_left)).boxed()
     }
+}
+
+fn one_less(left: &Mutex<Option<u32>>) -> Result<(), Refusal> {
+    if let Some(left) = left.lock().unwrap().as_mut() {
+        *left = left.checked_sub(1).ok_or(Refusal::LeaseEnded)?;
+    }
+    Ok(())
 }
 
 /// Stands for the coordinator's authentication: the user name says who it is.
@@ -415,7 +424,7 @@ async fn a_lease_that_ends_before_the_upload_is_refused_before_git_is_started() 
 async fn a_lease_that_ends_during_the_upload_moves_no_ref() {
     let world = World::start().await;
     world.commit("first");
-    *world.fence.dies_before_refs_move.lock().unwrap() = true;
+    *world.fence.moves_left.lock().unwrap() = Some(0);
     let targets = [
         "HEAD:refs/muster/attempts/run/api/1",
         "HEAD:refs/muster/wip/run/api/1",
@@ -430,7 +439,8 @@ async fn a_lease_that_ends_during_the_upload_moves_no_ref() {
     push.refused("[remote rejected]");
     assert_eq!(world.refs(), [""; 0]);
 
-    *world.fence.dies_before_refs_move.lock().unwrap() = false;
+    // Both or none: had git asked for each ref, the second would be refused.
+    *world.fence.moves_left.lock().unwrap() = Some(1);
     world.push("lease-1", &targets).ok();
     assert_eq!(world.refs().len(), 2);
 }
@@ -571,12 +581,12 @@ async fn a_home_with_a_long_path_still_fences() {
     let world = World::start_in(&"long/".repeat(30), PUSH_BYTES_MAX).await;
     assert!(world.home.as_os_str().len() > 108);
     world.commit("first");
-    *world.fence.dies_before_refs_move.lock().unwrap() = true;
+    *world.fence.moves_left.lock().unwrap() = Some(0);
     let target = "HEAD:refs/muster/attempts/run/api/1";
     world
         .push("lease-1", &[target])
         .refused("the lease has ended");
-    *world.fence.dies_before_refs_move.lock().unwrap() = false;
+    *world.fence.moves_left.lock().unwrap() = None;
     world.push("lease-1", &[target]).ok();
 }
 
@@ -623,7 +633,8 @@ async fn requests_that_are_not_gits_are_refused() {
     let push = "/git/site.git/git-receive-pack";
     let fetch = "/git/site.git/git-upload-pack";
     let refs = "/git/site.git/info/refs?service=git-upload-pack";
-    let cases: &[(&str, &str, &[&str], &[u8], u16)] = &[
+    type Case<'a> = (&'a str, &'a str, &'a [&'a str], &'a [u8], u16);
+    let cases: &[Case] = &[
         ("GET", refs, &[lease], b"", 200),
         ("GET", refs, &[], b"", 401),
         ("POST", push, &[], b"0000", 401),
@@ -713,4 +724,102 @@ async fn git_is_ended_when_the_client_goes_away() {
     drop(stream);
     world.until_running(0).await;
     assert_eq!(world.refs(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_whose_client_went_away_leaves_no_process_and_no_lock() {
+    let world = World::start().await;
+    let commit = world.commit("first");
+    world.fence.hangs.store(true, Ordering::Release);
+    let target = "HEAD:refs/muster/wip/run/api/1";
+    let lock = world.bare.path().join("refs/muster/wip/run/api/1.lock");
+    let mut client = Command::new("git")
+        .args([
+            "-C",
+            world.work().to_str().unwrap(),
+            "push",
+            &world.url("lease-1"),
+            target,
+        ])
+        .env("no_proxy", "127.0.0.1")
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while !lock.exists() {
+        assert!(start.elapsed() < DEADLINE, "git did not ask");
+        tokio::task::yield_now().await;
+    }
+    let group = rustix::process::Pid::from_child(&client);
+    rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+    client.wait().unwrap();
+    world.until_running(0).await;
+    assert!(!lock.exists());
+    assert_eq!(world.refs(), [""; 0]);
+
+    world.fence.hangs.store(false, Ordering::Release);
+    world.push("lease-1", &[target]).ok();
+    assert_eq!(
+        world.refs(),
+        [format!("refs/muster/wip/run/api/1 {commit}")]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_of_another_task_cannot_be_claimed_by_their_id() {
+    let world = World::start().await;
+    let base = world.head();
+    let of_api = world.commit("of api");
+    world
+        .push("lease-1", &["HEAD:refs/muster/attempts/run/api/1"])
+        .ok();
+    let before = world.refs();
+
+    let target = "refs/muster/wip/run/other/1";
+    let message = "commits of this repository that this credential may not read";
+    world
+        .push("lease-3", &[&format!("{of_api}:{target}")])
+        .refused(message);
+    let on_top = world.commit("on top");
+    world
+        .push("lease-3", &[&format!("{on_top}:{target}")])
+        .refused(message);
+    assert_eq!(world.refs(), before);
+
+    world
+        .push("lease-2", &[&format!("{on_top}:refs/muster/wip/run/api/2")])
+        .ok();
+    world.push("lease-3", &[&format!("{base}:{target}")]).ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_fetch_request_is_understood() {
+    let world = World::start().await;
+    let reader = world.folder.path().join("reader");
+    world
+        .git(&["init", "--quiet", reader.to_str().unwrap()])
+        .ok();
+    for _ in 0..60 {
+        let commit = ["commit", "--quiet", "--allow-empty", "--message", "own"];
+        world.run(&reader, &commit).ok();
+    }
+    let fetch = Command::new("git")
+        .args([
+            "-C",
+            reader.to_str().unwrap(),
+            "fetch",
+            &world.url("lease-1"),
+        ])
+        .arg("refs/muster/base/run/api")
+        .env("no_proxy", "127.0.0.1")
+        .env("GIT_TRACE_CURL", "1")
+        .output()
+        .unwrap();
+    let trace = String::from_utf8_lossy(&fetch.stderr);
+    assert!(fetch.status.success(), "{trace}");
+    assert!(
+        trace.to_lowercase().contains("content-encoding: gzip"),
+        "{trace}"
+    );
 }

@@ -1,0 +1,182 @@
+//! What was fetched from remotes, once for all workers of a host.
+//!
+//! One bare repository for each remote, below one folder. Attempts borrow its objects and never
+//! write to it. Nothing is ever deleted from it while it is in use: an object that disappears would
+//! tear a hole into every workspace that borrows it.
+
+use std::path::{Path, PathBuf};
+
+use tokio::fs;
+
+use crate::command::Git;
+use crate::error::GitError;
+use crate::lock::HostLock;
+use crate::names::{ObjectFormat, ObjectId, RefName};
+use crate::remote::{Refspec, Remote};
+use crate::repository::{Expected, RefUpdate, Repository, Update};
+
+/// How many hexadecimal digits of a hash tell remotes apart: 128 bits.
+const KEY_DIGITS: usize = 32;
+
+/// The cache of a host; cheap to clone. Several processes may use one folder.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    git: Git,
+    root: PathBuf,
+}
+
+/// A commit that the cache holds with everything it refers to.
+#[derive(Clone, Debug)]
+pub struct CachedCommit {
+    /// The cache's repository for the remote.
+    pub repository: Repository,
+    /// The commit.
+    pub commit: ObjectId,
+}
+
+impl Cache {
+    /// Uses the folder `root`, which is created if it is missing.
+    pub async fn open(git: &Git, root: &Path) -> Result<Self, GitError> {
+        let root =
+            std::path::absolute(root).map_err(GitError::file("find the absolute path of", root))?;
+        fs::create_dir_all(&root)
+            .await
+            .map_err(GitError::file("create the folder", &root))?;
+        Ok(Self {
+            git: git.clone(),
+            root,
+        })
+    }
+
+    /// Makes sure that `commit`, which `name` points to or has behind it, is here; fetches only if
+    /// it is not.
+    ///
+    /// Processes that want something of the same remote wait for each other. A fetch that was
+    /// interrupted leaves nothing that is mistaken for a complete one.
+    pub async fn ensure_commit(
+        &self,
+        remote: &Remote,
+        name: &RefName,
+        commit: ObjectId,
+    ) -> Result<CachedCommit, GitError> {
+        let key = key(remote, commit.format());
+        let folder = self.root.join(format!("{key}.git"));
+        let repository = Repository::hermetic(&self.git, &folder)?;
+        let kept = RefName::parse(&format!("refs/muster/kept/{commit}"))?;
+        let cached = CachedCommit { repository, commit };
+        if exists(&folder.join("muster-complete")).await? && cached.is_kept(&kept).await? {
+            return Ok(cached);
+        }
+        let _lock = HostLock::acquire(&self.root.join(format!("{key}.lock"))).await?;
+        self.ensure_repository(&folder, commit.format()).await?;
+        if !cached.is_kept(&kept).await? {
+            cached.fetch(remote, name, &kept).await?;
+        }
+        Ok(cached)
+    }
+
+    /// Creates the repository of a remote unless it is complete; the caller holds its lock.
+    async fn ensure_repository(&self, folder: &Path, format: ObjectFormat) -> Result<(), GitError> {
+        let complete = folder.join("muster-complete");
+        if exists(&complete).await? {
+            return Ok(());
+        }
+        Repository::init_bare(&self.git, folder, format).await?;
+        fs::write(&complete, b"")
+            .await
+            .map_err(GitError::file("write", &complete))
+    }
+}
+
+impl CachedCommit {
+    /// Tells whether a finished fetch has left the ref that vouches for the commit.
+    async fn is_kept(&self, kept: &RefName) -> Result<bool, GitError> {
+        Ok(self.repository.read_ref(kept).await? == Some(self.commit))
+    }
+
+    /// Fetches, and vouches for the commit only after git has checked that nothing is missing.
+    async fn fetch(&self, remote: &Remote, name: &RefName, kept: &RefName) -> Result<(), GitError> {
+        let incoming = RefName::parse(&format!("refs/muster/incoming/{}", self.commit))?;
+        let by_name = remote
+            .fetch(&self.repository, &[Refspec::to_ref(name, &incoming)])
+            .await;
+        let tip = match &by_name {
+            Ok(()) => self.repository.read_ref(&incoming).await?,
+            Err(_) => None,
+        };
+        let is_behind = match tip {
+            Some(tip) if self.repository.exists(self.commit).await? => {
+                self.repository.is_ancestor(self.commit, tip).await?
+            }
+            Some(_) | None => false,
+        };
+        if !is_behind {
+            // The ref has moved elsewhere or is gone; most servers also give a commit by its id.
+            let by_id = Refspec::commit_to_ref(self.commit, &incoming);
+            if let Err(error) = remote.fetch(&self.repository, &[by_id]).await {
+                by_name?;
+                tracing::debug!(%error, commit = %self.commit, "the remote gives no commit by id");
+                return Err(GitError::CommitNotOnRemote {
+                    url: remote.display_url(),
+                    name: name.clone(),
+                    commit: self.commit,
+                });
+            }
+        }
+        let vouch = RefUpdate {
+            name: kept.clone(),
+            new: Some(self.commit),
+            expected: Expected::Any,
+        };
+        let forget = RefUpdate {
+            name: incoming,
+            new: None,
+            expected: Expected::Any,
+        };
+        let (Update::Done | Update::Refused { .. }) =
+            self.repository.update_refs(&[vouch, forget]).await?;
+        Ok(())
+    }
+}
+
+async fn exists(path: &Path) -> Result<bool, GitError> {
+    fs::try_exists(path)
+        .await
+        .map_err(GitError::file("look for", path))
+}
+
+/// Names the repository of a remote: readable, and different for different remotes and formats.
+fn key(remote: &Remote, format: ObjectFormat) -> String {
+    let url = remote.display_url();
+    let hash = blake3::hash(format!("{}\n{url}", format.as_str()).as_bytes()).to_hex();
+    let last = url
+        .trim_end_matches('/')
+        .rsplit(['/', ':'])
+        .next()
+        .unwrap_or_default();
+    let readable: String = last
+        .trim_end_matches(".git")
+        .chars()
+        .filter(|character| character.is_ascii_alphanumeric() || "-_".contains(*character))
+        .take(32)
+        .collect();
+    format!("{readable}-{}", hash.get(..KEY_DIGITS).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::key;
+    use crate::names::ObjectFormat;
+    use crate::remote::Remote;
+
+    #[test]
+    fn remotes_have_readable_keys_of_their_own() {
+        let key = |url| key(&Remote::new(url).unwrap(), ObjectFormat::Sha1);
+        assert!(key("https://h/git/demo.git").starts_with("demo-"));
+        assert_ne!(
+            key("https://h/git/demo.git"),
+            key("https://h2/git/demo.git")
+        );
+        assert!(!key("https://h/..").contains('.'));
+    }
+}

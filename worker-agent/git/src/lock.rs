@@ -1,0 +1,46 @@
+//! A lock between processes of one host.
+
+use std::fs::{File, OpenOptions};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::error::GitError;
+
+/// Holds a lock file; dropping it, or the end of the process, lets the next one in.
+#[derive(Debug)]
+pub(crate) struct HostLock(#[expect(dead_code, reason = "held for its drop")] File);
+
+impl HostLock {
+    /// Waits for the lock on a thread of its own, so that no async thread waits.
+    ///
+    /// The file is created if it is missing and never deleted: two processes must never hold locks
+    /// on two files of one name.
+    pub(crate) async fn acquire(path: &Path) -> Result<Self, GitError> {
+        let path = path.to_owned();
+        let blocked = path.clone();
+        let waiting = tokio::task::spawn_blocking(move || Self::acquire_blocking(&path));
+        waiting.await.unwrap_or_else(|panicked| {
+            Err(GitError::file("lock", blocked)(std::io::Error::other(
+                panicked,
+            )))
+        })
+    }
+
+    fn acquire_blocking(path: &Path) -> Result<Self, GitError> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)
+            .map_err(GitError::file("open the lock file", path))?;
+        loop {
+            match flock(&file, FlockOperation::LockExclusive) {
+                Ok(()) => return Ok(Self(file)),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(GitError::file("lock", path)(error.into())),
+            }
+        }
+    }
+}
