@@ -11,11 +11,11 @@ use tonic::Status;
 
 use super::convert;
 use super::status;
-use crate::auth::lease_credential::Credentials;
-use crate::engine::Handle;
+use crate::auth::Authenticator;
+use crate::engine::{Handle, Readers};
 use crate::engine::grant::GrantFacts;
 use crate::git::names;
-use crate::store::Reader;
+use crate::store::Which;
 use crate::transcript::Place;
 
 /// Place in a run's specs behind those of its tasks: the integration's document.
@@ -28,8 +28,8 @@ pub fn integrate_spec(tasks: usize) -> u32 {
 #[derive(Clone)]
 pub struct Grants {
     engine: Handle,
-    reader: Reader,
-    credentials: Arc<Credentials>,
+    readers: Readers,
+    credentials: Arc<Authenticator>,
 }
 
 /// What `MUSTER_CONTEXT_FILE` holds: everything an attempt may want to know about its task.
@@ -76,8 +76,8 @@ impl<'a> From<&'a coordinator_core::Failure> for ContextFailure<'a> {
 impl Grants {
     /// Makes the writer of grants.
     #[must_use]
-    pub fn new(engine: Handle, reader: Reader, credentials: Arc<Credentials>) -> Self {
-        Self { engine, reader, credentials }
+    pub fn new(engine: Handle, readers: Readers, credentials: Arc<Authenticator>) -> Self {
+        Self { engine, readers, credentials }
     }
 
     /// Writes the message of a grant.
@@ -95,9 +95,12 @@ impl Grants {
                 .map_err(status::of)?
                 .ok_or_else(|| Status::not_found("the run is gone"))?,
         };
-        let (reader, run) = (self.reader.clone(), facts.run.clone());
-        let document = status::blocking(move || reader.spec(&run, spec))
-            .await?
+        let run = facts.run.clone();
+        let document = self
+            .readers
+            .read(move |reader| reader.spec(&run, TaskIx(spec)))
+            .await
+            .map_err(status::of_read)?
             .ok_or_else(|| Status::internal("the task's document is not in the store"))?;
         let context = context_of(&facts, &document)?;
         let attempt = match facts.work {
@@ -126,7 +129,7 @@ impl Grants {
             run: facts.run.to_string(),
             task,
             work: Some(convert::work(facts.work)),
-            credential: self.credentials.lease_credential(facts.lease.0),
+            credential: self.credentials.credentials().lease(facts.lease.0),
             source,
             document,
             context,
@@ -159,8 +162,15 @@ impl Grants {
         if let Some(place) = live {
             return Ok(place);
         }
-        let (reader, name) = (self.reader.clone(), events.run.clone());
-        let image = status::blocking(move || reader.archived_image(&name)).await?;
+        let name = events.run.clone();
+        let image = self
+            .readers
+            .read(move |reader| match reader.archived(Which::Name(&name))? {
+                Some(summary) => reader.archived_image(summary.run),
+                None => Ok(None),
+            })
+            .await
+            .map_err(status::of_read)?;
         Ok(image.and_then(|image| {
             ended_place(&image.run, &events.task, events.work.as_ref(), lease, worker)
         }))

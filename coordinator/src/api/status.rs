@@ -6,8 +6,7 @@ use muster_proto::{PROTOCOL_MAJOR, PROTOCOL_MINOR};
 use tonic::{Code, Status};
 use tracing::error;
 
-use crate::engine;
-use crate::store;
+use crate::engine::{self, ReadError};
 
 /// Metadata key under which a refusal's stable code travels.
 pub const CODE_KEY: &str = "muster-code";
@@ -68,16 +67,11 @@ pub fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
     Status::internal("the coordinator failed to answer; its log says why")
 }
 
-/// Runs a blocking read of the store.
-///
-/// # Errors
-/// The store's error, as an answer.
-pub async fn blocking<T: Send + 'static>(
-    read: impl FnOnce() -> Result<T, store::Error> + Send + 'static,
-) -> Result<T, Status> {
-    match tokio::task::spawn_blocking(read).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(internal(&error)),
-        Err(error) => Err(internal(&error)),
+/// Maps a failed read of the store.
+#[must_use]
+pub fn of_read(error: ReadError) -> Status {
+    match error {
+        ReadError::Store(error) => internal(&error),
+        ReadError::GivenUp => Status::unavailable("the coordinator is stopping"),
     }
 }

@@ -251,3 +251,30 @@ fn integration(run: &Run) -> v1::Integration {
     state.clone_into(&mut shown.state);
     shown
 }
+
+/// Describes an archived run in a line.
+#[must_use]
+pub fn archived_summary(summary: &crate::store::Summary) -> v1::RunSummary {
+    let tasks = &summary.tasks;
+    let counts = [
+        ("succeeded", tasks.succeeded),
+        ("failed", tasks.failed),
+        ("cancelled", tasks.cancelled),
+        ("aborted", tasks.aborted),
+        ("skipped", tasks.skipped),
+        ("unfinished", tasks.unfinished),
+    ];
+    v1::RunSummary {
+        run: summary.name.to_string(),
+        plan: summary.plan.to_string(),
+        state: outcome_state(&summary.outcome).to_owned(),
+        submitted_at: Some(convert::timestamp(summary.submitted_at)),
+        ended_at: Some(convert::timestamp(summary.ended_at)),
+        tasks: counts
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect(),
+        archived: true,
+    }
+}

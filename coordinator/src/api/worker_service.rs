@@ -23,8 +23,7 @@ use tracing::{debug, info, warn};
 use super::convert;
 use super::grants::Grants;
 use super::status;
-use crate::auth::Identity;
-use crate::auth::lease_credential::Credentials;
+use crate::auth::{Authenticator, Identity};
 use crate::engine::{Handle, SESSION_QUEUE, ToSession};
 use crate::transcript::{Place, Transcripts};
 
@@ -53,7 +52,7 @@ struct Inner {
     epoch: Epoch,
     transcripts: Transcripts,
     grants: Grants,
-    credentials: Arc<Credentials>,
+    credentials: Arc<Authenticator>,
     sessions: AtomicU64,
     ending: CancellationToken,
 }
@@ -66,7 +65,7 @@ impl Workers {
         epoch: Epoch,
         transcripts: Transcripts,
         grants: Grants,
-        credentials: Arc<Credentials>,
+        credentials: Arc<Authenticator>,
         ending: CancellationToken,
     ) -> Self {
         let sessions = AtomicU64::new(1);
@@ -217,7 +216,7 @@ async fn open(
         return Err(Status::internal("hello was answered with something else"));
     };
     let credential =
-        inner.credentials.session_credential(session.worker.as_str(), session.incarnation.0);
+        inner.credentials.credentials().session(session.worker.as_str(), &session.incarnation.0.to_string());
     let welcome = v1::Welcome {
         version: Some(ProtocolVersion::current(crate::SOFTWARE)),
         epoch: inner.epoch.0,

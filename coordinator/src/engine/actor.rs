@@ -19,7 +19,7 @@ use super::clock::Clock;
 use super::grant::GrantFacts;
 use super::notice::Notices;
 use super::{BATCH_MAX, Handle, QUEUE, Request, ToSession};
-use crate::store::{self, BatchSeq, Store};
+use crate::store::{self, BatchSeq, Loaded, Progress, Store};
 
 /// How the engine is set up.
 #[derive(Clone, Copy, Debug)]
@@ -63,15 +63,8 @@ pub fn start(
 ) -> Result<(Handle, Epoch, JoinHandle<Result<(), Fatal>>), Fatal> {
     let epoch = store.claim_epoch().map_err(Fatal::Load)?;
     let loaded = store.load().map_err(Fatal::Load)?;
-    let clock = Clock::start(loaded.last_at);
-    let mut state = match loaded.snapshot {
-        Some(image) => State::from_image(image, clock.now()),
-        None => State::new(),
-    };
-    for event in &loaded.events {
-        state.replay(event).map_err(|error| Fatal::Journal(error.to_string()))?;
-    }
-    drop(loaded.events);
+    let (state, last_at) = rebuild(&mut *store, &loaded)?;
+    let clock = Clock::start(last_at);
     let (requests, inbox) = mpsc::channel(QUEUE);
     let notices = Arc::new(Notices::default());
     let handle = Handle { requests, notices: notices.clone() };
@@ -80,7 +73,7 @@ pub fn start(
         store,
         clock,
         epoch,
-        next_seq: loaded.next_seq,
+        next_seq: loaded.next,
         options,
         notices,
         sessions: BTreeMap::new(),
@@ -94,6 +87,32 @@ pub fn start(
         .spawn(move || actor.run(inbox))
         .map_err(Fatal::Thread)?;
     Ok((handle, epoch, thread))
+}
+
+/// Rebuilds the state from the newest snapshot and the batches after it.
+fn rebuild(store: &mut dyn Store, loaded: &Loaded) -> Result<(State, Timestamp), Fatal> {
+    let (mut state, mut last_at) = match &loaded.snapshot {
+        Some(snapshot) => {
+            (State::from_image(snapshot.image.clone(), snapshot.at), snapshot.at)
+        }
+        None => (State::new(), Timestamp::default()),
+    };
+    let mut contradiction = None;
+    let replayed = store.replay(loaded.upto(), &mut |seq, batch| {
+        last_at = last_at.max(batch.at);
+        for event in &batch.events {
+            if contradiction.is_none()
+                && let Err(error) = state.replay(event)
+            {
+                contradiction = Some(format!("{seq}: {error}"));
+            }
+        }
+    });
+    replayed.map_err(Fatal::Load)?;
+    match contradiction {
+        Some(contradiction) => Err(Fatal::Journal(contradiction)),
+        None => Ok((state, last_at)),
+    }
 }
 
 struct Session {
@@ -372,7 +391,11 @@ impl Actor {
                 continue;
             };
             let image = coordinator_core::state::RunImage { run: image };
-            if let Err(error) = self.store.archive(&image) {
+            let mut archived = self.store.archive(&image);
+            while matches!(archived, Ok(Progress::More)) {
+                archived = self.store.archive(&image);
+            }
+            if let Err(error) = archived {
                 // The run stays in memory, where nothing is lost, and is archived after a restart.
                 warn!(run = %image.run.name, error = %error, "failed to archive a run");
                 continue;
@@ -394,10 +417,11 @@ impl Actor {
             return;
         }
         self.since_snapshot = 0;
+        let last = BatchSeq(self.next_seq.0.saturating_sub(1));
         let written = self
             .store
-            .snapshot(self.next_seq, &self.state.image())
-            .and_then(|()| self.store.truncate());
+            .snapshot(last, &self.state.image())
+            .and_then(|()| self.store.truncate().map(|_| ()));
         if let Err(error) = written {
             // The journal is complete without it; only the next restart takes longer.
             warn!(error = %error, "failed to write a snapshot");

@@ -10,6 +10,7 @@ mod actor;
 pub mod clock;
 pub mod grant;
 pub mod notice;
+pub mod readers;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use actor::{Fatal, Options, start};
 pub use notice::Notices;
+pub use readers::{ReadError, Readers};
 
 /// Requests that may wait; beyond it senders wait, which is the coordinator's back pressure.
 const QUEUE: usize = 8_192;
