@@ -73,10 +73,12 @@ impl Gate {
     /// Puts the gate in front of all routes of `router`, and adds `/healthz`.
     ///
     /// Paths that no route serves are behind the gate too, so strangers cannot find out which
-    /// exist.
+    /// exist; known senders get gRPC's `UNIMPLEMENTED` or a 404. This takes the place of any
+    /// fallback of `router`.
     pub fn guard(self, router: Router) -> Router {
         router
             .route(HEALTH, get(|| async { "ok\n" }))
+            .fallback(nowhere)
             .layer(middleware::from_fn_with_state(Arc::new(self), pass))
     }
 }
@@ -99,6 +101,18 @@ async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -
     next.run(request).await
 }
 
+async fn nowhere(request: Request) -> Response {
+    if let Some(kind) = grpc_type(&request) {
+        return grpc_answer(
+            tonic::Status::unimplemented("no service has this method"),
+            kind,
+        );
+    }
+    let mut response = Response::new(Body::from("nothing is served here\n"));
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
+}
+
 fn refuse(request: &Request, refusal: &Refusal) -> Response {
     let (broken, message) = match refusal {
         Refusal::Token(Unverified::Store(error)) => {
@@ -111,19 +125,13 @@ fn refuse(request: &Request, refusal: &Refusal) -> Response {
         }
         Refusal::Missing | Refusal::Malformed | Refusal::Token(_) => (false, refusal.to_string()),
     };
-    let content_type = request.headers().get(CONTENT_TYPE);
-    if let Some(grpc) =
-        content_type.filter(|value| value.as_bytes().starts_with(b"application/grpc"))
-    {
+    if let Some(kind) = grpc_type(request) {
         let status = if broken {
             tonic::Status::unavailable(message)
         } else {
             tonic::Status::unauthenticated(message)
         };
-        let mut response: Response = status.into_http();
-        // A browser's gRPC-Web client accepts only its own type.
-        response.headers_mut().insert(CONTENT_TYPE, grpc.clone());
-        return response;
+        return grpc_answer(status, kind);
     }
     let mut response = Response::new(Body::from(format!("{message}\n")));
     let headers = response.headers_mut();
@@ -142,5 +150,20 @@ fn refuse(request: &Request, refusal: &Refusal) -> Response {
     };
     headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     *response.status_mut() = StatusCode::UNAUTHORIZED;
+    response
+}
+
+/// Returns the content type of a gRPC or gRPC-Web request.
+fn grpc_type(request: &Request) -> Option<&HeaderValue> {
+    let kind = request.headers().get(CONTENT_TYPE)?;
+    kind.as_bytes()
+        .starts_with(b"application/grpc")
+        .then_some(kind)
+}
+
+/// Answers with a status alone; `kind` is repeated since a browser's client takes only its own.
+fn grpc_answer(status: tonic::Status, kind: &HeaderValue) -> Response {
+    let mut response: Response = status.into_http();
+    response.headers_mut().insert(CONTENT_TYPE, kind.clone());
     response
 }

@@ -67,7 +67,7 @@ pub enum Identity {
         /// The stable worker id.
         worker: String,
         /// The worker's boot incarnation.
-        incarnation: String,
+        incarnation: u64,
     },
 }
 
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(reach(&Identity::Lease(1)), 0);
         let session = Identity::WorkerSession {
             worker: "w".into(),
-            incarnation: "1".into(),
+            incarnation: 1,
         };
         assert_eq!(reach(&session), 0);
     }
