@@ -129,7 +129,7 @@ struct Actor {
     options: Options,
     notices: Arc<Notices>,
     sessions: BTreeMap<WorkerId, Session>,
-    /// Ended runs that are to be archived as soon as nothing of them is open.
+    /// Runs that are to be archived as soon as they have ended and nothing of them is open.
     endings: BTreeSet<RunId>,
     since_snapshot: u64,
     /// No new leases.
@@ -151,7 +151,6 @@ impl Actor {
         let now = self.clock.now();
         let mut events = recovery::start(&mut self.state, now, self.epoch);
         events.extend(schedule::schedule(&mut self.state, now));
-        self.endings = self.state.runs().filter(|run| run.is_ended()).map(|run| run.id).collect();
         self.commit(now, &events)?;
         self.release(&events);
         info!(
@@ -233,6 +232,9 @@ impl Actor {
                 Request::PutSpecs { run, specs, answer } => {
                     let stored = self.store.put_specs(&run, &specs).map_err(Arc::new);
                     drop(answer.send(stored));
+                }
+                Request::Archive { run } => {
+                    self.endings.insert(run);
                 }
                 Request::Hold { holding, answer } => {
                     self.holding = holding;
@@ -327,9 +329,7 @@ impl Actor {
                     self.tell(&worker, ToSession::Drain(draining));
                 }
                 Effect::GitWork => self.notices.announce_git_work(),
-                Effect::RunEnded { run } => {
-                    self.endings.insert(run);
-                }
+                Effect::RunEnded { .. } => self.notices.announce_projection(),
             }
         }
         for (worker, facts) in grants {

@@ -62,6 +62,8 @@ enum Request {
         specs: Vec<Vec<u8>>,
         answer: Answer<Result<(), Arc<crate::store::Error>>>,
     },
+    /// The run's branches are in place; it goes to the archive once nothing of it is open.
+    Archive { run: RunId },
     Hold { holding: bool, answer: Answer<()> },
     Stop { answer: Answer<()> },
 }
@@ -140,6 +142,14 @@ impl Handle {
     /// As [`Handle::command`].
     pub async fn reload(&self, image: RunImage) -> Result<(), Error> {
         self.command(Command::Reload { image: Arc::new(image) }).await.map(|_| ())
+    }
+
+    /// Lets an ended run go to the archive as soon as nothing of it is open.
+    ///
+    /// # Errors
+    /// The engine has ended.
+    pub async fn archive(&self, run: RunId) -> Result<(), Error> {
+        self.send(Request::Archive { run }).await
     }
 
     /// Lets no new lease begin while `holding`.
