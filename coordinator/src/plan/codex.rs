@@ -13,16 +13,51 @@ use super::fields::{Fields, Reader, Unknown};
 use super::tree::{Meaning, Node, Value};
 
 const KEYS: [&str; 24] = [
-    "name", "cwd", "prompt", "depends_on", "in_place", "kind", "sandbox", "full_auto", "model",
-    "profile", "config_overrides", "images", "add_dirs", "output_schema", "ephemeral",
-    "enable_features", "disable_features", "agent_id", "thread_id", "uncommitted", "base",
-    "commit", "review_title", "ask_for_approval",
+    "name",
+    "cwd",
+    "prompt",
+    "depends_on",
+    "in_place",
+    "kind",
+    "sandbox",
+    "full_auto",
+    "model",
+    "profile",
+    "config_overrides",
+    "images",
+    "add_dirs",
+    "output_schema",
+    "ephemeral",
+    "enable_features",
+    "disable_features",
+    "agent_id",
+    "thread_id",
+    "uncommitted",
+    "base",
+    "commit",
+    "review_title",
+    "ask_for_approval",
 ];
 /// Options that are kept as they are.
 const KEPT: [&str; 18] = [
-    "kind", "sandbox", "full_auto", "model", "profile", "config_overrides", "images", "add_dirs",
-    "output_schema", "ephemeral", "enable_features", "disable_features", "agent_id", "thread_id",
-    "uncommitted", "base", "commit", "review_title",
+    "kind",
+    "sandbox",
+    "full_auto",
+    "model",
+    "profile",
+    "config_overrides",
+    "images",
+    "add_dirs",
+    "output_schema",
+    "ephemeral",
+    "enable_features",
+    "disable_features",
+    "agent_id",
+    "thread_id",
+    "uncommitted",
+    "base",
+    "commit",
+    "review_title",
 ];
 /// Options of `kind: review` alone.
 const REVIEW: [&str; 4] = ["uncommitted", "base", "commit", "review_title"];
@@ -110,7 +145,9 @@ fn task(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (TaskEntry, TaskMarks, 
     match fields.get("name") {
         Some(node) => {
             marks.name = node.at;
-            entry.name = reader.text("name", node, PATH_BYTES_MAX).unwrap_or_default();
+            entry.name = reader
+                .text("name", node, PATH_BYTES_MAX)
+                .unwrap_or_default();
         }
         None => reader.wrong(fields.at, "`name` is missing"),
     }
@@ -136,7 +173,11 @@ fn task(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (TaskEntry, TaskMarks, 
         None => false,
     };
     if let Some(node) = fields.get("sandbox") {
-        let levels = [("read-only", ()), ("read-write", ()), ("danger-full-access", ())];
+        let levels = [
+            ("read-only", ()),
+            ("read-write", ()),
+            ("danger-full-access", ()),
+        ];
         reader.choice("sandbox", node, &levels);
     }
     for key in REVIEW {
@@ -217,7 +258,11 @@ fn place_folders(
         common = Some(match common {
             None => folder,
             Some(common) => {
-                let same = common.iter().zip(folder).take_while(|(a, b)| a == b).count();
+                let same = common
+                    .iter()
+                    .zip(folder)
+                    .take_while(|(a, b)| a == b)
+                    .count();
                 common.get(..same).unwrap_or_default()
             }
         });
@@ -227,7 +272,11 @@ fn place_folders(
     let first_absolute = folders.iter().flatten().next().map(absolute);
     for (index, folder) in folders.iter().enumerate() {
         let Some(folder) = folder else { continue };
-        let at = marks.tasks.get(index).map(|task| task.task).unwrap_or_default();
+        let at = marks
+            .tasks
+            .get(index)
+            .map(|task| task.task)
+            .unwrap_or_default();
         let rest = folder.get(common.len()..).unwrap_or_default();
         if Some(absolute(folder)) != first_absolute || rest.iter().any(|part| part == "..") {
             reader.wrong_with(
@@ -238,7 +287,11 @@ fn place_folders(
             );
             return;
         }
-        if let Some(codex) = document.tasks.get_mut(index).and_then(|task| task.codex.as_mut()) {
+        if let Some(codex) = document
+            .tasks
+            .get_mut(index)
+            .and_then(|task| task.codex.as_mut())
+        {
             codex.folder = rest.join("/");
         }
     }

@@ -32,15 +32,45 @@ const AGENTS_MAX: usize = 256;
 const RESOURCE_MAX: i64 = 1_000_000;
 
 pub(super) const PLAN_KEYS: [&str; 8] = [
-    "name", "repo", "base", "defaults", "agents", "max_parallel", "tasks", "integrate",
+    "name",
+    "repo",
+    "base",
+    "defaults",
+    "agents",
+    "max_parallel",
+    "tasks",
+    "integrate",
 ];
 pub(super) const SETTINGS_KEYS: [&str; 11] = [
-    "agent", "verify", "verify_timeout", "timeout", "idle_timeout", "retries", "priority",
-    "labels", "resources", "pool", "env",
+    "agent",
+    "verify",
+    "verify_timeout",
+    "timeout",
+    "idle_timeout",
+    "retries",
+    "priority",
+    "labels",
+    "resources",
+    "pool",
+    "env",
 ];
 pub(super) const TASK_KEYS: [&str; 16] = [
-    "name", "prompt", "run", "depends_on", "paths", "agent", "verify", "verify_timeout", "timeout",
-    "idle_timeout", "retries", "priority", "labels", "resources", "pool", "env",
+    "name",
+    "prompt",
+    "run",
+    "depends_on",
+    "paths",
+    "agent",
+    "verify",
+    "verify_timeout",
+    "timeout",
+    "idle_timeout",
+    "retries",
+    "priority",
+    "labels",
+    "resources",
+    "pool",
+    "env",
 ];
 pub(super) const RESOURCE_KEYS: [&str; 3] = ["cpus", "memory", "gpus"];
 pub(super) const AGENT_KEYS: [&str; 2] = ["kind", "command"];
@@ -147,7 +177,9 @@ pub(super) fn plan(reader: &mut Reader<'_>, root: &Node) -> Option<(PlanDocument
 }
 
 pub(super) fn merge_key(key: &str) -> Option<String> {
-    (key == "<<").then(|| "merge keys are not supported; use `defaults`, or an alias for a whole value".to_owned())
+    (key == "<<").then(|| {
+        "merge keys are not supported; use `defaults`, or an alias for a whole value".to_owned()
+    })
 }
 
 fn plan_name(reader: &mut Reader<'_>, node: &Node) -> Option<String> {
@@ -231,7 +263,11 @@ fn agent(reader: &mut Reader<'_>, node: &Node) -> Option<AgentDefinition> {
         );
         return None;
     };
-    let kind = reader.choice("kind", kind, &AgentKind::ALL.map(|kind| (kind.as_str(), kind)))?;
+    let kind = reader.choice(
+        "kind",
+        kind,
+        &AgentKind::ALL.map(|kind| (kind.as_str(), kind)),
+    )?;
     let command = match fields.get("command") {
         Some(node) => Some(program(reader, node)?),
         None if kind == AgentKind::Acp => {
@@ -276,7 +312,9 @@ fn integrate(reader: &mut Reader<'_>, node: &Node) -> Option<Integrate> {
         return Some(Integrate::Switch(switch));
     }
     reader.context = "integrate: ".to_owned();
-    let fields = reader.fields("integrate", node, &INTEGRATE_KEYS, Unknown::Refused, |_| None);
+    let fields = reader.fields("integrate", node, &INTEGRATE_KEYS, Unknown::Refused, |_| {
+        None
+    });
     let settings = fields.map(|fields| {
         let mut settings = IntegrateSettings::default();
         if let Some(node) = fields.get("verify") {
@@ -378,13 +416,11 @@ pub(super) fn task(
     }
     (entry.settings, marks.settings) = settings(reader, fields);
     marks.whole = reader.problems.count() == before;
-    let short = |reader: &mut Reader<'_>, key: &str, item: &Node| {
-        reader.word(key, item, SHORT_BYTES_MAX)
-    };
+    let short =
+        |reader: &mut Reader<'_>, key: &str, item: &Node| reader.word(key, item, SHORT_BYTES_MAX);
     if let Some(node) = fields.get("depends_on") {
-        (entry.depends_on, marks.depends_on) = reader
-            .texts("depends_on", node, short)
-            .unwrap_or_default();
+        (entry.depends_on, marks.depends_on) =
+            reader.texts("depends_on", node, short).unwrap_or_default();
     }
     if let Some(node) = fields.get("paths") {
         (entry.paths, marks.paths) = reader.texts("paths", node, short).unwrap_or_default();
@@ -462,10 +498,7 @@ fn labels(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<String>> {
         let label = reader.word(key, item, SHORT_BYTES_MAX)?;
         let (name, _) = label.split_once('=').unwrap_or((&label, ""));
         if name.is_empty() || label.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            reader.wrong(
-                item.at,
-                "a label is `key` or `key=value`, without spaces",
-            );
+            reader.wrong(item.at, "a label is `key` or `key=value`, without spaces");
             return None;
         }
         Some(label)
@@ -479,9 +512,9 @@ fn labels(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<String>> {
 
 fn resources(reader: &mut Reader<'_>, node: &Node) -> Resources {
     let mut resources = Resources::default();
-    let Some(fields) =
-        reader.fields("resources", node, &RESOURCE_KEYS, Unknown::Refused, |_| None)
-    else {
+    let Some(fields) = reader.fields("resources", node, &RESOURCE_KEYS, Unknown::Refused, |_| {
+        None
+    }) else {
         return resources;
     };
     for (key, place) in [("cpus", &mut resources.cpus), ("gpus", &mut resources.gpus)] {
@@ -513,7 +546,10 @@ fn env(reader: &mut Reader<'_>, node: &Node) -> BTreeMap<String, String> {
             continue;
         }
         if name.starts_with("MUSTER_") {
-            reader.wrong(at, &format!("`{name}`: names with MUSTER_ are Muster's own"));
+            reader.wrong(
+                at,
+                &format!("`{name}`: names with MUSTER_ are Muster's own"),
+            );
             continue;
         }
         // An empty value is a value here, unlike everywhere else.

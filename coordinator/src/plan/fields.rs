@@ -85,7 +85,10 @@ impl Reader<'_> {
 
     fn expected(&mut self, key: &str, expected: &str, node: &Node) {
         let found = node.found();
-        self.wrong(node.at, &format!("`{key}`: expected {expected}, found {found}"));
+        self.wrong(
+            node.at,
+            &format!("`{key}`: expected {expected}, found {found}"),
+        );
     }
 
     /// Opens a mapping. Keys that repeat are problems; keys that are not among `keys` are problems
@@ -282,7 +285,11 @@ impl Reader<'_> {
                 format!("`{key}`: expected a duration such as `90s` or `1h30m`, found {found}");
             match node.meaning() {
                 Some(Meaning::Integer(number)) if number > 0 => {
-                    self.wrong_with(node.at, &message, format!("a unit is missing: `{number}s`?"));
+                    self.wrong_with(
+                        node.at,
+                        &message,
+                        format!("a unit is missing: `{number}s`?"),
+                    );
                 }
                 _ => self.wrong(node.at, &message),
             }
@@ -325,7 +332,11 @@ impl Reader<'_> {
         };
         let chosen = choices.iter().find(|(name, _)| *name == text);
         if chosen.is_none() {
-            let message = format!("`{key}`: expected {}, found {}", names(choices), node.found());
+            let message = format!(
+                "`{key}`: expected {}, found {}",
+                names(choices),
+                node.found()
+            );
             match nearest(text, choices.iter().map(|(name, _)| *name)) {
                 Some(name) => {
                     self.wrong_with(node.at, &message, format!("did you mean `{name}`?"));
@@ -338,6 +349,9 @@ impl Reader<'_> {
 }
 
 fn names<T>(choices: &[(&'static str, T)]) -> String {
-    let names: Vec<String> = choices.iter().map(|(name, _)| format!("`{name}`")).collect();
+    let names: Vec<String> = choices
+        .iter()
+        .map(|(name, _)| format!("`{name}`"))
+        .collect();
     names.join(" or ")
 }

@@ -60,7 +60,13 @@ impl<'p> Graph<'p> {
             }
         }
         let widest = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = self.names.iter().map(|name| name.len()).max().unwrap_or(0).min(40);
+        let width = self
+            .names
+            .iter()
+            .map(|name| name.len())
+            .max()
+            .unwrap_or(0)
+            .min(40);
         let gutter = depth.to_string().len();
         let mut out = String::new();
         let _ = writeln!(
@@ -73,7 +79,11 @@ impl<'p> Graph<'p> {
         let _ = writeln!(out, "longest chain: {}\n", self.critical_path().join(" → "));
         for (level, row) in rows.iter().enumerate() {
             for (i, task) in row.iter().enumerate() {
-                let number = if i == 0 { (level + 1).to_string() } else { String::new() };
+                let number = if i == 0 {
+                    (level + 1).to_string()
+                } else {
+                    String::new()
+                };
                 let branch = match (row.len(), i) {
                     (1, _) => "──",
                     (_, 0) => "┬─",
@@ -94,7 +104,11 @@ impl<'p> Graph<'p> {
     pub fn dot(&self) -> String {
         let mut out = String::from("digraph plan {\n  rankdir=LR;\n  node [shape=box];\n");
         for (task, name) in self.names.iter().enumerate() {
-            let style = if self.critical.contains(&task) { ", style=bold" } else { "" };
+            let style = if self.critical.contains(&task) {
+                ", style=bold"
+            } else {
+                ""
+            };
             let _ = writeln!(out, "  t{task} [label=\"{name}\"{style}];");
         }
         self.edges(|from, to, chain| {
@@ -172,7 +186,9 @@ fn levels(depends_on: &[Vec<usize>]) -> Vec<usize> {
         }
     }
     let mut levels = vec![1; depends_on.len()];
-    let mut ready: Vec<usize> = (0..unmet.len()).filter(|task| unmet.get(*task) == Some(&0)).collect();
+    let mut ready: Vec<usize> = (0..unmet.len())
+        .filter(|task| unmet.get(*task) == Some(&0))
+        .collect();
     while let Some(task) = ready.pop() {
         let level = levels.get(task).copied().unwrap_or(1);
         for dependent in dependents.get(task).into_iter().flatten() {

@@ -150,7 +150,9 @@ pub(super) fn find_agent(
     name: &str,
 ) -> Option<AgentDefinition> {
     let built_in = || {
-        let kind = AgentKind::ALL.into_iter().find(|kind| kind.as_str() == name)?;
+        let kind = AgentKind::ALL
+            .into_iter()
+            .find(|kind| kind.as_str() == name)?;
         Some(AgentDefinition {
             kind,
             command: None,
@@ -177,7 +179,12 @@ pub(super) fn lower(
         let settings = settle(&document.defaults, &entry.settings);
         let agent = agent_document(document, configured, entry);
         specs.push(task_spec(entry, &settings, &agent.name));
-        tasks.push(task_document(entry, settings, agent, admission.folder_prefix));
+        tasks.push(task_document(
+            entry,
+            settings,
+            agent,
+            admission.folder_prefix,
+        ));
     }
     let integrate = document.repo.as_ref().and_then(|_| integrate(document));
     let requirement = requirement(&document.defaults, AgentKind::Command.as_str());
@@ -213,8 +220,12 @@ fn agent_document(
     let definition = find_agent(document, configured, name);
     AgentDocument {
         name: name.to_owned(),
-        kind: definition.as_ref().map_or(AgentKind::Command, |agent| agent.kind),
-        command: definition.and_then(|agent| agent.command).unwrap_or_default(),
+        kind: definition
+            .as_ref()
+            .map_or(AgentKind::Command, |agent| agent.kind),
+        command: definition
+            .and_then(|agent| agent.command)
+            .unwrap_or_default(),
     }
 }
 
@@ -242,7 +253,10 @@ fn requirement(settings: &Settings, agent: &str) -> Requirement {
 }
 
 fn task_spec(entry: &TaskEntry, settings: &Settings, agent: &str) -> TaskSpec {
-    let verified = settings.verify.as_ref().is_some_and(|verify| !verify.is_empty());
+    let verified = settings
+        .verify
+        .as_ref()
+        .is_some_and(|verify| !verify.is_empty());
     let arcs = |texts: &[String]| texts.iter().map(|text| Arc::from(text.as_str())).collect();
     TaskSpec {
         name: entry.name.as_str().into(),
@@ -252,10 +266,14 @@ fn task_spec(entry: &TaskEntry, settings: &Settings, agent: &str) -> TaskSpec {
         profile: Profile {
             requirement: requirement(settings, agent),
             retries: settings.retries.unwrap_or(0),
-            timeout: settings.timeout.map_or(limits::TASK_TIMEOUT, |limit| limit.0),
+            timeout: settings
+                .timeout
+                .map_or(limits::TASK_TIMEOUT, |limit| limit.0),
             // A verify runs shell commands whatever the task's agent is.
             verify: verified.then(|| VerifySpec {
-                timeout: settings.verify_timeout.map_or(limits::VERIFY_TIMEOUT, |limit| limit.0),
+                timeout: settings
+                    .verify_timeout
+                    .map_or(limits::VERIFY_TIMEOUT, |limit| limit.0),
                 requirement: requirement(settings, AgentKind::Command.as_str()),
             }),
             backoff: limits::BACKOFF_FIRST,
@@ -279,7 +297,10 @@ fn task_document(
         run: entry.run.clone(),
         verify: settings.verify.unwrap_or_default(),
         env: settings.env,
-        timeout_ms: settings.timeout.map_or(limits::TASK_TIMEOUT, |limit| limit.0).ms(),
+        timeout_ms: settings
+            .timeout
+            .map_or(limits::TASK_TIMEOUT, |limit| limit.0)
+            .ms(),
         idle_timeout_ms: settings.idle_timeout.map(|limit| limit.0.ms()),
         verify_timeout_ms: settings
             .verify_timeout
@@ -328,7 +349,13 @@ fn digest(
         super::document::Repo::Location(location) => ("at", location),
         super::document::Repo::Folder(folder) => ("from", &folder.from),
     });
-    let head = ("muster plan 1", &*spec.plan, repo, &document.base, spec.max_parallel);
+    let head = (
+        "muster plan 1",
+        &*spec.plan,
+        repo,
+        &document.base,
+        spec.max_parallel,
+    );
     put(&|| serde_json::to_vec(&head));
     put(&|| serde_json::to_vec(&integrate));
     for (task, spec) in tasks.iter().zip(&spec.tasks) {

@@ -82,7 +82,11 @@ pub fn read(path: &Path, agents: &BTreeMap<String, AgentDefinition>) -> Result<P
     let file = path.display().to_string();
     let mut bytes = Vec::new();
     std::fs::File::open(path)
-        .and_then(|opened| opened.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
+        .and_then(|opened| {
+            opened
+                .take(FILE_BYTES_MAX as u64 + 1)
+                .read_to_end(&mut bytes)
+        })
         .map_err(|source| ReadError::Io {
             file: file.clone(),
             source,
@@ -133,14 +137,20 @@ pub fn parse(
 
 /// Gives the file's name without folders and ending.
 fn stem(file: &str) -> String {
-    let stem = Path::new(file).file_stem().map(|stem| stem.to_string_lossy());
+    let stem = Path::new(file)
+        .file_stem()
+        .map(|stem| stem.to_string_lossy());
     let plain: String = stem
         .iter()
         .flat_map(|stem| stem.chars())
         .filter(|c| !c.is_control())
         .take(coordinator_core::limits::TASK_NAME_BYTES / 4)
         .collect();
-    if plain.is_empty() { "plan".to_owned() } else { plain }
+    if plain.is_empty() {
+        "plan".to_owned()
+    } else {
+        plain
+    }
 }
 
 impl Plan {
@@ -159,7 +169,12 @@ impl Plan {
         match (&self.document.repo, &admission.source) {
             (Some(_), None) => Err(LowerError::SourceMissing),
             (None, Some(_)) => Err(LowerError::SourceUnwanted),
-            _ => Ok(lower::lower(&self.document, &self.agents, &self.name, admission)),
+            _ => Ok(lower::lower(
+                &self.document,
+                &self.agents,
+                &self.name,
+                admission,
+            )),
         }
     }
 }

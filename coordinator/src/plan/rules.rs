@@ -45,7 +45,15 @@ pub(super) fn check(
         };
         match find_agent(document, configured, agent) {
             Some(definition) => {
-                agent_fits(problems, &context, entry, place.task, place.run, agent, &definition);
+                agent_fits(
+                    problems,
+                    &context,
+                    entry,
+                    place.task,
+                    place.run,
+                    agent,
+                    &definition,
+                );
             }
             None if default_unknown == Some(agent) && entry.settings.agent.is_none() => {}
             None => unknown_agent(problems, place.settings.agent, &context, agent, &names),
@@ -93,7 +101,9 @@ fn unknown_agent(
     };
     match nearest(agent, names.iter().copied()) {
         Some(name) => problem.hints.push(format!("did you mean `{name}`?")),
-        None => problem.hints.push(format!("known: {}", listed(names.iter().copied()))),
+        None => problem
+            .hints
+            .push(format!("known: {}", listed(names.iter().copied()))),
     }
     problem
         .hints
@@ -197,7 +207,8 @@ fn core_problem(
         ),
         PlanError::Cycle { tasks, .. } => cycle(document, marks, tasks),
         PlanError::BadPath { task, path, .. } => {
-            let index = entry(task).and_then(|entry| entry.paths.iter().position(|p| **p == **path));
+            let index =
+                entry(task).and_then(|entry| entry.paths.iter().position(|p| **p == **path));
             let at = place(task)
                 .zip(index)
                 .and_then(|(place, index)| place.paths.get(index).copied());
@@ -271,7 +282,11 @@ fn cycle(document: &PlanDocument, marks: &Marks, tasks: &[TaskIx]) -> (Position,
 /// Lists names, the first few of many.
 fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let all: Vec<&str> = names.take(LISTED_MAX + 1).collect();
-    let shown: Vec<String> = all.iter().take(LISTED_MAX).map(|name| quoted_bare(name)).collect();
+    let shown: Vec<String> = all
+        .iter()
+        .take(LISTED_MAX)
+        .map(|name| quoted_bare(name))
+        .collect();
     let more = if all.len() > LISTED_MAX { ", …" } else { "" };
     format!("{}{more}", shown.join(", "))
 }

@@ -10,14 +10,14 @@ use super::problem::{Position, Problems, quote};
 /// Longest file that is read: the largest plan the core takes (200,000 tasks) is about 30 MB.
 pub const FILE_BYTES_MAX: usize = 32 << 20;
 /// Deepest nesting; a plan needs six levels. Everything that walks a tree may therefore recurse.
-pub const NESTING_MAX: u32 = 64;
+const NESTING_MAX: u32 = 64;
 /// Values that aliases may stand for, together: enough for shared settings, not for a bomb.
-pub const ALIASED_VALUES_MAX: u32 = 1_000_000;
+const ALIASED_VALUES_MAX: u32 = 1_000_000;
 /// Bytes of text that aliases may stand for, together.
-pub const ALIASED_BYTES_MAX: u32 = 32 << 20;
+const ALIASED_BYTES_MAX: u32 = 32 << 20;
 /// Values of a file, keys included: twenty for each of the 200,000 tasks of the largest plan. It
 /// bounds the memory of a file that is all commas to some 400 MB.
-pub const VALUES_MAX: u32 = 4_000_000;
+const VALUES_MAX: u32 = 4_000_000;
 
 /// A value and its place.
 #[derive(Clone, Debug)]

@@ -114,7 +114,20 @@ mod tests {
         assert_eq!(ms("45m"), Some(2_700_000));
         assert_eq!(ms("1d2h3m4s5ms"), Some(93_784_005));
         assert_eq!(ms("0s"), Some(0));
-        for wrong in ["", "5", "m", "5 m", "5m5m", "5s5m", "-5s", "1.5h", "5M", "5ß", "99999999999999999999d", "1d99999999999999h"] {
+        for wrong in [
+            "",
+            "5",
+            "m",
+            "5 m",
+            "5m5m",
+            "5s5m",
+            "-5s",
+            "1.5h",
+            "5M",
+            "5ß",
+            "99999999999999999999d",
+            "1d99999999999999h",
+        ] {
             assert_eq!(ms(wrong), None, "{wrong}");
         }
     }
@@ -124,7 +137,16 @@ mod tests {
         assert_eq!(Size::parse("64 MiB"), Some(Size(64 << 20)));
         assert_eq!(Size::parse("1GB"), Some(Size(1_000_000_000)));
         assert_eq!(Size(1).mib(), 1);
-        for wrong in ["", "64", "MiB", "64  MiB", "64 mib", "1.5 GiB", "99999999 TiB", "é"] {
+        for wrong in [
+            "",
+            "64",
+            "MiB",
+            "64  MiB",
+            "64 mib",
+            "1.5 GiB",
+            "99999999 TiB",
+            "é",
+        ] {
             assert_eq!(Size::parse(wrong), None, "{wrong}");
         }
     }
