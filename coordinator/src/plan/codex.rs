@@ -304,7 +304,7 @@ fn place_folders(
 }
 
 /// Gives a value as JSON; nesting is bounded by the tree's.
-fn json(node: &Node) -> Json {
+pub(super) fn json(node: &Node) -> Json {
     match &node.value {
         Value::Scalar(text, _) => match node.meaning() {
             None | Some(Meaning::Null) => Json::Null,

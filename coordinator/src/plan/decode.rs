@@ -417,7 +417,7 @@ pub(super) fn task(
     (entry.settings, marks.settings) = settings(reader, fields);
     marks.whole = reader.problems.count() == before;
     let short =
-        |reader: &mut Reader<'_>, key: &str, item: &Node| reader.word(key, item, SHORT_BYTES_MAX);
+        |reader: &mut Reader<'_>, key: &str, item: &Node| reader.text(key, item, SHORT_BYTES_MAX);
     if let Some(node) = fields.get("depends_on") {
         (entry.depends_on, marks.depends_on) =
             reader.texts("depends_on", node, short).unwrap_or_default();
@@ -495,7 +495,7 @@ fn verify(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<String>> {
 
 fn labels(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<String>> {
     let (labels, _) = reader.texts("labels", node, |reader, key, item| {
-        let label = reader.word(key, item, SHORT_BYTES_MAX)?;
+        let label = reader.text(key, item, SHORT_BYTES_MAX)?;
         let (name, _) = label.split_once('=').unwrap_or((&label, ""));
         if name.is_empty() || label.contains(|c: char| c.is_whitespace() || c.is_control()) {
             reader.wrong(item.at, "a label is `key` or `key=value`, without spaces");

@@ -98,7 +98,7 @@ pub struct Settings {
     /// Only workers of this pool.
     pub pool: Option<String>,
     /// Variables for the task's process and its verify. No secrets: they are stored and shown.
-    #[schemars(with = "Option<BTreeMap<String, Word>>")]
+    #[schemars(default, with = "BTreeMap<String, Word>")]
     pub env: BTreeMap<String, String>,
 }
 
@@ -116,8 +116,10 @@ pub struct Resources {
 
 /// A task as the file states it.
 #[derive(Clone, PartialEq, Debug, Default, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct TaskEntry {
     /// Unique name (ignoring case) of letters, digits, `.`, `_` and `-`.
+    #[schemars(regex(pattern = "^[A-Za-z0-9._-]+$"))]
     pub name: String,
     /// What the agent is to do.
     pub prompt: Option<String>,
@@ -221,7 +223,7 @@ pub enum OnConflict {
     Fail,
 }
 
-/// Schema of text that may look like a number or a truth value: `run: true` is a program.
+/// Text, which may look like a number or a truth value: `true` is a program.
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 #[expect(dead_code, reason = "only its schema is used")]
@@ -231,11 +233,11 @@ enum Word {
     Switch(bool),
 }
 
-/// Schema of a program: one word, or a list with its arguments.
+/// A program: one word, or a list with its arguments.
 #[derive(JsonSchema)]
-#[schemars(untagged)]
+#[schemars(untagged, rename = "Program")]
 #[expect(dead_code, reason = "only its schema is used")]
 enum ProgramSchema {
-    Program(String),
-    WithArguments(Vec<String>),
+    Program(Word),
+    WithArguments(Vec<Word>),
 }

@@ -18,6 +18,7 @@
 //! A coordinator runs the same steps on a submitted file: it trusts no client's reading.
 
 mod codex;
+mod core_check;
 mod decode;
 mod document;
 mod fields;

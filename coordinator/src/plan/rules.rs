@@ -75,8 +75,7 @@ pub(super) fn check(
 
 /// Asks the core, whose word counts at admission.
 fn validate(spec: &RunSpec) -> Result<(), Vec<PlanError>> {
-    let _ = spec;
-    Ok(())
+    super::core_check::validate(spec)
 }
 
 fn agent_names<'a>(
