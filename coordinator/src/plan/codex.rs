@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Number, Value as Json};
 
-use super::decode::{Marks, SettingsMarks, TaskMarks, task_context};
+use super::decode::{Marks, TaskMarks, task_context};
 use super::document::{CodexEntry, PlanDocument, Repo, Settings, TaskEntry};
 use super::fields::{Fields, Reader, Unknown};
+use super::settings::SettingsMarks;
 use super::tree::{Meaning, Node, Value};
 
 const KEYS: [&str; 24] = [

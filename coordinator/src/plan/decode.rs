@@ -8,28 +8,20 @@ use coordinator_core::limits;
 
 use super::document::{
     AgentDefinition, AgentKind, FolderRepo, Integrate, IntegrateSettings, OnConflict, PlanDocument,
-    Repo, Resources, Settings, TaskEntry,
+    Repo, TaskEntry,
 };
 use super::fields::{Fields, Reader, Unknown};
 use super::problem::{Position, quote};
+use super::settings::{SETTINGS_KEYS, SettingsMarks, limit, settings, verify};
 use super::tree::{Meaning, Node, Value};
-use super::values::Duration;
 
 /// Bytes of a prompt; it travels to a worker in one message.
 pub const PROMPT_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a shell script: Linux takes at most 128 KiB in one argument.
 pub const SCRIPT_BYTES_MAX: usize = 120_000;
 /// Bytes of names, paths, labels and other short texts.
-const SHORT_BYTES_MAX: usize = 4_096;
-/// Shell commands of one verify.
-pub const VERIFY_COMMANDS_MAX: usize = 256;
-/// Variables of a task, and bytes of one: they share one process's argument space.
-const VARIABLES_MAX: usize = 256;
-const VARIABLE_BYTES_MAX: usize = 32_768;
-const LABELS_MAX: usize = 64;
+pub(super) const SHORT_BYTES_MAX: usize = 4_096;
 const AGENTS_MAX: usize = 256;
-/// Far above any host; keeps sums far from overflow.
-const RESOURCE_MAX: i64 = 1_000_000;
 
 pub(super) const PLAN_KEYS: [&str; 8] = [
     "name",
@@ -40,19 +32,6 @@ pub(super) const PLAN_KEYS: [&str; 8] = [
     "max_parallel",
     "tasks",
     "integrate",
-];
-pub(super) const SETTINGS_KEYS: [&str; 11] = [
-    "agent",
-    "verify",
-    "verify_timeout",
-    "timeout",
-    "idle_timeout",
-    "retries",
-    "priority",
-    "labels",
-    "resources",
-    "pool",
-    "env",
 ];
 pub(super) const TASK_KEYS: [&str; 16] = [
     "name",
@@ -72,7 +51,6 @@ pub(super) const TASK_KEYS: [&str; 16] = [
     "pool",
     "env",
 ];
-pub(super) const RESOURCE_KEYS: [&str; 3] = ["cpus", "memory", "gpus"];
 pub(super) const AGENT_KEYS: [&str; 2] = ["kind", "command"];
 pub(super) const INTEGRATE_KEYS: [&str; 3] = ["verify", "verify_timeout", "on_conflict"];
 pub(super) const FOLDER_KEYS: [&str; 1] = ["from"];
@@ -101,13 +79,6 @@ pub(super) struct TaskMarks {
     pub(super) settings: SettingsMarks,
     /// What decides about agent and work could be read.
     pub(super) whole: bool,
-}
-
-/// Places of settings.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct SettingsMarks {
-    pub(super) agent: Position,
-    pub(super) verify: Position,
 }
 
 /// Reads a plan.
@@ -311,6 +282,14 @@ fn integrate(reader: &mut Reader<'_>, node: &Node) -> Option<Integrate> {
     if let Some(Meaning::Bool(switch)) = node.meaning() {
         return Some(Integrate::Switch(switch));
     }
+    if let Some(Meaning::Text("no" | "off" | "No" | "Off")) = node.meaning() {
+        reader.wrong_with(
+            node.at,
+            "`integrate`: expected `false` or a mapping",
+            "`no` and `off` are texts in YAML 1.2; write `integrate: false`",
+        );
+        return None;
+    }
     reader.context = "integrate: ".to_owned();
     let fields = reader.fields("integrate", node, &INTEGRATE_KEYS, Unknown::Refused, |_| {
         None
@@ -343,6 +322,7 @@ fn tasks(reader: &mut Reader<'_>, node: &Node, document: &mut PlanDocument, mark
     };
     for (index, item) in items.iter().enumerate() {
         reader.context = task_context(item, index);
+        let before = reader.problems.count();
         let fields = reader.fields("task", item, &TASK_KEYS, Unknown::Refused, |key| {
             if key == "cwd" {
                 return Some(
@@ -357,7 +337,11 @@ fn tasks(reader: &mut Reader<'_>, node: &Node, document: &mut PlanDocument, mark
             merge_key(key)
         });
         if let Some(fields) = fields {
+            let whole = reader.problems.count() == before;
             task(reader, &fields, document, marks);
+            if let Some(place) = marks.tasks.last_mut() {
+                place.whole &= whole;
+            }
         } else {
             marks.named = false;
         }
@@ -406,7 +390,6 @@ pub(super) fn task(
             reader.wrong(fields.at, "`name` is missing");
         }
     }
-    let before = reader.problems.count();
     if let Some(node) = fields.get("prompt") {
         entry.prompt = reader.text("prompt", node, PROMPT_BYTES_MAX);
     }
@@ -415,7 +398,10 @@ pub(super) fn task(
         entry.run = reader.word("run", node, SCRIPT_BYTES_MAX);
     }
     (entry.settings, marks.settings) = settings(reader, fields);
-    marks.whole = reader.problems.count() == before;
+    let given = |key: &str| fields.get(key).is_some();
+    marks.whole = given("prompt") == entry.prompt.is_some()
+        && given("run") == entry.run.is_some()
+        && given("agent") == entry.settings.agent.is_some();
     let short =
         |reader: &mut Reader<'_>, key: &str, item: &Node| reader.text(key, item, SHORT_BYTES_MAX);
     if let Some(node) = fields.get("depends_on") {
@@ -427,143 +413,6 @@ pub(super) fn task(
     }
     document.tasks.push(entry);
     all.tasks.push(marks);
-}
-
-fn settings(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (Settings, SettingsMarks) {
-    let mut settings = Settings::default();
-    let mut marks = SettingsMarks::default();
-    if let Some(node) = fields.get("agent") {
-        marks.agent = node.at;
-        settings.agent = reader.text("agent", node, SHORT_BYTES_MAX);
-    }
-    if let Some(node) = fields.get("verify") {
-        marks.verify = node.at;
-        settings.verify = verify(reader, node);
-    }
-    for (key, place) in [
-        ("verify_timeout", &mut settings.verify_timeout),
-        ("timeout", &mut settings.timeout),
-        ("idle_timeout", &mut settings.idle_timeout),
-    ] {
-        if let Some(node) = fields.get(key) {
-            *place = limit(reader, key, node);
-        }
-    }
-    if let Some(node) = fields.get("retries") {
-        settings.retries = reader
-            .integer("retries", node, 0, i64::from(limits::RETRIES_MAX))
-            .and_then(|n| u32::try_from(n).ok());
-    }
-    if let Some(node) = fields.get("priority") {
-        settings.priority = reader
-            .integer("priority", node, i16::MIN.into(), i16::MAX.into())
-            .and_then(|n| i16::try_from(n).ok());
-    }
-    if let Some(node) = fields.get("labels") {
-        settings.labels = labels(reader, node);
-    }
-    if let Some(node) = fields.get("resources") {
-        settings.resources = resources(reader, node);
-    }
-    if let Some(node) = fields.get("pool") {
-        settings.pool = reader.text("pool", node, SHORT_BYTES_MAX);
-    }
-    if let Some(node) = fields.get("env") {
-        settings.env = env(reader, node);
-    }
-    (settings, marks)
-}
-
-fn limit(reader: &mut Reader<'_>, key: &str, node: &Node) -> Option<Duration> {
-    reader.duration(key, node, Duration(limits::TASK_TIMEOUT_MAX))
-}
-
-fn verify(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<String>> {
-    let (commands, _) = reader.texts("verify", node, |reader, key, item| {
-        reader.word(key, item, SCRIPT_BYTES_MAX)
-    })?;
-    if commands.len() > VERIFY_COMMANDS_MAX {
-        reader.wrong_with(
-            node.at,
-            &format!("`verify` has more than {VERIFY_COMMANDS_MAX} commands"),
-            "put them into a script of the repository",
-        );
-        return None;
-    }
-    Some(commands)
-}
-
-fn labels(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<String>> {
-    let (labels, _) = reader.texts("labels", node, |reader, key, item| {
-        let label = reader.text(key, item, SHORT_BYTES_MAX)?;
-        let (name, _) = label.split_once('=').unwrap_or((&label, ""));
-        if name.is_empty() || label.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            reader.wrong(item.at, "a label is `key` or `key=value`, without spaces");
-            return None;
-        }
-        Some(label)
-    })?;
-    if labels.len() > LABELS_MAX {
-        reader.wrong(node.at, &format!("more than {LABELS_MAX} labels"));
-        return None;
-    }
-    Some(labels)
-}
-
-fn resources(reader: &mut Reader<'_>, node: &Node) -> Resources {
-    let mut resources = Resources::default();
-    let Some(fields) = reader.fields("resources", node, &RESOURCE_KEYS, Unknown::Refused, |_| {
-        None
-    }) else {
-        return resources;
-    };
-    for (key, place) in [("cpus", &mut resources.cpus), ("gpus", &mut resources.gpus)] {
-        if let Some(node) = fields.get(key) {
-            *place = reader
-                .integer(key, node, 0, RESOURCE_MAX)
-                .and_then(|n| u32::try_from(n).ok());
-        }
-    }
-    if let Some(node) = fields.get("memory") {
-        resources.memory = reader.size("memory", node);
-    }
-    resources
-}
-
-fn env(reader: &mut Reader<'_>, node: &Node) -> BTreeMap<String, String> {
-    let mut env = BTreeMap::new();
-    let Some(entries) = reader.entries("env", node) else {
-        return env;
-    };
-    if entries.len() > VARIABLES_MAX {
-        reader.wrong(node.at, &format!("more than {VARIABLES_MAX} variables"));
-        return env;
-    }
-    for (name, at, value) in entries {
-        let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-        if !plain || name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
-            reader.wrong(at, &format!("{} is no variable's name", quote(name)));
-            continue;
-        }
-        if name.starts_with("MUSTER_") {
-            reader.wrong(
-                at,
-                &format!("`{name}`: names with MUSTER_ are Muster's own"),
-            );
-            continue;
-        }
-        // An empty value is a value here, unlike everywhere else.
-        let value = match &value.value {
-            Value::Scalar(text, _) if text.is_empty() => Some(String::new()),
-            _ => reader.word(name, value, VARIABLE_BYTES_MAX),
-        };
-        if let Some(value) = value
-            && env.insert(name.to_owned(), value).is_some()
-        {
-            reader.wrong(at, &format!("`{name}` is given twice"));
-        }
-    }
-    env
 }
 
 /// True for a name of letters, digits, `.`, `_` and `-` that is not too long.

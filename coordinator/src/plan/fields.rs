@@ -7,7 +7,7 @@ use super::tree::{Meaning, Node, Value};
 use super::values::{Duration, Size};
 
 /// What people who come from elsewhere write, and what it is called here.
-const FOREIGN_KEYS: [(&str, &str); 28] = [
+const FOREIGN_KEYS: [(&str, &str); 29] = [
     ("after", "depends_on"),
     ("branch", "base"),
     ("check", "verify"),
@@ -30,6 +30,7 @@ const FOREIGN_KEYS: [(&str, &str); 28] = [
     ("needs", "depends_on"),
     ("repository", "repo"),
     ("requires", "depends_on"),
+    ("retry", "retries"),
     ("script", "run"),
     ("steps", "tasks"),
     ("tags", "labels"),

@@ -1,6 +1,6 @@
 //! A plan's tasks and edges as pictures: levels for a terminal, DOT, Mermaid.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
 use super::Plan;
@@ -71,12 +71,12 @@ impl<'p> Graph<'p> {
         let mut out = String::new();
         let _ = writeln!(
             out,
-            "{}: {}, {}, {widest} at most side by side",
+            "{}: {}, {}, the widest of {widest}",
             self.title,
             counted(self.names.len(), "task"),
             counted(depth, "level"),
         );
-        let _ = writeln!(out, "longest chain: {}\n", self.critical_path().join(" → "));
+        let _ = writeln!(out, "longest chain: {}\n", self.chain());
         for (level, row) in rows.iter().enumerate() {
             for (i, task) in row.iter().enumerate() {
                 let number = if i == 0 {
@@ -102,9 +102,10 @@ impl<'p> Graph<'p> {
     /// Writes the graph in Graphviz' language; the longest chain is bold.
     #[must_use]
     pub fn dot(&self) -> String {
+        let chain: HashSet<usize> = self.critical.iter().copied().collect();
         let mut out = String::from("digraph plan {\n  rankdir=LR;\n  node [shape=box];\n");
         for (task, name) in self.names.iter().enumerate() {
-            let style = if self.critical.contains(&task) {
+            let style = if chain.contains(&task) {
                 ", style=bold"
             } else {
                 ""
@@ -144,6 +145,23 @@ impl<'p> Graph<'p> {
             for from in dependencies {
                 draw(*from, to, next.get(from) == Some(&to));
             }
+        }
+    }
+
+    /// Gives the longest chain in one line, its middle left out if it is very long.
+    fn chain(&self) -> String {
+        const ENDS: usize = 8;
+        let chain = self.critical_path();
+        match (
+            chain.get(..ENDS),
+            chain.get(chain.len().saturating_sub(ENDS)..),
+        ) {
+            (Some(head), Some(tail)) if chain.len() > 2 * ENDS + 1 => {
+                let between = chain.len() - 2 * ENDS;
+                let (head, tail) = (head.join(" → "), tail.join(" → "));
+                format!("{head} → ({between} more) → {tail}")
+            }
+            _ => chain.join(" → "),
         }
     }
 

@@ -27,6 +27,7 @@ mod lower;
 mod problem;
 mod rules;
 mod schema;
+mod settings;
 mod tree;
 mod values;
 
@@ -37,7 +38,7 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::Path;
 
-pub use decode::{PROMPT_BYTES_MAX, SCRIPT_BYTES_MAX, VERIFY_COMMANDS_MAX};
+pub use decode::{PROMPT_BYTES_MAX, SCRIPT_BYTES_MAX};
 pub use document::{
     AgentDefinition, AgentKind, CodexEntry, FolderRepo, Integrate, IntegrateSettings, OnConflict,
     PlanDocument, Repo, Resources, Settings, TaskEntry,
@@ -48,6 +49,7 @@ pub use lower::{
 };
 pub use problem::{PROBLEMS_MAX, Position, Problem, Problems};
 pub use schema::json_schema;
+pub use settings::VERIFY_COMMANDS_MAX;
 pub use tree::FILE_BYTES_MAX;
 pub use values::{Duration, Size};
 
@@ -107,7 +109,7 @@ pub fn parse(
 ) -> Result<Plan, Problems> {
     let mut problems = Problems::new(file);
     let mut warnings = Problems::new(file);
-    let decoded = tree::read(bytes, &mut problems).and_then(|root| {
+    let decoded = tree::read(bytes, tree::VALUES_MAX, &mut problems).and_then(|root| {
         let mut reader = fields::Reader {
             problems: &mut problems,
             warnings: &mut warnings,

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use granit_parser::{Event, Marker, Parser, ScalarStyle, Tag};
+use granit_parser::{Event, Marker, Parser, ScalarStyle, StructureStyle, Tag};
 
-use super::problem::{Position, Problems, quote};
+use super::problem::{Position, Problem, Problems, quote};
 
 /// Longest file that is read: the largest plan the core takes (200,000 tasks) is about 30 MB.
 pub const FILE_BYTES_MAX: usize = 32 << 20;
@@ -17,7 +17,7 @@ const ALIASED_VALUES_MAX: u32 = 1_000_000;
 const ALIASED_BYTES_MAX: u32 = 32 << 20;
 /// Values of a file, keys included: twenty for each of the 200,000 tasks of the largest plan. It
 /// bounds the memory of a file that is all commas to some 400 MB.
-const VALUES_MAX: u32 = 4_000_000;
+pub(super) const VALUES_MAX: u32 = 4_000_000;
 
 /// A value and its place.
 #[derive(Clone, Debug)]
@@ -138,18 +138,26 @@ fn is_number(text: &str) -> bool {
         && digits.parse::<f64>().is_ok()
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    List,
+    Map,
+}
+
 /// An open list or mapping.
 struct Frame {
     at: Position,
     anchor: usize,
-    mapping: bool,
+    shape: Shape,
+    /// In brackets.
+    flow: bool,
     /// For a mapping: key, value, key, value, …
     items: Vec<Rc<Node>>,
 }
 
-/// Reads a file into a tree. On failure the one reason is in `problems`: behind it nothing can be
-/// trusted.
-pub(super) fn read(bytes: &[u8], problems: &mut Problems) -> Option<Rc<Node>> {
+/// Reads a file of at most `values_max` values into a tree. On failure the one reason is in
+/// `problems`: behind it nothing can be trusted.
+pub(super) fn read(bytes: &[u8], values_max: u32, problems: &mut Problems) -> Option<Rc<Node>> {
     let text = text_of(bytes, problems)?;
     let mut builder = Builder {
         problems,
@@ -158,6 +166,7 @@ pub(super) fn read(bytes: &[u8], problems: &mut Problems) -> Option<Rc<Node>> {
         root: None,
         documents: 0,
         values: 0,
+        values_max,
         aliased_values: 0,
         aliased_bytes: 0,
     };
@@ -167,14 +176,22 @@ pub(super) fn read(bytes: &[u8], problems: &mut Problems) -> Option<Rc<Node>> {
     };
     for event in Parser::new_from_str_with_options(text, options) {
         match event {
-            Ok((event, span)) => builder.take(event, position(&span.start))?,
+            Ok((event, span)) => {
+                let start = span.tag_start().unwrap_or(span.start);
+                builder.take(event, position(&start))?;
+            }
             Err(error) => {
                 let at = position(error.marker());
                 let message = match error.kind() {
                     granit_parser::ErrorKind::RecursionLimitExceeded => too_deep(),
                     _ => format!("not readable as YAML: {}", error.info()),
                 };
-                explain(builder.problems.add(at, message), text, at);
+                let open = builder
+                    .stack
+                    .last()
+                    .filter(|frame| frame.flow)
+                    .map(|f| f.at);
+                explain(builder.problems.add(at, message), text, at, open);
                 return None;
             }
         }
@@ -189,8 +206,9 @@ pub(super) fn read(bytes: &[u8], problems: &mut Problems) -> Option<Rc<Node>> {
     builder.root
 }
 
-/// Adds the hints for the two mistakes that YAML's own messages explain badly.
-fn explain(problem: Option<&mut super::problem::Problem>, text: &str, at: Position) {
+/// Adds hints for the mistakes that YAML's own messages explain badly. `open` is where the
+/// innermost `[` or `{` is, if the parser was inside one.
+fn explain(problem: Option<&mut Problem>, text: &str, at: Position, open: Option<Position>) {
     let Some(problem) = problem else { return };
     let line = text
         .lines()
@@ -200,6 +218,11 @@ fn explain(problem: Option<&mut super::problem::Problem>, text: &str, at: Positi
         problem
             .hints
             .push("indent with spaces; YAML does not allow tabs".to_owned());
+    } else if let Some(open) = open {
+        let Position { line, column } = open;
+        problem.hints.push(format!(
+            "the bracket in line {line}, column {column}, is still open here"
+        ));
     } else if line.matches(": ").count() > 1 {
         problem
             .hints
@@ -257,6 +280,7 @@ struct Builder<'p> {
     root: Option<Rc<Node>>,
     documents: u32,
     values: u32,
+    values_max: u32,
     aliased_values: u32,
     aliased_bytes: u32,
 }
@@ -287,13 +311,13 @@ impl Builder<'_> {
                 }
                 self.place(Node::new(at, Value::Scalar(text.into(), reading)), anchor)
             }
-            Event::SequenceStart(_, anchor, tag) => {
+            Event::SequenceStart(style, anchor, tag) => {
                 self.tag(tag.as_deref(), at)?;
-                self.open(at, anchor, false)
+                self.open(at, anchor, Shape::List, style)
             }
-            Event::MappingStart(_, anchor, tag) => {
+            Event::MappingStart(style, anchor, tag) => {
                 self.tag(tag.as_deref(), at)?;
-                self.open(at, anchor, true)
+                self.open(at, anchor, Shape::Map, style)
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(),
             Event::Alias(id) => self.alias(id, at),
@@ -315,7 +339,13 @@ impl Builder<'_> {
         Some(core)
     }
 
-    fn open(&mut self, at: Position, anchor: usize, mapping: bool) -> Option<()> {
+    fn open(
+        &mut self,
+        at: Position,
+        anchor: usize,
+        shape: Shape,
+        style: StructureStyle,
+    ) -> Option<()> {
         if self.stack.len() as u64 >= u64::from(NESTING_MAX) {
             self.problems.add(at, too_deep());
             return None;
@@ -323,7 +353,8 @@ impl Builder<'_> {
         self.stack.push(Frame {
             at,
             anchor,
-            mapping,
+            shape,
+            flow: style == StructureStyle::Flow,
             items: Vec::new(),
         });
         Some(())
@@ -331,7 +362,7 @@ impl Builder<'_> {
 
     fn close(&mut self) -> Option<()> {
         let frame = self.stack.pop()?;
-        let value = if frame.mapping {
+        let value = if frame.shape == Shape::Map {
             let mut entries = Vec::with_capacity(frame.items.len() / 2);
             let mut items = frame.items.into_iter();
             while let (Some(key), Some(value)) = (items.next(), items.next()) {
@@ -371,10 +402,10 @@ impl Builder<'_> {
 
     fn place(&mut self, node: Node, anchor: usize) -> Option<()> {
         self.values += 1;
-        if self.values > VALUES_MAX {
+        if self.values > self.values_max {
             self.problems.add_with(
                 node.at,
-                format!("more than {VALUES_MAX} values"),
+                format!("more than {} values", self.values_max),
                 "split the plan into several runs",
             );
             return None;
