@@ -1,6 +1,5 @@
 //! Runs one `git http-backend` for one request: body in, answer out, and nobody left behind.
 
-use std::ffi::OsString;
 use std::io;
 use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
@@ -12,9 +11,10 @@ use axum::body::{Body, Bytes};
 use axum::response::Response;
 use futures::StreamExt as _;
 use http::{HeaderName, HeaderValue, StatusCode, header};
+use muster_git::GitCommand;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -68,10 +68,8 @@ impl Drop for GaugeGuard {
     }
 }
 
-/// One request for git.
+/// What one request gives to git.
 pub(super) struct Call {
-    /// The whole environment of the process.
-    pub(super) environment: Vec<(String, OsString)>,
     /// What git reads before the body.
     pub(super) head: Vec<u8>,
     /// The request's body, or what is left of it.
@@ -113,25 +111,24 @@ enum Broken {
 
 type Piece = Result<Bytes, io::Error>;
 
-/// Starts git and gives its answer as soon as the answer's head is there; the rest is streamed.
+/// Starts `git http-backend` and gives its answer as soon as the answer's head is there; the rest is streamed.
 ///
 /// If the client goes away, before or after the head, the whole process group is ended. The call's
 /// permit and epilogue live until no process is left.
-pub(super) async fn run(call: Call) -> Result<Response, Error> {
-    let mut command = Command::new("git");
-    command
-        .arg("http-backend")
-        .env_clear()
-        .envs(call.environment.iter().map(|(name, value)| (name, value)))
+pub(super) async fn run(command: GitCommand, call: Call) -> Result<Response, Error> {
+    let counted = call.gauge.enter();
+    let mut process = command.into_process();
+    process
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true);
-    let child = command.spawn().map_err(Error::Start)?;
+        .stderr(Stdio::piped());
+    let child = process.spawn().map_err(Error::Start)?;
     let (head_sender, head) = oneshot::channel();
     let (pieces_sender, pieces) = mpsc::channel(PIECES);
-    tokio::spawn(serve(child, call, head_sender, pieces_sender));
+    tokio::spawn(async move {
+        serve(child, call, head_sender, pieces_sender).await;
+        drop(counted);
+    });
 
     let mut response = head.await.map_err(|_| Error::NoAnswer)?;
     let pieces = tokio_stream::wrappers::ReceiverStream::new(pieces);
@@ -146,7 +143,6 @@ async fn serve(
     head: oneshot::Sender<Response>,
     pieces: mpsc::Sender<Piece>,
 ) {
-    let _counted = call.gauge.enter();
     let (Some(stdin), Some(stdout), Some(stderr)) =
         (child.stdin.take(), child.stdout.take(), child.stderr.take())
     else {

@@ -14,12 +14,15 @@ use std::time::{Duration, Instant};
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use base64::Engine as _;
+use coordinator::auth::Identity;
 use coordinator::git::hook::{HookServer, SUBCOMMAND};
 use coordinator::git::host::{GitHost, Options, PUSH_BYTES_MAX};
-use coordinator::git::policy::{Fence, Identity, Refusal, Scope};
+use coordinator::git::policy::{Fence, Refusal, Scope};
 use coordinator::git::refs::{AttemptName, ParsedRef, TaskName};
 use coordinator::git::repository::HostedRepository;
 use futures::future::{BoxFuture, FutureExt as _};
+use muster_connect::TokenId;
+use muster_git::Git;
 
 const EXECUTABLE: &str = env!("CARGO_BIN_EXE_coordinator");
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -58,8 +61,9 @@ impl Fence for FakeFence {
                     incarnation: incarnation.clone(),
                     attempts: vec![attempt("api", 1)],
                 }),
-                Identity::Operator => Ok(Scope::Operator),
-                Identity::Viewer => Ok(Scope::Viewer),
+                Identity::Operator { .. } | Identity::Admin { .. } => Ok(Scope::Operator),
+                Identity::Viewer { .. } => Ok(Scope::Viewer),
+                Identity::Worker { .. } => Err(Refusal::NoAccess),
             }
         };
         futures::future::ready(answer()).boxed()
@@ -82,6 +86,7 @@ fn one_less(left: &Mutex<Option<u32>>) -> Result<(), Refusal> {
 
 /// Stands for the coordinator's authentication: the user name says who it is.
 async fn authenticate(mut request: Request, next: Next) -> axum::response::Response {
+    let token = TokenId::from_bytes([7; 8]);
     let identity = request
         .headers()
         .get("authorization")
@@ -89,8 +94,8 @@ async fn authenticate(mut request: Request, next: Next) -> axum::response::Respo
         .and_then(|value| base64::prelude::BASE64_STANDARD.decode(value).ok())
         .and_then(|value| String::from_utf8(value).ok())
         .and_then(|value| match value.split_once(':')?.0 {
-            "operator" => Some(Identity::Operator),
-            "viewer" => Some(Identity::Viewer),
+            "operator" => Some(Identity::Operator { token }),
+            "viewer" => Some(Identity::Viewer { token }),
             "worker" => Some(Identity::WorkerSession {
                 worker: "w".to_owned(),
                 incarnation: "i".to_owned(),
@@ -130,6 +135,7 @@ impl World {
     async fn start_in(home: &str, push_bytes_max: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let home = folder.path().join(home);
+        let git = Git::find().await.unwrap();
         let fence = Arc::new(FakeFence::default());
         for (lease, scope) in [
             (1, (attempt("api", 1), Vec::new())),
@@ -156,9 +162,13 @@ impl World {
         };
         fence.leases.lock().unwrap().insert(4, verify);
 
-        let bare = HostedRepository::open_or_init(&home, "site").await.unwrap();
-        let hooks = HookServer::start(&home, EXECUTABLE.into(), fence.clone()).unwrap();
+        let bare = HostedRepository::open_or_init(&git, &home, "site")
+            .await
+            .unwrap();
+        let hooks =
+            HookServer::start(git.clone(), &home, EXECUTABLE.into(), fence.clone()).unwrap();
         let options = Options {
+            git: git.clone(),
             home: home.clone(),
             push_bytes_max,
         };
