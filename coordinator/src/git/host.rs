@@ -18,14 +18,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures::StreamExt as _;
 use http::{HeaderMap, StatusCode, header};
-use muster_git::{Git, GitCommand, Mode};
+use muster_git::{Git, GitCommand, GitError, Mode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::auth::Identity;
 
 use super::cgi::{self, BODY_IDLE_MAX, Call, Gauge};
-use super::hook::HookServer;
+use super::hook::{self, HookServer};
 use super::pktline::{CommandList, Parser};
 use super::policy::{Fence, Refusal, Scope, decide_update, visible};
 use super::refs::valid_component;
@@ -57,8 +57,27 @@ pub struct Options {
     pub git: Git,
     /// The coordinator's home.
     pub home: PathBuf,
+    /// What git's hook runs, as in [`HookServer::start`]: the coordinator's own executable.
+    pub executable: PathBuf,
     /// The largest push, in bytes.
     pub push_bytes_max: u64,
+}
+
+/// Why repositories cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The installed git lacks a part that some systems package apart.
+    #[error("this git has no http-backend: {0}")]
+    NoBackend(String),
+    /// Git could not be run.
+    #[error("cannot try git http-backend")]
+    Git(#[from] GitError),
+    /// What killed processes left could not be removed.
+    #[error(transparent)]
+    Repository(#[from] repository::Error),
+    /// The hook could not be set up.
+    #[error(transparent)]
+    Hook(#[from] hook::Error),
 }
 
 /// The hosted remote; clones share everything.
@@ -77,9 +96,17 @@ struct Inner {
 }
 
 impl GitHost {
-    /// Makes the remote; repositories are those of [`repository::folder`] of the home.
-    pub fn new(options: Options, fence: Arc<dyn Fence>, hooks: HookServer) -> Self {
-        Self {
+    /// Makes the remote; its repositories are those of [`repository::folder`] of the home.
+    ///
+    /// Removes what killed processes left in them, so this must be the only coordinator of the
+    /// home, and no git may work in it yet.
+    pub async fn start(options: Options, fence: Arc<dyn Fence>) -> Result<Self, StartError> {
+        check_backend(&options.git).await?;
+        repository::clean(&options.home)?;
+        let git = options.git.clone();
+        let executable = options.executable.clone();
+        let hooks = HookServer::start(git, &options.home, executable, Arc::clone(&fence))?;
+        Ok(Self {
             inner: Arc::new(Inner {
                 options,
                 fence,
@@ -88,7 +115,7 @@ impl GitHost {
                 reads: Arc::new(Semaphore::new(READS_MAX)),
                 gauge: Gauge::default(),
             }),
-        }
+        })
     }
 
     /// The routes. Authentication is put around them and leaves an [`Identity`] in the request's
@@ -367,6 +394,19 @@ impl Inner {
         }
         settings
     }
+}
+
+async fn check_backend(git: &Git) -> Result<(), StartError> {
+    let output = git
+        .command(Mode::Hermetic)
+        .arg("http-backend")
+        .run()
+        .await?;
+    // Without a request it complains in the form of an HTTP answer.
+    if output.stdout.starts_with(b"Status: ") {
+        return Ok(());
+    }
+    Err(StartError::NoBackend(output.stderr))
 }
 
 async fn run(command: GitCommand, call: Call) -> Result<Response, Denied> {

@@ -1,9 +1,11 @@
 //! The bare repositories in the coordinator's home.
 
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use muster_git::{Git, GitError, Mode, ObjectFormat, Repository};
+use uuid::Uuid;
 
 use super::refs::{InvalidName, RefValue, valid_component};
 
@@ -20,7 +22,19 @@ pub enum Error {
     },
     #[error("cannot make {} ready", path.display())]
     Git { path: PathBuf, source: GitError },
+    #[error("{} has object ids of {}, and {} was asked for", path.display(), found.as_str(), wanted.as_str())]
+    Format {
+        path: PathBuf,
+        found: ObjectFormat,
+        wanted: ObjectFormat,
+    },
 }
+
+/// How the name of a repository starts while it is being made; no name that is served does.
+const UNFINISHED: &str = ".new-";
+
+/// How the folders start in which git receives objects.
+const INCOMING: &str = "tmp_objdir-";
 
 /// A bare repository at `<home>/repos/<name>.git`.
 #[derive(Debug, Clone)]
@@ -30,47 +44,46 @@ pub struct HostedRepository {
 }
 
 impl HostedRepository {
-    /// Opens a repository, making it first if it is not there (whole).
+    /// Opens a repository, making it first if it is not there.
     ///
-    /// Locks that a killed git left on refs are removed, so this must be called only by the one
-    /// coordinator of the home and before the repository is served. After an error it may be called
-    /// again.
-    pub async fn open_or_init(git: &Git, home: &Path, name: &str) -> Result<Self, Error> {
+    /// Making is atomic: after an error or a crash there is either a whole repository or none, and
+    /// the call may be repeated; calls for one name must not run at the same time. A repository
+    /// that is served already may be opened again.
+    pub async fn open_or_init(
+        git: &Git,
+        home: &Path,
+        name: &str,
+        format: ObjectFormat,
+    ) -> Result<Self, Error> {
         valid_component(name).map_err(|source| Error::Name {
             name: name.to_owned(),
             source,
         })?;
         let folder = folder(home);
         let path = folder.join(format!("{name}.git"));
-        let at = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| Error::Io {
-                action,
-                path,
-                source,
-            }
-        };
-        std::fs::create_dir_all(&folder).map_err(at("create", &folder))?;
-        let repository = Self::init(git, &path).await.map_err(|source| Error::Git {
+        let failed = |source| Error::Git {
             path: path.clone(),
             source,
-        })?;
-        remove_locks(&path).map_err(at("remove stale locks in", &path))?;
+        };
+        if !path.exists() {
+            std::fs::create_dir_all(&folder).map_err(at("create", &folder))?;
+            let fresh = folder.join(format!("{UNFINISHED}{}", Uuid::new_v4()));
+            init(git, &fresh, format).await.map_err(failed)?;
+            std::fs::rename(&fresh, &path).map_err(at("move a new repository to", &path))?;
+        }
+        let repository = Repository::open_bare(git, &path).await.map_err(failed)?;
+        let found = repository.object_format().await.map_err(failed)?;
+        if found != format {
+            return Err(Error::Format {
+                path,
+                found,
+                wanted: format,
+            });
+        }
         Ok(Self {
             name: name.to_owned(),
             repository,
         })
-    }
-
-    async fn init(git: &Git, path: &Path) -> Result<Repository, GitError> {
-        let repository = Repository::init_bare(git, path, ObjectFormat::Sha1).await?;
-        // Nothing collects garbage on its own, not even under a person's hands: a commit without
-        // a ref may be known to the journal already.
-        repository.set_config("gc.auto", "0").await?;
-        repository
-            .set_config("core.logAllRefUpdates", "false")
-            .await?;
-        Ok(repository)
     }
 
     /// The name, as in `/git/<name>.git`.
@@ -92,6 +105,16 @@ impl HostedRepository {
 /// The folder under a coordinator's home that holds the hosted repositories.
 pub fn folder(home: &Path) -> PathBuf {
     home.join("repos")
+}
+
+async fn init(git: &Git, path: &Path, format: ObjectFormat) -> Result<(), GitError> {
+    let repository = Repository::init_bare(git, path, format).await?;
+    // Nothing collects garbage on its own, not even under a person's hands: a commit without a ref
+    // may be known to the journal already.
+    repository.set_config("gc.auto", "0").await?;
+    repository
+        .set_config("core.logAllRefUpdates", "false")
+        .await
 }
 
 /// Whether commits become readable through new tips that only hidden refs reach so far.
@@ -125,86 +148,130 @@ pub(super) async fn reaches_hidden(
     Ok(unseen.stdout != new.stdout)
 }
 
-/// Removes what a git process leaves behind when it is killed while it moves refs.
+/// Removes what git processes and a coordinator leave behind when they are killed.
 ///
-/// A ref lock that stays would refuse every later push to that ref.
-fn remove_locks(repository: &Path) -> io::Result<()> {
-    let mut folders = vec![repository.join("refs")];
-    let mut stale = vec![
-        repository.join("packed-refs.lock"),
-        repository.join("HEAD.lock"),
-    ];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                folders.push(entry.path());
-            } else if entry.path().extension().is_some_and(|end| end == "lock") {
-                stale.push(entry.path());
-            }
-        }
-    }
-    for lock in stale {
-        match std::fs::remove_file(&lock) {
-            Ok(()) => tracing::warn!(path = %lock.display(), "removed a stale lock of git"),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+/// A ref lock that stays would refuse every later push to that ref; half-received packs and
+/// half-made repositories only take room. Must be called while no git works in the repositories.
+pub(super) fn clean(home: &Path) -> Result<(), Error> {
+    let folder = folder(home);
+    std::fs::create_dir_all(&folder).map_err(at("create", &folder))?;
+    for path in entries(&folder)? {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        if name.starts_with(UNFINISHED) {
+            remove(&path)?;
+        } else if name.ends_with(".git") {
+            clean_repository(&path)?;
         }
     }
     Ok(())
+}
+
+fn clean_repository(repository: &Path) -> Result<(), Error> {
+    let mut folders = vec![repository.join("refs")];
+    let mut stale: Vec<_> = ["packed-refs.lock", "HEAD.lock", "config.lock"]
+        .map(|name| repository.join(name))
+        .into_iter()
+        .filter(|lock| lock.exists())
+        .collect();
+    while let Some(folder) = folders.pop() {
+        for path in entries(&folder)? {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "lock") {
+                stale.push(path);
+            }
+        }
+    }
+    let incoming = entries(&repository.join("objects"))?;
+    stale.extend(incoming.into_iter().filter(|path| {
+        let name = path.file_name().and_then(OsStr::to_str);
+        name.is_some_and(|name| name.starts_with(INCOMING))
+    }));
+    stale.iter().try_for_each(|path| remove(path))
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = std::fs::read_dir(folder).map_err(at("read", folder))?;
+    entries
+        .map(|entry| Ok(entry.map_err(at("read", folder))?.path()))
+        .collect()
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    tracing::warn!(path = %path.display(), "removing what a killed process left");
+    let removed = if path.is_dir() {
+        std::fs::remove_dir_all(path)
+    } else {
+        std::fs::remove_file(path)
+    };
+    removed.map_err(at("remove", path))
+}
+
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io {
+        action,
+        path,
+        source,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    async fn open(home: &Path, name: &str) -> Result<HostedRepository, Error> {
+        let git = Git::find().await.unwrap();
+        HostedRepository::open_or_init(&git, home, name, ObjectFormat::Sha1).await
+    }
+
     #[tokio::test]
     async fn a_repository_is_made_once_and_then_opened() {
-        let git = Git::find().await.unwrap();
         let home = tempfile::tempdir().unwrap();
-        let made = HostedRepository::open_or_init(&git, home.path(), "site")
-            .await
-            .unwrap();
+        let made = open(home.path(), "site").await.unwrap();
         let marker = made.path().join("refs/marker");
         std::fs::write(&marker, "").unwrap();
-        let opened = HostedRepository::open_or_init(&git, home.path(), "site")
-            .await
-            .unwrap();
+        let opened = open(home.path(), "site").await.unwrap();
         assert_eq!(opened.path(), home.path().join("repos/site.git"));
         assert!(marker.is_file());
         let config = std::fs::read_to_string(made.path().join("config")).unwrap();
         assert!(config.contains("fsync = committed,reference"), "{config}");
-        assert_eq!(
-            std::fs::read_dir(home.path().join("repos"))
-                .unwrap()
-                .count(),
-            1
-        );
+        assert_eq!(entries(&folder(home.path())).unwrap(), [opened.path()]);
+
+        let git = Git::find().await.unwrap();
+        let other = ObjectFormat::Sha256;
+        let other = HostedRepository::open_or_init(&git, home.path(), "site", other).await;
+        assert!(matches!(other, Err(Error::Format { .. })));
     }
 
     #[tokio::test]
-    async fn opening_removes_the_locks_of_a_killed_git() {
-        let git = Git::find().await.unwrap();
+    async fn cleaning_removes_what_killed_processes_left_and_nothing_else() {
         let home = tempfile::tempdir().unwrap();
-        let made = HostedRepository::open_or_init(&git, home.path(), "site")
-            .await
-            .unwrap();
-        let folder = made.path().join("refs/muster/wip/r/t");
-        std::fs::create_dir_all(&folder).unwrap();
-        let lock = folder.join("1.lock");
-        std::fs::write(&lock, "").unwrap();
-        HostedRepository::open_or_init(&git, home.path(), "site")
-            .await
-            .unwrap();
-        assert!(!lock.exists() && folder.exists());
+        let made = open(home.path(), "site").await.unwrap();
+        let refs = made.path().join("refs/muster/wip/r/t");
+        let incoming = made.path().join("objects/tmp_objdir-incoming-x/pack");
+        let unfinished = folder(home.path()).join(".new-x");
+        for folder in [&refs, &incoming, &unfinished] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        let (lock, kept) = (refs.join("1.lock"), refs.join("2"));
+        let packed = made.path().join("packed-refs.lock");
+        for file in [&lock, &kept, &packed] {
+            std::fs::write(file, "").unwrap();
+        }
+        clean(home.path()).unwrap();
+        for gone in [&lock, &packed, &incoming, &unfinished] {
+            assert!(!gone.exists(), "{}", gone.display());
+        }
+        assert!(kept.exists());
+        open(home.path(), "site").await.unwrap();
     }
 
     #[tokio::test]
     async fn a_name_that_leaves_the_folder_is_refused() {
-        let git = Git::find().await.unwrap();
         let home = tempfile::tempdir().unwrap();
         for name in ["../x", "", ".new", "a/b"] {
-            let result = HostedRepository::open_or_init(&git, home.path(), name).await;
+            let result = open(home.path(), name).await;
             assert!(matches!(result, Err(Error::Name { .. })), "{name:?}");
         }
     }

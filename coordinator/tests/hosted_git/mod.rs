@@ -13,16 +13,17 @@ use std::time::{Duration, Instant};
 
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
+use axum::serve::ListenerExt as _;
 use base64::Engine as _;
 use coordinator::auth::Identity;
-use coordinator::git::hook::{HookServer, SUBCOMMAND};
+use coordinator::git::hook::SUBCOMMAND;
 use coordinator::git::host::{GitHost, Options, PUSH_BYTES_MAX};
 use coordinator::git::policy::{Fence, Refusal, Scope};
 use coordinator::git::refs::{AttemptName, ParsedRef, TaskName};
 use coordinator::git::repository::HostedRepository;
 use futures::future::{BoxFuture, FutureExt as _};
 use muster_connect::TokenId;
-use muster_git::Git;
+use muster_git::{Git, ObjectFormat};
 
 const EXECUTABLE: &str = env!("CARGO_BIN_EXE_coordinator");
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -162,19 +163,19 @@ impl World {
         };
         fence.leases.lock().unwrap().insert(4, verify);
 
-        let bare = HostedRepository::open_or_init(&git, &home, "site")
-            .await
-            .unwrap();
-        let hooks =
-            HookServer::start(git.clone(), &home, EXECUTABLE.into(), fence.clone()).unwrap();
         let options = Options {
             git: git.clone(),
             home: home.clone(),
+            executable: EXECUTABLE.into(),
             push_bytes_max,
         };
-        let host = GitHost::new(options, fence.clone(), hooks);
+        let host = GitHost::start(options, fence.clone()).await.unwrap();
+        let sha1 = ObjectFormat::Sha1;
+        let bare = HostedRepository::open_or_init(&git, &home, "site", sha1).await;
+        let bare = bare.unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
         let router = host.router().layer(from_fn(authenticate));
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
 
