@@ -37,6 +37,9 @@ const STDERR_BYTES_MAX: usize = 4 << 10;
 const PIECE_BYTES: usize = 64 << 10;
 const PIECES: usize = 4;
 
+/// The mark at the end of an answer: an empty pkt-line.
+const MARK: &[u8] = b"0000";
+
 /// Headers of git's answer that are handed on.
 const HEADERS: [HeaderName; 4] = [
     header::CONTENT_TYPE,
@@ -78,7 +81,7 @@ pub(super) struct Call {
     pub(super) body_bytes_max: u64,
     /// Given back when the process has ended.
     pub(super) permit: OwnedSemaphorePermit,
-    /// What the client is told at the end of the answer if git failed.
+    /// What the client is told in place of the rest if git dies in the middle of its answer.
     pub(super) epilogue: Box<dyn FnOnce() -> Option<Vec<u8>> + Send>,
     pub(super) gauge: Gauge,
 }
@@ -155,18 +158,18 @@ async fn serve(
     };
     let result = tokio::select! {
         result = timeout(REQUEST_TIME_MAX, work) => match result {
-            Ok(result) => result.map(drop),
+            Ok(result) => result.map(|((), end)| end),
             Err(_) => Err(Broken::TooLong),
         },
         () = pieces.closed() => Err(Broken::Gone),
     };
     let status = match &result {
-        Ok(()) => wait_or_end(&mut child).await,
+        Ok(_) => wait_or_end(&mut child).await,
         Err(_) => end(&mut child).await,
     };
     let failed = !status.is_some_and(|status| status.success());
     if failed
-        && result.is_ok()
+        && matches!(result, Ok(End::Cut))
         && let Some(epilogue) = (call.epilogue)()
     {
         // The client may be gone by now, and then nobody is to be told.
@@ -217,12 +220,21 @@ async fn write(stdin: &mut Option<ChildStdin>, bytes: &[u8]) {
     }
 }
 
+/// How an answer of git ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// With the mark that ends every whole answer of git's protocol.
+    Marked,
+    /// Without it: git died, or had nothing to say.
+    Cut,
+}
+
 /// Reads git's answer and hands it on: the head once, then pieces.
 async fn forward(
     mut stdout: ChildStdout,
     head: oneshot::Sender<Response>,
     pieces: &mpsc::Sender<Piece>,
-) -> Result<(), Broken> {
+) -> Result<End, Broken> {
     let mut bytes = Vec::new();
     let (response, rest) = loop {
         if let Some(found) = parse_head(&bytes)? {
@@ -234,13 +246,17 @@ async fn forward(
     };
     head.send(response).map_err(|_| Broken::Gone)?;
     let mut piece = rest;
+    let mut last = Vec::new();
     loop {
         if !piece.is_empty() {
+            let surplus = piece.len().saturating_sub(MARK.len());
+            last.extend_from_slice(piece.get(surplus..).unwrap_or_default());
+            last.drain(..last.len().saturating_sub(MARK.len()));
             let piece = Bytes::from(std::mem::take(&mut piece));
             pieces.send(Ok(piece)).await.map_err(|_| Broken::Gone)?;
         }
         if read(&mut stdout, &mut piece).await? == 0 {
-            return Ok(());
+            return Ok(if last == MARK { End::Marked } else { End::Cut });
         }
     }
 }

@@ -43,12 +43,21 @@ const PUSHES_MAX: usize = 16;
 /// The most fetches and ref listings at a time: each is two or three processes.
 const READS_MAX: usize = 32;
 
-/// The longest wait for one of these; a client that waits longer had better come again.
+/// The longest wait for a place among them; a client that waits longer had better come again.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// The longest time for the list of updates; the largest is a megabyte.
+const LIST_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// The longest time to take in a refused push, so that its client gets to the refusal.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(600);
 
 /// From how many objects on a push is kept as one pack; smaller ones become loose objects, so that
 /// a snapshot a minute does not leave a pack a minute.
 const UNPACK_LIMIT: &str = "100";
+
+/// What a client is told when git dies in a push for a reason of its own.
+const DIED: &str = "git failed at the coordinator; see if the ref is there, and try again";
 
 /// How hosted repositories are served.
 #[derive(Debug, Clone)]
@@ -273,12 +282,16 @@ async fn push(
     }
     let service = Service::ReceivePack;
     let scope = host.scope(&parts).await;
-    let (list, rest, body) = read_list(body).await?;
+    let read = timeout(LIST_TIME_MAX, read_list(body)).await;
+    let (list, rest, body) = read.map_err(|_| slow())??;
     let scope = match decide(scope, &list) {
         Ok(scope) => scope,
         Err(refused) => {
             tracing::info!(repository = name, reason = %refused.first(), "a push was refused");
-            drain(body, host.options.push_bytes_max).await?;
+            let drained = drain(body, host.options.push_bytes_max);
+            timeout(DRAIN_TIME_MAX, drained)
+                .await
+                .map_err(|_| slow())??;
             return refused.answer(&list);
         }
     };
@@ -305,8 +318,8 @@ async fn push(
         epilogue: Box::new(move || {
             // Git dies of a hook's refusal without a report, so the report is made here. All
             // updates were one transaction: none has happened.
-            let refusal = push.refused()?;
-            list.refuse(|_| refusal.to_string())
+            let reason = push.refused().map(|refusal| refusal.to_string());
+            list.refuse(|_| reason.as_deref().unwrap_or(DIED).to_owned())
         }),
         gauge: host.gauge.clone(),
     };

@@ -134,6 +134,16 @@ impl World {
     }
 
     async fn start_in(home: &str, push_bytes_max: u64) -> Self {
+        let world = Self::start_bare(home, EXECUTABLE, push_bytes_max).await;
+        world.operator_pushes("HEAD:refs/muster/source/run").ok();
+        for task in ["api", "other"] {
+            let base = format!("refs/muster/base/run/{task}");
+            world.in_bare(&["update-ref", &base, &world.head()]).ok();
+        }
+        world
+    }
+
+    async fn start_bare(home: &str, executable: &str, push_bytes_max: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let home = folder.path().join(home);
         let git = Git::find().await.unwrap();
@@ -166,7 +176,7 @@ impl World {
         let options = Options {
             git: git.clone(),
             home: home.clone(),
-            executable: EXECUTABLE.into(),
+            executable: executable.into(),
             push_bytes_max,
         };
         let host = GitHost::start(options, fence.clone()).await.unwrap();
@@ -193,11 +203,6 @@ impl World {
             .git(&["init", "--quiet", "--initial-branch=main"])
             .ok();
         world.commit("base");
-        world.operator_pushes("HEAD:refs/muster/source/run").ok();
-        for task in ["api", "other"] {
-            let base = format!("refs/muster/base/run/{task}");
-            world.in_bare(&["update-ref", &base, &world.head()]).ok();
-        }
         world
     }
 
@@ -599,6 +604,14 @@ async fn a_home_with_a_long_path_still_fences() {
         .refused("the lease has ended");
     *world.fence.moves_left.lock().unwrap() = None;
     world.push("lease-1", &[target]).ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_whose_hook_cannot_run_is_refused() {
+    let world = World::start_bare("home", "/nonexistent", PUSH_BYTES_MAX).await;
+    let push = world.operator_pushes("HEAD:refs/muster/source/next");
+    push.refused("(git failed at the coordinator; see if the ref is there, and try again)");
+    assert_eq!(world.refs(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
