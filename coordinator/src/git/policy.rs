@@ -33,7 +33,7 @@ pub enum Scope {
         /// The worker's stable id.
         worker: String,
         /// The incarnation whose session this is.
-        incarnation: String,
+        incarnation: u64,
         /// The attempts that were told to stop, and whose edits are not kept yet.
         attempts: Vec<AttemptName>,
     },
@@ -219,7 +219,7 @@ mod tests {
             },
             Scope::Salvage {
                 worker: "w".to_owned(),
-                incarnation: "i".to_owned(),
+                incarnation: 1,
                 attempts: vec![name("api", 1)],
             },
             Scope::Operator,

@@ -59,7 +59,7 @@ impl Fence for FakeFence {
                     incarnation,
                 } => Ok(Scope::Salvage {
                     worker: worker.clone(),
-                    incarnation: incarnation.clone(),
+                    incarnation: *incarnation,
                     attempts: vec![attempt("api", 1)],
                 }),
                 Identity::Operator { .. } | Identity::Admin { .. } => Ok(Scope::Operator),
@@ -99,7 +99,7 @@ async fn authenticate(mut request: Request, next: Next) -> axum::response::Respo
             "viewer" => Some(Identity::Viewer { token }),
             "worker" => Some(Identity::WorkerSession {
                 worker: "w".to_owned(),
-                incarnation: "i".to_owned(),
+                incarnation: 1,
             }),
             lease => Some(Identity::Lease(lease.strip_prefix("lease-")?.parse().ok()?)),
         });
