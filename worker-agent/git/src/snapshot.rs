@@ -125,15 +125,16 @@ impl Workspace {
         let kept = self.settle_submodules().await?;
         let mut notes = BTreeSet::new();
         let mut nested: BTreeSet<PathBuf> = BTreeSet::new();
-        let mut left_out = Vec::new();
-        for _ in 0..NESTING_MAX {
+        let mut left_out: BTreeSet<PathBuf> = BTreeSet::new();
+        for level in 0..=NESTING_MAX {
             let added = self.add_all(&kept).await?;
-            left_out = self.links_but(&kept).await?;
+            let linked = self.links_but(&kept).await?;
             let refused = self.nested_among(&added).await;
-            let found = left_out.iter().cloned().chain(refused);
-            let new: BTreeSet<PathBuf> = found.filter(|path| !nested.contains(path)).collect();
-            if new.is_empty() {
+            let found: BTreeSet<PathBuf> = linked.into_iter().chain(refused).collect();
+            let new: BTreeSet<PathBuf> = found.difference(&nested).cloned().collect();
+            if new.is_empty() || level == NESTING_MAX {
                 notes.extend(unreadable(&added));
+                left_out = found;
                 break;
             }
             self.open_up(&new).await?;
@@ -141,14 +142,11 @@ impl Workspace {
         }
         self.close_up(&nested).await?;
         self.forget(&left_out).await?;
-        notes.extend(nested.iter().map(|path| {
-            let path_text = path.to_string_lossy().into_owned();
-            if left_out.contains(path) {
-                SnapshotNote::LeftOut { path: path_text }
-            } else {
-                SnapshotNote::NestedRepository { path: path_text }
-            }
-        }));
+        let path_text = |path: &PathBuf| path.to_string_lossy().into_owned();
+        let taken_in = nested.difference(&left_out).map(path_text);
+        notes.extend(taken_in.map(|path| SnapshotNote::NestedRepository { path }));
+        let left_out = left_out.iter().map(path_text);
+        notes.extend(left_out.map(|path| SnapshotNote::LeftOut { path }));
         Ok(notes)
     }
 
@@ -167,9 +165,9 @@ impl Workspace {
                 _ => false,
             };
             if is_submodule {
-                kept.push(path.clone())
+                kept.push(path.clone());
             } else {
-                gone.push(path.clone())
+                gone.push(path.clone());
             }
         }
         self.forget(&gone).await?;
