@@ -102,20 +102,21 @@ async fn no_setting_of_a_submodule_or_nested_repository_runs_a_program() {
         .await;
     let workspace = world.workspace(base).await;
     let (program, trace) = trap(&world);
+    // As after `git submodule update --init`: only then would git look for changes inside it.
+    world.set("refs/heads/inner", inner).await;
+    let origin = world.origin.folder().to_str().unwrap();
     for folder in ["sub", "nested"] {
         let folder = workspace.work().join(folder);
         std::fs::create_dir_all(&folder).unwrap();
         world.as_agent(&folder, &["init", "-q", "."]).await;
-        std::fs::write(folder.join("f"), "1").unwrap();
-        world.as_agent(&folder, &["add", "f"]).await;
-        let identity = ["-c", "user.name=a", "-c", "user.email=a@b"];
         world
-            .as_agent(
-                &folder,
-                &[&identity[..], &["commit", "-q", "-m", "x"]].concat(),
-            )
+            .as_agent(&folder, &["fetch", "-q", origin, "refs/heads/inner"])
             .await;
-        std::fs::write(folder.join("f"), "22").unwrap();
+        world
+            .as_agent(&folder, &["checkout", "-q", "FETCH_HEAD"])
+            .await;
+        // Of the same length, so that git would have to read it, through the filter.
+        std::fs::write(folder.join("f"), "2").unwrap();
         std::fs::write(folder.join(".gitattributes"), "* filter=evil\n").unwrap();
         poison(&folder.join(".git"), &program);
     }

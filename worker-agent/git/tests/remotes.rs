@@ -185,3 +185,26 @@ async fn a_redirect_does_not_carry_the_token_away() {
         _ = elsewhere.accept() => panic!("the redirect was followed"),
     }
 }
+
+#[tokio::test]
+async fn a_coordinator_is_dialled_where_it_is_but_asked_for_by_its_name() {
+    let world = World::new().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    for host in ["127.0.0.1", "localhost"] {
+        let auth = muster_git::Auth {
+            token: "t0p-s3cret".to_owned(),
+            ca_file: None,
+        };
+        let remote = Remote::coordinator(&format!("{host}:{port}"), "git/x.git", auth).unwrap();
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut hello = vec![0; 4096];
+            let length = stream.read(&mut hello).await.unwrap();
+            String::from_utf8_lossy(&hello[..length]).into_owned()
+        };
+        let (hello, listed) = tokio::join!(serve, remote.ls_remote(&world.git, &[]));
+        assert!(hello.contains("coordinator.muster"), "{host}: {hello:?}");
+        assert!(listed.is_err());
+    }
+}

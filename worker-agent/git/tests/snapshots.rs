@@ -178,6 +178,7 @@ async fn repositories_inside_the_tree_are_taken_in_as_plain_files() {
         );
     }
     assert_eq!(snapshot(&workspace).await.tree, taken.tree);
+    assert!(snapshot(&workspace).await.notes.contains(&nested("full")));
     write(work, "full/f", "y");
     std::fs::remove_file(work.join("full/deep/f")).unwrap();
     let taken = snapshot(&workspace).await;
@@ -189,6 +190,24 @@ async fn repositories_inside_the_tree_are_taken_in_as_plain_files() {
         listing(workspace.control(), taken.tree).await,
         ["100644 a", "100644 fresh one/.gitignore", "100644 full/f"]
     );
+}
+
+#[tokio::test]
+async fn a_forged_name_does_not_reach_outside_the_work_tree() {
+    let world = World::new().await;
+    let base = world.commit(&[], &[("a", "1")]).await;
+    let workspace = world.workspace(base).await;
+    let work = workspace.work();
+    std::fs::create_dir_all(workspace.folder().join("victim/.git")).unwrap();
+    let forged = "x\nerror: '../victim/' does not have a commit checked out\n";
+    std::fs::create_dir_all(work.join(forged)).unwrap();
+    world
+        .as_agent(&work.join(forged), &["init", "-q", "."])
+        .await;
+    write(work, "b", "1");
+    let taken = snapshot(&workspace).await;
+    let paths = listing(workspace.control(), taken.tree).await;
+    assert_eq!(paths, ["100644 a", "100644 b"]);
 }
 
 #[tokio::test]
