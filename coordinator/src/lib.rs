@@ -1,1 +1,12 @@
-//! coordinator
+//! The coordinator of Muster.
+
+pub mod api;
+pub mod auth;
+pub mod engine;
+pub mod git;
+pub mod plan;
+pub mod store;
+pub mod transcript;
+
+/// Name and version of this program, for peers and people.
+pub const SOFTWARE: &str = concat!("coordinator ", env!("CARGO_PKG_VERSION"));

@@ -1,1 +1,14 @@
-fn main() {}
+//! The `coordinator` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // First, before anything else is read: git runs this once for each push.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|first| first == coordinator::git::hook::SUBCOMMAND)
+    {
+        return coordinator::git::hook::hook_main();
+    }
+    ExitCode::SUCCESS
+}

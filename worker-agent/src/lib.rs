@@ -1,6 +1,8 @@
 //! The worker agent: leases tasks from a coordinator, runs agents under supervisors, publishes
 //! their work.
 
+mod agent;
+mod attempt;
 pub mod clock;
 mod document;
 mod failure;
@@ -11,6 +13,8 @@ mod outbox;
 mod session;
 mod spool;
 pub mod supervisor;
+mod worker;
 
 pub use identity::{Error as IdentityError, StateDir, host_name};
 pub use options::{Coordinator, Ended, Options, Repositories, Wish};
+pub use worker::{Error, run};

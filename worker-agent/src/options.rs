@@ -33,6 +33,8 @@ pub struct Options {
     pub executable: PathBuf,
     /// Where repositories are.
     pub repositories: Repositories,
+    /// How often edits of running agents are kept at their WIP ref; as usual when absent.
+    pub wip_interval: Option<Duration>,
 }
 
 /// Where a coordinator is.

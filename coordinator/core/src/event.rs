@@ -56,10 +56,11 @@ pub struct Usage {
 /// Who asked for something, for people.
 pub type Actor = Arc<str>;
 
-/// How a lease ended without a result of its own.
+/// How it is known that nothing of a lease runs any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LeaseEnd {
-    /// The worker confirmed that the process tree is gone.
+    /// The worker confirmed that the process tree is gone: by a result, by giving the lease back,
+    /// by saying that it stopped, or by no longer holding it.
     Confirmed,
     /// TTL and grace passed in silence.
     Expired,
@@ -141,6 +142,17 @@ pub enum EventKind {
     /// The run left memory; its history and final image are in the archive.
     RunArchived {
         run: RunId,
+    },
+    /// The succeeded tasks do not merge; [`EventKind::RunEnded`] follows in the same batch.
+    IntegrationConflicted {
+        run: RunId,
+        conflict: MergeConflict,
+    },
+    /// An ended run is active again. The events that reopen its tasks follow in the same batch.
+    RunReopened {
+        run: RunId,
+        generation: u32,
+        by: Actor,
     },
     /// An archived run came back, to be retried.
     RunReloaded {
@@ -242,7 +254,8 @@ pub enum EventKind {
         run: RunId,
         lease: LeaseId,
     },
-    /// The lease is over: nothing of it runs any more.
+    /// The lease is over: nothing of it runs any more. Every lease ends with this event, also after
+    /// a result; only [`LeaseEnd::NeverStarted`] by itself puts the work back into its queue.
     LeaseClosed {
         run: RunId,
         lease: LeaseId,
@@ -268,4 +281,86 @@ pub enum EventKind {
         lease: LeaseId,
         question: QuestionId,
     },
+}
+
+impl EventKind {
+    /// Gives the run whose history the event belongs to; `None` for the coordinator's own.
+    #[must_use]
+    pub fn run(&self) -> Option<RunId> {
+        match self {
+            Self::CoordinatorStarted { .. }
+            | Self::WorkerJoined { .. }
+            | Self::WorkerDraining { .. }
+            | Self::WorkerForgotten { .. } => None,
+            Self::RunSubmitted { run, .. }
+            | Self::CancelRequested { run, .. }
+            | Self::IntegrationStarted { run }
+            | Self::IntegrationMerged { run, .. }
+            | Self::IntegrationConflicted { run, .. }
+            | Self::RunEnded { run, .. }
+            | Self::RunReopened { run, .. }
+            | Self::RunArchived { run }
+            | Self::RunReloaded { run, .. }
+            | Self::LeaseGranted { run, .. }
+            | Self::WorkStarted { run, .. }
+            | Self::AttemptSucceeded { run, .. }
+            | Self::AttemptFailed { run, .. }
+            | Self::VerifyPassed { run, .. }
+            | Self::VerifyFailed { run, .. }
+            | Self::VerifyLost { run, .. }
+            | Self::LeaseRevoked { run, .. }
+            | Self::LeaseClosed { run, .. }
+            | Self::QuestionAsked { run, .. }
+            | Self::QuestionAnswered { run, .. }
+            | Self::TaskParked { run, .. } => Some(*run),
+            Self::TaskBasing { task }
+            | Self::TaskReady { task, .. }
+            | Self::TaskSucceeded { task, .. }
+            | Self::TaskFailed { task, .. }
+            | Self::TaskSkipped { task, .. }
+            | Self::TaskCancelled { task, .. }
+            | Self::TaskAborted { task, .. }
+            | Self::TaskReopened { task, .. } => Some(task.run),
+        }
+    }
+
+    /// Gives the stable name used in logs, on the wire and in JSON.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::CoordinatorStarted { .. } => "coordinator_started",
+            Self::WorkerJoined { .. } => "worker_joined",
+            Self::WorkerDraining { .. } => "worker_draining",
+            Self::WorkerForgotten { .. } => "worker_forgotten",
+            Self::RunSubmitted { .. } => "run_submitted",
+            Self::CancelRequested { .. } => "cancel_requested",
+            Self::IntegrationStarted { .. } => "integration_started",
+            Self::IntegrationMerged { .. } => "integration_merged",
+            Self::RunEnded { .. } => "run_ended",
+            Self::RunArchived { .. } => "run_archived",
+            Self::IntegrationConflicted { .. } => "integration_conflicted",
+            Self::RunReopened { .. } => "run_reopened",
+            Self::RunReloaded { .. } => "run_reloaded",
+            Self::TaskBasing { .. } => "task_basing",
+            Self::TaskReady { .. } => "task_ready",
+            Self::TaskSucceeded { .. } => "task_succeeded",
+            Self::TaskFailed { .. } => "task_failed",
+            Self::TaskSkipped { .. } => "task_skipped",
+            Self::TaskCancelled { .. } => "task_cancelled",
+            Self::TaskAborted { .. } => "task_aborted",
+            Self::TaskReopened { .. } => "task_reopened",
+            Self::LeaseGranted { .. } => "lease_granted",
+            Self::WorkStarted { .. } => "work_started",
+            Self::AttemptSucceeded { .. } => "attempt_succeeded",
+            Self::AttemptFailed { .. } => "attempt_failed",
+            Self::VerifyPassed { .. } => "verify_passed",
+            Self::VerifyFailed { .. } => "verify_failed",
+            Self::VerifyLost { .. } => "verify_lost",
+            Self::LeaseRevoked { .. } => "lease_revoked",
+            Self::LeaseClosed { .. } => "lease_closed",
+            Self::QuestionAsked { .. } => "question_asked",
+            Self::QuestionAnswered { .. } => "question_answered",
+            Self::TaskParked { .. } => "task_parked",
+        }
+    }
 }

@@ -58,3 +58,25 @@ pub const GRANTS_PER_ROUND: usize = 4_096;
 pub const PATH_SCAN: usize = 1_024;
 /// Time after which a worker that is not connected and holds nothing is forgotten.
 pub const WORKER_FORGET: Span = Span::from_secs(24 * 3_600);
+/// How long an agent that waits for a person keeps its slot before it is parked.
+pub const PARK_AFTER: Span = Span::from_secs(600);
+/// Distinct profiles of one run: tasks name them by a 16-bit index.
+pub const PROFILES_PER_RUN: usize = 65_536;
+/// Bytes of a claimed path: what common systems accept.
+pub const PATH_BYTES: usize = 4_096;
+/// An agent's summary of an attempt.
+pub const SUMMARY_BYTES: usize = 4_096;
+/// A question, an answer, or the reason of a cancel.
+pub const TEXT_BYTES: usize = 8_192;
+/// Idempotency keys kept; beyond it the smallest key of a run that is not live is forgotten.
+pub const KEYS: usize = 100_000;
+/// Timers one tick handles; the rest is due at once again.
+pub const TIMERS_PER_TICK: usize = 1_024;
+/// Consequences recorded between two looks at the worklists.
+pub const CONSEQUENCES_PER_PASS: usize = 1_024;
+/// Errors of a plan that are reported at once.
+pub const PLAN_ERRORS: usize = 20;
+/// Names compared for a suggestion: keeps the answer to a hostile plan quick.
+pub const SUGGESTION_SCAN: usize = 10_000;
+/// Files and tasks of a merge conflict that are kept.
+pub const CONFLICT_ITEMS: usize = 256;

@@ -1,0 +1,261 @@
+//! Writes the message of a grant, and finds where a lease's events belong.
+
+use std::sync::Arc;
+
+use coordinator_core::event::Work;
+use coordinator_core::state::Run;
+use coordinator_core::{LeaseId, TaskIx, WorkerId};
+use muster_proto::v1;
+use serde::Serialize;
+use tonic::Status;
+
+use super::convert;
+use super::status;
+use crate::auth::Authenticator;
+use crate::engine::{Handle, Readers};
+use crate::engine::grant::GrantFacts;
+use crate::git::names;
+use crate::store::Which;
+use crate::transcript::Place;
+
+/// Place in a run's specs behind those of its tasks: the integration's document.
+#[must_use]
+pub fn integrate_spec(tasks: usize) -> u32 {
+    u32::try_from(tasks).unwrap_or(u32::MAX)
+}
+
+/// Makes grants.
+#[derive(Clone)]
+pub struct Grants {
+    engine: Handle,
+    readers: Readers,
+    credentials: Arc<Authenticator>,
+}
+
+/// What `MUSTER_CONTEXT_FILE` holds: everything an attempt may want to know about its task.
+#[derive(Serialize)]
+struct Context<'a> {
+    run: &'a str,
+    task: Option<&'a str>,
+    attempt: Option<u32>,
+    prompt: Option<serde_json::Value>,
+    dependencies: Vec<ContextDependency<'a>>,
+    earlier_attempts: Vec<ContextAttempt<'a>>,
+    /// What the last counted or uncounted failure of this generation was.
+    last_failure: Option<ContextFailure<'a>>,
+}
+
+#[derive(Serialize)]
+struct ContextDependency<'a> {
+    task: &'a str,
+    commit: Option<&'a str>,
+    summary: &'a str,
+}
+
+#[derive(Serialize)]
+struct ContextAttempt<'a> {
+    attempt: u32,
+    r#ref: Option<&'a str>,
+    commit: Option<&'a str>,
+    failure: Option<ContextFailure<'a>>,
+}
+
+#[derive(Serialize)]
+struct ContextFailure<'a> {
+    class: &'static str,
+    message: &'a str,
+    output: &'a str,
+}
+
+impl<'a> From<&'a coordinator_core::Failure> for ContextFailure<'a> {
+    fn from(failure: &'a coordinator_core::Failure) -> Self {
+        Self { class: failure.class.name(), message: &failure.message, output: &failure.output }
+    }
+}
+
+impl Grants {
+    /// Makes the writer of grants.
+    #[must_use]
+    pub fn new(engine: Handle, readers: Readers, credentials: Arc<Authenticator>) -> Self {
+        Self { engine, readers, credentials }
+    }
+
+    /// Writes the message of a grant.
+    ///
+    /// # Errors
+    /// The task's document cannot be read.
+    pub async fn message(&self, facts: GrantFacts) -> Result<v1::Grant, Status> {
+        let run_id = facts.run_id;
+        let spec = match facts.task {
+            Some((task, _)) => task.0,
+            None => self
+                .engine
+                .query(move |state, _| state.run(run_id).map(|run| integrate_spec(run.tasks.len())))
+                .await
+                .map_err(status::of)?
+                .ok_or_else(|| Status::not_found("the run is gone"))?,
+        };
+        let run = facts.run.clone();
+        let document = self
+            .readers
+            .read(move |reader| reader.spec(&run, TaskIx(spec)))
+            .await
+            .map_err(status::of_read)?
+            .ok_or_else(|| Status::internal("the task's document is not in the store"))?;
+        let context = context_of(&facts, &document)?;
+        let attempt = match facts.work {
+            Work::Attempt { attempt, .. } => Some(attempt.0),
+            Work::Verify { .. } | Work::FinalVerify => None,
+        };
+        let task = facts.task.as_ref().map(|(_, name)| name.to_string()).unwrap_or_default();
+        let source = facts.source.map(|source| {
+            let own = |name: fn(&str, &str, u32) -> String| {
+                attempt.map(|number| name(&facts.run, &task, number)).unwrap_or_default()
+            };
+            v1::GitSource {
+                repository: source.repository.to_string(),
+                read_ref: source.read_ref,
+                commit: source.commit.to_string(),
+                attempt_ref: own(names::attempt),
+                wip_ref: own(names::wip),
+                salvage_ref: own(names::salvage),
+                base: source.base.to_string(),
+            }
+        });
+        Ok(v1::Grant {
+            lease: facts.lease.0,
+            heartbeat_seq: facts.heartbeat_seq,
+            ttl: Some(convert::duration(facts.ttl)),
+            run: facts.run.to_string(),
+            task,
+            work: Some(convert::work(facts.work)),
+            credential: self.credentials.credentials().lease(facts.lease.0),
+            source,
+            document,
+            context,
+            timeout: Some(convert::duration(facts.timeout)),
+        })
+    }
+
+    /// Finds the transcript for a worker's events of a lease; `None` when the lease is not its own.
+    ///
+    /// # Errors
+    /// The engine or the archive cannot be asked.
+    pub async fn place(
+        &self,
+        worker: &WorkerId,
+        events: &v1::LeaseEvents,
+    ) -> Result<Option<Place>, Status> {
+        let lease = LeaseId(events.lease);
+        let (name, task) = (events.run.clone(), events.task.clone());
+        let (work, owner) = (events.work, worker.clone());
+        let live = self
+            .engine
+            .query(move |state, _| {
+                if let Some(open) = state.lease(lease) {
+                    return Some(place_of_open(state.run(open.run)?, open, &owner));
+                }
+                Some(ended_place(state.run_by_name(&name)?, &task, work.as_ref(), lease, &owner))
+            })
+            .await
+            .map_err(status::of)?;
+        if let Some(place) = live {
+            return Ok(place);
+        }
+        let name = events.run.clone();
+        let image = self
+            .readers
+            .read(move |reader| match reader.archived(Which::Name(&name))? {
+                Some(summary) => reader.archived_image(summary.run),
+                None => Ok(None),
+            })
+            .await
+            .map_err(status::of_read)?;
+        Ok(image.and_then(|image| {
+            ended_place(&image.run, &events.task, events.work.as_ref(), lease, worker)
+        }))
+    }
+}
+
+fn place_of_open(
+    run: &Run,
+    lease: &coordinator_core::state::Lease,
+    worker: &WorkerId,
+) -> Option<Place> {
+    if lease.worker != *worker {
+        return None;
+    }
+    let task = match lease.work {
+        Work::Attempt { task, .. } | Work::Verify { task, .. } => run.task(task)?.name.clone(),
+        Work::FinalVerify => Arc::from(""),
+    };
+    Some(Place { run: run.name.clone(), task, work: lease.work, lease: lease.id })
+}
+
+/// Finds the place of a lease that is over. Attempts name their leases; a verify's is taken from
+/// the worker that ran the attempt or any other, since its events were bound to a live lease before.
+fn ended_place(
+    run: &Run,
+    task: &str,
+    work: Option<&v1::Work>,
+    lease: LeaseId,
+    worker: &WorkerId,
+) -> Option<Place> {
+    let ix = run.tasks.iter().position(|known| *known.name == *task);
+    let ix = ix.and_then(|ix| u32::try_from(ix).ok()).map(TaskIx);
+    let work = convert::work_of(work, ix.unwrap_or_default())?;
+    let name = match work {
+        Work::Attempt { attempt, .. } => {
+            let task = run.task(ix?)?;
+            let attempts = &task.history.as_deref()?.attempts;
+            attempts.iter().find(|tried| {
+                tried.number == attempt && tried.lease == lease && tried.worker == *worker
+            })?;
+            task.name.clone()
+        }
+        Work::Verify { attempt, .. } => {
+            let task = run.task(ix?)?;
+            let attempts = &task.history.as_deref()?.attempts;
+            attempts.iter().find(|tried| tried.number == attempt && tried.lease < lease)?;
+            task.name.clone()
+        }
+        Work::FinalVerify => Arc::from(""),
+    };
+    Some(Place { run: run.name.clone(), task: name, work, lease })
+}
+
+fn context_of(facts: &GrantFacts, document: &[u8]) -> Result<Vec<u8>, Status> {
+    let prompt = serde_json::from_slice::<serde_json::Value>(document)
+        .ok()
+        .and_then(|mut document| document.get_mut("prompt").map(serde_json::Value::take));
+    let context = Context {
+        run: &facts.run,
+        task: facts.task.as_ref().map(|(_, name)| &**name),
+        attempt: match facts.work {
+            Work::Attempt { attempt, .. } | Work::Verify { attempt, .. } => Some(attempt.0),
+            Work::FinalVerify => None,
+        },
+        prompt,
+        dependencies: facts
+            .dependencies
+            .iter()
+            .map(|dependency| ContextDependency {
+                task: &dependency.task,
+                commit: dependency.commit.as_ref().map(coordinator_core::CommitId::as_str),
+                summary: &dependency.summary,
+            })
+            .collect(),
+        earlier_attempts: facts
+            .earlier
+            .iter()
+            .map(|earlier| ContextAttempt {
+                attempt: earlier.attempt.0,
+                r#ref: earlier.published.as_ref().map(|(name, _)| name.as_str()),
+                commit: earlier.published.as_ref().map(|(_, commit)| commit.as_str()),
+                failure: earlier.failure.as_ref().map(Into::into),
+            })
+            .collect(),
+        last_failure: facts.last_failure.as_ref().map(Into::into),
+    };
+    serde_json::to_vec(&context).map_err(|error| Status::internal(error.to_string()))
+}

@@ -1,0 +1,181 @@
+//! Finding runs, live or archived.
+
+use std::sync::Arc;
+
+use coordinator_core::RunId;
+use coordinator_core::state::{Run, RunImage};
+use muster_proto::v1;
+use tonic::Status;
+
+use super::status;
+use super::view;
+use crate::engine::{Handle, Readers};
+use crate::store::Which;
+use crate::transcript::Transcripts;
+
+/// Runs listed at once.
+const LIST_MAX: usize = 500;
+
+/// Finds and shows runs; cheap to clone.
+#[derive(Clone)]
+pub struct Runs {
+    engine: Handle,
+    readers: Readers,
+    transcripts: Transcripts,
+}
+
+
+impl Runs {
+    /// Makes the finder.
+    #[must_use]
+    pub fn new(engine: Handle, readers: Readers, transcripts: Transcripts) -> Self {
+        Self { engine, readers, transcripts }
+    }
+
+    /// Gives the engine.
+    #[must_use]
+    pub fn engine(&self) -> &Handle {
+        &self.engine
+    }
+
+    /// Gives the store's readers.
+    #[must_use]
+    pub fn readers(&self) -> &Readers {
+        &self.readers
+    }
+
+    /// Gives the transcripts.
+    #[must_use]
+    pub fn transcripts(&self) -> &Transcripts {
+        &self.transcripts
+    }
+
+    /// Reads something of a run, wherever it is.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` when no run has that name.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        name: &str,
+        read: impl Fn(&Run, bool) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let wanted = name.to_owned();
+        let (live, read) = self
+            .engine
+            .query(move |state, _| {
+                let live = state.run_by_name(&wanted).map(|run| read(run, false));
+                (live, read)
+            })
+            .await
+            .map_err(status::of)?;
+        match live {
+            Some(live) => Ok(live),
+            None => Ok(read(&self.archived(name).await?.run, true)),
+        }
+    }
+
+    /// Gives an archived run.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` when no archived run has that name.
+    pub async fn archived(&self, name: &str) -> Result<RunImage, Status> {
+        let wanted = name.to_owned();
+        self.readers
+            .read(move |reader| match reader.archived(Which::Name(&wanted))? {
+                Some(summary) => reader.archived_image(summary.run),
+                None => Ok(None),
+            })
+            .await
+            .map_err(status::of_read)?
+            .ok_or_else(|| Status::not_found(format!("no run {name:?}; `status` lists the runs")))
+    }
+
+    /// Gives a run's number, name and the names of its tasks.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` when no run has that name.
+    pub async fn identify(&self, name: &str) -> Result<(RunId, Arc<str>, Arc<[Arc<str>]>), Status> {
+        self.read(name, |run, _| {
+            (run.id, run.name.clone(), run.tasks.iter().map(|task| task.name.clone()).collect())
+        })
+        .await
+    }
+
+    /// Tells whether a run has ended: only an archived one is not live.
+    ///
+    /// # Errors
+    /// The engine has ended.
+    pub async fn has_ended(&self, run: RunId) -> Result<bool, Status> {
+        self.engine
+            .query(move |state, _| state.run(run).is_none_or(Run::is_ended))
+            .await
+            .map_err(status::of)
+    }
+
+    /// Finds a live run, or brings an archived one back to be changed.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` when no run has that name.
+    pub async fn revive(&self, name: &str) -> Result<RunId, Status> {
+        if let Some(run) =
+            crate::engine::live_run(&self.engine, name).await.map_err(status::of)?
+        {
+            return Ok(run);
+        }
+        let image = self.archived(name).await?;
+        let run = image.run.id;
+        self.engine.reload(image).await.map_err(status::of)?;
+        Ok(run)
+    }
+
+    /// Lists runs, newest first.
+    ///
+    /// # Errors
+    /// A malformed page token.
+    pub async fn list(
+        &self,
+        request: &v1::ListRunsRequest,
+    ) -> Result<v1::ListRunsResponse, Status> {
+        let before = match request.page_token.as_str() {
+            "" => None,
+            token => Some(RunId(
+                token.parse().map_err(|_| Status::invalid_argument("page_token: not one of ours"))?,
+            )),
+        };
+        let limit = match usize::try_from(request.limit).unwrap_or(LIST_MAX) {
+            0 => LIST_MAX,
+            limit => limit.min(LIST_MAX),
+        };
+        let mut runs: Vec<(RunId, v1::RunSummary)> = self
+            .engine
+            .query(move |state, _| {
+                state
+                    .runs()
+                    .filter(|run| before.is_none_or(|before| run.id < before))
+                    .map(|run| (run.id, view::summary(run, false)))
+                    .collect()
+            })
+            .await
+            .map_err(status::of)?;
+        let archived = self
+            .readers
+            .read(move |reader| reader.archived_runs(before, limit))
+            .await
+            .map_err(status::of_read)?;
+        for summary in archived {
+            // A run that is being archived or was taken back shows as what it is now.
+            if !runs.iter().any(|(run, _)| *run == summary.run) {
+                runs.push((summary.run, view::archived_summary(&summary)));
+            }
+        }
+        runs.sort_by_key(|(run, _)| std::cmp::Reverse(*run));
+        let more = runs.len() > limit;
+        runs.truncate(limit);
+        let next_page_token = match runs.last() {
+            Some((last, _)) if more => last.0.to_string(),
+            _ => String::new(),
+        };
+        let runs = runs.into_iter().map(|(_, summary)| summary).collect();
+        Ok(v1::ListRunsResponse { runs, next_page_token })
+    }
+}

@@ -1,0 +1,430 @@
+//! The engine's thread.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use coordinator_core::decide::Step;
+use coordinator_core::effects::{Effect, effects};
+use coordinator_core::{
+    Command, Epoch, Event, EventKind, LeaseId, Rejection, Reply, RunId, Timestamp, WorkerId,
+};
+use coordinator_core::{recovery, schedule, state::State};
+use tokio::runtime;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
+
+use super::clock::Clock;
+use super::grant::GrantFacts;
+use super::notice::Notices;
+use super::{BATCH_MAX, Handle, QUEUE, Request, ToSession};
+use crate::store::{self, BatchSeq, Loaded, Progress, Store};
+
+/// How the engine is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Journal rows after which a snapshot is written: bounds the work of a restart.
+    pub snapshot_every: u64,
+    /// How often a row that could not be written is tried again, half a second apart, before the
+    /// coordinator ends.
+    pub append_retries: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { snapshot_every: 4_096, append_retries: 10 }
+    }
+}
+
+/// Why the engine ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    #[error("failed to load the journal")]
+    Load(#[source] store::Error),
+    #[error("the journal contradicts itself: {0}")]
+    Journal(String),
+    #[error("failed to write the journal")]
+    Append(#[source] store::Error),
+    #[error("failed to start the engine's thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Loads the journal and starts the engine's thread.
+///
+/// Gives the handle, the epoch of this start and the thread, which ends after [`Handle::stop`] or
+/// with the reason for which it could not go on.
+///
+/// # Errors
+/// The journal cannot be read, contradicts itself, or belongs to a newer coordinator.
+pub fn start(
+    mut store: Box<dyn Store>,
+    options: Options,
+) -> Result<(Handle, Epoch, JoinHandle<Result<(), Fatal>>), Fatal> {
+    let epoch = store.claim_epoch().map_err(Fatal::Load)?;
+    let loaded = store.load().map_err(Fatal::Load)?;
+    let (state, last_at) = rebuild(&mut *store, &loaded)?;
+    let clock = Clock::start(last_at);
+    let (requests, inbox) = mpsc::channel(QUEUE);
+    let notices = Arc::new(Notices::default());
+    let handle = Handle { requests, notices: notices.clone() };
+    let mut actor = Actor {
+        state,
+        store,
+        clock,
+        epoch,
+        next_seq: loaded.next,
+        options,
+        notices,
+        sessions: BTreeMap::new(),
+        endings: BTreeSet::new(),
+        since_snapshot: 0,
+        holding: false,
+    };
+    actor.begin()?;
+    let thread = std::thread::Builder::new()
+        .name("engine".into())
+        .spawn(move || actor.run(inbox))
+        .map_err(Fatal::Thread)?;
+    Ok((handle, epoch, thread))
+}
+
+/// Rebuilds the state from the newest snapshot and the batches after it.
+fn rebuild(store: &mut dyn Store, loaded: &Loaded) -> Result<(State, Timestamp), Fatal> {
+    let (mut state, mut last_at) = match &loaded.snapshot {
+        Some(snapshot) => {
+            (State::from_image(snapshot.image.clone(), snapshot.at), snapshot.at)
+        }
+        None => (State::new(), Timestamp::default()),
+    };
+    let mut contradiction = None;
+    let replayed = store.replay(loaded.upto(), &mut |seq, batch| {
+        last_at = last_at.max(batch.at);
+        for event in &batch.events {
+            if contradiction.is_none()
+                && let Err(error) = state.replay(event)
+            {
+                contradiction = Some(format!("{seq}: {error}"));
+            }
+        }
+    });
+    replayed.map_err(Fatal::Load)?;
+    match contradiction {
+        Some(contradiction) => Err(Fatal::Journal(contradiction)),
+        None => Ok((state, last_at)),
+    }
+}
+
+struct Session {
+    number: u64,
+    out: mpsc::Sender<ToSession>,
+}
+
+struct Actor {
+    state: State,
+    store: Box<dyn Store>,
+    clock: Clock,
+    epoch: Epoch,
+    next_seq: BatchSeq,
+    options: Options,
+    notices: Arc<Notices>,
+    sessions: BTreeMap<WorkerId, Session>,
+    /// Runs that are to be archived as soon as they have ended and nothing of them is open.
+    endings: BTreeSet<RunId>,
+    since_snapshot: u64,
+    /// No new leases.
+    holding: bool,
+}
+
+/// What waits for the commit of its batch.
+type Pending = (oneshot::Sender<Result<Reply, Rejection>>, Result<Reply, Rejection>);
+
+enum Next {
+    Request(Request),
+    Time,
+    Closed,
+}
+
+impl Actor {
+    /// Journals the start and gives every open lease its full time.
+    fn begin(&mut self) -> Result<(), Fatal> {
+        let now = self.clock.now();
+        let mut events = recovery::start(&mut self.state, now, self.epoch);
+        events.extend(schedule::schedule(&mut self.state, now));
+        self.commit(now, &events)?;
+        self.release(&events);
+        info!(
+            epoch = self.epoch.0,
+            runs = self.state.runs().count(),
+            leases = self.state.leases().count(),
+            "the coordinator has started"
+        );
+        Ok(())
+    }
+
+    fn run(mut self, mut inbox: mpsc::Receiver<Request>) -> Result<(), Fatal> {
+        let Ok(waiting) = runtime::Builder::new_current_thread().enable_time().build() else {
+            return Err(Fatal::Thread(std::io::Error::other("no timer for the engine")));
+        };
+        loop {
+            let first = match self.receive(&waiting, &mut inbox) {
+                Next::Request(request) => Some(request),
+                Next::Time => None,
+                Next::Closed => return Ok(()),
+            };
+            if self.batch(first, &mut inbox)? {
+                return Ok(());
+            }
+            self.archive_ended()?;
+            self.snapshot_if_due();
+        }
+    }
+
+    fn receive(&self, waiting: &runtime::Runtime, inbox: &mut mpsc::Receiver<Request>) -> Next {
+        if let Ok(request) = inbox.try_recv() {
+            return Next::Request(request);
+        }
+        let wait = self.state.next_wakeup().map(|(at, _)| at.since(self.clock.now()));
+        let received = waiting.block_on(async {
+            match wait {
+                Some(wait) => {
+                    tokio::time::timeout(Duration::from_millis(wait.ms()), inbox.recv()).await
+                }
+                None => Ok(inbox.recv().await),
+            }
+        });
+        match received {
+            Ok(Some(request)) => Next::Request(request),
+            Ok(None) => Next::Closed,
+            Err(_) => Next::Time,
+        }
+    }
+
+    /// Decides everything that waits, commits once, then answers. True when the engine is to end.
+    fn batch(
+        &mut self,
+        first: Option<Request>,
+        inbox: &mut mpsc::Receiver<Request>,
+    ) -> Result<bool, Fatal> {
+        let now = self.clock.now();
+        let mut events = Vec::new();
+        let mut answers: Vec<Pending> = Vec::new();
+        let mut queries = Vec::new();
+        let mut stops = Vec::new();
+        let mut acknowledgements = Vec::new();
+        let mut next = first;
+        let mut taken = 0;
+        while let Some(request) = next.take() {
+            match request {
+                Request::Command { command, answer } => {
+                    let reply = self.decide(now, command, &mut events);
+                    answers.push((answer, reply));
+                }
+                Request::Open { hello, out, answer } => {
+                    let (worker, number) = (hello.worker.clone(), hello.session);
+                    let reply = self.decide(now, Command::Hello(hello), &mut events);
+                    if reply.is_ok() {
+                        self.sessions.insert(worker, Session { number, out });
+                    }
+                    answers.push((answer, reply));
+                }
+                Request::Query(query) => queries.push(query),
+                Request::PutSpecs { run, specs, answer } => {
+                    let stored = self.store.put_specs(&run, &specs).map_err(Arc::new);
+                    drop(answer.send(stored));
+                }
+                Request::Archive { run } => {
+                    self.endings.insert(run);
+                }
+                Request::Hold { holding, answer } => {
+                    self.holding = holding;
+                    acknowledgements.push(answer);
+                }
+                Request::Stop { answer } => stops.push(answer),
+            }
+            taken += 1;
+            if taken < BATCH_MAX {
+                next = inbox.try_recv().ok();
+            }
+        }
+        if self.state.next_wakeup().is_some_and(|(at, _)| at <= now) {
+            // A tick cannot be refused; it only finds what is due.
+            drop(self.decide(now, Command::Tick, &mut events));
+        }
+        if !self.holding {
+            events.extend(schedule::schedule(&mut self.state, now));
+        }
+        self.commit(now, &events)?;
+        for (answer, reply) in answers {
+            // An asker that has gone will see the effect all the same.
+            drop(answer.send(reply));
+        }
+        self.release(&events);
+        for query in queries {
+            query(&self.state, now);
+        }
+        let stopping = !stops.is_empty();
+        for answer in acknowledgements.into_iter().chain(stops) {
+            drop(answer.send(()));
+        }
+        Ok(stopping)
+    }
+
+    fn decide(
+        &mut self,
+        now: Timestamp,
+        command: Command,
+        events: &mut Vec<Event>,
+    ) -> Result<Reply, Rejection> {
+        let Step { events: mut happened, reply } =
+            coordinator_core::step(&mut self.state, now, command)?;
+        events.append(&mut happened);
+        Ok(reply)
+    }
+
+    /// Appends a batch; nothing of it has been told to anybody before this returns.
+    fn commit(&mut self, now: Timestamp, events: &[Event]) -> Result<(), Fatal> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let mut tried = 0;
+        loop {
+            match self.store.append(self.next_seq, self.epoch, now, events) {
+                Ok(()) => break,
+                Err(error) if error.is_transient() && tried < self.options.append_retries => {
+                    tried += 1;
+                    warn!(error = %error, tried, "the journal row could not be written yet");
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+                Err(error) => {
+                    error!(error = %error, "the journal row cannot be written; stopping");
+                    return Err(Fatal::Append(error));
+                }
+            }
+        }
+        self.next_seq = self.next_seq.next();
+        self.since_snapshot += 1;
+        for event in events {
+            info!(seq = event.seq, event = event.kind.name(), run = event.kind.run().map(|run| run.0), "recorded");
+        }
+        Ok(())
+    }
+
+    /// Tells the world what has been committed.
+    fn release(&mut self, events: &[Event]) {
+        if events.is_empty() {
+            return;
+        }
+        let mut grants: BTreeMap<WorkerId, Vec<GrantFacts>> = BTreeMap::new();
+        let mut stops: BTreeMap<WorkerId, Vec<LeaseId>> = BTreeMap::new();
+        for effect in effects(&self.state, events) {
+            match effect {
+                Effect::Grant { lease, worker } => {
+                    if let Some(facts) = GrantFacts::collect(&self.state, lease) {
+                        grants.entry(worker).or_default().push(facts);
+                    }
+                }
+                Effect::Stop { lease, worker } => stops.entry(worker).or_default().push(lease),
+                Effect::Drain { worker, draining } => {
+                    self.tell(&worker, ToSession::Drain(draining));
+                }
+                Effect::GitWork => self.notices.announce_git_work(),
+                Effect::RunEnded { .. } => self.notices.announce_projection(),
+            }
+        }
+        for (worker, facts) in grants {
+            self.tell(&worker, ToSession::Grants(facts));
+        }
+        for (worker, leases) in stops {
+            self.tell(&worker, ToSession::Stop(leases));
+        }
+        let mut last: BTreeMap<RunId, u64> = BTreeMap::new();
+        let mut refs_changed = false;
+        let mut workers_changed = false;
+        for event in events {
+            if let Some(run) = event.kind.run() {
+                last.insert(run, event.seq);
+            }
+            match event.kind {
+                EventKind::TaskSucceeded { .. }
+                | EventKind::RunEnded { .. }
+                | EventKind::RunReloaded { .. } => refs_changed = true,
+                EventKind::WorkerJoined { .. }
+                | EventKind::WorkerDraining { .. }
+                | EventKind::WorkerForgotten { .. } => workers_changed = true,
+                _ => {}
+            }
+        }
+        for (run, seq) in last {
+            self.notices.announce_run(run, seq);
+        }
+        if refs_changed {
+            self.notices.announce_projection();
+        }
+        if workers_changed {
+            self.notices.announce_workers();
+        }
+        self.notices.announce_commit();
+    }
+
+    /// Hands a message to a session. One that does not take it is dropped: its worker reconnects
+    /// and its hello sorts out what it holds.
+    fn tell(&mut self, worker: &WorkerId, message: ToSession) {
+        let Some(session) = self.sessions.get(worker) else { return };
+        if let Err(error) = session.out.try_send(message) {
+            warn!(worker = %worker, session = session.number, error = %error, "giving up a session that takes no messages");
+            self.sessions.remove(worker);
+        }
+    }
+
+    /// Moves ended runs of which nothing is open into the archive.
+    fn archive_ended(&mut self) -> Result<(), Fatal> {
+        let ready: Vec<RunId> = self
+            .endings
+            .iter()
+            .copied()
+            .filter(|&run| !self.state.leases().any(|lease| lease.run == run))
+            .collect();
+        for run in ready {
+            self.endings.remove(&run);
+            let Some(image) = self.state.run(run).filter(|run| run.is_ended()).cloned() else {
+                continue;
+            };
+            let image = coordinator_core::state::RunImage { run: image };
+            let mut archived = self.store.archive(&image);
+            while matches!(archived, Ok(Progress::More)) {
+                archived = self.store.archive(&image);
+            }
+            if let Err(error) = archived {
+                // The run stays in memory, where nothing is lost, and is archived after a restart.
+                warn!(run = %image.run.name, error = %error, "failed to archive a run");
+                continue;
+            }
+            let now = self.clock.now();
+            let mut events = Vec::new();
+            if let Err(rejection) = self.decide(now, Command::Archived { run }, &mut events) {
+                warn!(run = %image.run.name, error = %rejection, "an archived run stays in memory");
+                continue;
+            }
+            self.commit(now, &events)?;
+            self.release(&events);
+        }
+        Ok(())
+    }
+
+    fn snapshot_if_due(&mut self) {
+        if self.since_snapshot < self.options.snapshot_every {
+            return;
+        }
+        self.since_snapshot = 0;
+        let last = BatchSeq(self.next_seq.0.saturating_sub(1));
+        let written = self
+            .store
+            .snapshot(last, &self.state.image())
+            .and_then(|()| self.store.truncate().map(|_| ()));
+        if let Err(error) = written {
+            // The journal is complete without it; only the next restart takes longer.
+            warn!(error = %error, "failed to write a snapshot");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What the engine hands to a session when a lease is granted: facts taken from the state at the
+//! moment of the grant, so that the session can write the message without asking back.
+
+use std::sync::Arc;
+
+use coordinator_core::event::{Outcome, Work};
+use coordinator_core::plan::VerifySpec;
+use coordinator_core::state::{AttemptEnd, Lease, Link, Run, RunPhase, State, TaskState};
+use coordinator_core::{AttemptNo, CommitId, Failure, LeaseId, RunId, Span, TaskIx};
+
+use crate::git::names as refs;
+
+/// A granted lease with everything that its message needs, but the task's document.
+#[derive(Clone, Debug)]
+pub struct GrantFacts {
+    pub lease: LeaseId,
+    /// Heartbeat of the worker that the grant answers.
+    pub heartbeat_seq: u64,
+    pub ttl: Span,
+    pub run_id: RunId,
+    pub run: Arc<str>,
+    /// Absent for the final verify.
+    pub task: Option<(TaskIx, Arc<str>)>,
+    pub work: Work,
+    pub timeout: Span,
+    pub source: Option<SourceFacts>,
+    pub dependencies: Vec<DependencyFacts>,
+    pub earlier: Vec<EarlierAttempt>,
+    /// The failure of this generation that the attempt should heal, with its output.
+    pub last_failure: Option<Failure>,
+}
+
+/// Where the code of a lease comes from.
+#[derive(Clone, Debug)]
+pub struct SourceFacts {
+    pub repository: Arc<str>,
+    pub read_ref: String,
+    pub commit: CommitId,
+    pub base: CommitId,
+}
+
+/// What a task is told about a dependency.
+#[derive(Clone, Debug)]
+pub struct DependencyFacts {
+    pub task: Arc<str>,
+    pub commit: Option<CommitId>,
+    pub summary: Box<str>,
+}
+
+/// What a task is told about an attempt before this one.
+#[derive(Clone, Debug)]
+pub struct EarlierAttempt {
+    pub attempt: AttemptNo,
+    /// Ref that holds its commit, when it published one.
+    pub published: Option<(String, CommitId)>,
+    pub failure: Option<Failure>,
+}
+
+impl GrantFacts {
+    /// Collects the facts of a live lease; `None` when the lease is already over.
+    #[must_use]
+    pub fn collect(state: &State, lease: LeaseId) -> Option<Self> {
+        let lease = state.lease(lease)?;
+        let run = state.run(lease.run)?;
+        let heartbeat_seq = match state.worker(&lease.worker)?.link {
+            Link::Up { heartbeat, .. } => heartbeat,
+            Link::Down { .. } => return None,
+        };
+        let facts = match lease.work {
+            Work::Attempt { task, attempt } => Self::of_attempt(run, lease, task, attempt)?,
+            Work::Verify { task, attempt } => Self::of_verify(run, lease, task, attempt)?,
+            Work::FinalVerify => Self::of_final_verify(run, lease)?,
+        };
+        Some(Self { heartbeat_seq, ..facts })
+    }
+
+    fn bare(run: &Run, lease: &Lease, timeout: Span) -> Self {
+        Self {
+            lease: lease.id,
+            heartbeat_seq: 0,
+            ttl: lease.ttl,
+            run_id: run.id,
+            run: run.name.clone(),
+            task: None,
+            work: lease.work,
+            timeout,
+            source: None,
+            dependencies: Vec::new(),
+            earlier: Vec::new(),
+            last_failure: None,
+        }
+    }
+
+    fn of_attempt(run: &Run, lease: &Lease, ix: TaskIx, attempt: AttemptNo) -> Option<Self> {
+        let task = run.task(ix)?;
+        let profile = run.profiles.get(usize::from(task.profile))?;
+        let mut facts = Self::bare(run, lease, profile.timeout);
+        facts.task = Some((ix, task.name.clone()));
+        let history = task.history.as_deref();
+        if let Some(source) = &run.source {
+            let base = history.and_then(|history| history.base.clone())?;
+            facts.source = Some(SourceFacts {
+                repository: source.repository.clone(),
+                read_ref: base_ref(run, ix),
+                commit: base.clone(),
+                base,
+            });
+        }
+        facts.dependencies = task
+            .dependencies
+            .iter()
+            .filter_map(|&dependency| {
+                let dependency = run.task(dependency)?;
+                Some(DependencyFacts {
+                    task: dependency.name.clone(),
+                    commit: dependency.commit().cloned(),
+                    summary: dependency
+                        .history
+                        .as_deref()
+                        .and_then(|history| history.attempts.last())
+                        .map(|attempt| attempt.summary.clone())
+                        .unwrap_or_default(),
+                })
+            })
+            .collect();
+        if let Some(history) = history {
+            facts.last_failure.clone_from(&history.last_failure);
+            facts.earlier = history
+                .attempts
+                .iter()
+                .filter(|earlier| earlier.number < attempt)
+                .map(|earlier| {
+                    let (outcome, failure) = match &earlier.end {
+                        Some(AttemptEnd::Made(outcome) | AttemptEnd::Succeeded(outcome)) => {
+                            (Some(outcome), None)
+                        }
+                        Some(AttemptEnd::VerifyFailed { outcome, failure }) => {
+                            (Some(outcome), Some(failure))
+                        }
+                        Some(AttemptEnd::Failed(failure)) => (None, Some(failure)),
+                        Some(AttemptEnd::Cancelled | AttemptEnd::Parked(_)) | None => (None, None),
+                    };
+                    EarlierAttempt {
+                        attempt: earlier.number,
+                        published: match outcome {
+                            Some(Outcome::Commit(commit)) => Some((
+                                refs::attempt(&run.name, &task.name, earlier.number.0),
+                                commit.clone(),
+                            )),
+                            Some(Outcome::NoChange | Outcome::NoRepository) | None => None,
+                        },
+                        failure: failure.cloned(),
+                    }
+                })
+                .collect();
+        }
+        Some(facts)
+    }
+
+    fn of_verify(run: &Run, lease: &Lease, ix: TaskIx, attempt: AttemptNo) -> Option<Self> {
+        let task = run.task(ix)?;
+        let profile = run.profiles.get(usize::from(task.profile))?;
+        let mut facts = Self::bare(run, lease, verify_timeout(profile.verify.as_ref()));
+        facts.task = Some((ix, task.name.clone()));
+        if let Some(source) = &run.source {
+            let history = task.history.as_deref()?;
+            let base = history.base.clone()?;
+            let made = history.attempts.iter().find(|made| made.number == attempt)?;
+            let (read_ref, commit) = match &made.end {
+                Some(AttemptEnd::Made(Outcome::Commit(commit))) => {
+                    (refs::attempt(&run.name, &task.name, attempt.0), commit.clone())
+                }
+                _ => (base_ref(run, ix), base.clone()),
+            };
+            facts.source =
+                Some(SourceFacts { repository: source.repository.clone(), read_ref, commit, base });
+        }
+        Some(facts)
+    }
+
+    fn of_final_verify(run: &Run, lease: &Lease) -> Option<Self> {
+        let RunPhase::Verifying { commit, .. } = &run.phase else { return None };
+        let verify = run.integrate.as_ref().and_then(|integrate| integrate.verify.as_ref());
+        let mut facts = Self::bare(run, lease, verify_timeout(verify));
+        let source = run.source.as_ref()?;
+        facts.source = Some(SourceFacts {
+            repository: source.repository.clone(),
+            read_ref: refs::candidate(&run.name, run.generation),
+            commit: commit.clone(),
+            base: source.base.clone(),
+        });
+        Some(facts)
+    }
+}
+
+fn verify_timeout(verify: Option<&VerifySpec>) -> Span {
+    verify.map_or(coordinator_core::limits::VERIFY_TIMEOUT, |verify| verify.timeout)
+}
+
+/// Names a ref that holds the base of a task, for a lease to read.
+///
+/// A task without dependencies starts from the run's source; one with a single dependency from
+/// what that dependency made; only merged bases have a ref of their own.
+fn base_ref(run: &Run, ix: TaskIx) -> String {
+    let mut ix = ix;
+    loop {
+        let Some(task) = run.task(ix) else { return refs::source(&run.name) };
+        match &*task.dependencies {
+            [] => return refs::source(&run.name),
+            [only] => {
+                let Some(dependency) = run.task(*only) else { return refs::source(&run.name) };
+                match &dependency.state {
+                    TaskState::Succeeded { outcome: Outcome::Commit(_), .. } => {
+                        let number = dependency
+                            .history
+                            .as_deref()
+                            .and_then(|history| history.attempts.last())
+                            .map_or(0, |attempt| attempt.number.0);
+                        return refs::attempt(&run.name, &dependency.name, number);
+                    }
+                    // It changed nothing, so its commit is its base.
+                    _ => ix = *only,
+                }
+            }
+            [_, _, ..] => return refs::base(&run.name, &task.name),
+        }
+    }
+}

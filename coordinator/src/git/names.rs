@@ -1,0 +1,55 @@
+//! Spells the names of the refs that the coordinator tells workers about.
+
+/// What an attempt publishes.
+#[must_use]
+pub fn attempt(run: &str, task: &str, attempt: u32) -> String {
+    format!("refs/muster/attempts/{run}/{task}/{attempt}")
+}
+
+/// Snapshots of an attempt's unfinished work.
+#[must_use]
+pub fn wip(run: &str, task: &str, attempt: u32) -> String {
+    format!("refs/muster/wip/{run}/{task}/{attempt}")
+}
+
+/// Unfinished work of a stopped attempt, kept for the user.
+#[must_use]
+pub fn salvage(run: &str, task: &str, attempt: u32) -> String {
+    format!("refs/muster/salvage/{run}/{task}/{attempt}")
+}
+
+/// The merged base of a task with several dependencies.
+#[must_use]
+pub fn base(run: &str, task: &str) -> String {
+    format!("refs/muster/base/{run}/{task}")
+}
+
+/// The commit a run starts from.
+#[must_use]
+pub fn source(run: &str) -> String {
+    format!("refs/muster/source/{run}")
+}
+
+/// A merged integration that waits for its verify.
+#[must_use]
+pub fn candidate(run: &str, generation: u32) -> String {
+    format!("refs/muster/candidate/{run}/{generation}")
+}
+
+/// The result of a succeeded task.
+#[must_use]
+pub fn task_head(run: &str, task: &str) -> String {
+    format!("refs/heads/muster/{run}/tasks/{task}")
+}
+
+/// The run's integrated work.
+#[must_use]
+pub fn integration_head(run: &str) -> String {
+    format!("refs/heads/muster/{run}/integration")
+}
+
+/// The integration branch's short name.
+#[must_use]
+pub fn integration_branch(run: &str) -> String {
+    format!("muster/{run}/integration")
+}

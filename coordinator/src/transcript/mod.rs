@@ -1,0 +1,126 @@
+//! What agents said: one append-only file a lease, outside the journal.
+//!
+//! A record is acknowledged to its worker only after a sync that covers it; syncs are grouped over
+//! everything that waits. Events are numbered within their lease, so a repeat is recognised and
+//! stored once, and a gap is refused.
+
+mod file;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use coordinator_core::LeaseId;
+use coordinator_core::event::Work;
+use muster_proto::v1::AgentEvent;
+
+pub use writer::{Appended, Transcripts};
+
+/// Bytes that one lease's transcript may take. Workers bound their spools below it; what a
+/// misbehaving one sends beyond is acknowledged and dropped, with one truncation record.
+pub const TRANSCRIPT_BYTES_MAX: u64 = 128 * 1024 * 1024;
+
+/// Why a transcript could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("failed to {action} {}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("events of lease {lease} have a gap: {expected} was expected, {found} came")]
+    Gap { lease: LeaseId, expected: u64, found: u64 },
+    #[error("the transcript writer has ended")]
+    Stopped,
+}
+
+/// Which file: where a lease's events belong.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub run: Arc<str>,
+    /// Empty for the final verify.
+    pub task: Arc<str>,
+    pub work: Work,
+    pub lease: LeaseId,
+}
+
+impl Place {
+    /// Gives the file's path under the transcripts' folder. Names have been checked to be single,
+    /// harmless path components when the run was submitted.
+    fn path(&self, root: &Path) -> PathBuf {
+        let name = match self.work {
+            Work::Attempt { attempt, .. } => format!("attempt-{attempt}-{}.events", self.lease),
+            Work::Verify { attempt, .. } => format!("verify-{attempt}-{}.events", self.lease),
+            Work::FinalVerify => format!("final-verify-{}.events", self.lease),
+        };
+        let run = root.join(&*self.run);
+        match self.work {
+            Work::FinalVerify => run.join(name),
+            Work::Attempt { .. } | Work::Verify { .. } => run.join("tasks").join(&*self.task).join(name),
+        }
+    }
+}
+
+/// Reads events of a transcript after a number, at most about `bytes` of them.
+///
+/// A transcript that does not exist (yet) has no events. Meant for blocking threads.
+///
+/// # Errors
+/// The file cannot be read. A torn end is not an error: it was never acknowledged.
+pub fn read(root: &Path, place: &Place, after: u64, bytes: usize) -> Result<Vec<AgentEvent>, Error> {
+    file::read(&place.path(root), after, bytes)
+}
+
+/// Where a transcript's reader continues: a hint that saves reading from the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Position {
+    pub(crate) offset: u64,
+    /// Number of the last event before `offset`.
+    pub number: u64,
+}
+
+/// Reads on from a position, which is moved behind what was read.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_on(
+    root: &Path,
+    place: &Place,
+    position: &mut Position,
+    bytes: usize,
+) -> Result<Vec<AgentEvent>, Error> {
+    file::read_on(&place.path(root), position, bytes)
+}
+
+/// Lists the leases of an attempt or verify that have a transcript, oldest first.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn leases(root: &Path, run: &str, task: &str, work: Work) -> Result<Vec<LeaseId>, Error> {
+    let lease = LeaseId(0);
+    let place = Place { run: Arc::from(run), task: Arc::from(task), work, lease };
+    let path = place.path(root);
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
+    else {
+        return Ok(Vec::new());
+    };
+    let prefix = name.trim_end_matches("0.events");
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(Error::Io { action: "list", path: folder.to_owned(), source });
+        }
+    };
+    let mut leases: Vec<LeaseId> = entries
+        .filter_map(|entry| {
+            let name = entry.ok()?.file_name();
+            let number = name.to_str()?.strip_prefix(prefix)?.strip_suffix(".events")?;
+            number.parse().ok().map(LeaseId)
+        })
+        .collect();
+    leases.sort_unstable();
+    Ok(leases)
+}

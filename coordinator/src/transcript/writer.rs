@@ -1,0 +1,248 @@
+//! The thread that appends to transcripts and syncs them in groups.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use muster_proto::v1::agent_event::Kind;
+use muster_proto::v1::{AgentEvent, OutputTruncated};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::file::Transcript;
+use super::{Error, Place, TRANSCRIPT_BYTES_MAX};
+
+/// Appends that may wait; senders wait beyond it, and with them their worker's event window.
+const QUEUE: usize = 1_024;
+/// Appends that share one group of syncs.
+const GROUP_MAX: usize = 256;
+/// Files kept open between groups.
+const OPEN_MAX: usize = 512;
+
+/// What became of an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Number of the last event that is safely on disk.
+    pub stored: u64,
+}
+
+struct Append {
+    place: Place,
+    events: Vec<AgentEvent>,
+    answer: oneshot::Sender<Result<Appended, Error>>,
+}
+
+/// Handle of the transcripts; cheap to clone.
+#[derive(Clone)]
+pub struct Transcripts {
+    root: Arc<Path>,
+    appends: mpsc::Sender<Append>,
+    grown: watch::Sender<u64>,
+}
+
+impl Transcripts {
+    /// Starts the writer's thread over a folder. It ends when the last handle is dropped.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(root: PathBuf) -> Result<Self, Error> {
+        let (appends, inbox) = mpsc::channel(QUEUE);
+        let grown = watch::Sender::new(0);
+        let root: Arc<Path> = root.into();
+        let writer = Writer { root: root.clone(), open: BTreeMap::new(), grown: grown.clone() };
+        std::thread::Builder::new()
+            .name("transcripts".into())
+            .spawn(move || writer.run(inbox))
+            .map_err(|source| Error::Io {
+                action: "start the writer of",
+                path: root.to_path_buf(),
+                source,
+            })?;
+        Ok(Self { root, appends, grown })
+    }
+
+    /// Appends events; answers after they are safely on disk. Events that are there already are
+    /// skipped, so repeating is harmless.
+    ///
+    /// # Errors
+    /// The disk, or a gap in the numbers: then nothing from the gap on is stored.
+    pub async fn append(&self, place: Place, events: Vec<AgentEvent>) -> Result<Appended, Error> {
+        let (answer, result) = oneshot::channel();
+        self.appends
+            .send(Append { place, events, answer })
+            .await
+            .map_err(|_| Error::Stopped)?;
+        result.await.map_err(|_| Error::Stopped)?
+    }
+
+    /// Gives the folder, for readers.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Signals that some transcript has grown.
+    #[must_use]
+    pub fn grown(&self) -> watch::Receiver<u64> {
+        self.grown.subscribe()
+    }
+}
+
+struct Writer {
+    root: Arc<Path>,
+    open: BTreeMap<Place, Transcript>,
+    grown: watch::Sender<u64>,
+}
+
+impl Writer {
+    fn run(mut self, mut inbox: mpsc::Receiver<Append>) {
+        while let Some(first) = inbox.blocking_recv() {
+            let mut group = vec![first];
+            while group.len() < GROUP_MAX
+                && let Ok(next) = inbox.try_recv()
+            {
+                group.push(next);
+            }
+            self.write(group);
+            if self.open.len() > OPEN_MAX {
+                self.open.clear();
+            }
+        }
+    }
+
+    fn write(&mut self, group: Vec<Append>) {
+        let mut written = Vec::with_capacity(group.len());
+        for append in group {
+            let result = self.append(&append.place, append.events);
+            written.push((append.place, append.answer, result));
+        }
+        let mut synced: BTreeMap<&Place, bool> = BTreeMap::new();
+        for (place, _, result) in &written {
+            if result.is_ok() && !synced.contains_key(place) {
+                let done = self
+                    .open
+                    .get(place)
+                    .is_some_and(|transcript| transcript.sync(&place.path(&self.root)).is_ok());
+                synced.insert(place, done);
+            }
+        }
+        let failed: Vec<Place> =
+            synced.iter().filter(|(_, done)| !**done).map(|(place, _)| (*place).clone()).collect();
+        for place in &failed {
+            // After a failed sync nobody knows what is on disk: opening again reads it.
+            self.open.remove(place);
+        }
+        for (place, answer, result) in written {
+            let result = match result {
+                Ok(_) if failed.contains(&place) => Err(Error::Io {
+                    action: "sync",
+                    path: place.path(&self.root),
+                    source: std::io::Error::other("the disk refused the sync"),
+                }),
+                other => other,
+            };
+            // A session that has gone will send its events again.
+            drop(answer.send(result));
+        }
+        self.grown.send_modify(|count| *count += 1);
+    }
+
+    fn append(&mut self, place: &Place, events: Vec<AgentEvent>) -> Result<Appended, Error> {
+        let path = place.path(&self.root);
+        if !self.open.contains_key(place) {
+            self.open.insert(place.clone(), Transcript::open(&path)?);
+        }
+        let Some(transcript) = self.open.get_mut(place) else { return Err(Error::Stopped) };
+        let mut written = Ok(());
+        for event in events {
+            if event.number <= transcript.last {
+                continue;
+            }
+            // Beyond the bound numbers are not stored, so a gap cannot be told any more.
+            let full = transcript.bytes >= TRANSCRIPT_BYTES_MAX;
+            if !full && event.number != transcript.last + 1 {
+                return Err(Error::Gap {
+                    lease: place.lease,
+                    expected: transcript.last + 1,
+                    found: event.number,
+                });
+            }
+            if !full {
+                written = transcript.append(&path, &event);
+            } else {
+                let number = event.number;
+                if !transcript.truncated {
+                    transcript.truncated = true;
+                    let marker = AgentEvent {
+                        number,
+                        at_ms: event.at_ms,
+                        kind: Some(Kind::OutputTruncated(OutputTruncated { bytes: 0 })),
+                    };
+                    written = transcript.append(&path, &marker);
+                }
+                transcript.last = number;
+            }
+            if written.is_err() {
+                break;
+            }
+        }
+        let stored = transcript.last;
+        if written.is_err() {
+            self.open.remove(place);
+        }
+        written.map(|()| Appended { stored })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coordinator_core::event::Work;
+    use coordinator_core::{AttemptNo, LeaseId, TaskIx};
+
+    use super::*;
+    use crate::transcript;
+
+    fn place() -> Place {
+        Place {
+            run: "r".into(),
+            task: "t".into(),
+            work: Work::Attempt { task: TaskIx(0), attempt: AttemptNo(1) },
+            lease: LeaseId(9),
+        }
+    }
+
+    fn notes(numbers: std::ops::RangeInclusive<u64>) -> Vec<AgentEvent> {
+        numbers
+            .map(|number| AgentEvent { number, at_ms: 0, kind: Some(Kind::Note("x".into())) })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn repeated_events_are_stored_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let transcripts = Transcripts::start(folder.path().to_owned()).unwrap();
+        transcripts.append(place(), notes(1..=3)).await.unwrap();
+        let answer = transcripts.append(place(), notes(2..=5)).await.unwrap();
+        assert_eq!(answer, Appended { stored: 5 });
+        let read = transcript::read(folder.path(), &place(), 0, usize::MAX).unwrap();
+        let numbers: Vec<u64> = read.iter().map(|event| event.number).collect();
+        assert_eq!(numbers, [1, 2, 3, 4, 5]);
+    }
+
+    #[tokio::test]
+    async fn a_gap_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let transcripts = Transcripts::start(folder.path().to_owned()).unwrap();
+        transcripts.append(place(), notes(1..=1)).await.unwrap();
+        let refused = transcripts.append(place(), notes(3..=3)).await;
+        assert!(matches!(refused, Err(Error::Gap { expected: 2, found: 3, .. })));
+    }
+
+    #[tokio::test]
+    async fn the_transcripts_of_an_attempt_are_found_by_their_leases() {
+        let folder = tempfile::tempdir().unwrap();
+        let transcripts = Transcripts::start(folder.path().to_owned()).unwrap();
+        transcripts.append(place(), notes(1..=1)).await.unwrap();
+        let found = transcript::leases(folder.path(), "r", "t", place().work).unwrap();
+        assert_eq!(found, [LeaseId(9)]);
+    }
+}

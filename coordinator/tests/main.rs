@@ -1,0 +1,8 @@
+//! Everything of the coordinator that needs its executable or real programs beside it.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
+mod hosted_git;
