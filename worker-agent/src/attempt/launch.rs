@@ -15,7 +15,7 @@ use crate::clock::{self, Boottime};
 use crate::failure;
 use crate::spool::{OUTPUT_BYTES_MAX, Taken};
 use crate::supervisor::{
-    Content, End, Error, Event, ExitReport, Launch, Leftover, LostTree, Mark, OutputReader, Stream,
+    CgroupUse, Content, End, Error, Event, ExitReport, Launch, Leftover, LostTree, Mark, OutputReader, Stream,
     SupervisedProcess, leftover,
 };
 
@@ -79,6 +79,7 @@ pub(crate) async fn run(
         deadline: current.deadline,
         term_grace_ms: u64::try_from(program.term_grace.as_millis()).unwrap_or(u64::MAX),
         output_bytes_max: OUTPUT_BYTES_MAX,
+        cgroup: CgroupUse::IfPossible,
         mark: Mark::random(),
     };
     let folder = program.folder;

@@ -45,7 +45,7 @@ async fn look(site: &Site, lease: u64) -> Result<Option<Found>, Error> {
     for number in folder.launches().map_err(Error::Folder)? {
         loop {
             match supervisor::leftover(&folder.launch(number), PATIENCE).await {
-                Ok(Leftover::Ended(_) | Leftover::NeverLaunched) => break,
+                Ok(Leftover::Ended(_)) => break,
                 Ok(Leftover::Running | Leftover::Unconfirmed) => {
                     tracing::warn!(lease, "waiting for processes of an earlier start to end");
                 }
@@ -81,8 +81,13 @@ impl Found {
     pub(crate) async fn settle(self, site: Arc<Site>) {
         let lease = self.grant.lease;
         let taken = self.spool.taken();
-        let (scribe, writing) = Scribe::start(lease, self.spool, site.told.clone());
-        for number in self.folder.launches().unwrap_or_default() {
+        let Self {
+            grant,
+            folder: lease_folder,
+            spool,
+        } = self;
+        let (scribe, writing) = Scribe::start(lease, spool, site.told.clone());
+        for number in lease_folder.launches().unwrap_or_default() {
             let position = match number.cmp(&taken.launch) {
                 std::cmp::Ordering::Less => continue,
                 std::cmp::Ordering::Equal => taken.position,
@@ -94,15 +99,15 @@ impl Found {
                 launch: number,
                 position,
             };
-            let folder = self.folder.launch(number);
+            let folder = lease_folder.launch(number);
             if supervisor::OutputReader::open(&folder, position).is_ok() {
                 let more = Arc::new(Notify::new());
                 launch::pump(folder, from, more, gone, scribe.clone()).await;
             }
         }
-        if !self.folder.is_published() {
+        if !lease_folder.is_published() {
             scribe.note("the worker was started again; the attempt is over".to_owned()).await;
-            self.salvage(&site, &scribe).await;
+            salvage(&site, &grant, &lease_folder, &scribe).await;
         }
         drop(scribe);
         // Fails only if the writer panicked.
@@ -110,24 +115,22 @@ impl Found {
         let _ = site.told.send(FromLease::Finished { lease }).await;
     }
 
-    async fn salvage(&self, site: &Site, scribe: &Scribe) {
-        let Some(source) = &self.grant.source else {
-            return self.folder.mark_published();
-        };
-        if source.salvage_ref.is_empty() {
-            // A verify changes nothing worth keeping.
-            return self.folder.mark_published();
-        }
-        match Workspace::open(&site.git, &self.folder.workspace()).await {
-            Ok(workspace) => {
-                let (grant, folder) = (&self.grant, &self.folder);
-                site.salvage(folder, &workspace, grant, source, scribe).await;
-            }
-            Err(error) => {
-                // No agent runs before its workspace is complete.
-                tracing::debug!(error = chain(&error), "there is no workspace to salvage");
-                self.folder.mark_published();
-            }
+}
+
+async fn salvage(site: &Site, grant: &Grant, folder: &LeaseFolder, scribe: &Scribe) {
+    let Some(source) = &grant.source else {
+        return folder.mark_published();
+    };
+    if source.salvage_ref.is_empty() {
+        // A verify changes nothing worth keeping.
+        return folder.mark_published();
+    }
+    match Workspace::open(&site.git, &folder.workspace()).await {
+        Ok(workspace) => site.salvage(folder, &workspace, grant, source, scribe).await,
+        Err(error) => {
+            // No agent runs before its workspace is complete.
+            tracing::debug!(error = chain(&error), "there is no workspace to salvage");
+            folder.mark_published();
         }
     }
 }

@@ -244,7 +244,8 @@ impl Runner {
             Ok(launched) => launched,
             Err(error) => return failed(class::WORKSPACE, &chain(&error), b""),
         };
-        self.run_time += Duration::from_millis(launched.report.ran_ms.unwrap_or_default());
+        let ran_ms = launched.report.times.and_then(|times| times.ran_ms);
+        self.run_time += Duration::from_millis(ran_ms.unwrap_or_default());
         match launched.ran {
             Ran::Stopped(stop) => Err(Happened::Stopped(stop)),
             Ran::TimedOut => {

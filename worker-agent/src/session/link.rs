@@ -1,6 +1,5 @@
 //! The stream that carries the session: connects, says hello, passes messages on, and tries again.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use futures::Stream;
 use muster_connect::{
     AddressFile, AddressFileError, Bearer, BootstrapError, CaCertificate, CaError, Endpoint,
-    EndpointError, Token, bootstrap_ca,
+    EndpointError, bootstrap_ca,
 };
 use muster_proto::MESSAGE_BYTES_MAX;
 use muster_proto::v1::worker_service_client::WorkerServiceClient;
@@ -69,6 +68,13 @@ pub(crate) struct Access {
     pub(crate) ca_file: PathBuf,
     /// Lets edits of stopped leases be pushed to salvage refs.
     pub(crate) session_credential: String,
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut debug = f.debug_struct("Access");
+        debug.field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 /// Where messages for the coordinator go.
@@ -208,7 +214,7 @@ impl Link {
             let response = client.session(outgoing).await.map_err(refused)?;
             let mut stream = response.into_inner();
             let first = stream.message().await.map_err(refused)?;
-            Ok((stream, first.ok_or(Error::Closed)?))
+            Ok::<_, Error>((stream, first.ok_or(Error::Closed)?))
         };
         let (stream, first) = tokio::time::timeout(WELCOME_LIMIT, first)
             .await
@@ -256,7 +262,6 @@ impl Link {
 
     fn hello(&self) -> Hello {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
-        let resources = self.options.resources.clone();
         Hello {
             version: Some(ProtocolVersion::current(concat!(
                 "worker-agent ",
@@ -267,7 +272,7 @@ impl Link {
             host: self.host.clone(),
             slots: self.options.slots,
             labels: self.options.labels.clone(),
-            resources: resources.into_iter().collect::<HashMap<_, _>>(),
+            resources: self.options.resources.clone(),
             agents: self.agents.clone(),
             sandbox_levels: vec!["none".to_owned()],
             held_leases: machine.held(),
