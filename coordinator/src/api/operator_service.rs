@@ -4,8 +4,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use coordinator_core::command::Target;
-use coordinator_core::state::{Link, State};
-use coordinator_core::{Command, Epoch, Reply, RunId, Span, TaskKey, Timestamp, WorkerId};
+use coordinator_core::state::Link;
+use coordinator_core::{
+    Command, Epoch, Reply, RunId, Span, State, TaskKey, Timestamp, WorkerId,
+};
 use futures::Stream;
 use muster_proto::v1::operator_service_server::OperatorService;
 use muster_proto::v1::{self, ProtocolVersion};
@@ -419,8 +421,7 @@ fn workers(state: &State) -> Vec<v1::Worker> {
     state
         .workers()
         .map(|worker| {
-            let held: Vec<_> =
-                state.leases().filter(|lease| lease.worker == worker.id).collect();
+            let held: Vec<_> = state.leases_of_worker(&worker.id).collect();
             let tasks = held
                 .iter()
                 .filter_map(|lease| {

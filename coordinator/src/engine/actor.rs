@@ -5,12 +5,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use coordinator_core::decide::Step;
-use coordinator_core::effects::{Effect, effects};
 use coordinator_core::{
-    Command, Epoch, Event, EventKind, LeaseId, Rejection, Reply, RunId, Timestamp, WorkerId,
+    Command, Effect, Epoch, Event, EventKind, LeaseId, Rejection, Reply, RunId, State, Step,
+    Timestamp, WorkerId, effects, next_wakeup, schedule,
 };
-use coordinator_core::{recovery, schedule, state::State};
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
@@ -93,7 +91,9 @@ pub fn start(
 fn rebuild(store: &mut dyn Store, loaded: &Loaded) -> Result<(State, Timestamp), Fatal> {
     let (mut state, mut last_at) = match &loaded.snapshot {
         Some(snapshot) => {
-            (State::from_image(snapshot.image.clone(), snapshot.at), snapshot.at)
+            let state = State::from_image(snapshot.image.clone(), snapshot.at)
+                .map_err(|error| Fatal::Journal(error.to_string()))?;
+            (state, snapshot.at)
         }
         None => (State::new(), Timestamp::default()),
     };
@@ -149,8 +149,8 @@ impl Actor {
     /// Journals the start and gives every open lease its full time.
     fn begin(&mut self) -> Result<(), Fatal> {
         let now = self.clock.now();
-        let mut events = recovery::start(&mut self.state, now, self.epoch);
-        events.extend(schedule::schedule(&mut self.state, now));
+        let mut events = self.state.start(now, self.epoch);
+        events.extend(schedule(&mut self.state, now));
         self.commit(now, &events)?;
         self.release(&events);
         info!(
@@ -184,7 +184,7 @@ impl Actor {
         if let Ok(request) = inbox.try_recv() {
             return Next::Request(request);
         }
-        let wait = self.state.next_wakeup().map(|(at, _)| at.since(self.clock.now()));
+        let wait = next_wakeup(&self.state).map(|(at, _)| at.since(self.clock.now()));
         let received = waiting.block_on(async {
             match wait {
                 Some(wait) => {
@@ -247,12 +247,12 @@ impl Actor {
                 next = inbox.try_recv().ok();
             }
         }
-        if self.state.next_wakeup().is_some_and(|(at, _)| at <= now) {
+        if next_wakeup(&self.state).is_some_and(|(at, _)| at <= now) {
             // A tick cannot be refused; it only finds what is due.
             drop(self.decide(now, Command::Tick, &mut events));
         }
         if !self.holding {
-            events.extend(schedule::schedule(&mut self.state, now));
+            events.extend(schedule(&mut self.state, now));
         }
         self.commit(now, &events)?;
         for (answer, reply) in answers {
@@ -277,7 +277,7 @@ impl Actor {
         events: &mut Vec<Event>,
     ) -> Result<Reply, Rejection> {
         let Step { events: mut happened, reply } =
-            coordinator_core::step(&mut self.state, now, command)?;
+            coordinator_core::step(&mut self.state, now, &command)?;
         events.append(&mut happened);
         Ok(reply)
     }
@@ -383,7 +383,7 @@ impl Actor {
             .endings
             .iter()
             .copied()
-            .filter(|&run| !self.state.leases().any(|lease| lease.run == run))
+            .filter(|&run| self.state.leases_of_run(run).next().is_none())
             .collect();
         for run in ready {
             self.endings.remove(&run);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use coordinator_core::event::{Outcome, Work};
 use coordinator_core::plan::VerifySpec;
-use coordinator_core::state::{AttemptEnd, Lease, Link, Run, RunPhase, State, TaskState};
-use coordinator_core::{AttemptNo, CommitId, Failure, LeaseId, RunId, Span, TaskIx};
+use coordinator_core::state::{AttemptEnd, Lease, Link, Run, RunPhase, TaskState};
+use coordinator_core::{AttemptNo, CommitId, Failure, LeaseId, RunId, Span, State, TaskIx};
 
 use crate::git::names as refs;
 

@@ -15,8 +15,8 @@ pub mod readers;
 use std::sync::Arc;
 
 use coordinator_core::command::Hello;
-use coordinator_core::state::{RunImage, State};
-use coordinator_core::{Command, Rejection, Reply, RunId, Timestamp};
+use coordinator_core::state::RunImage;
+use coordinator_core::{Command, Rejection, Reply, RunId, State, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 
 pub use actor::{Fatal, Options, start};

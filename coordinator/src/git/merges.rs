@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use coordinator_core::command::GitStepFailure;
 use coordinator_core::event::MergeConflict;
-use coordinator_core::git_work::{GitStep, git_work};
-use coordinator_core::{Command, CommitId, TaskIx};
+use coordinator_core::{Command, CommitId, GitStep, RunId, TaskIx, Timestamp, git_work};
 use muster_git::{
     CommitTime, Expected, Fold, GitError, Identity, ObjectId, RefName, RefUpdate, Repository,
     SubprocessMerger, Update, fold,
@@ -87,19 +86,33 @@ struct Step {
     run: String,
     /// Ref that keeps the result and lets leases read it.
     keep: String,
+    base: CommitId,
+    /// Each with the message of its merge.
     commits: Vec<(TaskIx, CommitId, String)>,
+    /// The merges' time.
+    at: Timestamp,
+}
+
+type Parts<'a> = (RunId, &'a CommitId, &'a [(TaskIx, CommitId)], Timestamp);
+
+fn parts(step: &GitStep) -> Parts<'_> {
+    match step {
+        GitStep::Base { task, base, commits, at, .. } => (task.run, base, commits, *at),
+        GitStep::Integration { run, base, commits, at, .. } => (*run, base, commits, *at),
+    }
 }
 
 impl Step {
     fn of(state: &coordinator_core::state::State, step: GitStep) -> Option<Self> {
-        let run = state.run(step.run())?;
+        let (run, base, commits, at) = parts(&step);
+        let run = state.run(run)?;
         let source = run.source.as_ref()?;
         let keep = match &step {
             GitStep::Base { task, .. } => names::base(&run.name, &run.task(task.task)?.name),
             GitStep::Integration { generation, .. } => names::candidate(&run.name, *generation),
         };
-        let commits = step
-            .commits()
+        let base = base.clone();
+        let commits = commits
             .iter()
             .filter_map(|(ix, commit)| {
                 let name = &run.task(*ix)?.name;
@@ -110,7 +123,9 @@ impl Step {
             repository: source.repository.to_string(),
             run: run.name.to_string(),
             keep,
+            base,
             commits,
+            at,
             step,
         })
     }
@@ -167,13 +182,13 @@ async fn make(
         .await
         .map_err(|status| Failure::Other(status.message().to_owned()))?;
     let merger = SubprocessMerger::new(repository.clone());
-    let base = id(step.step.base())?;
+    let base = id(&step.base)?;
     let commits = step
         .commits
         .iter()
         .map(|(_, commit, message)| Ok((id(commit)?, message.clone())))
         .collect::<Result<Vec<_>, Failure>>()?;
-    let time = CommitTime::from_unix_seconds(step.step.at().ms() / 1000);
+    let time = CommitTime::from_unix_seconds(step.at.ms() / 1000);
     match fold(&merger, base, &commits, &identity()?, time).await? {
         Fold::Merged(commit) => {
             keep(&repository, &step.keep, commit).await?;
@@ -201,7 +216,7 @@ async fn conflicting(
     paths: &[Box<str>],
 ) -> Result<Vec<TaskIx>, Failure> {
     let mut tasks = Vec::new();
-    let base = id(step.step.base())?;
+    let base = id(&step.base)?;
     for (ix, commit, _) in step.commits.iter().take(index) {
         let changes = repository.changes(base, id(commit)?).await?;
         let touched = |path: &str| paths.iter().any(|conflict| **conflict == *path);

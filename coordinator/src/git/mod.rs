@@ -3,7 +3,11 @@
 mod cgi;
 pub mod hook;
 pub mod host;
+pub mod merges;
+pub mod names;
 pub mod pktline;
 pub mod policy;
+pub mod projection;
 pub mod refs;
+pub mod repositories;
 pub mod repository;
