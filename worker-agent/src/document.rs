@@ -8,43 +8,43 @@ use serde::Deserialize;
 /// What is to be done; fields that this version does not know are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
-pub struct TaskDocument {
+pub(crate) struct TaskDocument {
     /// The task's name.
-    pub name: String,
+    pub(crate) name: String,
     /// Who does it.
-    pub agent: AgentDocument,
+    pub(crate) agent: AgentDocument,
     /// What a model is asked to do.
-    pub prompt: Option<String>,
+    pub(crate) prompt: Option<String>,
     /// Script for `/bin/sh -c`.
-    pub run: Option<String>,
+    pub(crate) run: Option<String>,
     /// Scripts for `/bin/sh -c`; all must succeed.
-    pub verify: Vec<String>,
+    pub(crate) verify: Vec<String>,
     /// Variables for everything that runs.
-    pub env: BTreeMap<String, String>,
+    pub(crate) env: BTreeMap<String, String>,
     /// Limit of an attempt from start to finish, in milliseconds; that of the grant comes first.
-    pub timeout_ms: Option<u64>,
+    pub(crate) timeout_ms: Option<u64>,
     /// Longest silence of the agent, in milliseconds.
-    pub idle_timeout_ms: Option<u64>,
+    pub(crate) idle_timeout_ms: Option<u64>,
     /// Limit of a verify from start to finish, in milliseconds; that of the grant comes first.
-    pub verify_timeout_ms: Option<u64>,
+    pub(crate) verify_timeout_ms: Option<u64>,
     /// Folder within the work tree in which the agent starts.
-    pub folder: Option<String>,
+    pub(crate) folder: Option<String>,
     /// The agent is to work in the user's own folder.
-    pub in_place: bool,
+    pub(crate) in_place: bool,
 }
 
 /// The agent of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct AgentDocument {
+pub(crate) struct AgentDocument {
     /// Its name in the plan.
     #[serde(default)]
-    pub name: String,
+    pub(crate) name: String,
     /// Which protocol it speaks: `command`, `codex`, `claude`, `acp`.
     #[serde(default = "command")]
-    pub kind: String,
+    pub(crate) kind: String,
     /// Program and arguments; empty for the kind's own.
     #[serde(default)]
-    pub command: Vec<String>,
+    pub(crate) command: Vec<String>,
 }
 
 impl Default for AgentDocument {
@@ -63,7 +63,7 @@ fn command() -> String {
 
 impl TaskDocument {
     /// Reads a grant's document.
-    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let document: Self = serde_json::from_slice(bytes)?;
         if let Some(folder) = &document.folder {
             let inside = Path::new(folder)
@@ -79,7 +79,7 @@ impl TaskDocument {
 
 /// Why a task's document cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// It is not JSON of the right shape.
     #[error("understand the task's document")]
     Json(#[from] serde_json::Error),

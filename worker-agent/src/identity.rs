@@ -50,17 +50,17 @@ impl StateDir {
 
 /// A worker's identity; its folder stays locked for as long as this lives.
 #[derive(Debug)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// Stable id: host, allocation, and place on the host.
-    pub worker: String,
+    pub(crate) worker: String,
     /// Name of the host.
-    pub host: String,
+    pub(crate) host: String,
     /// Number of this start; larger than that of any earlier one.
-    pub incarnation: u64,
+    pub(crate) incarnation: u64,
     /// The folder that is this worker's alone.
-    pub folder: PathBuf,
+    pub(crate) folder: PathBuf,
     /// Where workers of this host keep what they share.
-    pub shared: PathBuf,
+    pub(crate) shared: PathBuf,
     _lock: File,
 }
 
@@ -72,7 +72,7 @@ struct Stored {
 
 impl Identity {
     /// Takes a free folder and stores the new incarnation, durably, before it returns.
-    pub fn take(
+    pub(crate) fn take(
         state: &StateDir,
         host: &str,
         allocation: Option<&str>,

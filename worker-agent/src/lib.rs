@@ -4,6 +4,7 @@
 mod agent;
 mod attempt;
 pub mod clock;
+pub mod cli;
 mod document;
 mod failure;
 mod frames;
@@ -18,3 +19,6 @@ mod worker;
 pub use identity::{Error as IdentityError, StateDir, host_name};
 pub use options::{Coordinator, Ended, Options, Repositories, Wish};
 pub use worker::{Error, run};
+pub use attempt::LeftoverError;
+pub use frames::Error as FilesError;
+pub use session::LinkError;

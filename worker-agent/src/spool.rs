@@ -9,7 +9,7 @@ use crate::clock;
 use crate::frames::{Error, FrameFile, FrameReader};
 
 /// Bytes of output kept for each lease; what comes after is counted and dropped.
-pub const OUTPUT_BYTES_MAX: u64 = 64 << 20;
+pub(crate) const OUTPUT_BYTES_MAX: u64 = 64 << 20;
 /// Bytes kept beyond that for phases and notes, so that output can never crowd them out.
 const RESERVE_BYTES: u64 = 1 << 20;
 /// Up to where an agent's own output has been taken into the spool.

@@ -3,3 +3,5 @@
 pub(crate) mod link;
 pub(crate) mod machine;
 mod reconnect;
+
+pub use link::Error as LinkError;
