@@ -11,6 +11,7 @@ use muster_proto::v1::{
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::agent;
 use crate::attempt::{self, FromLease, LeaseFolder, Orders, Runner, Site, Stop};
@@ -51,13 +52,17 @@ pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ende
         "worker starts"
     );
     let path = std::env::var("PATH").unwrap_or_default();
-    let (events, link_events) = mpsc::channel(WAITING_MAX);
+    let (events, mut link_events) = mpsc::channel(WAITING_MAX);
     let machine = Arc::clone(&worker.machine);
-    let link = Link::new(options, &identity, agent::offers(&path), machine, events);
+    let no_more = worker.no_more.clone();
+    let link = Link::new(options, &identity, agent::offers(&path), machine, events, no_more);
     // Ends with this function, however that ends.
     let mut linking = JoinSet::new();
     linking.spawn(link.run());
-    let ended = worker.work(link_events, &mut linking).await;
+    let ended = worker.work(&mut link_events, &mut linking).await;
+    if let Ok(ended) = &ended {
+        worker.say_goodbye(*ended, &mut link_events).await;
+    }
     worker.stop_everything().await;
     ended
 }
@@ -76,6 +81,8 @@ struct Worker {
     idle_exit: Option<Duration>,
     idle_since: Boottime,
     leave_at: Option<Boottime>,
+    /// Tells the link that no further session is wanted.
+    no_more: CancellationToken,
 }
 
 struct Lease {
@@ -128,6 +135,7 @@ impl Worker {
             idle_exit: options.idle_exit,
             idle_since: clock::now(),
             leave_at: None,
+            no_more: CancellationToken::new(),
         };
         for found in attempt::find(&site).await? {
             let lease = found.grant.lease;
@@ -164,13 +172,13 @@ impl Worker {
 
     async fn work(
         &mut self,
-        mut link_events: mpsc::Receiver<LinkEvent>,
+        link_events: &mut mpsc::Receiver<LinkEvent>,
         link: &mut JoinSet<link::Error>,
     ) -> Result<Ended, Error> {
         // A wish from before the start counts.
         self.wished();
         loop {
-            if let Some(ended) = self.ended().await {
+            if let Some(ended) = self.ended() {
                 return Ok(ended);
             }
             let wake = self.lock().wakeup();
@@ -414,8 +422,8 @@ impl Worker {
         }
     }
 
-    /// Tells whether there is nothing more to do, and says goodbye then.
-    async fn ended(&mut self) -> Option<Ended> {
+    /// Tells whether there is nothing more to do.
+    fn ended(&mut self) -> Option<Ended> {
         let now = clock::now();
         let (holds_nothing, owes_nothing, is_draining) = {
             let machine = self.lock();
@@ -430,25 +438,38 @@ impl Worker {
         {
             self.drain();
         }
-        let ended = match self.leave_at {
-            Some(at) if owes_nothing || now >= at => Ended::Left,
-            None if is_draining && owes_nothing => Ended::Drained,
-            _ => return None,
-        };
-        if let Some(outgoing) = self.outgoing.take() {
-            let reason = match ended {
-                Ended::Drained => "drained",
-                Ended::Left => "told to leave",
-            };
-            if holds_nothing {
-                outgoing.say(worker_message::Kind::Goodbye(Goodbye {
-                    reason: reason.to_owned(),
-                }));
-            }
-            // A connection that takes nothing any more must not keep the worker.
-            let _ = tokio::time::timeout(LOOK_AGAIN, outgoing.flush()).await;
+        match self.leave_at {
+            Some(at) if owes_nothing || now >= at => Some(Ended::Left),
+            None if is_draining && owes_nothing => Some(Ended::Drained),
+            _ => None,
         }
-        Some(ended)
+    }
+
+    /// Says goodbye if nothing is held, and waits a moment for the coordinator to end the session.
+    async fn say_goodbye(&mut self, ended: Ended, link_events: &mut mpsc::Receiver<LinkEvent>) {
+        self.no_more.cancel();
+        let Some(outgoing) = self.outgoing.take() else {
+            return;
+        };
+        let reason = match ended {
+            Ended::Drained => "drained",
+            Ended::Left => "told to leave",
+        };
+        if self.lock().holds_nothing() {
+            let reason = reason.to_owned();
+            outgoing.say(worker_message::Kind::Goodbye(Goodbye { reason }));
+        }
+        // Ends the worker's side of the stream, once what was said has been taken.
+        drop(outgoing);
+        let session_ends = async {
+            while let Some(event) = link_events.recv().await {
+                if matches!(event, LinkEvent::Down) {
+                    return;
+                }
+            }
+        };
+        // A connection that takes nothing any more must not keep the worker.
+        let _ = tokio::time::timeout(LOOK_AGAIN, session_ends).await;
     }
 
     /// Stops what still runs, and waits until its processes are gone.

@@ -93,12 +93,6 @@ impl Outgoing {
             self.cut.cancel();
         }
     }
-
-    /// Waits until everything said has been taken by the connection or that has ended.
-    pub(crate) async fn flush(&self) {
-        let all = self.urgent.reserve_many(URGENT_WAITING_MAX);
-        let _permits = all.await;
-    }
 }
 
 fn send(urgent: &mpsc::Sender<WorkerMessage>, kind: worker_message::Kind) -> bool {
@@ -115,6 +109,8 @@ pub(crate) struct Link {
     agents: Vec<AgentOffer>,
     machine: Arc<Mutex<Machine>>,
     events: mpsc::Sender<LinkEvent>,
+    /// Once cancelled, no further session is begun.
+    no_more: CancellationToken,
 }
 
 impl Link {
@@ -124,6 +120,7 @@ impl Link {
         agents: Vec<AgentOffer>,
         machine: Arc<Mutex<Machine>>,
         events: mpsc::Sender<LinkEvent>,
+        no_more: CancellationToken,
     ) -> Self {
         Self {
             options,
@@ -134,6 +131,7 @@ impl Link {
             agents,
             machine,
             events,
+            no_more,
         }
     }
 
@@ -147,6 +145,9 @@ impl Link {
                 if self.events.send(LinkEvent::Down).await.is_err() {
                     return Error::Abandoned;
                 }
+            }
+            if self.no_more.is_cancelled() {
+                return Error::Abandoned;
             }
             if error.is_final() {
                 return error;

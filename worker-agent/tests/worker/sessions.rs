@@ -48,7 +48,7 @@ async fn a_broken_session_loses_no_event_and_doubles_none() {
     let go = bench.folder.path().join("go");
     let script = format!(
         "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo line $i; \
-         [ $i = 150 ] && while [ ! -e {} ]; do sleep 0.02; done; done",
+         [ $i = 150 ] && while [ ! -e {} ]; do sleep 0.02; done; done; true",
         go.display()
     );
     bench.fake.with(|state| state.acks_events = false);
