@@ -1,12 +1,14 @@
 //! The worker's loop: between the session machine, the disk, the link and the leases.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use muster_git::{Cache, Git, GitError, Identity as Author};
 use muster_proto::v1::{
-    EventBatch, Goodbye, Grant, LeaseEvents, Report, WorkerMessage, worker_message,
+    EventBatch, Goodbye, Grant, LeaseEvents, Report, WorkerMessage, coordinator_message,
+    worker_message,
 };
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
@@ -20,13 +22,15 @@ use crate::failure::chain;
 use crate::frames;
 use crate::identity::{self, Identity, create_private};
 use crate::options::{Ended, Options, Wish};
-use crate::outbox::Outbox;
+use crate::outbox::{self, Outbox};
 use crate::session::link::{self, Access, Link, LinkEvent, Outgoing, Up};
 use crate::session::machine::{Machine, Output};
 use crate::spool::SpoolReader;
 
 /// Messages between the loop and the link, and between the loop and its leases.
 const WAITING_MAX: usize = 1_024;
+/// What leases told that is stored with one sync.
+const TOLD_AT_ONCE: usize = 64;
 /// Bytes of events in one message: small enough that heartbeats hardly wait behind it.
 const EVENT_BATCH_BYTES: u64 = 256 * 1024;
 /// Longest wait before deadlines are looked at again: tokio's timers stand still while the host
@@ -55,7 +59,14 @@ pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ende
     let (events, mut link_events) = mpsc::channel(WAITING_MAX);
     let machine = Arc::clone(&worker.machine);
     let no_more = worker.no_more.clone();
-    let link = Link::new(options, &identity, agent::offers(&path), machine, events, no_more);
+    let link = Link::new(
+        options,
+        &identity,
+        agent::offers(&path),
+        machine,
+        events,
+        no_more,
+    );
     // Ends with this function, however that ends.
     let mut linking = JoinSet::new();
     linking.spawn(link.run());
@@ -71,7 +82,9 @@ struct Worker {
     site: Arc<Site>,
     machine: Arc<Mutex<Machine>>,
     outbox: Option<Outbox>,
+    /// Reports that are not in the outbox yet, and when to try again to put them there.
     unstored: Vec<Report>,
+    store_again_at: Boottime,
     leases: BTreeMap<u64, Lease>,
     runners: JoinSet<()>,
     told: mpsc::Receiver<FromLease>,
@@ -116,6 +129,12 @@ impl Worker {
             told: told_by,
             wip_interval: options.wip_interval,
         });
+        if link::knows_another_coordinator(options, &identity.folder) {
+            // Its leases have numbers that this one gives to others.
+            attempt::find(&site).await?;
+            set_aside(&identity.folder)?;
+            create_private(&site.leases)?;
+        }
         let outbox = Outbox::open(&identity.folder)?;
         let mut machine = Machine::new(options.slots, outbox.next_number());
         for report in outbox.pending() {
@@ -126,6 +145,7 @@ impl Worker {
             machine: Arc::new(Mutex::new(machine)),
             outbox: Some(outbox),
             unstored: Vec::new(),
+            store_again_at: clock::now(),
             leases: BTreeMap::new(),
             runners: JoinSet::new(),
             told,
@@ -177,6 +197,7 @@ impl Worker {
     ) -> Result<Ended, Error> {
         // A wish from before the start counts.
         self.wished();
+        let mut told = Vec::with_capacity(TOLD_AT_ONCE);
         loop {
             if let Some(ended) = self.ended() {
                 return Ok(ended);
@@ -184,7 +205,10 @@ impl Worker {
             let wake = self.lock().wakeup();
             let wait = wake.map_or(LOOK_AGAIN, |at| at.since(clock::now()).min(LOOK_AGAIN));
             let waiting_events = self.lock().next_events().is_some();
-            let events = self.outgoing.as_ref().map(|outgoing| outgoing.events.clone());
+            let events = self
+                .outgoing
+                .as_ref()
+                .map(|outgoing| outgoing.events.clone());
             let room = async {
                 match events {
                     Some(events) if waiting_events => events.reserve_owned().await,
@@ -197,7 +221,11 @@ impl Worker {
                     Err(_) => Error::LinkLost,
                 }),
                 Some(event) = link_events.recv() => self.heard(event).await,
-                Some(told) = self.told.recv() => self.told(told).await,
+                heard = self.told.recv_many(&mut told, TOLD_AT_ONCE) => {
+                    for told in told.drain(..heard) {
+                        self.told(told).await;
+                    }
+                }
                 Ok(permit) = room => self.send_events(permit).await,
                 Ok(()) = self.wishes.changed() => self.wished(),
                 () = tokio::time::sleep(wait) => {}
@@ -247,7 +275,9 @@ impl Worker {
                 });
             }
             Output::Acknowledged(numbers) => {
-                let done = self.with_outbox(move |outbox| outbox.acknowledged(&numbers)).await;
+                let done = self
+                    .with_outbox(move |outbox| outbox.acknowledged(&numbers))
+                    .await;
                 if let Err(error) = done {
                     // They are said again after a restart, and answered as already recorded.
                     tracing::warn!(error = chain(&error), "cannot clear the outbox");
@@ -296,12 +326,22 @@ impl Worker {
                     access,
                     outgoing,
                 } = *up;
-                tracing::info!(session = welcome.session, epoch = welcome.epoch, "session begins");
+                tracing::info!(
+                    session = welcome.session,
+                    epoch = welcome.epoch,
+                    "session begins"
+                );
                 self.outgoing = Some(outgoing);
                 self.access.send_replace(Some(access));
-                self.step(|machine, now| machine.welcomed(&welcome, now)).await;
+                self.step(|machine, now| machine.welcomed(&welcome, now))
+                    .await;
             }
-            LinkEvent::Message(kind) => self.step(|machine, now| machine.received(kind, now)).await,
+            LinkEvent::Message(kind) => {
+                if matches!(kind, coordinator_message::Kind::Drain(_)) {
+                    tracing::info!("the coordinator gives this worker nothing new");
+                }
+                self.step(|machine, now| machine.received(kind, now)).await;
+            }
             LinkEvent::Down => {
                 self.outgoing = None;
                 self.access.send_replace(None);
@@ -324,7 +364,7 @@ impl Worker {
 
     /// Puts reports into the outbox; those that the disk refuses are tried again in the next turn.
     async fn store(&mut self) {
-        if self.unstored.is_empty() {
+        if self.unstored.is_empty() || clock::now() < self.store_again_at {
             return;
         }
         let reports = self.unstored.clone();
@@ -333,11 +373,12 @@ impl Worker {
             Ok(()) => {
                 let reports = std::mem::take(&mut self.unstored);
                 let numbers: Vec<u64> = reports.iter().map(|report| report.number).collect();
-                self.step(|machine, now| machine.stored(&numbers, now)).await;
+                self.step(|machine, now| machine.stored(&numbers, now))
+                    .await;
             }
             Err(error) => {
                 tracing::error!(error = chain(&error), "cannot store a report; trying again");
-                tokio::time::sleep(LOOK_AGAIN).await;
+                self.store_again_at = clock::now().after(LOOK_AGAIN);
             }
         }
     }
@@ -363,7 +404,8 @@ impl Worker {
         let bytes_max = next.bytes_max.min(EVENT_BATCH_BYTES);
         let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
         let Some(lease) = self.leases.get_mut(&next.lease) else {
-            self.step(|machine, _| machine.events_lost(next.lease)).await;
+            self.step(|machine, _| machine.events_lost(next.lease))
+                .await;
             return;
         };
         let read = lease.spool.read(next.after, next.last, bytes_max);
@@ -371,8 +413,13 @@ impl Worker {
             Ok(events) if !events.is_empty() => events,
             read => {
                 let error = read.err().map(|error| chain(&error)).unwrap_or_default();
-                tracing::error!(lease = next.lease, error, "cannot read events; they are lost");
-                self.step(|machine, _| machine.events_lost(next.lease)).await;
+                tracing::error!(
+                    lease = next.lease,
+                    error,
+                    "cannot read events; they are lost"
+                );
+                self.step(|machine, _| machine.events_lost(next.lease))
+                    .await;
                 return;
             }
         };
@@ -487,6 +534,25 @@ impl Worker {
         let _ = tokio::time::timeout(STOP_LIMIT, all_stopped).await;
         self.runners.abort_all();
     }
+}
+
+/// Moves what belongs to another coordinator out of the way; a person may want it.
+fn set_aside(folder: &Path) -> Result<(), frames::Error> {
+    let other = folder.join(format!("other-coordinator-{}", clock::wall_millis()));
+    let fail = |source| frames::Error::File {
+        doing: "set aside what belongs to another coordinator in",
+        path: folder.to_owned(),
+        source,
+    };
+    tracing::warn!(to = %other.display(), "leases of another coordinator are set aside");
+    std::fs::create_dir(&other).map_err(fail)?;
+    for name in ["leases", outbox::NAME] {
+        match std::fs::rename(folder.join(name), other.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fail(error)),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// How long stopped attempts may take to end when the worker ends: TERM, grace, KILL.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_git::{Expected, GitError, ObjectId, RefName, Workspace};
-use muster_proto::v1::{Empty, Failure, GitSource, Grant, Outcome, Usage, outcome, report, work};
+use muster_proto::v1::{
+    Empty, Failed, Failure, GitSource, Grant, Outcome, Usage, outcome, report, work,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +39,7 @@ const TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
 /// The work of one lease.
 pub(crate) struct Runner {
     pub(super) site: Arc<Site>,
-    pub(super) grant: Grant,
+    pub(super) grant: Arc<Grant>,
     pub(super) folder: LeaseFolder,
     pub(super) orders: watch::Receiver<Orders>,
     pub(super) began: Boottime,
@@ -50,7 +52,7 @@ impl Runner {
         let folder = LeaseFolder::of(&site.leases, grant.lease);
         Self {
             site,
-            grant,
+            grant: Arc::new(grant),
             folder,
             orders,
             began: clock::now(),
@@ -69,7 +71,11 @@ impl Runner {
             Ok(spool) => spool,
             Err(message) => {
                 let failure = failure(class::WORKSPACE, &message, b"");
-                self.tell(report::Kind::GivenBack(failure)).await;
+                let failed = Failed {
+                    failure: Some(failure),
+                    usage: None,
+                };
+                self.tell(report::Kind::Failed(failed)).await;
                 self.folder.mark_published();
                 return self.finished().await;
             }
@@ -135,7 +141,7 @@ impl Runner {
 
     async fn prepared(&mut self, workspace: &mut Option<Arc<Workspace>>) -> Happened {
         let site = Arc::clone(&self.site);
-        let (grant, folder) = (self.grant.clone(), self.folder.clone());
+        let (grant, folder) = (Arc::clone(&self.grant), self.folder.clone());
         match until_stopped(&mut self.orders, prepare(&site, &grant, &folder)).await {
             Err(stop) => Happened::Stopped(stop),
             Ok(Err(failure)) => Happened::Failed(failure),
@@ -167,7 +173,7 @@ impl Runner {
         let wip = match (workspace, &self.grant.source) {
             (Some(workspace), Some(source)) => {
                 let site = Arc::clone(&self.site);
-                let (workspace, grant) = (Arc::clone(workspace), self.grant.clone());
+                let (workspace, grant) = (Arc::clone(workspace), Arc::clone(&self.grant));
                 Some(tokio::spawn(site.keep_wip(
                     workspace,
                     grant,
@@ -179,7 +185,10 @@ impl Runner {
         };
         let work = self.work_folder();
         let mut program = self.program(&task, 1, invocation.argv);
-        program.cwd = task.folder.as_ref().map_or(work.clone(), |folder| work.join(folder));
+        program.cwd = task
+            .folder
+            .as_ref()
+            .map_or(work.clone(), |folder| work.join(folder));
         program.env.extend(invocation.env);
         program.ends_at = self.began.after(self.limit(task.timeout_ms));
         program.idle = task.idle_timeout_ms.map(Duration::from_millis);
@@ -217,9 +226,14 @@ impl Runner {
 
     /// Limit from start to finish: the grant's, else the document's.
     pub(super) fn limit(&self, document_ms: Option<u64>) -> Duration {
-        let granted = self.grant.timeout.and_then(|limit| Duration::try_from(limit).ok());
+        let granted = self
+            .grant
+            .timeout
+            .and_then(|limit| Duration::try_from(limit).ok());
         let granted = granted.filter(|limit| !limit.is_zero());
-        granted.or(document_ms.map(Duration::from_millis)).unwrap_or(TIMEOUT)
+        granted
+            .or(document_ms.map(Duration::from_millis))
+            .unwrap_or(TIMEOUT)
     }
 
     fn work_folder(&self) -> PathBuf {
@@ -275,16 +289,14 @@ impl Runner {
         let (Some(workspace), Some(source)) = (workspace, self.grant.source.clone()) else {
             return outcome(outcome::Kind::NoRepository(Empty {}));
         };
-        let (site, grant) = (Arc::clone(&self.site), self.grant.clone());
+        let (site, grant) = (Arc::clone(&self.site), Arc::clone(&self.grant));
         let publishing = publish_result(&site, workspace, &grant, &source);
         let publishing = tokio::time::timeout(PUBLISH_LIMIT, publishing);
         match until_stopped(&mut self.orders, publishing).await {
             Err(stop) => Happened::Stopped(stop),
             Ok(Ok(Ok(Some(commit)))) => outcome(outcome::Kind::Commit(commit.to_string())),
             Ok(Ok(Ok(None))) => outcome(outcome::Kind::NoChange(Empty {})),
-            Ok(Ok(Err(error))) => {
-                Happened::Failed(failure(class::PUBLISH, &chain(&error), b""))
-            }
+            Ok(Ok(Err(error))) => Happened::Failed(failure(class::PUBLISH, &chain(&error), b"")),
             Ok(Err(_)) => {
                 let message = format!("the result could not be pushed within {PUBLISH_LIMIT:?}");
                 Happened::Failed(failure(class::PUBLISH, &message, b""))
@@ -303,7 +315,9 @@ impl Runner {
             Ok(Ok(kept)) => {
                 if let Some(commit) = kept {
                     let name = &source.wip_ref;
-                    scribe.note(format!("edits are kept as {commit} at {name}")).await;
+                    scribe
+                        .note(format!("edits are kept as {commit} at {name}"))
+                        .await;
                 }
                 self.folder.mark_published();
                 self.tell(kind).await;
@@ -313,10 +327,16 @@ impl Runner {
                     |_| "it took too long".to_owned(),
                     |pushed| pushed.err().map(|error| chain(&error)).unwrap_or_default(),
                 );
-                tracing::warn!(lease = self.grant.lease, error, "cannot keep edits at their ref");
+                tracing::warn!(
+                    lease = self.grant.lease,
+                    error,
+                    "cannot keep edits at their ref"
+                );
                 self.tell(kind).await;
                 let (grant, folder) = (&self.grant, &self.folder);
-                self.site.salvage(folder, workspace, grant, &source, scribe).await;
+                self.site
+                    .salvage(folder, workspace, grant, &source, scribe)
+                    .await;
             }
         }
     }
@@ -393,7 +413,11 @@ pub(super) async fn prepare(
                     return Err(failure(class::WORKSPACE, &chain(&error), b""));
                 }
                 let error = chain(&error);
-                tracing::warn!(lease = grant.lease, error, "cannot prepare yet; trying again");
+                tracing::warn!(
+                    lease = grant.lease,
+                    error,
+                    "cannot prepare yet; trying again"
+                );
                 // What was made of it is in the way of the next try.
                 let half_made = folder.workspace();
                 let _ = tokio::fs::remove_dir_all(half_made).await;
@@ -412,7 +436,9 @@ async fn checkout(
 ) -> Result<Workspace, GitError> {
     let commit = ObjectId::parse(&source.commit)?;
     let name = RefName::parse(&source.read_ref)?;
-    let remote = site.remote(source, Credential::Lease(&grant.credential)).await?;
+    let remote = site
+        .remote(source, Credential::Lease(&grant.credential))
+        .await?;
     let cached = site.cache.ensure_commit(&remote, &name, commit).await?;
     Workspace::create(&cached, &folder.workspace(), &site.identity).await
 }
@@ -430,6 +456,7 @@ async fn publish_result(
     let name = RefName::parse(&source.attempt_ref)?;
     let credential = Credential::Lease(&grant.credential);
     let target = (&name, Expected::Absent);
-    site.push(workspace, source, credential, commit, target).await?;
+    site.push(workspace, source, credential, commit, target)
+        .await?;
     Ok(Some(commit))
 }

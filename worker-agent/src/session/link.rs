@@ -73,7 +73,9 @@ pub(crate) struct Access {
 impl std::fmt::Debug for Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut debug = f.debug_struct("Access");
-        debug.field("address", &self.address).finish_non_exhaustive()
+        debug
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }
 
@@ -203,7 +205,9 @@ impl Link {
         Error,
     > {
         let endpoint = endpoint(&self.options, &self.folder).await?;
-        let channel = endpoint.authorized(Bearer::token(&self.options.token)?).await?;
+        let channel = endpoint
+            .authorized(Bearer::token(&self.options.token)?)
+            .await?;
         let mut client = WorkerServiceClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -320,6 +324,11 @@ fn ordered(
         };
         Some((message, (urgent, events)))
     })
+}
+
+/// Tells whether the folder's worker has joined another coordinator before.
+pub(crate) fn knows_another_coordinator(options: &Options, folder: &Path) -> bool {
+    CaCertificate::read(&folder.join(CA)).is_ok_and(|ca| ca.fingerprint() != options.token.ca)
 }
 
 /// Finds the coordinator and its certificate, fetching that by the token's fingerprint if needed.
