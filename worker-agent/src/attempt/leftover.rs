@@ -129,7 +129,7 @@ async fn salvage(site: &Site, grant: &Grant, folder: &LeaseFolder, scribe: &Scri
     match Workspace::open(&site.git, &folder.workspace()).await {
         Ok(workspace) => {
             site.salvage(folder, &workspace, grant, source, scribe)
-                .await
+                .await;
         }
         Err(error) => {
             // No agent runs before its workspace is complete.

@@ -41,6 +41,10 @@ pub(crate) enum StopCause {
 
 /// What the shell is to do, in this order.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most are messages, and none is kept"
+)]
 pub(crate) enum Output {
     /// Say this.
     Send(worker_message::Kind),

@@ -175,10 +175,7 @@ async fn a_restarted_worker_does_not_hold_unfinished_work_but_salvages_it() {
         "half\n"
     );
     bench.fake.with(|state| {
-        assert_eq!(
-            state.finals(7),
-            [&report::Kind::VerifyPassed(Default::default()); 0]
-        );
+        assert!(state.finals(7).is_empty());
         assert_eq!(state.output(7), "said\n");
     });
 }
