@@ -201,7 +201,7 @@ fn verify_timeout(verify: Option<&VerifySpec>) -> Span {
 ///
 /// A task without dependencies starts from the run's source; one with a single dependency from
 /// what that dependency made; only merged bases have a ref of their own.
-fn base_ref(run: &Run, ix: TaskIx) -> String {
+pub fn base_ref(run: &Run, ix: TaskIx) -> String {
     let mut ix = ix;
     loop {
         let Some(task) = run.task(ix) else { return refs::source(&run.name) };

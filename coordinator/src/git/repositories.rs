@@ -36,12 +36,10 @@ impl Repositories {
         if let Some(repository) = open.get(name) {
             return Ok(repository.clone());
         }
-        let hosted = HostedRepository::open_or_init(&self.home, name, format)
+        let hosted = HostedRepository::open_or_init(&self.git, &self.home, name, format)
             .await
             .map_err(|error| status::internal(&error))?;
-        let repository = Repository::open_bare(&self.git, hosted.path())
-            .await
-            .map_err(|error| status::internal(&error))?;
+        let repository = hosted.repository().clone();
         open.insert(name.to_owned(), repository.clone());
         Ok(repository)
     }
