@@ -26,7 +26,8 @@ impl State {
     /// Gives the number that the next event of this kind must carry.
     pub(crate) fn expected_seq(&self, kind: &EventKind) -> u64 {
         let last = match (kind, kind.run()) {
-            (EventKind::RunReloaded { image, .. }, _) => image.run.last_seq,
+            // The image was made just before the event that let the run leave memory.
+            (EventKind::RunReloaded { image, .. }, _) => image.run.last_seq.saturating_add(1),
             (_, Some(run)) => self.run(run).map_or(0, |run| run.last_seq),
             (_, None) => self.last_seq,
         };

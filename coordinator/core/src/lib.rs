@@ -39,3 +39,6 @@ pub use settle::settle;
 pub use state::State;
 pub use time::{Span, Timestamp};
 pub use validate::validate;
+
+#[cfg(test)]
+mod tests;

@@ -386,7 +386,10 @@ impl State {
     }
 
     /// Gives the leases of a worker that are not closed, revoked ones too.
-    pub fn leases_of_worker(&self, worker: &WorkerId) -> impl Iterator<Item = &Lease> {
+    pub fn leases_of_worker<'a>(
+        &'a self,
+        worker: &WorkerId,
+    ) -> impl Iterator<Item = &'a Lease> + use<'a> {
         let ids = self.workers.get(worker).map(|entry| &entry.aux.leases);
         ids.into_iter().flatten().filter_map(|id| self.lease(*id))
     }

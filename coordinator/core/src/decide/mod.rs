@@ -112,7 +112,7 @@ pub fn decide(state: &State, now: Timestamp, command: &Command) -> Result<Decisi
             generation,
             result,
         } => git::integration_made(state, *run, *generation, result),
-        Command::Archived { run } => submit::archived(state, *run),
+        Command::Archived { run, last_seq } => submit::archived(state, *run, *last_seq),
         Command::Reload { image } => submit::reload(state, image),
         Command::Tick => Ok(timer::tick(state, now)),
     }
