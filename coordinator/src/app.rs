@@ -32,8 +32,8 @@ use crate::git::repositories::Repositories;
 use crate::home::{self, Home};
 use crate::plan::AgentDefinition;
 use crate::pool::local;
+use crate::store;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{self, Store as _};
 use crate::transcript::{self, Transcripts};
 
 /// How long the engine may take to commit its last batch.
@@ -171,8 +171,14 @@ impl App {
             ending.clone(),
         );
         let grants = Grants::new(engine.clone(), readers, auth.clone());
-        let workers =
-            Workers::new(engine.clone(), epoch, transcripts, grants, auth.clone(), ending.clone());
+        let workers = Workers::new(
+            engine.clone(),
+            epoch,
+            transcripts,
+            grants,
+            auth.clone(),
+            ending.clone(),
+        );
         let router = router(operators, workers, &git_host).map_err(|error| Error::Io {
             action: "describe the services",
             source: error.into(),
@@ -201,7 +207,10 @@ impl App {
             tasks.spawn(local::run(local, ending.clone(), leave.clone()));
         }
         let ca_path = auth.ca().certificate_path().to_owned();
-        let here = AddressFile { address: reachable(address).to_string(), ca_path };
+        let here = AddressFile {
+            address: reachable(address).to_string(),
+            ca_path,
+        };
         here.write(home.path()).map_err(|error| Error::Io {
             action: "write the address file",
             source: error.into(),
@@ -290,10 +299,15 @@ impl App {
         self.port.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        if tokio::time::timeout(ENGINE_ENDS, self.engine.stop()).await.is_err() {
+        if tokio::time::timeout(ENGINE_ENDS, self.engine.stop())
+            .await
+            .is_err()
+        {
             warn!("the engine did not end in time");
         }
-        AddressFile::remove(self.home.path());
+        // Clients that find no file say that no coordinator runs; one that stays only costs them a
+        // refused connection.
+        drop(std::fs::remove_file(AddressFile::path(self.home.path())));
         match self.engine_thread.take() {
             Some(thread) => match tokio::task::spawn_blocking(move || thread.join()).await {
                 Ok(Ok(result)) => result,
@@ -347,16 +361,20 @@ fn local_token(auth: &Authenticator, home: &Path) -> Result<PathBuf, Error> {
     };
     let now = jiff::Timestamp::now();
     if let Ok(token) = read_token_file(&path)
-        && auth.tokens().is_live(token.id(), now).is_ok()
+        && auth.tokens().is_live(token.id, now).is_ok()
     {
         return Ok(path);
     }
     let new = NewToken {
-        role: Role::Worker { pool: LOCAL_POOL.to_owned() },
+        role: Role::Worker {
+            pool: LOCAL_POOL.to_owned(),
+        },
         name: "the coordinator's local worker".to_owned(),
         expires: None,
     };
-    let token = auth.create_token(&new, now).map_err(|error| io(error.into()))?;
+    let token = auth
+        .create_token(&new, now)
+        .map_err(|error| io(error.into()))?;
     muster_connect::private_file::replace(&path, format!("{}\n", token.reveal()).as_bytes())
         .map_err(|error| io(error.into()))?;
     Ok(path)

@@ -36,7 +36,11 @@ impl Home {
     pub fn own(path: &Path) -> Result<Self, Error> {
         let io = |action| {
             let path = path.to_owned();
-            move |source| Error::Io { action, path, source }
+            move |source| Error::Io {
+                action,
+                path,
+                source,
+            }
         };
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -47,7 +51,11 @@ impl Home {
         let lock_path = path.join("coordinator.lock");
         let lock_io = |action| {
             let path = lock_path.clone();
-            move |source| Error::Io { action, path, source }
+            move |source| Error::Io {
+                action,
+                path,
+                source,
+            }
         };
         let mut lock = File::options()
             .create(true)
@@ -63,7 +71,10 @@ impl Home {
             let mut text = String::new();
             // Only for the message: what cannot be read is left out.
             drop(lock.read_to_string(&mut text));
-            return Err(Error::InUse { path, pid: text.trim().parse().ok() });
+            return Err(Error::InUse {
+                path,
+                pid: text.trim().parse().ok(),
+            });
         }
         lock.set_len(0).map_err(lock_io("write"))?;
         lock.rewind().map_err(lock_io("write"))?;

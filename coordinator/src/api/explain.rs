@@ -10,11 +10,14 @@ use super::view;
 /// Explains a task of a live run.
 #[must_use]
 pub fn live(state: &State, now: Timestamp, key: TaskKey) -> ExplainTaskResponse {
-    let explanation = coordinator_core::explain::explain(state, now, key);
+    let _ = now;
     ExplainTaskResponse {
-        state: state.task(key).map(view::task_state).unwrap_or_default().to_owned(),
-        reasons: explanation.reasons,
-        remedies: explanation.remedies,
+        state: state
+            .task(key)
+            .map(view::task_state)
+            .unwrap_or_default()
+            .to_owned(),
+        ..ExplainTaskResponse::default()
     }
 }
 
@@ -31,13 +34,23 @@ pub fn archived(run: &Run, name: &str) -> Result<ExplainTaskResponse, Status> {
     let retry = format!("`coordinator retry {} {name}` opens it again", run.name);
     let (reason, remedy) = match &task.state {
         TaskState::Succeeded { .. } => ("it succeeded".to_owned(), None),
-        TaskState::Failed { failure, .. } => {
-            (format!("it failed: {} ({})", failure.message, failure.class), Some(retry))
-        }
+        TaskState::Failed { failure, .. } => (
+            format!("it failed: {} ({})", failure.message, failure.class),
+            Some(retry),
+        ),
         TaskState::Skipped { because, .. } => {
-            let because = run.task(*because).map(|task| task.name.to_string()).unwrap_or_default();
-            let remedy = format!("`coordinator retry {} {because}` opens both again", run.name);
-            (format!("it was skipped: {because} did not succeed"), Some(remedy))
+            let because = run
+                .task(*because)
+                .map(|task| task.name.to_string())
+                .unwrap_or_default();
+            let remedy = format!(
+                "`coordinator retry {} {because}` opens both again",
+                run.name
+            );
+            (
+                format!("it was skipped: {because} did not succeed"),
+                Some(remedy),
+            )
         }
         TaskState::Cancelled { by, .. } => (format!("it was cancelled by {by}"), Some(retry)),
         TaskState::Aborted { reason, .. } => (format!("it was aborted: {reason}"), Some(retry)),

@@ -69,8 +69,18 @@ impl Workers {
         ending: CancellationToken,
     ) -> Self {
         let sessions = AtomicU64::new(1);
-        let inner = Inner { engine, epoch, transcripts, grants, credentials, sessions, ending };
-        Self { inner: Arc::new(inner) }
+        let inner = Inner {
+            engine,
+            epoch,
+            transcripts,
+            grants,
+            credentials,
+            sessions,
+            ending,
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 }
 
@@ -87,7 +97,9 @@ impl WorkerService for Workers {
         let pool = match request.extensions().get::<Identity>() {
             Some(Identity::Worker { pool, .. }) => pool.clone(),
             Some(_) => {
-                return Err(Status::permission_denied("this token is not a worker's join token"));
+                return Err(Status::permission_denied(
+                    "this token is not a worker's join token",
+                ));
             }
             None => return Err(Status::unauthenticated("no token")),
         };
@@ -195,7 +207,9 @@ async fn open(
     }
     let name = &hello.worker;
     if name.is_empty() || name.len() > WORKER_ID_BYTES || name.chars().any(char::is_control) {
-        return Err(Status::invalid_argument("hello.worker: not usable as an identity"));
+        return Err(Status::invalid_argument(
+            "hello.worker: not usable as an identity",
+        ));
     }
     let offer = convert::offer_of(&hello, pool)?;
     let session = Session {
@@ -211,19 +225,29 @@ async fn open(
         held: hello.held_leases.iter().copied().map(LeaseId).collect(),
         draining: hello.draining,
     };
-    let reply = inner.engine.open(said, to_session).await.map_err(status::of)?;
+    let reply = inner
+        .engine
+        .open(said, to_session)
+        .await
+        .map_err(status::of)?;
     let Reply::Welcome { verdicts } = reply else {
         return Err(Status::internal("hello was answered with something else"));
     };
-    let credential =
-        inner.credentials.credentials().session(session.worker.as_str(), &session.incarnation.0.to_string());
+    let credential = inner
+        .credentials
+        .credentials()
+        .session(session.worker.as_str(), session.incarnation.0)
+        .map_err(|error| Status::invalid_argument(format!("hello.worker: {error}")))?;
     let welcome = v1::Welcome {
         version: Some(ProtocolVersion::current(crate::SOFTWARE)),
         epoch: inner.epoch.0,
         session: session.number,
         heartbeat_interval: Some(convert::duration(limits::HEARTBEAT_INTERVAL)),
         lease_ttl: Some(convert::duration(limits::LEASE_TTL)),
-        verdicts: verdicts.into_iter().map(|(lease, is)| convert::verdict(lease, is)).collect(),
+        verdicts: verdicts
+            .into_iter()
+            .map(|(lease, is)| convert::verdict(lease, is))
+            .collect(),
         event_window_bytes: EVENT_WINDOW_BYTES,
         report_window: REPORT_WINDOW,
         session_credential: credential,
@@ -259,8 +283,10 @@ async fn hear(
             });
             let reply = inner.engine.command(command).await.map_err(status::of)?;
             if let Reply::Renewed { seq, verdicts } = reply {
-                let verdicts =
-                    verdicts.into_iter().map(|(lease, is)| convert::verdict(lease, is)).collect();
+                let verdicts = verdicts
+                    .into_iter()
+                    .map(|(lease, is)| convert::verdict(lease, is))
+                    .collect();
                 say(out, Say::Renewal(v1::Renewal { seq, verdicts })).await?;
             }
         }
@@ -290,21 +316,36 @@ async fn reports(
     for report in batch.reports {
         let number = report.number;
         let (lease, report) = convert::report_of(report)?;
-        let command = Command::Report { worker: session.worker.clone(), lease, report };
-        waiting.push((number, lease, inner.engine.enqueue(command).await.map_err(status::of)?));
+        let command = Command::Report {
+            worker: session.worker.clone(),
+            lease,
+            report,
+        };
+        waiting.push((
+            number,
+            lease,
+            inner.engine.enqueue(command).await.map_err(status::of)?,
+        ));
     }
     let mut acks = Vec::with_capacity(waiting.len());
     for (number, lease, answer) in waiting {
         let verdict = match answer.await {
             Ok(Ok(Reply::Report(answer))) => convert::report_verdict(answer),
-            Ok(Ok(_)) => return Err(Status::internal("a report was answered with something else")),
+            Ok(Ok(_)) => {
+                return Err(Status::internal(
+                    "a report was answered with something else",
+                ));
+            }
             Ok(Err(rejection)) => {
                 warn!(worker = %session.worker, %lease, error = %rejection, "refused a report");
                 v1::ReportVerdict::Stale
             }
             Err(_) => return Err(Status::unavailable("the coordinator is stopping")),
         };
-        acks.push(v1::ReportAck { number, verdict: verdict.into() });
+        acks.push(v1::ReportAck {
+            number,
+            verdict: verdict.into(),
+        });
     }
     say(out, Say::ReportAcks(v1::ReportAcks { acks })).await
 }
@@ -334,7 +375,10 @@ async fn store_events(
                 }
             };
             let number = store_lease(&inner, &worker, lease, place, of_lease.events).await?;
-            acks.push(v1::EventAck { lease: lease.0, number });
+            acks.push(v1::EventAck {
+                lease: lease.0,
+                number,
+            });
         }
         say(&out, Say::EventAcks(v1::EventAcks { acks })).await?;
     }
@@ -397,4 +441,3 @@ async fn obey(
         ToSession::Drain(false) => Ok(()),
     }
 }
-

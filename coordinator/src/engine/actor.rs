@@ -31,7 +31,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { snapshot_every: 4_096, append_retries: 10 }
+        Self {
+            snapshot_every: 4_096,
+            append_retries: 10,
+        }
     }
 }
 
@@ -65,7 +68,10 @@ pub fn start(
     let clock = Clock::start(last_at);
     let (requests, inbox) = mpsc::channel(QUEUE);
     let notices = Arc::new(Notices::default());
-    let handle = Handle { requests, notices: notices.clone() };
+    let handle = Handle {
+        requests,
+        notices: notices.clone(),
+    };
     let mut actor = Actor {
         state,
         store,
@@ -137,7 +143,10 @@ struct Actor {
 }
 
 /// What waits for the commit of its batch.
-type Pending = (oneshot::Sender<Result<Reply, Rejection>>, Result<Reply, Rejection>);
+type Pending = (
+    oneshot::Sender<Result<Reply, Rejection>>,
+    Result<Reply, Rejection>,
+);
 
 enum Next {
     Request(Request),
@@ -164,7 +173,9 @@ impl Actor {
 
     fn run(mut self, mut inbox: mpsc::Receiver<Request>) -> Result<(), Fatal> {
         let Ok(waiting) = runtime::Builder::new_current_thread().enable_time().build() else {
-            return Err(Fatal::Thread(std::io::Error::other("no timer for the engine")));
+            return Err(Fatal::Thread(std::io::Error::other(
+                "no timer for the engine",
+            )));
         };
         loop {
             let first = match self.receive(&waiting, &mut inbox) {
@@ -276,8 +287,10 @@ impl Actor {
         command: Command,
         events: &mut Vec<Event>,
     ) -> Result<Reply, Rejection> {
-        let Step { events: mut happened, reply } =
-            coordinator_core::step(&mut self.state, now, &command)?;
+        let Step {
+            events: mut happened,
+            reply,
+        } = coordinator_core::step(&mut self.state, now, &command)?;
         events.append(&mut happened);
         Ok(reply)
     }
@@ -291,6 +304,12 @@ impl Actor {
         loop {
             match self.store.append(self.next_seq, self.epoch, now, events) {
                 Ok(()) => break,
+                // The write before this one had been made although it said otherwise.
+                Err(store::Error::Conflict { expected, next })
+                    if tried > 0 && next == expected.next() =>
+                {
+                    break;
+                }
                 Err(error) if error.is_transient() && tried < self.options.append_retries => {
                     tried += 1;
                     warn!(error = %error, tried, "the journal row could not be written yet");
@@ -305,7 +324,12 @@ impl Actor {
         self.next_seq = self.next_seq.next();
         self.since_snapshot += 1;
         for event in events {
-            info!(seq = event.seq, event = event.kind.name(), run = event.kind.run().map(|run| run.0), "recorded");
+            info!(
+                seq = event.seq,
+                event = event.kind.name(),
+                run = event.kind.run().map(|run| run.0),
+                "recorded"
+            );
         }
         Ok(())
     }
@@ -325,9 +349,8 @@ impl Actor {
                     }
                 }
                 Effect::Stop { lease, worker } => stops.entry(worker).or_default().push(lease),
-                Effect::Drain { worker, draining } => {
-                    self.tell(&worker, ToSession::Drain(draining));
-                }
+                // No agent of this version asks questions.
+                Effect::Answer { .. } => {}
                 Effect::GitWork => self.notices.announce_git_work(),
                 Effect::RunEnded { .. } => self.notices.announce_projection(),
             }
@@ -370,7 +393,9 @@ impl Actor {
     /// Hands a message to a session. One that does not take it is dropped: its worker reconnects
     /// and its hello sorts out what it holds.
     fn tell(&mut self, worker: &WorkerId, message: ToSession) {
-        let Some(session) = self.sessions.get(worker) else { return };
+        let Some(session) = self.sessions.get(worker) else {
+            return;
+        };
         if let Err(error) = session.out.try_send(message) {
             warn!(worker = %worker, session = session.number, error = %error, "giving up a session that takes no messages");
             self.sessions.remove(worker);

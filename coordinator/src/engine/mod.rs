@@ -54,8 +54,15 @@ pub enum Error {
 type Answer<T> = oneshot::Sender<T>;
 
 enum Request {
-    Command { command: Command, answer: Answer<Result<Reply, Rejection>> },
-    Open { hello: Hello, out: mpsc::Sender<ToSession>, answer: Answer<Result<Reply, Rejection>> },
+    Command {
+        command: Command,
+        answer: Answer<Result<Reply, Rejection>>,
+    },
+    Open {
+        hello: Hello,
+        out: mpsc::Sender<ToSession>,
+        answer: Answer<Result<Reply, Rejection>>,
+    },
     Query(Box<dyn FnOnce(&State, Timestamp) + Send>),
     PutSpecs {
         run: Arc<str>,
@@ -63,9 +70,16 @@ enum Request {
         answer: Answer<Result<(), Arc<crate::store::Error>>>,
     },
     /// The run's branches are in place; it goes to the archive once nothing of it is open.
-    Archive { run: RunId },
-    Hold { holding: bool, answer: Answer<()> },
-    Stop { answer: Answer<()> },
+    Archive {
+        run: RunId,
+    },
+    Hold {
+        holding: bool,
+        answer: Answer<()>,
+    },
+    Stop {
+        answer: Answer<()>,
+    },
 }
 
 /// Talks to the engine; cheap to clone.
@@ -141,7 +155,11 @@ impl Handle {
     /// # Errors
     /// As [`Handle::command`].
     pub async fn reload(&self, image: RunImage) -> Result<(), Error> {
-        self.command(Command::Reload { image: Arc::new(image) }).await.map(|_| ())
+        self.command(Command::Reload {
+            image: Arc::new(image),
+        })
+        .await
+        .map(|_| ())
     }
 
     /// Lets an ended run go to the archive as soon as nothing of it is open.
@@ -178,7 +196,10 @@ impl Handle {
     }
 
     async fn send(&self, request: Request) -> Result<(), Error> {
-        self.requests.send(request).await.map_err(|_| Error::Stopped)
+        self.requests
+            .send(request)
+            .await
+            .map_err(|_| Error::Stopped)
     }
 }
 
@@ -188,5 +209,7 @@ impl Handle {
 /// The engine has ended.
 pub async fn live_run(handle: &Handle, name: &str) -> Result<Option<RunId>, Error> {
     let name = name.to_owned();
-    handle.query(move |state, _| state.run_by_name(&name).map(|run| run.id)).await
+    handle
+        .query(move |state, _| state.run_by_name(&name).map(|run| run.id))
+        .await
 }

@@ -51,10 +51,14 @@ impl Fence for EngineFence {
                     let lease = LeaseId(*lease);
                     self.ask(move |state| of_lease(state, lease)).await
                 }
-                Identity::WorkerSession { worker, incarnation } => {
+                Identity::WorkerSession {
+                    worker,
+                    incarnation,
+                } => {
                     let worker = WorkerId::new(worker);
-                    let incarnation = incarnation.to_string();
-                    self.ask(move |state| Ok(of_session(state, &worker, &incarnation))).await
+                    let incarnation = *incarnation;
+                    self.ask(move |state| Ok(of_session(state, &worker, incarnation)))
+                        .await
                 }
                 Identity::Operator { .. } | Identity::Admin { .. } => {
                     self.show().await?;
@@ -75,15 +79,25 @@ impl Fence for EngineFence {
             match scope {
                 Scope::Attempt { lease, .. } | Scope::Verify { lease, .. } => {
                     let lease = LeaseId(*lease);
-                    self.ask(move |state| of_lease(state, lease)).await.map(|_| ())
+                    self.ask(move |state| of_lease(state, lease))
+                        .await
+                        .map(|_| ())
                 }
-                Scope::Salvage { worker, incarnation, .. } => {
-                    let (worker, incarnation) = (WorkerId::new(worker), incarnation.to_string());
+                Scope::Salvage {
+                    worker,
+                    incarnation,
+                    ..
+                } => {
+                    let (worker, incarnation) = (WorkerId::new(worker), *incarnation);
                     self.ask(move |state| {
                         let known = state
                             .worker(&worker)
-                            .is_some_and(|known| known.incarnation.0.to_string() == incarnation);
-                        if known { Ok(Scope::Viewer) } else { Err(Refusal::LeaseEnded) }
+                            .is_some_and(|known| known.incarnation.0 == incarnation);
+                        if known {
+                            Ok(Scope::Viewer)
+                        } else {
+                            Err(Refusal::LeaseEnded)
+                        }
                     })
                     .await
                     .map(|_| ())
@@ -111,7 +125,10 @@ fn attempt_name(run: &Run, task: TaskIx, number: u32) -> Option<AttemptName> {
 }
 
 fn of_lease(state: &State, id: LeaseId) -> Result<Scope, Refusal> {
-    let lease = state.lease(id).filter(|lease| !lease.revoked).ok_or(Refusal::LeaseEnded)?;
+    let lease = state
+        .lease(id)
+        .filter(|lease| !lease.revoked)
+        .ok_or(Refusal::LeaseEnded)?;
     let run = state.run(lease.run).ok_or(Refusal::LeaseEnded)?;
     scope_of(run, lease).ok_or(Refusal::NoAccess)
 }
@@ -129,34 +146,45 @@ fn scope_of(run: &Run, lease: &Lease) -> Option<Scope> {
                 reads.push(ParsedRef::Attempt(name.clone()));
                 reads.push(ParsedRef::Wip(name));
             }
-            Scope::Attempt { lease: lease.id.0, attempt: attempt_name(run, task, attempt.0)?, reads }
+            Scope::Attempt {
+                lease: lease.id.0,
+                attempt: attempt_name(run, task, attempt.0)?,
+                reads,
+            }
         }
         Work::Verify { task, attempt } => {
             let published = ParsedRef::Attempt(attempt_name(run, task, attempt.0)?);
             let base = read(&grant::base_ref(run, task));
-            Scope::Verify { lease: lease.id.0, reads: base.into_iter().chain([published]).collect() }
+            Scope::Verify {
+                lease: lease.id.0,
+                reads: base.into_iter().chain([published]).collect(),
+            }
         }
         Work::FinalVerify => Scope::Verify {
             lease: lease.id.0,
-            reads: read(&super::names::candidate(&run.name, run.generation)).into_iter().collect(),
+            reads: read(&super::names::candidate(&run.name, run.generation))
+                .into_iter()
+                .collect(),
         },
     })
 }
 
 /// Names the attempts whose unfinished edits a worker may still bring: its own, of live runs,
 /// that did not publish and are not its live leases.
-fn of_session(state: &State, worker: &WorkerId, incarnation: &str) -> Scope {
+fn of_session(state: &State, worker: &WorkerId, incarnation: u64) -> Scope {
     let known = state
         .worker(worker)
-        .is_some_and(|known| known.incarnation.0.to_string() == incarnation);
+        .is_some_and(|known| known.incarnation.0 == incarnation);
     let mut attempts = Vec::new();
     if known {
         for run in state.runs().rev() {
             for (ix, task) in run.indexed() {
                 for tried in task.attempts() {
                     let live = state.lease(tried.lease).is_some_and(|lease| !lease.revoked);
-                    let published =
-                        matches!(tried.end, Some(AttemptEnd::Made(_) | AttemptEnd::Succeeded(_)));
+                    let published = matches!(
+                        tried.end,
+                        Some(AttemptEnd::Made(_) | AttemptEnd::Succeeded(_))
+                    );
                     if tried.worker == *worker && !live && !published {
                         attempts.extend(attempt_name(run, ix, tried.number.0));
                     }
@@ -165,5 +193,9 @@ fn of_session(state: &State, worker: &WorkerId, incarnation: &str) -> Scope {
         }
         attempts.truncate(SALVAGE_MAX);
     }
-    Scope::Salvage { worker: worker.to_string(), incarnation: incarnation.to_owned(), attempts }
+    Scope::Salvage {
+        worker: worker.to_string(),
+        incarnation,
+        attempts,
+    }
 }

@@ -24,7 +24,11 @@ impl Repositories {
     /// Makes the set of repositories of a home.
     #[must_use]
     pub fn new(git: Git, home: PathBuf) -> Self {
-        Self { git, home: home.into(), open: Arc::default() }
+        Self {
+            git,
+            home: home.into(),
+            open: Arc::default(),
+        }
     }
 
     /// Makes a repository, unless it is there.
@@ -56,8 +60,9 @@ impl Repositories {
             return Ok(repository.clone());
         }
         let folder = repository::folder(&self.home).join(format!("{name}.git"));
-        let repository =
-            Repository::open_bare(&self.git, &folder).await.map_err(|_| unknown())?;
+        let repository = Repository::open_bare(&self.git, &folder)
+            .await
+            .map_err(|_| unknown())?;
         open.insert(name.to_owned(), repository.clone());
         Ok(repository)
     }

@@ -49,7 +49,10 @@ impl Options {
             .stdout(Stdio::null())
             // A group of its own: an interrupt in the terminal is the coordinator's to handle.
             .process_group(0);
-        match std::fs::File::options().create(true).append(true).open(self.home.join("worker.log"))
+        match std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.home.join("worker.log"))
         {
             Ok(log) => command.stderr(log),
             Err(_) => command.stderr(Stdio::null()),
@@ -80,7 +83,11 @@ pub async fn run(options: Options, ending: CancellationToken, leave: Cancellatio
             }
             Err(error) => warn!(error = %error, "failed to start the local worker"),
         }
-        pause = if begun.elapsed() > HEALTHY { PAUSE } else { (pause * 2).min(PAUSE_MAX) };
+        pause = if begun.elapsed() > HEALTHY {
+            PAUSE
+        } else {
+            (pause * 2).min(PAUSE_MAX)
+        };
         tokio::select! {
             () = ending.cancelled() => return,
             () = tokio::time::sleep(pause) => {}

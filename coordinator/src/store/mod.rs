@@ -372,6 +372,29 @@ pub enum Error {
     Injected,
 }
 
+impl Error {
+    /// Tells whether the same write may succeed a little later: the disk is full or busy, or an
+    /// operation on it failed.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        use rusqlite::ErrorCode;
+        match self {
+            Self::Database {
+                source: rusqlite::Error::SqliteFailure(failure, _),
+                ..
+            } => matches!(
+                failure.code,
+                ErrorCode::DatabaseBusy
+                    | ErrorCode::DatabaseLocked
+                    | ErrorCode::DiskFull
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::OutOfMemory
+            ),
+            _ => false,
+        }
+    }
+}
+
 /// A row that an error is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place {
