@@ -8,6 +8,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
+use coordinator_core::Span;
+use coordinator_core::state::LeaseClocks;
 use muster_connect::{AddressFile, read_token_file};
 use muster_git::Git;
 use muster_proto::MESSAGE_BYTES_MAX;
@@ -21,7 +23,7 @@ use crate::api::grants::Grants;
 use crate::api::operator_service::{About, Operators};
 use crate::api::runs::Runs;
 use crate::api::submit::Submissions;
-use crate::api::worker_service::Workers;
+use crate::api::worker_service::{Timing, Workers};
 use crate::api::{self, Gate, Server, server_config};
 use crate::auth::{Authenticator, NewToken, Role};
 use crate::engine::{self, Handle, Readers};
@@ -58,6 +60,10 @@ pub struct Options {
     pub mode: Mode,
     /// Slots of the local worker; 0 starts none.
     pub local_slots: u32,
+    /// How long leases live.
+    pub clocks: LeaseClocks,
+    /// How often workers are to give a sign of life; a third of the TTL at the most.
+    pub heartbeat_interval: Span,
     /// Agents that the configuration declares.
     pub agents: BTreeMap<String, AgentDefinition>,
     /// This program: what git's hook and the local worker run.
@@ -123,7 +129,11 @@ impl App {
         // Before anything is journaled: an address that is taken must leave no trace.
         let server = Server::bind(api::Options::new(options.listen), tls)?;
         let address = server.address();
-        let (engine, epoch, thread) = engine::start(Box::new(store), engine::Options::default())?;
+        let engine_options = engine::Options {
+            clocks: options.clocks,
+            ..engine::Options::default()
+        };
+        let (engine, epoch, thread) = engine::start(Box::new(store), engine_options)?;
         let transcripts = Transcripts::start(home.path().join("transcripts"))?;
 
         let ending = CancellationToken::new();
@@ -171,9 +181,14 @@ impl App {
             ending.clone(),
         );
         let grants = Grants::new(engine.clone(), readers, auth.clone());
+        let timing = Timing {
+            heartbeat_interval: options.heartbeat_interval,
+            lease_ttl: options.clocks.ttl,
+        };
         let workers = Workers::new(
             engine.clone(),
             epoch,
+            timing,
             transcripts,
             grants,
             auth.clone(),

@@ -214,7 +214,7 @@ impl State {
                     started_at: None,
                     ttl: *ttl,
                     revoked: false,
-                    expires_at: at + *ttl + limits::LEASE_GRACE,
+                    expires_at: at + *ttl + self.clocks.grace,
                 };
                 self.begin_work(&lease);
                 if let Some(entry) = self.workers.get_mut(worker) {

@@ -24,7 +24,7 @@ struct Ends {
 ///
 /// # Errors
 /// `NOT_FOUND` and `FAILED_PRECONDITION` that say what is not there (yet).
-pub async fn of(
+pub(super) async fn of(
     runs: &Runs,
     repositories: &Repositories,
     request: &GetDiffRequest,

@@ -5,7 +5,7 @@ use coordinator_core::{EventKind, Failure, LeaseId, TaskIx};
 
 /// What an event is about, besides its run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Subject {
+pub(super) struct Subject {
     pub task: Option<TaskIx>,
     pub attempt: Option<u32>,
     /// The lease that the event opens or names.
@@ -14,7 +14,7 @@ pub struct Subject {
 
 /// Tells which task, attempt and lease an event names itself; a lease's task is the caller's to know.
 #[must_use]
-pub fn subject(kind: &EventKind) -> Subject {
+pub(super) fn subject(kind: &EventKind) -> Subject {
     let of = |task| Subject {
         task: Some(task),
         ..Subject::default()
@@ -71,7 +71,7 @@ pub fn subject(kind: &EventKind) -> Subject {
 
 /// Says what has happened. `task` names a task; the task an event is about stands before the line.
 #[must_use]
-pub fn text(kind: &EventKind, task: impl Fn(TaskIx) -> String) -> String {
+pub(super) fn text(kind: &EventKind, task: impl Fn(TaskIx) -> String) -> String {
     match kind {
         EventKind::CoordinatorStarted { epoch } => format!("the coordinator started ({epoch})"),
         EventKind::WorkerJoined { worker, .. } => format!("worker {worker} joined"),

@@ -9,7 +9,7 @@ use super::view;
 
 /// Explains a task of a live run.
 #[must_use]
-pub fn live(state: &State, now: Timestamp, key: TaskKey) -> ExplainTaskResponse {
+pub(super) fn live(state: &State, now: Timestamp, key: TaskKey) -> ExplainTaskResponse {
     let _ = now;
     ExplainTaskResponse {
         state: state
@@ -25,7 +25,7 @@ pub fn live(state: &State, now: Timestamp, key: TaskKey) -> ExplainTaskResponse 
 ///
 /// # Errors
 /// `NOT_FOUND` when the run has no such task.
-pub fn archived(run: &Run, name: &str) -> Result<ExplainTaskResponse, Status> {
+pub(super) fn archived(run: &Run, name: &str) -> Result<ExplainTaskResponse, Status> {
     let task = run
         .tasks
         .iter()

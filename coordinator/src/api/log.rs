@@ -16,7 +16,7 @@ const BYTES_PER_RESPONSE: usize = 256 * 1024;
 
 /// A log that was found: the transcripts of its leases, oldest first.
 #[derive(Clone, Debug)]
-pub struct Log {
+pub(super) struct Log {
     places: Vec<Place>,
 }
 
@@ -24,7 +24,7 @@ pub struct Log {
 ///
 /// # Errors
 /// `NOT_FOUND` when there is no such run, task or attempt.
-pub async fn find(runs: &Runs, request: &ReadLogRequest) -> Result<Log, Status> {
+pub(super) async fn find(runs: &Runs, request: &ReadLogRequest) -> Result<Log, Status> {
     let (task, attempt, verify) = (request.task.clone(), request.attempt, request.verify);
     let (name, found) = runs
         .read(&request.run, move |run, _| {
@@ -112,7 +112,7 @@ fn no_attempt(task: &Task, attempt: u32) -> Status {
 }
 
 /// Sends a log, and with `follow` what is added until the run ends.
-pub async fn send(
+pub(super) async fn send(
     runs: Runs,
     log: Log,
     after: u64,

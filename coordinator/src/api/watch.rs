@@ -29,7 +29,7 @@ const CLOSED_MAX: usize = 64;
 
 /// Where a watch stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cursor {
+pub(super) struct Cursor {
     pub seq: u64,
     pub leases: BTreeMap<LeaseId, u64>,
 }
@@ -39,7 +39,7 @@ impl Cursor {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` when the text is not a cursor.
-    pub fn parse(text: &str) -> Result<Self, Status> {
+    pub(super) fn parse(text: &str) -> Result<Self, Status> {
         let bad = || Status::invalid_argument("cursor: not a cursor of this service");
         if text.is_empty() {
             return Ok(Self::default());
@@ -69,7 +69,7 @@ impl Cursor {
 
 /// What one watch wants.
 #[derive(Clone, Debug)]
-pub struct Wish {
+pub(super) struct Wish {
     pub run: String,
     pub cursor: Cursor,
     pub agent_events: bool,
@@ -83,7 +83,11 @@ struct Followed {
 }
 
 /// Follows one run until it has ended and everything was sent, or the watcher goes.
-pub async fn follow(runs: Runs, wish: Wish, out: mpsc::Sender<Result<WatchRunResponse, Status>>) {
+pub(super) async fn follow(
+    runs: Runs,
+    wish: Wish,
+    out: mpsc::Sender<Result<WatchRunResponse, Status>>,
+) {
     if let Err(status) = Watch::run(runs, wish, &out).await {
         // The watcher may have gone.
         drop(out.send(Err(status)).await);

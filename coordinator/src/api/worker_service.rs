@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use coordinator_core::command::{Heartbeat, Hello};
-use coordinator_core::{Command, Epoch, Incarnation, LeaseId, Reply, WorkerId, limits};
+use coordinator_core::{Command, Epoch, Incarnation, LeaseId, Reply, Span, WorkerId};
 use futures::Stream;
 use muster_proto::v1::coordinator_message::Kind as Say;
 use muster_proto::v1::worker_message::Kind as Heard;
@@ -47,9 +47,17 @@ pub struct Workers {
     inner: Arc<Inner>,
 }
 
+/// What workers are told about time.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    pub heartbeat_interval: Span,
+    pub lease_ttl: Span,
+}
+
 struct Inner {
     engine: Handle,
     epoch: Epoch,
+    timing: Timing,
     transcripts: Transcripts,
     grants: Grants,
     credentials: Arc<Authenticator>,
@@ -63,6 +71,7 @@ impl Workers {
     pub fn new(
         engine: Handle,
         epoch: Epoch,
+        timing: Timing,
         transcripts: Transcripts,
         grants: Grants,
         credentials: Arc<Authenticator>,
@@ -72,6 +81,7 @@ impl Workers {
         let inner = Inner {
             engine,
             epoch,
+            timing,
             transcripts,
             grants,
             credentials,
@@ -242,8 +252,8 @@ async fn open(
         version: Some(ProtocolVersion::current(crate::SOFTWARE)),
         epoch: inner.epoch.0,
         session: session.number,
-        heartbeat_interval: Some(convert::duration(limits::HEARTBEAT_INTERVAL)),
-        lease_ttl: Some(convert::duration(limits::LEASE_TTL)),
+        heartbeat_interval: Some(convert::duration(inner.timing.heartbeat_interval)),
+        lease_ttl: Some(convert::duration(inner.timing.lease_ttl)),
         verdicts: verdicts
             .into_iter()
             .map(|(lease, is)| convert::verdict(lease, is))

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use coordinator_core::state::LeaseClocks;
 use coordinator_core::{
     Command, Effect, Epoch, Event, EventKind, LeaseId, Rejection, Reply, RunId, State, Step,
     Timestamp, WorkerId, effects, next_wakeup, schedule,
@@ -27,6 +28,8 @@ pub struct Options {
     /// How often a row that could not be written is tried again, half a second apart, before the
     /// coordinator ends.
     pub append_retries: u32,
+    /// How long leases live.
+    pub clocks: LeaseClocks,
 }
 
 impl Default for Options {
@@ -34,6 +37,7 @@ impl Default for Options {
         Self {
             snapshot_every: 4_096,
             append_retries: 10,
+            clocks: LeaseClocks::default(),
         }
     }
 }
@@ -64,7 +68,8 @@ pub fn start(
 ) -> Result<(Handle, Epoch, JoinHandle<Result<(), Fatal>>), Fatal> {
     let epoch = store.claim_epoch().map_err(Fatal::Load)?;
     let loaded = store.load().map_err(Fatal::Load)?;
-    let (state, last_at) = rebuild(&mut *store, &loaded)?;
+    let (mut state, last_at) = rebuild(&mut *store, &loaded)?;
+    state.set_clocks(options.clocks);
     let clock = Clock::start(last_at);
     let (requests, inbox) = mpsc::channel(QUEUE);
     let notices = Arc::new(Notices::default());
@@ -276,7 +281,8 @@ impl Actor {
         }
         let stopping = !stops.is_empty();
         for answer in acknowledgements.into_iter().chain(stops) {
-            drop(answer.send(()));
+            // Nobody may be waiting any more.
+            let _gone = answer.send(());
         }
         Ok(stopping)
     }
@@ -415,6 +421,7 @@ impl Actor {
             let Some(image) = self.state.run(run).filter(|run| run.is_ended()).cloned() else {
                 continue;
             };
+            let last_seq = image.last_seq;
             let image = coordinator_core::state::RunImage { run: image };
             let mut archived = self.store.archive(&image);
             while matches!(archived, Ok(Progress::More)) {
@@ -427,7 +434,9 @@ impl Actor {
             }
             let now = self.clock.now();
             let mut events = Vec::new();
-            if let Err(rejection) = self.decide(now, Command::Archived { run }, &mut events) {
+            if let Err(rejection) =
+                self.decide(now, Command::Archived { run, last_seq }, &mut events)
+            {
                 warn!(run = %image.run.name, error = %rejection, "an archived run stays in memory");
                 continue;
             }
