@@ -32,6 +32,12 @@ impl OnDisk {
         Self(tempfile::tempdir().unwrap())
     }
 
+    /// A folder in memory where there is one, for tests that open stores by the thousand.
+    pub(super) fn quick() -> Self {
+        let memory = std::path::Path::new("/dev/shm");
+        tempfile::tempdir_in(memory).map_or_else(|_| Self::new(), Self)
+    }
+
     pub(super) fn path(&self) -> std::path::PathBuf {
         self.0.path().join("journal.db")
     }
