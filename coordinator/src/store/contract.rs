@@ -17,7 +17,7 @@ pub(super) trait Home {
     fn open(&self) -> Box<dyn Store>;
 }
 
-struct InMemory(MemoryStore);
+pub(super) struct InMemory(pub(super) MemoryStore);
 
 impl Home for InMemory {
     fn open(&self) -> Box<dyn Store> {
@@ -134,7 +134,7 @@ impl<S: Store + ?Sized> Writer<S> {
         upto
     }
 
-    fn truncate(&mut self) -> usize {
+    pub(super) fn truncate(&mut self) -> usize {
         let mut steps = 1;
         while self.store.truncate().unwrap() == Progress::More {
             steps += 1;
@@ -142,7 +142,7 @@ impl<S: Store + ?Sized> Writer<S> {
         steps
     }
 
-    fn archive(&mut self, image: &RunImage) -> usize {
+    pub(super) fn archive(&mut self, image: &RunImage) -> usize {
         let mut steps = 1;
         while self.store.archive(image).unwrap() == Progress::More {
             steps += 1;
@@ -150,12 +150,12 @@ impl<S: Store + ?Sized> Writer<S> {
         steps
     }
 
-    fn reader(&self) -> Box<dyn Reader> {
+    pub(super) fn reader(&self) -> Box<dyn Reader> {
         self.store.reader().unwrap()
     }
 }
 
-fn writer(home: &dyn Home) -> Writer<dyn Store> {
+pub(super) fn writer(home: &dyn Home) -> Writer<dyn Store> {
     Writer::new(home.open())
 }
 
@@ -203,7 +203,7 @@ pub(super) fn replayed(store: &mut dyn Store, after: BatchSeq) -> Vec<(BatchSeq,
     batches
 }
 
-fn history(reader: &mut dyn Reader, run: u64) -> Vec<u64> {
+pub(super) fn history(reader: &mut dyn Reader, run: u64) -> Vec<u64> {
     let mut seqs = Vec::new();
     loop {
         let from = seqs.last().map_or(1, |last| last + 1);

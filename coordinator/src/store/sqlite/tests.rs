@@ -384,3 +384,17 @@ fn reader_cannot_write() {
         .execute("UPDATE epoch SET epoch = 9", [])
         .unwrap_err();
 }
+
+#[test]
+fn every_commit_is_synced_into_a_log() {
+    let home = OnDisk::new();
+    let store = home.store();
+    let connection = &store.connection;
+    let synchronous: i64 = connection
+        .pragma_query_value(None, "synchronous", |row| row.get(0))
+        .unwrap();
+    let mode: String = connection
+        .pragma_query_value(None, "journal_mode", |row| row.get(0))
+        .unwrap();
+    assert_eq!((synchronous, mode.as_str()), (2, "wal"));
+}
