@@ -13,6 +13,8 @@ pub mod memory;
 pub mod sqlite;
 
 #[cfg(test)]
+mod agreement;
+#[cfg(test)]
 mod contract;
 
 use std::fmt;
