@@ -383,6 +383,28 @@ fn graphs_are_drawn_as_text_dot_and_mermaid() {
     ));
 }
 
+#[test]
+fn drawings_of_long_and_wide_plans_stay_readable() {
+    let mut text = "tasks:\n- {name: t0, run: echo}\n".to_owned();
+    for i in 1..30 {
+        let _ = writeln!(
+            text,
+            "- {{name: t{i}, run: echo, depends_on: [t{}]}}",
+            i - 1
+        );
+    }
+    text += "- {name: end, run: echo, depends_on: [t0, t1, t2, t3, t4, t5, t29]}\n";
+    let plan = plan(&text);
+    let graph = Graph::of(&plan);
+    assert_eq!(graph.critical_path().len(), 31);
+    let drawn = graph.text();
+    assert!(drawn.contains("t7 → (15 more) → t23"), "{drawn}");
+    assert!(
+        drawn.contains("end  after t0, t1, t2 and 4 more"),
+        "{drawn}"
+    );
+}
+
 proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
