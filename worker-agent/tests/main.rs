@@ -1,3 +1,4 @@
 //! Tests of the worker agent with real processes.
 
+#[cfg(test)]
 mod supervisor;

@@ -83,7 +83,7 @@ async fn a_daemon_left_behind_is_ended_with_the_agent() {
 async fn the_main_process_is_told_to_have_exited_while_its_daemon_still_runs() {
     let bench = Bench::new();
     let script = "\
-        (setsid sh -c 'trap \"\" TERM; echo $$ > daemon; while :; do sleep 600; done' &) ; \
+        (setsid sh -c 'trap \"\" TERM; echo $$ > daemon; exec sleep 600' &) ; \
         while ! [ -s daemon ]; do sleep 0.01; done; exit 6";
     let mut process = bench.spawn(bench.launch(script)).await;
     let status = event(&mut process, |event| match event {
