@@ -69,15 +69,6 @@ pub(super) fn decode_batch(form: u32, body: &[u8]) -> Result<Batch, Error> {
 }
 
 /// Writes one event in today's form.
-/// Writes an event as the JSON that the journal keeps, for programs that watch.
-///
-/// # Errors
-/// Never for an event of ours: everything in it has a form.
-pub fn event_json(event: &Event) -> Result<String, Error> {
-    let bytes = encode_event(event)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
 pub(super) fn encode_event(event: &Event) -> Result<Vec<u8>, Error> {
     encode("event", &event::EventV1::from(event))
 }
