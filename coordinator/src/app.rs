@@ -133,7 +133,11 @@ impl App {
             clocks: options.clocks,
             ..engine::Options::default()
         };
-        let (engine, epoch, thread) = engine::start(Box::new(store), engine_options)?;
+        let engine::Started {
+            handle: engine,
+            epoch,
+            thread,
+        } = engine::start(Box::new(store), engine_options)?;
         let transcripts = Transcripts::start(home.path().join("transcripts"))?;
 
         let ending = CancellationToken::new();

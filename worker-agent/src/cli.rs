@@ -110,7 +110,9 @@ impl Failed {
 }
 
 async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
-    let options = arguments.options().map_err(|text| Failed { text, code: 1 })?;
+    let options = arguments
+        .options()
+        .map_err(|text| Failed { text, code: 1 })?;
     let interrupt = signal(SignalKind::interrupt()).map_err(|error| Failed::of(&error))?;
     let terminate = signal(SignalKind::terminate()).map_err(|error| Failed::of(&error))?;
     let (wish, wishes) = watch::channel(Wish::Work);
@@ -193,13 +195,17 @@ fn resource(text: &str) -> Result<(String, u64), String> {
     if name.is_empty() {
         return Err("the name is missing".to_owned());
     }
-    let amount = amount.parse().map_err(|_| format!("{amount:?} is not a whole number"))?;
+    let amount = amount
+        .parse()
+        .map_err(|_| format!("{amount:?} is not a whole number"))?;
     Ok((name.to_owned(), amount))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| "write it as 90s, 10m or 2h".to_owned())?;
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "write it as 90s, 10m or 2h".to_owned())?;
     let unit = match text.get(digits.len()..) {
         Some("s") => 1,
         Some("m") => 60,

@@ -78,7 +78,10 @@ impl Identity {
         allocation: Option<&str>,
     ) -> Result<Self, Error> {
         let host = plain(host);
-        let prefix = match allocation.map(plain).filter(|allocation| !allocation.is_empty()) {
+        let prefix = match allocation
+            .map(plain)
+            .filter(|allocation| !allocation.is_empty())
+        {
             Some(allocation) => format!("{host}-{allocation}"),
             None => host.clone(),
         };
@@ -247,7 +250,10 @@ mod tests {
         let state = StateDir::Within(base.path().to_owned());
         let first = Identity::take(&state, "host", None).unwrap();
         let second = Identity::take(&state, "host", Some("42")).unwrap();
-        assert_eq!((first.worker.as_str(), second.worker.as_str()), ("host-1", "host-42-2"));
+        assert_eq!(
+            (first.worker.as_str(), second.worker.as_str()),
+            ("host-1", "host-42-2")
+        );
         let before = first.incarnation;
         drop(first);
         let again = Identity::take(&state, "host", None).unwrap();
@@ -261,7 +267,11 @@ mod tests {
         let state = StateDir::At(folder.path().to_owned());
         let worker = Identity::take(&state, "host", None).unwrap().worker;
         let incarnation = u64::MAX - 5;
-        let stored = serde_json::to_vec(&Stored { worker, incarnation }).unwrap();
+        let stored = serde_json::to_vec(&Stored {
+            worker,
+            incarnation,
+        })
+        .unwrap();
         std::fs::write(folder.path().join(IDENTITY), stored).unwrap();
         let identity = Identity::take(&state, "host", None).unwrap();
         assert_eq!(identity.incarnation, u64::MAX - 4);
@@ -287,12 +297,22 @@ mod tests {
             }
         };
         let within = |path: &str| StateDir::Within(path.into());
-        let slurm = variables(&[("SLURM_JOB_ID", "7"), ("TMPDIR", "/scratch"), ("HOME", "/h")]);
-        assert_eq!(StateDir::find(slurm).unwrap(), within("/scratch/muster-7/worker"));
+        let slurm = variables(&[
+            ("SLURM_JOB_ID", "7"),
+            ("TMPDIR", "/scratch"),
+            ("HOME", "/h"),
+        ]);
+        assert_eq!(
+            StateDir::find(slurm).unwrap(),
+            within("/scratch/muster-7/worker")
+        );
         let home = variables(&[("MUSTER_HOME", "/m"), ("HOME", "/h")]);
         assert_eq!(StateDir::find(home).unwrap(), within("/m/worker"));
         let user = variables(&[("HOME", "/h"), ("XDG_STATE_HOME", "")]);
-        assert_eq!(StateDir::find(user).unwrap(), within("/h/.local/state/muster/worker"));
+        assert_eq!(
+            StateDir::find(user).unwrap(),
+            within("/h/.local/state/muster/worker")
+        );
         assert!(matches!(StateDir::find(variables(&[])), Err(Error::NoHome)));
     }
 }

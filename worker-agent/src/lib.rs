@@ -3,8 +3,8 @@
 
 mod agent;
 mod attempt;
-pub mod clock;
 pub mod cli;
+pub mod clock;
 mod document;
 mod failure;
 mod frames;
@@ -16,9 +16,9 @@ mod spool;
 pub mod supervisor;
 mod worker;
 
-pub use identity::{Error as IdentityError, StateDir, host_name};
-pub use options::{Coordinator, Ended, Options, Repositories, Wish};
-pub use worker::{Error, run};
 pub use attempt::LeftoverError;
 pub use frames::Error as FilesError;
+pub use identity::{Error as IdentityError, StateDir, host_name};
+pub use options::{Coordinator, Ended, Options, Repositories, Wish};
 pub use session::LinkError;
+pub use worker::{Error, run};

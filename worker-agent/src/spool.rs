@@ -246,7 +246,9 @@ mod tests {
     }
 
     fn kinds(path: &Path) -> Vec<agent_event::Kind> {
-        let events = SpoolReader::new(path).read(0, u64::MAX, usize::MAX).unwrap();
+        let events = SpoolReader::new(path)
+            .read(0, u64::MAX, usize::MAX)
+            .unwrap();
         events.into_iter().filter_map(|event| event.kind).collect()
     }
 

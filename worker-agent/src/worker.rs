@@ -175,7 +175,10 @@ impl Worker {
             let wake = self.lock().wakeup();
             let wait = wake.map_or(LOOK_AGAIN, |at| at.since(clock::now()).min(LOOK_AGAIN));
             let waiting_events = self.lock().next_events().is_some();
-            let events = self.outgoing.as_ref().map(|outgoing| outgoing.events.clone());
+            let events = self
+                .outgoing
+                .as_ref()
+                .map(|outgoing| outgoing.events.clone());
             let room = async {
                 match events {
                     Some(events) if waiting_events => events.reserve_owned().await,
@@ -238,7 +241,9 @@ impl Worker {
                 });
             }
             Output::Acknowledged(numbers) => {
-                let done = self.with_outbox(move |outbox| outbox.acknowledged(&numbers)).await;
+                let done = self
+                    .with_outbox(move |outbox| outbox.acknowledged(&numbers))
+                    .await;
                 if let Err(error) = done {
                     // They are said again after a restart, and answered as already recorded.
                     tracing::warn!(error = chain(&error), "cannot clear the outbox");
@@ -287,10 +292,15 @@ impl Worker {
                     access,
                     outgoing,
                 } = *up;
-                tracing::info!(session = welcome.session, epoch = welcome.epoch, "session begins");
+                tracing::info!(
+                    session = welcome.session,
+                    epoch = welcome.epoch,
+                    "session begins"
+                );
                 self.outgoing = Some(outgoing);
                 self.access.send_replace(Some(access));
-                self.step(|machine, now| machine.welcomed(&welcome, now)).await;
+                self.step(|machine, now| machine.welcomed(&welcome, now))
+                    .await;
             }
             LinkEvent::Message(kind) => self.step(|machine, now| machine.received(kind, now)).await,
             LinkEvent::Down => {
@@ -324,7 +334,8 @@ impl Worker {
             Ok(()) => {
                 let reports = std::mem::take(&mut self.unstored);
                 let numbers: Vec<u64> = reports.iter().map(|report| report.number).collect();
-                self.step(|machine, now| machine.stored(&numbers, now)).await;
+                self.step(|machine, now| machine.stored(&numbers, now))
+                    .await;
             }
             Err(error) => {
                 tracing::error!(error = chain(&error), "cannot store a report; trying again");
@@ -354,7 +365,8 @@ impl Worker {
         let bytes_max = next.bytes_max.min(EVENT_BATCH_BYTES);
         let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
         let Some(lease) = self.leases.get_mut(&next.lease) else {
-            self.step(|machine, _| machine.events_lost(next.lease)).await;
+            self.step(|machine, _| machine.events_lost(next.lease))
+                .await;
             return;
         };
         let read = lease.spool.read(next.after, next.last, bytes_max);
@@ -362,8 +374,13 @@ impl Worker {
             Ok(events) if !events.is_empty() => events,
             read => {
                 let error = read.err().map(|error| chain(&error)).unwrap_or_default();
-                tracing::error!(lease = next.lease, error, "cannot read events; they are lost");
-                self.step(|machine, _| machine.events_lost(next.lease)).await;
+                tracing::error!(
+                    lease = next.lease,
+                    error,
+                    "cannot read events; they are lost"
+                );
+                self.step(|machine, _| machine.events_lost(next.lease))
+                    .await;
                 return;
             }
         };

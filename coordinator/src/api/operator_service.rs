@@ -27,6 +27,8 @@ use crate::git::repositories::Repositories;
 /// Responses of a stream that wait for a slow client.
 const STREAM_QUEUE: usize = 32;
 
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
 /// What a person is told about the coordinator.
 #[derive(Clone, Debug)]
 pub struct About {
@@ -131,7 +133,7 @@ impl Operators {
         produce: impl Future<Output = ()> + Send + 'static,
         out: mpsc::Sender<Result<T, Status>>,
         inbox: mpsc::Receiver<Result<T, Status>>,
-    ) -> Response<Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>> {
+    ) -> Response<Streamed<T>> {
         let ending = self.ending.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -151,8 +153,6 @@ fn allowed<T>(request: &Request<T>, access: Access) -> Result<String, Status> {
     identity.require(access)?;
     Ok(identity.to_string())
 }
-
-type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl OperatorService for Operators {

@@ -55,17 +55,20 @@ pub enum Fatal {
     Thread(#[source] std::io::Error),
 }
 
+/// An engine that has started.
+pub struct Started {
+    pub handle: Handle,
+    /// Number of this start.
+    pub epoch: Epoch,
+    /// Ends after [`Handle::stop`], or with the reason for which it could not go on.
+    pub thread: JoinHandle<Result<(), Fatal>>,
+}
+
 /// Loads the journal and starts the engine's thread.
-///
-/// Gives the handle, the epoch of this start and the thread, which ends after [`Handle::stop`] or
-/// with the reason for which it could not go on.
 ///
 /// # Errors
 /// The journal cannot be read, contradicts itself, or belongs to a newer coordinator.
-pub fn start(
-    mut store: Box<dyn Store>,
-    options: Options,
-) -> Result<(Handle, Epoch, JoinHandle<Result<(), Fatal>>), Fatal> {
+pub fn start(mut store: Box<dyn Store>, options: Options) -> Result<Started, Fatal> {
     let epoch = store.claim_epoch().map_err(Fatal::Load)?;
     let loaded = store.load().map_err(Fatal::Load)?;
     let (mut state, last_at) = rebuild(&mut *store, &loaded)?;
@@ -95,7 +98,11 @@ pub fn start(
         .name("engine".into())
         .spawn(move || actor.run(inbox))
         .map_err(Fatal::Thread)?;
-    Ok((handle, epoch, thread))
+    Ok(Started {
+        handle,
+        epoch,
+        thread,
+    })
 }
 
 /// Rebuilds the state from the newest snapshot and the batches after it.
@@ -233,12 +240,12 @@ impl Actor {
         while let Some(request) = next.take() {
             match request {
                 Request::Command { command, answer } => {
-                    let reply = self.decide(now, command, &mut events);
+                    let reply = self.decide(now, &command, &mut events);
                     answers.push((answer, reply));
                 }
                 Request::Open { hello, out, answer } => {
                     let (worker, number) = (hello.worker.clone(), hello.session);
-                    let reply = self.decide(now, Command::Hello(hello), &mut events);
+                    let reply = self.decide(now, &Command::Hello(hello), &mut events);
                     if reply.is_ok() {
                         self.sessions.insert(worker, Session { number, out });
                     }
@@ -265,7 +272,7 @@ impl Actor {
         }
         if next_wakeup(&self.state).is_some_and(|(at, _)| at <= now) {
             // A tick cannot be refused; it only finds what is due.
-            drop(self.decide(now, Command::Tick, &mut events));
+            drop(self.decide(now, &Command::Tick, &mut events));
         }
         if !self.holding {
             events.extend(schedule(&mut self.state, now));
@@ -290,13 +297,13 @@ impl Actor {
     fn decide(
         &mut self,
         now: Timestamp,
-        command: Command,
+        command: &Command,
         events: &mut Vec<Event>,
     ) -> Result<Reply, Rejection> {
         let Step {
             events: mut happened,
             reply,
-        } = coordinator_core::step(&mut self.state, now, &command)?;
+        } = coordinator_core::step(&mut self.state, now, command)?;
         events.append(&mut happened);
         Ok(reply)
     }
@@ -435,7 +442,7 @@ impl Actor {
             let now = self.clock.now();
             let mut events = Vec::new();
             if let Err(rejection) =
-                self.decide(now, Command::Archived { run, last_seq }, &mut events)
+                self.decide(now, &Command::Archived { run, last_seq }, &mut events)
             {
                 warn!(run = %image.run.name, error = %rejection, "an archived run stays in memory");
                 continue;

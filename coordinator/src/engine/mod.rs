@@ -19,7 +19,7 @@ use coordinator_core::state::RunImage;
 use coordinator_core::{Command, Rejection, Reply, RunId, State, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 
-pub use actor::{Fatal, Options, start};
+pub use actor::{Fatal, Options, Started, start};
 pub use notice::Notices;
 pub use readers::{ReadError, Readers};
 
@@ -52,6 +52,8 @@ pub enum Error {
 }
 
 type Answer<T> = oneshot::Sender<T>;
+type Question = Box<dyn FnOnce(&State, Timestamp) + Send>;
+type StoreAnswer = Result<(), Arc<crate::store::Error>>;
 
 enum Request {
     Command {
@@ -63,11 +65,11 @@ enum Request {
         out: mpsc::Sender<ToSession>,
         answer: Answer<Result<Reply, Rejection>>,
     },
-    Query(Box<dyn FnOnce(&State, Timestamp) + Send>),
+    Query(Question),
     PutSpecs {
         run: Arc<str>,
         specs: Vec<Vec<u8>>,
-        answer: Answer<Result<(), Arc<crate::store::Error>>>,
+        answer: Answer<StoreAnswer>,
     },
     /// The run's branches are in place; it goes to the archive once nothing of it is open.
     Archive {

@@ -105,10 +105,17 @@ mod tests {
 
     #[test]
     fn each_end_has_its_class() {
-        let class = |end: End| CommandAgent.judge(&end, b"t").map_err(|failure| failure.class);
+        let class = |end: End| {
+            CommandAgent
+                .judge(&end, b"t")
+                .map_err(|failure| failure.class)
+        };
         assert_eq!(class(End::Exited { code: 0 }), Ok(()));
         assert_eq!(class(End::Exited { code: 3 }), Err("agent_failed".into()));
-        assert_eq!(class(End::Signalled { signal: 9 }), Err("agent_failed".into()));
+        assert_eq!(
+            class(End::Signalled { signal: 9 }),
+            Err("agent_failed".into())
+        );
         let reason = ExecFailure::NotFound;
         let not_found = class(End::ExecFailed { reason });
         assert_eq!(not_found, Err("agent_unavailable".into()));

@@ -32,7 +32,10 @@ pub(crate) fn environment(
     }
     let text = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
     env.insert("TMPDIR".to_owned(), text(folder.tmp()));
-    let names = task.env.iter().filter(|(name, _)| !name.starts_with("MUSTER_"));
+    let names = task
+        .env
+        .iter()
+        .filter(|(name, _)| !name.starts_with("MUSTER_"));
     env.extend(names.map(|(name, value)| (name.clone(), value.clone())));
     env.insert("MUSTER_RUN".to_owned(), grant.run.clone());
     env.insert("MUSTER_TASK".to_owned(), grant.task.clone());

@@ -39,7 +39,11 @@ impl LeaseFolder {
     pub(crate) fn list(leases: &Path) -> io::Result<Vec<u64>> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(leases)? {
-            if let Some(lease) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+            if let Some(lease) = entry?
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            {
                 found.push(lease);
             }
         }
@@ -184,7 +188,10 @@ mod tests {
         assert_eq!(LeaseFolder::list(leases.path()).unwrap(), [7]);
         assert_eq!(folder.launches().unwrap(), [2]);
         let credential = String::new();
-        let expected = Grant { credential, ..grant };
+        let expected = Grant {
+            credential,
+            ..grant
+        };
         assert_eq!(folder.grant().unwrap(), Some(expected));
         let mode = folder.context().metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

@@ -15,8 +15,8 @@ use crate::clock::{self, Boottime};
 use crate::failure;
 use crate::spool::{OUTPUT_BYTES_MAX, Taken};
 use crate::supervisor::{
-    CgroupUse, Content, End, Error, Event, ExitReport, Launch, Leftover, LostTree, Mark, OutputReader, Stream,
-    SupervisedProcess, leftover,
+    CgroupUse, Content, End, Error, Event, ExitReport, Launch, Leftover, LostTree, Mark,
+    OutputReader, Stream, SupervisedProcess, leftover,
 };
 
 /// Longest wait before limits are looked at again: tokio's timers stand still while the host

@@ -106,7 +106,9 @@ impl Found {
             }
         }
         if !lease_folder.is_published() {
-            scribe.note("the worker was started again; the attempt is over".to_owned()).await;
+            scribe
+                .note("the worker was started again; the attempt is over".to_owned())
+                .await;
             salvage(&site, &grant, &lease_folder, &scribe).await;
         }
         drop(scribe);
@@ -114,7 +116,6 @@ impl Found {
         let _ = writing.await;
         let _ = site.told.send(FromLease::Finished { lease }).await;
     }
-
 }
 
 async fn salvage(site: &Site, grant: &Grant, folder: &LeaseFolder, scribe: &Scribe) {
@@ -126,7 +127,10 @@ async fn salvage(site: &Site, grant: &Grant, folder: &LeaseFolder, scribe: &Scri
         return folder.mark_published();
     }
     match Workspace::open(&site.git, &folder.workspace()).await {
-        Ok(workspace) => site.salvage(folder, &workspace, grant, source, scribe).await,
+        Ok(workspace) => {
+            site.salvage(folder, &workspace, grant, source, scribe)
+                .await
+        }
         Err(error) => {
             // No agent runs before its workspace is complete.
             tracing::debug!(error = chain(&error), "there is no workspace to salvage");

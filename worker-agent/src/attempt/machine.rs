@@ -106,7 +106,10 @@ impl Phase {
                 (Self::Reported, Next::Report(succeeded))
             }
             (phase, Happened::Prepared | Happened::Done | Happened::Published(_)) => {
-                let message = format!("the worker lost track of the attempt while {}", phase.name());
+                let message = format!(
+                    "the worker lost track of the attempt while {}",
+                    phase.name()
+                );
                 let failed = report::Kind::Failed(Failed {
                     failure: Some(failure(class::WORKER_LOST, &message, b"")),
                     usage: Some(usage),

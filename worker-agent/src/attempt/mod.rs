@@ -22,8 +22,8 @@ use crate::options::Repositories;
 use crate::session::link::Access;
 
 pub(crate) use folder::LeaseFolder;
-pub(crate) use leftover::find;
 pub use leftover::Error as LeftoverError;
+pub(crate) use leftover::find;
 pub(crate) use runner::Runner;
 
 /// What all leases of a worker share.

@@ -10,10 +10,10 @@ use muster_git::{
 use muster_proto::v1::{GitSource, Grant};
 use tokio_util::sync::CancellationToken;
 
+use super::Site;
 use super::environment::attempt_number;
 use super::folder::LeaseFolder;
 use super::scribe::Scribe;
-use super::Site;
 use crate::clock;
 use crate::failure::chain;
 use crate::options::Repositories;
@@ -115,7 +115,10 @@ impl Site {
         let mut pause = PAUSE_FIRST;
         let mut refusals = 0;
         loop {
-            match self.push_once(workspace, source, credential, commit, (name, expected)).await {
+            match self
+                .push_once(workspace, source, credential, commit, (name, expected))
+                .await
+            {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     if matches!(error, Error::Refused { .. }) {
@@ -162,14 +165,22 @@ impl Site {
         grant: &Grant,
         source: &GitSource,
     ) -> Result<Option<ObjectId>, Error> {
-        let snapshot = self.snapshot(workspace, grant, "work in progress of").await?;
+        let snapshot = self
+            .snapshot(workspace, grant, "work in progress of")
+            .await?;
         let Some(commit) = snapshot.commit else {
             return Ok(None);
         };
         let name = RefName::parse(&source.wip_ref)?;
         let credential = Credential::Lease(&grant.credential);
-        self.push_once(workspace, source, credential, commit, (&name, Expected::Any))
-            .await?;
+        self.push_once(
+            workspace,
+            source,
+            credential,
+            commit,
+            (&name, Expected::Any),
+        )
+        .await?;
         Ok(Some(commit))
     }
 
@@ -188,7 +199,9 @@ impl Site {
                 return;
             }
             let keep = async {
-                let snapshot = self.snapshot(&workspace, &grant, "work in progress of").await?;
+                let snapshot = self
+                    .snapshot(&workspace, &grant, "work in progress of")
+                    .await?;
                 if snapshot.commit.is_none() || Some(snapshot.tree) == kept {
                     return Ok(None);
                 }
@@ -221,11 +234,16 @@ impl Site {
         let mut commit = None;
         let mut pause = PAUSE_FIRST;
         for _ in 0..SALVAGE_TRIES_MAX {
-            match self.try_salvage(workspace, grant, source, &mut commit).await {
+            match self
+                .try_salvage(workspace, grant, source, &mut commit)
+                .await
+            {
                 Ok(None) => return folder.mark_published(),
                 Ok(Some(commit)) => {
                     let name = &source.salvage_ref;
-                    scribe.note(format!("unfinished edits are kept as {commit} at {name}")).await;
+                    scribe
+                        .note(format!("unfinished edits are kept as {commit} at {name}"))
+                        .await;
                     return folder.mark_published();
                 }
                 Err(error) => {
@@ -248,14 +266,18 @@ impl Site {
     ) -> Result<Option<ObjectId>, Error> {
         // Made once: the ref is created once, so a repeated push must bring the same commit.
         if commit.is_none() {
-            *commit = self.snapshot(workspace, grant, "unfinished work of").await?.commit;
+            *commit = self
+                .snapshot(workspace, grant, "unfinished work of")
+                .await?
+                .commit;
         }
         let Some(commit) = *commit else {
             return Ok(None);
         };
         let name = RefName::parse(&source.salvage_ref)?;
         let target = (&name, Expected::Absent);
-        self.push_once(workspace, source, Credential::Session, commit, target).await?;
+        self.push_once(workspace, source, Credential::Session, commit, target)
+            .await?;
         Ok(Some(commit))
     }
 
@@ -272,7 +294,9 @@ impl Site {
                 let path = path.display();
                 tracing::error!(lease = grant.lease, %path, "edits could not be published; kept");
                 let host = &self.host;
-                scribe.note(format!("unfinished edits are kept on {host} in {path}")).await;
+                scribe
+                    .note(format!("unfinished edits are kept on {host} in {path}"))
+                    .await;
                 folder.mark_published();
             }
             Err(error) => {

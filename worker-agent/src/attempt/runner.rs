@@ -178,7 +178,10 @@ impl Runner {
         };
         let work = self.work_folder();
         let mut program = self.program(&task, 1, invocation.argv);
-        program.cwd = task.folder.as_ref().map_or(work.clone(), |folder| work.join(folder));
+        program.cwd = task
+            .folder
+            .as_ref()
+            .map_or(work.clone(), |folder| work.join(folder));
         program.env.extend(invocation.env);
         program.ends_at = self.began.after(self.limit(task.timeout_ms));
         program.idle = task.idle_timeout_ms.map(Duration::from_millis);
@@ -216,9 +219,14 @@ impl Runner {
 
     /// Limit from start to finish: the grant's, else the document's.
     pub(super) fn limit(&self, document_ms: Option<u64>) -> Duration {
-        let granted = self.grant.timeout.and_then(|limit| Duration::try_from(limit).ok());
+        let granted = self
+            .grant
+            .timeout
+            .and_then(|limit| Duration::try_from(limit).ok());
         let granted = granted.filter(|limit| !limit.is_zero());
-        granted.or(document_ms.map(Duration::from_millis)).unwrap_or(TIMEOUT)
+        granted
+            .or(document_ms.map(Duration::from_millis))
+            .unwrap_or(TIMEOUT)
     }
 
     fn work_folder(&self) -> PathBuf {
@@ -281,9 +289,7 @@ impl Runner {
             Err(stop) => Happened::Stopped(stop),
             Ok(Ok(Ok(Some(commit)))) => outcome(outcome::Kind::Commit(commit.to_string())),
             Ok(Ok(Ok(None))) => outcome(outcome::Kind::NoChange(Empty {})),
-            Ok(Ok(Err(error))) => {
-                Happened::Failed(failure(class::PUBLISH, &chain(&error), b""))
-            }
+            Ok(Ok(Err(error))) => Happened::Failed(failure(class::PUBLISH, &chain(&error), b"")),
             Ok(Err(_)) => {
                 let message = format!("the result could not be pushed within {PUBLISH_LIMIT:?}");
                 Happened::Failed(failure(class::PUBLISH, &message, b""))
@@ -302,7 +308,9 @@ impl Runner {
             Ok(Ok(kept)) => {
                 if let Some(commit) = kept {
                     let name = &source.wip_ref;
-                    scribe.note(format!("edits are kept as {commit} at {name}")).await;
+                    scribe
+                        .note(format!("edits are kept as {commit} at {name}"))
+                        .await;
                 }
                 self.folder.mark_published();
                 self.tell(kind).await;
@@ -312,10 +320,16 @@ impl Runner {
                     |_| "it took too long".to_owned(),
                     |pushed| pushed.err().map(|error| chain(&error)).unwrap_or_default(),
                 );
-                tracing::warn!(lease = self.grant.lease, error, "cannot keep edits at their ref");
+                tracing::warn!(
+                    lease = self.grant.lease,
+                    error,
+                    "cannot keep edits at their ref"
+                );
                 self.tell(kind).await;
                 let (grant, folder) = (&self.grant, &self.folder);
-                self.site.salvage(folder, workspace, grant, &source, scribe).await;
+                self.site
+                    .salvage(folder, workspace, grant, &source, scribe)
+                    .await;
             }
         }
     }
@@ -392,7 +406,11 @@ pub(super) async fn prepare(
                     return Err(failure(class::WORKSPACE, &chain(&error), b""));
                 }
                 let error = chain(&error);
-                tracing::warn!(lease = grant.lease, error, "cannot prepare yet; trying again");
+                tracing::warn!(
+                    lease = grant.lease,
+                    error,
+                    "cannot prepare yet; trying again"
+                );
                 // What was made of it is in the way of the next try.
                 let half_made = folder.workspace();
                 let _ = tokio::fs::remove_dir_all(half_made).await;
@@ -411,7 +429,9 @@ async fn checkout(
 ) -> Result<Workspace, GitError> {
     let commit = ObjectId::parse(&source.commit)?;
     let name = RefName::parse(&source.read_ref)?;
-    let remote = site.remote(source, Credential::Lease(&grant.credential)).await?;
+    let remote = site
+        .remote(source, Credential::Lease(&grant.credential))
+        .await?;
     let cached = site.cache.ensure_commit(&remote, &name, commit).await?;
     Workspace::create(&cached, &folder.workspace(), &site.identity).await
 }
@@ -429,6 +449,7 @@ async fn publish_result(
     let name = RefName::parse(&source.attempt_ref)?;
     let credential = Credential::Lease(&grant.credential);
     let target = (&name, Expected::Absent);
-    site.push(workspace, source, credential, commit, target).await?;
+    site.push(workspace, source, credential, commit, target)
+        .await?;
     Ok(Some(commit))
 }

@@ -39,9 +39,16 @@ pub(crate) type Writing = JoinHandle<()>;
 
 impl Scribe {
     /// Begins writing into a spool.
-    pub(crate) fn start(lease: u64, spool: Spool, told: mpsc::Sender<FromLease>) -> (Self, Writing) {
+    pub(crate) fn start(
+        lease: u64,
+        spool: Spool,
+        told: mpsc::Sender<FromLease>,
+    ) -> (Self, Writing) {
         let (entries, waiting) = mpsc::channel(WAITING_MAX);
-        (Self { entries }, tokio::spawn(write(lease, spool, waiting, told)))
+        (
+            Self { entries },
+            tokio::spawn(write(lease, spool, waiting, told)),
+        )
     }
 
     /// Notes that a phase began.
@@ -86,7 +93,9 @@ async fn write(
     let mut entries = Vec::with_capacity(WAITING_MAX);
     while waiting.recv_many(&mut entries, WAITING_MAX).await > 0 {
         // Lifecycle entries are few and watched by people; output comes in crumbs.
-        let only_output = entries.iter().all(|entry| matches!(entry, Entry::Output(..)));
+        let only_output = entries
+            .iter()
+            .all(|entry| matches!(entry, Entry::Output(..)));
         if only_output && !waiting.is_closed() && entries.len() < WAITING_MAX {
             tokio::time::sleep(GATHER).await;
             while entries.len() < WAITING_MAX

@@ -73,7 +73,9 @@ pub(crate) struct Access {
 impl std::fmt::Debug for Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut debug = f.debug_struct("Access");
-        debug.field("address", &self.address).finish_non_exhaustive()
+        debug
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }
 
@@ -202,7 +204,9 @@ impl Link {
         Error,
     > {
         let endpoint = endpoint(&self.options, &self.folder).await?;
-        let channel = endpoint.authorized(Bearer::token(&self.options.token)?).await?;
+        let channel = endpoint
+            .authorized(Bearer::token(&self.options.token)?)
+            .await?;
         let mut client = WorkerServiceClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use muster_proto::v1::{
-    EventAck, Grant, Heartbeat, Report, ReportAck, ReportBatch, ReportVerdict,
-    Verdict, Welcome, coordinator_message, report, worker_message,
+    EventAck, Grant, Heartbeat, Report, ReportAck, ReportBatch, ReportVerdict, Verdict, Welcome,
+    coordinator_message, report, worker_message,
 };
 
 use crate::clock::Boottime;
@@ -137,9 +137,7 @@ impl Lease {
     }
 
     fn is_done(&self) -> bool {
-        self.work == Work::Over
-            && self.finished
-            && self.events_acknowledged >= self.events_stored
+        self.work == Work::Over && self.finished && self.events_acknowledged >= self.events_stored
     }
 }
 
@@ -209,12 +207,10 @@ impl Machine {
     }
 
     fn lease(&mut self, lease: u64) -> &mut Lease {
-        self.leases
-            .entry(lease)
-            .or_insert_with(|| Lease {
-                finished: true,
-                ..Lease::new(Work::Over)
-            })
+        self.leases.entry(lease).or_insert_with(|| Lease {
+            finished: true,
+            ..Lease::new(Work::Over)
+        })
     }
 
     /// Leases whose work or unacknowledged result the worker has.
@@ -362,10 +358,13 @@ impl Machine {
     /// Ends leases whose time is over.
     pub(crate) fn tick(&mut self, now: Boottime) -> Vec<Output> {
         let mut outputs = Vec::new();
-        let expired = self.leases.iter().filter_map(|(id, lease)| match lease.work {
-            Work::Working { end, ttl } if now >= work_end(end, ttl) => Some(*id),
-            _ => None,
-        });
+        let expired = self
+            .leases
+            .iter()
+            .filter_map(|(id, lease)| match lease.work {
+                Work::Working { end, ttl } if now >= work_end(end, ttl) => Some(*id),
+                _ => None,
+            });
         for lease in expired.collect::<Vec<_>>() {
             self.stop(lease, StopCause::Expired, &mut outputs);
         }
@@ -461,7 +460,11 @@ impl Machine {
                 continue;
             }
             // Only what was said in this session can be answered in it.
-            if !self.reports.get(&ack.number).is_some_and(|report| report.sent) {
+            if !self
+                .reports
+                .get(&ack.number)
+                .is_some_and(|report| report.sent)
+            {
                 continue;
             }
             let Some(Pending { report, .. }) = self.reports.remove(&ack.number) else {
@@ -492,12 +495,19 @@ impl Machine {
         }
         let ttl = grant.ttl.and_then(|ttl| Duration::try_from(ttl).ok());
         let ttl = ttl.unwrap_or_default().min(TTL_MAX);
-        let end = self.sent_at(grant.heartbeat_seq).map(|sent| sent.after(ttl));
+        let end = self
+            .sent_at(grant.heartbeat_seq)
+            .map(|sent| sent.after(ttl));
         let refusal = match end {
             _ if self.draining => Some((class::PREEMPTED, "the worker takes nothing new")),
-            _ if self.free_slots() == 0 => Some((class::WORKER_LOST, "the worker has no free slot")),
+            _ if self.free_slots() == 0 => {
+                Some((class::WORKER_LOST, "the worker has no free slot"))
+            }
             Some(end) if now < work_end(end, ttl) => None,
-            _ => Some((class::WORKER_LOST, "the grant arrived when its time had passed")),
+            _ => Some((
+                class::WORKER_LOST,
+                "the grant arrived when its time had passed",
+            )),
         };
         match (refusal, end) {
             (None, Some(end)) => {
@@ -509,7 +519,8 @@ impl Machine {
                 });
             }
             (refusal, _) => {
-                let (class, message) = refusal.unwrap_or((class::WORKER_LOST, "the grant has no time"));
+                let (class, message) =
+                    refusal.unwrap_or((class::WORKER_LOST, "the grant has no time"));
                 let mut given_back = Lease::new(Work::Reported);
                 given_back.finished = true;
                 self.leases.insert(lease, given_back);

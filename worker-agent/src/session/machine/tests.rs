@@ -159,7 +159,9 @@ fn a_stop_is_carried_out_once_whichever_message_brings_it() {
         lease,
         cause: StopCause::Told,
     };
-    let told = coordinator_message::Kind::Stop(StopLeases { leases: vec![7, 99] });
+    let told = coordinator_message::Kind::Stop(StopLeases {
+        leases: vec![7, 99],
+    });
     assert_eq!(machine.received(told.clone(), at(1)), [stop(7)]);
     assert_eq!(machine.received(told, at(1)), []);
     let told = renewal(1, vec![verdict(8, Verdict::Stop)]);
@@ -171,7 +173,10 @@ fn a_stop_is_carried_out_once_whichever_message_brings_it() {
 #[test]
 fn reports_are_said_after_they_are_stored_in_order_and_within_the_window() {
     let mut machine = connected();
-    machine.received(grants((1..=3).map(|lease| grant(lease, 1)).collect()), at(0));
+    machine.received(
+        grants((1..=3).map(|lease| grant(lease, 1)).collect()),
+        at(0),
+    );
     for lease in 1..=3 {
         let outputs = machine.report(lease, passed());
         assert_eq!(sent_reports(&outputs), [0; 0]);
@@ -182,7 +187,10 @@ fn reports_are_said_after_they_are_stored_in_order_and_within_the_window() {
     assert_eq!(sent_reports(&outputs), [3]);
     assert!(outputs.contains(&Output::Acknowledged(vec![1])));
     // After a reconnect whatever was not acknowledged is said again.
-    assert_eq!(sent_reports(&machine.welcomed(&welcome(&[]), at(3))), [2, 3]);
+    assert_eq!(
+        sent_reports(&machine.welcomed(&welcome(&[]), at(3))),
+        [2, 3]
+    );
 }
 
 #[test]
@@ -203,7 +211,10 @@ fn a_lease_is_dropped_when_its_result_and_its_events_are_acknowledged_and_it_is_
     machine.report(7, passed());
     machine.stored(&[1], at(1));
     let events = coordinator_message::Kind::EventAcks(EventAcks {
-        acks: vec![EventAck { lease: 7, number: 2 }],
+        acks: vec![EventAck {
+            lease: 7,
+            number: 2,
+        }],
     });
     assert!(!machine.received(events, at(1)).contains(&drop));
     assert!(!machine.received(acks(&[1]), at(1)).contains(&drop));
@@ -219,14 +230,20 @@ fn events_keep_to_the_window_and_leases_take_turns() {
     machine.events_stored(7, 10);
     machine.events_stored(8, 1);
     let next = machine.next_events().unwrap();
-    assert_eq!((next.lease, next.after, next.last, next.bytes_max), (7, 0, 10, 100));
+    assert_eq!(
+        (next.lease, next.after, next.last, next.bytes_max),
+        (7, 0, 10, 100)
+    );
     machine.events_sent(7, 4, 60);
     let next = machine.next_events().unwrap();
     assert_eq!((next.lease, next.after, next.bytes_max), (8, 0, 40));
     machine.events_sent(8, 1, 40);
     assert_eq!(machine.next_events(), None);
     let events = coordinator_message::Kind::EventAcks(EventAcks {
-        acks: vec![EventAck { lease: 7, number: 4 }],
+        acks: vec![EventAck {
+            lease: 7,
+            number: 4,
+        }],
     });
     machine.received(events, at(1));
     let next = machine.next_events().unwrap();
