@@ -10,7 +10,7 @@ use muster_proto::v1::{
 };
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use crate::agent;
 use crate::attempt::{self, FromLease, LeaseFolder, Orders, Runner, Site, Stop};
@@ -54,10 +54,11 @@ pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ende
     let (events, link_events) = mpsc::channel(WAITING_MAX);
     let machine = Arc::clone(&worker.machine);
     let link = Link::new(options, &identity, agent::offers(&path), machine, events);
-    let mut link = tokio::spawn(link.run());
-    let ended = worker.work(link_events, &mut link).await;
+    // Ends with this function, however that ends.
+    let mut linking = JoinSet::new();
+    linking.spawn(link.run());
+    let ended = worker.work(link_events, &mut linking).await;
     worker.stop_everything().await;
-    link.abort();
     ended
 }
 
@@ -164,7 +165,7 @@ impl Worker {
     async fn work(
         &mut self,
         mut link_events: mpsc::Receiver<LinkEvent>,
-        link: &mut JoinHandle<link::Error>,
+        link: &mut JoinSet<link::Error>,
     ) -> Result<Ended, Error> {
         // A wish from before the start counts.
         self.wished();
@@ -186,7 +187,7 @@ impl Worker {
                 }
             };
             tokio::select! {
-                error = &mut *link => return Err(match error {
+                Some(error) = link.join_next() => return Err(match error {
                     Ok(error) => Error::Refused(error),
                     Err(_) => Error::LinkLost,
                 }),

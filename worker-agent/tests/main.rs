@@ -2,3 +2,5 @@
 
 #[cfg(test)]
 mod supervisor;
+#[cfg(test)]
+mod worker;

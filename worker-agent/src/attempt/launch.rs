@@ -86,6 +86,7 @@ pub(crate) async fn run(
     let mut process = SupervisedProcess::spawn(executable, launch, &folder).await?;
     let more = Arc::new(Notify::new());
     let gone = CancellationToken::new();
+    let _gone_with_this = gone.clone().drop_guard();
     let pump = tokio::spawn(pump(
         folder.clone(),
         Taken {
@@ -144,7 +145,6 @@ pub(crate) async fn run(
     let report = renewing(process.wait(), orders, |deadline| control.renew(deadline)).await?;
     let report = confirmed(&folder, report).await?;
     gone.cancel();
-    more.notify_one();
     let tail = pump.await.unwrap_or_default();
     Ok(Launched { ran, report, tail })
 }
@@ -214,7 +214,10 @@ pub(crate) async fn pump(
         if is_last {
             break;
         }
-        more.notified().await;
+        tokio::select! {
+            () = more.notified() => {}
+            () = gone.cancelled() => {}
+        }
     }
     scribe.end_of_output(dropped).await;
     tail.into_bytes()

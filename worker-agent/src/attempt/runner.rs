@@ -163,6 +163,7 @@ impl Runner {
             Err(failure) => return Happened::Failed(failure),
         };
         let done = CancellationToken::new();
+        let _done_with_this = done.clone().drop_guard();
         let wip = match (workspace, &self.grant.source) {
             (Some(workspace), Some(source)) => {
                 let site = Arc::clone(&self.site);

@@ -180,7 +180,7 @@ impl Link {
             };
             let kind = match message {
                 Err(_) => return (true, Error::Silent { silence }),
-                Ok(Err(status)) => return (true, refused(status)),
+                Ok(Err(status)) => return (true, broken(status)),
                 Ok(Ok(None)) => return (true, Error::Closed),
                 // A kind that this version does not know.
                 Ok(Ok(Some(CoordinatorMessage { kind: None }))) => continue,
@@ -342,6 +342,15 @@ async fn endpoint(options: &Options, folder: &Path) -> Result<Endpoint, Error> {
     Ok(Endpoint::new(&address, ca)?)
 }
 
+/// Judges the end of a session that had begun: the coordinator takes this worker, in principle.
+fn broken(status: Status) -> Error {
+    match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied => refused(status),
+        _ => Error::Broken { source: status },
+    }
+}
+
+/// Judges the answer to a hello.
 fn refused(status: Status) -> Error {
     match status.code() {
         Code::Unauthenticated => Error::Unauthenticated {
