@@ -398,3 +398,52 @@ fn every_commit_is_synced_into_a_log() {
         .unwrap();
     assert_eq!((synchronous, mode.as_str()), (2, "wal"));
 }
+
+#[test]
+fn snapshot_that_reads_back_differently_does_not_count() {
+    let home = OnDisk::new();
+    let mut writer = writer(&home);
+    writer.append_each(1, 1..=3);
+    raw(&home)
+        .execute_batch(
+            "CREATE TRIGGER spoil AFTER INSERT ON snapshot_run WHEN new.run = 9 BEGIN
+                 UPDATE snapshot_run SET (sum, body) =
+                     (SELECT sum, body FROM snapshot_run WHERE run = 8) WHERE run = 9;
+             END",
+        )
+        .unwrap();
+    let snapshot = |writer: &mut Writer<SqliteStore>| {
+        let upto = BatchSeq(3);
+        writer.store.snapshot(upto, &samples::image())
+    };
+    let error = snapshot(&mut writer).unwrap_err();
+    assert!(
+        matches!(error, Error::NotVerified(BatchSeq(3))),
+        "{error:?}"
+    );
+    assert_eq!(writer.store.load().unwrap().snapshot, None);
+    raw(&home).execute_batch("DROP TRIGGER spoil").unwrap();
+    snapshot(&mut writer).unwrap();
+    assert_eq!(writer.store.load().unwrap().upto(), BatchSeq(3));
+}
+
+#[test]
+fn two_snapshots_are_kept_and_no_more() {
+    let home = OnDisk::new();
+    let mut writer = writer(&home);
+    for seq in 1..=5 {
+        writer.append_each(1, [seq]);
+        writer.snapshot();
+    }
+    let raw = raw(&home);
+    for table in ["snapshot", "snapshot_run"] {
+        let kept: String = raw
+            .query_row(
+                &format!("SELECT group_concat(upto) FROM (SELECT DISTINCT upto FROM {table} ORDER BY upto)"),
+                [],
+                |row| row.get(0),
+            )
+            .unwrap();
+        assert_eq!(kept, "4,5", "{table}");
+    }
+}
