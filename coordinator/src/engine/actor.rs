@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use coordinator_core::state::LeaseClocks;
+use coordinator_core::state::{LeaseClocks, RunImage};
 use coordinator_core::{
     Command, Effect, Epoch, Event, EventKind, LeaseId, Rejection, Reply, RunId, State, Step,
     Timestamp, WorkerId, effects, next_wakeup, schedule,
@@ -92,6 +92,8 @@ pub fn start(mut store: Box<dyn Store>, options: Options) -> Result<Started, Fat
         endings: BTreeSet::new(),
         since_snapshot: 0,
         holding: false,
+        truncating: false,
+        unfinished: false,
     };
     actor.begin()?;
     let thread = std::thread::Builder::new()
@@ -152,6 +154,10 @@ struct Actor {
     since_snapshot: u64,
     /// No new leases.
     holding: bool,
+    /// Journal rows wait to be let go.
+    truncating: bool,
+    /// Housekeeping has more to do, so there is no waiting for requests.
+    unfinished: bool,
 }
 
 /// What waits for the commit of its batch.
@@ -198,14 +204,16 @@ impl Actor {
             if self.batch(first, &mut inbox)? {
                 return Ok(());
             }
-            self.archive_ended()?;
-            self.snapshot_if_due();
+            self.unfinished = self.archive_ended()? | self.snapshot_if_due();
         }
     }
 
     fn receive(&self, waiting: &runtime::Runtime, inbox: &mut mpsc::Receiver<Request>) -> Next {
         if let Ok(request) = inbox.try_recv() {
             return Next::Request(request);
+        }
+        if self.unfinished {
+            return Next::Time;
         }
         let wait = next_wakeup(&self.state).map(|(at, _)| at.since(self.clock.now()));
         let received = waiting.block_on(async {
@@ -415,57 +423,69 @@ impl Actor {
         }
     }
 
-    /// Moves ended runs of which nothing is open into the archive.
-    fn archive_ended(&mut self) -> Result<(), Fatal> {
-        let ready: Vec<RunId> = self
-            .endings
-            .iter()
-            .copied()
-            .filter(|&run| self.state.leases_of_run(run).next().is_none())
-            .collect();
-        for run in ready {
+    /// Moves ended runs of which nothing is open into the archive, one bounded step at a time, so
+    /// that commits go in between. True while there is more to do.
+    fn archive_ended(&mut self) -> Result<bool, Fatal> {
+        let is_ready = |run: &&RunId| self.state.leases_of_run(**run).next().is_none();
+        let Some(run) = self.endings.iter().find(is_ready).copied() else {
+            return Ok(false);
+        };
+        let Some(image) = self.state.run(run).filter(|run| run.is_ended()).cloned() else {
+            // It was reopened; it is asked for again when it has ended.
             self.endings.remove(&run);
-            let Some(image) = self.state.run(run).filter(|run| run.is_ended()).cloned() else {
-                continue;
-            };
-            let last_seq = image.last_seq;
-            let image = coordinator_core::state::RunImage { run: image };
-            let mut archived = self.store.archive(&image);
-            while matches!(archived, Ok(Progress::More)) {
-                archived = self.store.archive(&image);
-            }
-            if let Err(error) = archived {
+            return Ok(true);
+        };
+        let last_seq = image.last_seq;
+        let image = RunImage { run: image };
+        match self.store.archive(&image) {
+            Ok(Progress::More) => return Ok(true),
+            Ok(Progress::Done) => {}
+            Err(error) => {
                 // The run stays in memory, where nothing is lost, and is archived after a restart.
                 warn!(run = %image.run.name, error = %error, "failed to archive a run");
-                continue;
+                self.endings.remove(&run);
+                return Ok(true);
             }
-            let now = self.clock.now();
-            let mut events = Vec::new();
-            if let Err(rejection) =
-                self.decide(now, &Command::Archived { run, last_seq }, &mut events)
-            {
-                warn!(run = %image.run.name, error = %rejection, "an archived run stays in memory");
-                continue;
-            }
-            self.commit(now, &events)?;
-            self.release(&events);
         }
-        Ok(())
+        self.endings.remove(&run);
+        let now = self.clock.now();
+        let mut events = Vec::new();
+        let archived = Command::Archived { run, last_seq };
+        if let Err(rejection) = self.decide(now, &archived, &mut events) {
+            warn!(run = %image.run.name, error = %rejection, "an archived run stays in memory");
+            return Ok(true);
+        }
+        self.commit(now, &events)?;
+        self.release(&events);
+        Ok(true)
     }
 
-    fn snapshot_if_due(&mut self) {
-        if self.since_snapshot < self.options.snapshot_every {
-            return;
+    /// Writes a snapshot when enough batches have passed, and lets go of journal rows behind it in
+    /// bounded steps. True while there is more to do.
+    fn snapshot_if_due(&mut self) -> bool {
+        if self.since_snapshot >= self.options.snapshot_every {
+            self.since_snapshot = 0;
+            let last = BatchSeq(self.next_seq.0.saturating_sub(1));
+            match self.store.snapshot(last, &self.state.image()) {
+                Ok(()) => self.truncating = true,
+                // The journal is complete without it; only the next start takes longer.
+                Err(error) => warn!(error = %error, "failed to write a snapshot"),
+            }
         }
-        self.since_snapshot = 0;
-        let last = BatchSeq(self.next_seq.0.saturating_sub(1));
-        let written = self
-            .store
-            .snapshot(last, &self.state.image())
-            .and_then(|()| self.store.truncate().map(|_| ()));
-        if let Err(error) = written {
-            // The journal is complete without it; only the next restart takes longer.
-            warn!(error = %error, "failed to write a snapshot");
+        if !self.truncating {
+            return false;
+        }
+        match self.store.truncate() {
+            Ok(Progress::More) => true,
+            Ok(Progress::Done) => {
+                self.truncating = false;
+                false
+            }
+            Err(error) => {
+                warn!(error = %error, "failed to shorten the journal");
+                self.truncating = false;
+                false
+            }
         }
     }
 }

@@ -5,14 +5,19 @@
 //! worker that is still there holds its state folder's lock; a second one then ends at once, and
 //! is started again only when the first is gone.
 
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+/// A worker whose coordinator never comes back ends by itself; one that is merely idle is started
+/// again.
+const IDLE_EXIT: &str = "15m";
 /// First pause before a worker that ended is started again; doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause.
@@ -33,6 +38,10 @@ pub struct Options {
 }
 
 impl Options {
+    fn state_dir(&self) -> PathBuf {
+        self.home.join("worker").join("0")
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(&self.executable);
         command
@@ -44,7 +53,9 @@ impl Options {
             .arg("--slots")
             .arg(self.slots.to_string())
             .arg("--state-dir")
-            .arg(self.home.join("worker").join("0"))
+            .arg(self.state_dir())
+            .arg("--idle-exit")
+            .arg(IDLE_EXIT)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             // A group of its own: an interrupt in the terminal is the coordinator's to handle.
@@ -58,6 +69,22 @@ impl Options {
             Err(_) => command.stderr(Stdio::null()),
         };
         command
+    }
+}
+
+/// Asks a worker that an earlier coordinator on this home had started to leave, if it still runs.
+fn stop_inherited(options: &Options) {
+    let Ok(mut lock) = std::fs::File::open(options.state_dir().join("lock")) else {
+        return;
+    };
+    let held = matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock));
+    let mut text = String::new();
+    if held
+        && lock.read_to_string(&mut text).is_ok()
+        && let Some(id) = text.trim().parse().ok().and_then(Pid::from_raw)
+        && let Err(error) = kill_process(id, Signal::TERM)
+    {
+        warn!(error = %error, "failed to ask the local worker to leave");
     }
 }
 
@@ -89,7 +116,12 @@ pub async fn run(options: Options, ending: CancellationToken, leave: Cancellatio
             (pause * 2).min(PAUSE_MAX)
         };
         tokio::select! {
-            () = ending.cancelled() => return,
+            () = ending.cancelled() => {
+                if leave.is_cancelled() {
+                    stop_inherited(&options);
+                }
+                return;
+            }
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -98,8 +130,8 @@ pub async fn run(options: Options, ending: CancellationToken, leave: Cancellatio
 /// Asks a worker to leave, and leaves it alone if it takes too long: it holds work.
 async fn stop(child: &mut Child) {
     if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok())
-        && let Some(id) = rustix::process::Pid::from_raw(id)
-        && let Err(error) = rustix::process::kill_process(id, rustix::process::Signal::TERM)
+        && let Some(id) = Pid::from_raw(id)
+        && let Err(error) = kill_process(id, Signal::TERM)
     {
         warn!(error = %error, "failed to ask the local worker to leave");
     }

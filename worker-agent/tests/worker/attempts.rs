@@ -39,13 +39,25 @@ async fn an_agents_edits_become_a_published_commit_and_its_folder_goes() {
     let outcome::Kind::Commit(commit) = outcome_of(kind) else {
         panic!("no commit");
     };
-    assert_eq!(bench.remote(&["rev-parse", "refs/muster/attempts/r/t/7"]), commit);
-    assert_eq!(bench.remote(&["rev-parse", &format!("{commit}^")]), bench.base);
+    assert_eq!(
+        bench.remote(&["rev-parse", "refs/muster/attempts/r/t/7"]),
+        commit
+    );
+    assert_eq!(
+        bench.remote(&["rev-parse", &format!("{commit}^")]),
+        bench.base
+    );
     assert_eq!(bench.remote_file(&commit, "file").unwrap(), "edited\n");
     assert_eq!(bench.remote_file(&commit, "new").unwrap(), "new\n");
     let message = bench.remote(&["log", "-1", "--format=%an <%ae>%n%B", &commit]);
-    assert!(message.starts_with("Muster <muster@localhost>\nt\n"), "{message}");
-    assert!(message.contains("Muster-Run: r\nMuster-Task: t\nMuster-Attempt: 1"), "{message}");
+    assert!(
+        message.starts_with("Muster <muster@localhost>\nt\n"),
+        "{message}"
+    );
+    assert!(
+        message.contains("Muster-Run: r\nMuster-Task: t\nMuster-Attempt: 1"),
+        "{message}"
+    );
     bench.forgotten(7).await;
     let output = bench.fake.with(|state| state.output(7));
     assert_eq!(output, "hello r/t/1\n{\"prompt\":\"do it\"}");
@@ -72,7 +84,10 @@ async fn a_run_without_a_repository_works_in_an_empty_folder() {
     grant.source = None;
     bench.fake.grant(grant).await;
     let outcome = outcome_of(bench.fake.last_word(7).await);
-    assert!(matches!(outcome, outcome::Kind::NoRepository(_)), "{outcome:?}");
+    assert!(
+        matches!(outcome, outcome::Kind::NoRepository(_)),
+        "{outcome:?}"
+    );
     bench.forgotten(7).await;
     assert_eq!(bench.fake.with(|state| state.output(7)), "");
 }
@@ -81,13 +96,19 @@ async fn a_run_without_a_repository_works_in_an_empty_folder() {
 async fn a_failed_agent_is_reported_with_its_output_and_its_edits_are_kept() {
     let bench = Bench::new().await;
     let _worker = bench.worker();
-    bench.fake.grant(bench.run(7, "echo half > file; echo oops >&2; exit 3")).await;
+    bench
+        .fake
+        .grant(bench.run(7, "echo half > file; echo oops >&2; exit 3"))
+        .await;
     let (class, message, output) = failure(bench.fake.last_word(7).await);
     assert_eq!(
         (class.as_str(), message.as_str(), output.as_str()),
         ("agent_failed", "the agent ended with exit code 3", "oops\n")
     );
-    assert_eq!(bench.remote_file("refs/muster/wip/r/t/7", "file").unwrap(), "half\n");
+    assert_eq!(
+        bench.remote_file("refs/muster/wip/r/t/7", "file").unwrap(),
+        "half\n"
+    );
     bench.forgotten(7).await;
 }
 
@@ -95,13 +116,17 @@ async fn a_failed_agent_is_reported_with_its_output_and_its_edits_are_kept() {
 async fn an_agent_that_cannot_be_had_is_not_the_tasks_fault() {
     let bench = Bench::new().await;
     let _worker = bench.worker();
-    let kind = |kind: &str, command: &[&str]| {
-        json!({"agent": {"name": "a", "kind": kind, "command": command}})
-    };
-    bench.fake.grant(bench.attempt(7, &kind("command", &["/no/such/program"]))).await;
+    let kind = |kind: &str, command: &[&str]| json!({"agent": {"name": "a", "kind": kind, "command": command}});
+    bench
+        .fake
+        .grant(bench.attempt(7, &kind("command", &["/no/such/program"])))
+        .await;
     let (class, message, _) = failure(bench.fake.last_word(7).await);
     assert_eq!(class, "agent_unavailable", "{message}");
-    bench.fake.grant(bench.attempt(8, &kind("telepathy", &[]))).await;
+    bench
+        .fake
+        .grant(bench.attempt(8, &kind("telepathy", &[])))
+        .await;
     let (class, message, _) = failure(bench.fake.last_word(8).await);
     assert_eq!(class, "agent_unavailable");
     assert!(message.contains("telepathy"), "{message}");
@@ -118,7 +143,10 @@ async fn time_limits_end_an_agent_and_keep_its_edits() {
     bench.fake.grant(bench.attempt(8, &document)).await;
     let (class, _, output) = failure(bench.fake.last_word(7).await);
     assert_eq!((class.as_str(), output.as_str()), ("timed_out", "begun\n"));
-    assert_eq!(bench.remote_file("refs/muster/wip/r/t/7", "file").unwrap(), "slow\n");
+    assert_eq!(
+        bench.remote_file("refs/muster/wip/r/t/7", "file").unwrap(),
+        "slow\n"
+    );
     let (class, _, _) = failure(bench.fake.last_word(8).await);
     assert_eq!(class, "stalled");
 }
@@ -127,7 +155,10 @@ async fn time_limits_end_an_agent_and_keep_its_edits() {
 async fn work_in_progress_is_kept_while_the_agent_works() {
     let bench = Bench::new().await;
     let _worker = bench.worker();
-    bench.fake.grant(bench.run(7, "echo one > file; sleep 600")).await;
+    bench
+        .fake
+        .grant(bench.run(7, "echo one > file; sleep 600"))
+        .await;
     let wip = || bench.remote_file("refs/muster/wip/r/t/7", "file");
     until("work in progress", || wip().filter(|text| text == "one\n")).await;
     bench.fake.stop(7).await;
@@ -139,7 +170,10 @@ async fn a_stopped_lease_ends_its_processes_and_salvages_its_edits() {
     let bench = Bench::new().await;
     let _worker = bench.worker();
     let pid_file = bench.folder.path().join("pid");
-    let script = format!("echo half > file; echo $$ > {}; sleep 600", pid_file.display());
+    let script = format!(
+        "echo half > file; echo $$ > {}; sleep 600",
+        pid_file.display()
+    );
     bench.fake.grant(bench.run(7, &script)).await;
     let pid = until("the agent", || {
         let pid = std::fs::read_to_string(&pid_file).ok()?;
@@ -149,8 +183,16 @@ async fn a_stopped_lease_ends_its_processes_and_salvages_its_edits() {
     bench.fake.stop(7).await;
     assert_eq!(bench.fake.last_word(7).await, stopped());
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
-    assert_eq!(bench.remote_file("refs/muster/salvage/r/t/7", "file").unwrap(), "half\n");
-    assert_eq!(bench.remote_file("refs/muster/attempts/r/t/7", "file"), None);
+    assert_eq!(
+        bench
+            .remote_file("refs/muster/salvage/r/t/7", "file")
+            .unwrap(),
+        "half\n"
+    );
+    assert_eq!(
+        bench.remote_file("refs/muster/attempts/r/t/7", "file"),
+        None
+    );
     bench.forgotten(7).await;
 }
 
@@ -163,26 +205,50 @@ async fn a_lease_that_is_not_renewed_stops_by_itself_before_its_end() {
     });
     let _worker = bench.worker();
     let began = std::time::Instant::now();
-    bench.fake.grant(bench.run(7, "echo half > file; sleep 600")).await;
+    bench
+        .fake
+        .grant(bench.run(7, "echo half > file; sleep 600"))
+        .await;
     assert_eq!(bench.fake.last_word(7).await, stopped());
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    assert_eq!(bench.remote_file("refs/muster/salvage/r/t/7", "file").unwrap(), "half\n");
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(
+        bench
+            .remote_file("refs/muster/salvage/r/t/7", "file")
+            .unwrap(),
+        "half\n"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_commands_run_in_order_in_a_clean_checkout() {
     let bench = Bench::new().await;
     let _worker = bench.worker();
-    bench.fake.grant(bench.verify(7, &["cat file", "test ! -e new; touch new", "ls"])).await;
+    bench
+        .fake
+        .grant(bench.verify(7, &["cat file", "test ! -e new; touch new", "ls"]))
+        .await;
     let kind = bench.fake.last_word(7).await;
     assert!(matches!(kind, report::Kind::VerifyPassed(_)), "{kind:?}");
-    bench.fake.grant(bench.verify(8, &["true", "echo bad; exit 4", "touch never"])).await;
+    bench
+        .fake
+        .grant(bench.verify(8, &["true", "echo bad; exit 4", "touch never"]))
+        .await;
     let (class, message, output) = failure(bench.fake.last_word(8).await);
-    assert_eq!((class.as_str(), output.as_str()), ("verify_failed", "bad\n"));
+    assert_eq!(
+        (class.as_str(), output.as_str()),
+        ("verify_failed", "bad\n")
+    );
     assert_eq!(message, "`echo bad; exit 4` ended with exit code 4");
     bench.forgotten(7).await;
     bench.forgotten(8).await;
-    assert_eq!(bench.fake.with(|state| state.output(7)), "base\nfile\nnew\n");
+    assert_eq!(
+        bench.fake.with(|state| state.output(7)),
+        "base\nfile\nnew\n"
+    );
     assert_eq!(bench.remote(&["for-each-ref", "refs/muster"]), "");
 }
 

@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use muster_proto::v1::{
-    AttemptWork, Empty, GitSource, Grant, VerifyWork, Work, report, work,
-};
+use muster_proto::v1::{AttemptWork, Empty, GitSource, Grant, VerifyWork, Work, report, work};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -36,7 +34,10 @@ impl Bench {
         let remote = folder.path().join("demo.git");
         let seed = folder.path().join("seed");
         git(folder.path(), &["init", "-q", "--bare", "demo.git"]);
-        git(&remote, &["config", "uploadpack.allowAnySHA1InWant", "true"]);
+        git(
+            &remote,
+            &["config", "uploadpack.allowAnySHA1InWant", "true"],
+        );
         git(folder.path(), &["init", "-q", "-b", "main", "seed"]);
         std::fs::write(seed.join("file"), "base\n").unwrap();
         git(&seed, &["add", "."]);
@@ -95,7 +96,10 @@ impl Bench {
     }
 
     pub(crate) fn run(&self, lease: u64, script: &str) -> Grant {
-        self.attempt(lease, &json!({"name": "t", "agent": {"name": "command", "kind": "command"}, "run": script}))
+        self.attempt(
+            lease,
+            &json!({"name": "t", "agent": {"name": "command", "kind": "command"}, "run": script}),
+        )
     }
 
     pub(crate) fn verify(&self, lease: u64, commands: &[&str]) -> Grant {
@@ -134,7 +138,10 @@ impl Bench {
             .arg(format!("{revision}:{path}"))
             .output()
             .unwrap();
-        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8(output.stdout).unwrap())
     }
 
     pub(crate) fn remote(&self, arguments: &[&str]) -> String {
@@ -144,7 +151,10 @@ impl Bench {
     /// Waits until the worker keeps nothing of a lease any more.
     pub(crate) async fn forgotten(&self, lease: u64) {
         let path = self.state().join("leases").join(lease.to_string());
-        until(&format!("{} to go", path.display()), || (!path.exists()).then_some(())).await;
+        until(&format!("{} to go", path.display()), || {
+            (!path.exists()).then_some(())
+        })
+        .await;
     }
 }
 
@@ -162,7 +172,10 @@ impl Worker {
     }
 
     pub(crate) async fn ended(self) -> Result<Ended, Error> {
-        tokio::time::timeout(LIMIT, self.task).await.expect("the worker to end").unwrap()
+        tokio::time::timeout(LIMIT, self.task)
+            .await
+            .expect("the worker to end")
+            .unwrap()
     }
 
     /// Ends the worker as a crash would: nothing is said, nothing is waited for.
@@ -182,7 +195,9 @@ pub(crate) async fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(LIMIT, met).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+    tokio::time::timeout(LIMIT, met)
+        .await
+        .unwrap_or_else(|_| panic!("not in time: {what}"))
 }
 
 pub(crate) fn stopped() -> report::Kind {

@@ -50,7 +50,9 @@ impl State {
     pub(crate) fn finals(&self, lease: u64) -> Vec<&report::Kind> {
         let of_lease = self.reports.iter().filter(|report| report.lease == lease);
         let kinds = of_lease.filter_map(|report| report.kind.as_ref());
-        kinds.filter(|kind| !matches!(kind, report::Kind::Started(_))).collect()
+        kinds
+            .filter(|kind| !matches!(kind, report::Kind::Started(_)))
+            .collect()
     }
 
     /// What processes of a lease wrote.
@@ -159,16 +161,18 @@ impl Fake {
         };
         match tokio::time::timeout(LIMIT, met).await {
             Ok(met) => met,
-            Err(_) => self.with(|state| {
-                panic!("not within {LIMIT:?}: {what}; reports: {:?}", state.reports)
-            }),
+            Err(_) => self
+                .with(|state| panic!("not within {LIMIT:?}: {what}; reports: {:?}", state.reports)),
         }
     }
 
     /// Waits for the last word about a lease.
     pub(crate) async fn last_word(&self, lease: u64) -> report::Kind {
         let what = format!("the end of lease {lease}");
-        self.until(&what, |state| state.finals(lease).last().map(|kind| (*kind).clone())).await
+        self.until(&what, |state| {
+            state.finals(lease).last().map(|kind| (*kind).clone())
+        })
+        .await
     }
 
     /// Waits for a session, then grants.
@@ -269,7 +273,10 @@ impl Service {
                     true => Verdict::Stop.into(),
                     false => Verdict::Keep.into(),
                 },
-                events_stored: state.events.get(lease).map_or(0, |events| events.len() as u64),
+                events_stored: state
+                    .events
+                    .get(lease)
+                    .map_or(0, |events| events.len() as u64),
             };
             held.iter().map(verdict).collect()
         };
@@ -312,7 +319,9 @@ impl Service {
                 };
                 let acks = batch.reports.iter().map(ack).collect();
                 state.reports.extend(batch.reports);
-                state.acks_reports.then_some(Ok(Say::ReportAcks(ReportAcks { acks })))
+                state
+                    .acks_reports
+                    .then_some(Ok(Say::ReportAcks(ReportAcks { acks })))
             }
             Heard::Events(batch) => {
                 let mut acks = Vec::new();
@@ -321,7 +330,10 @@ impl Service {
                     for event in of_lease.events {
                         let next = stored.len() as u64 + 1;
                         assert!(event.number <= next, "a gap before {}", event.number);
-                        match usize::try_from(event.number - 1).ok().and_then(|i| stored.get(i)) {
+                        match usize::try_from(event.number - 1)
+                            .ok()
+                            .and_then(|i| stored.get(i))
+                        {
                             Some(known) => assert_eq!(*known, event, "changed its mind"),
                             None => stored.push(event),
                         }
@@ -331,7 +343,9 @@ impl Service {
                         number: stored.len() as u64,
                     });
                 }
-                state.acks_events.then_some(Ok(Say::EventAcks(EventAcks { acks })))
+                state
+                    .acks_events
+                    .then_some(Ok(Say::EventAcks(EventAcks { acks })))
             }
             Heard::Goodbye(goodbye) => {
                 state.goodbye = Some(goodbye.reason);

@@ -10,15 +10,24 @@ use super::bench::{Bench, until};
 async fn a_hello_says_who_the_worker_is() {
     let bench = Bench::new().await;
     let worker = bench.worker();
-    let first = bench.fake.until("a hello", |state| state.hellos.first().cloned()).await;
-    assert_eq!((first.slots, first.labels.as_slice()), (2, &["os=linux".to_owned()][..]));
+    let first = bench
+        .fake
+        .until("a hello", |state| state.hellos.first().cloned())
+        .await;
+    assert_eq!(
+        (first.slots, first.labels.as_slice()),
+        (2, &["os=linux".to_owned()][..])
+    );
     assert_eq!(first.resources.get("cpus"), Some(&4));
     assert_eq!(first.agents[0].name, "command");
     assert_eq!(first.sandbox_levels, ["none"]);
     worker.wish(Wish::Drain);
     assert_eq!(worker.ended().await.unwrap(), Ended::Drained);
     let worker = bench.worker();
-    let second = bench.fake.until("a hello", |state| state.hellos.get(1).cloned()).await;
+    let second = bench
+        .fake
+        .until("a hello", |state| state.hellos.get(1).cloned())
+        .await;
     assert_eq!(second.worker, first.worker);
     assert!(second.incarnation > first.incarnation);
     drop(worker);
@@ -28,14 +37,20 @@ async fn a_hello_says_who_the_worker_is() {
 async fn a_late_grant_is_given_back() {
     let bench = Bench::new().await;
     let _worker = bench.worker();
-    bench.fake.until("heartbeats", |state| (state.heartbeat > 1).then_some(())).await;
+    bench
+        .fake
+        .until("heartbeats", |state| (state.heartbeat > 1).then_some(()))
+        .await;
     // Its time has passed: it names a heartbeat, but no TTL.
     let grant = Grant {
         heartbeat_seq: 1,
         ..bench.run(7, "true")
     };
     let grants = vec![grant];
-    bench.fake.say(coordinator_message::Kind::Grants(GrantBatch { grants })).await;
+    bench
+        .fake
+        .say(coordinator_message::Kind::Grants(GrantBatch { grants }))
+        .await;
     let kind = bench.fake.last_word(7).await;
     assert!(matches!(kind, report::Kind::GivenBack(_)), "{kind:?}");
     assert!(!bench.state().join("leases/7").exists());
@@ -53,7 +68,12 @@ async fn a_broken_session_loses_no_event_and_doubles_none() {
     );
     bench.fake.with(|state| state.acks_events = false);
     bench.fake.grant(bench.run(7, &script)).await;
-    bench.fake.until("output", |state| state.output(7).contains("line 150").then_some(())).await;
+    bench
+        .fake
+        .until("output", |state| {
+            state.output(7).contains("line 150").then_some(())
+        })
+        .await;
     bench.fake.cut();
     std::fs::write(&go, "").unwrap();
     bench.fake.with(|state| state.acks_events = true);
@@ -78,9 +98,9 @@ async fn a_lease_survives_a_coordinator_that_is_away_and_reports_afterwards() {
     bench.fake.cut();
     bench.fake.with(|state| state.acks_reports = true);
     bench.forgotten(7).await;
-    let finals = bench.fake.with(|state| {
-        state.finals(7).into_iter().cloned().collect::<Vec<_>>()
-    });
+    let finals = bench
+        .fake
+        .with(|state| state.finals(7).into_iter().cloned().collect::<Vec<_>>());
     assert_eq!(finals.len(), 2, "said again since it was not acknowledged");
     assert_eq!(finals[0], finals[1]);
 }
@@ -93,7 +113,10 @@ async fn a_restarted_worker_reports_a_finished_result_once() {
         state.acks_reports = false;
         state.acks_events = false;
     });
-    bench.fake.grant(bench.run(7, "echo said; echo x > file")).await;
+    bench
+        .fake
+        .grant(bench.run(7, "echo said; echo x > file"))
+        .await;
     let before = bench.fake.last_word(7).await;
     worker.crash().await;
     bench.fake.with(|state| {
@@ -111,7 +134,10 @@ async fn a_restarted_worker_reports_a_finished_result_once() {
     worker.wish(Wish::Drain);
     worker.ended().await.unwrap();
     let _worker = bench.worker();
-    bench.fake.until("a third hello", |state| state.hellos.get(2).cloned()).await;
+    bench
+        .fake
+        .until("a third hello", |state| state.hellos.get(2).cloned())
+        .await;
     assert_eq!(bench.fake.with(|state| state.finals(7).len()), 1);
 }
 
@@ -132,13 +158,27 @@ async fn a_restarted_worker_does_not_hold_unfinished_work_but_salvages_it() {
     .await;
     worker.crash().await;
     let _worker = bench.worker();
-    let hello = bench.fake.until("a hello", |state| state.hellos.get(1).cloned()).await;
+    let hello = bench
+        .fake
+        .until("a hello", |state| state.hellos.get(1).cloned())
+        .await;
     assert_eq!(hello.held_leases, [0; 0]);
-    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "gone before the hello");
+    assert!(
+        !std::path::Path::new(&format!("/proc/{pid}")).exists(),
+        "gone before the hello"
+    );
     bench.forgotten(7).await;
-    assert_eq!(bench.remote_file("refs/muster/salvage/r/t/7", "file").unwrap(), "half\n");
+    assert_eq!(
+        bench
+            .remote_file("refs/muster/salvage/r/t/7", "file")
+            .unwrap(),
+        "half\n"
+    );
     bench.fake.with(|state| {
-        assert_eq!(state.finals(7), [&report::Kind::VerifyPassed(Default::default()); 0]);
+        assert_eq!(
+            state.finals(7),
+            [&report::Kind::VerifyPassed(Default::default()); 0]
+        );
         assert_eq!(state.output(7), "said\n");
     });
 }
@@ -148,15 +188,26 @@ async fn a_draining_worker_finishes_what_it_holds_and_takes_nothing_new() {
     let bench = Bench::new().await;
     let worker = bench.worker();
     let go = bench.folder.path().join("go");
-    let script = format!("echo x > file; while [ ! -e {} ]; do sleep 0.02; done", go.display());
+    let script = format!(
+        "echo x > file; while [ ! -e {} ]; do sleep 0.02; done",
+        go.display()
+    );
     bench.fake.grant(bench.run(7, &script)).await;
-    bench.fake.until("the start", |state| (!state.reports.is_empty()).then_some(())).await;
+    bench
+        .fake
+        .until("the start", |state| {
+            (!state.reports.is_empty()).then_some(())
+        })
+        .await;
     worker.wish(Wish::Drain);
     // Granted before it was told: it learns of the wish within a turn of its loop.
     let mut lease = 8;
     loop {
         bench.fake.grant(bench.run(lease, "true")).await;
-        if matches!(bench.fake.last_word(lease).await, report::Kind::GivenBack(_)) {
+        if matches!(
+            bench.fake.last_word(lease).await,
+            report::Kind::GivenBack(_)
+        ) {
             break;
         }
         lease += 1;
@@ -171,16 +222,30 @@ async fn a_draining_worker_finishes_what_it_holds_and_takes_nothing_new() {
 async fn a_worker_that_leaves_keeps_edits_and_gives_its_leases_back() {
     let bench = Bench::new().await;
     let worker = bench.worker();
-    bench.fake.grant(bench.run(7, "echo half > file; echo ready; sleep 600")).await;
-    bench.fake.until("output", |state| state.output(7).contains("ready").then_some(())).await;
+    bench
+        .fake
+        .grant(bench.run(7, "echo half > file; echo ready; sleep 600"))
+        .await;
+    bench
+        .fake
+        .until("output", |state| {
+            state.output(7).contains("ready").then_some(())
+        })
+        .await;
     worker.wish(Wish::Leave);
     let report::Kind::GivenBack(failure) = bench.fake.last_word(7).await else {
         panic!("not given back");
     };
     assert_eq!(failure.class, "preempted");
-    assert_eq!(bench.remote_file("refs/muster/wip/r/t/7", "file").unwrap(), "half\n");
+    assert_eq!(
+        bench.remote_file("refs/muster/wip/r/t/7", "file").unwrap(),
+        "half\n"
+    );
     assert_eq!(worker.ended().await.unwrap(), Ended::Left);
-    let goodbye = bench.fake.until("a goodbye", |state| state.goodbye.clone()).await;
+    let goodbye = bench
+        .fake
+        .until("a goodbye", |state| state.goodbye.clone())
+        .await;
     assert_eq!(goodbye, "told to leave");
 }
 
@@ -205,11 +270,19 @@ async fn a_refused_worker_ends_with_the_reason() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unavailable_coordinator_is_tried_again() {
     let bench = Bench::new().await;
-    bench.fake.with(|state| state.refusal = Some(Status::unavailable("starting")));
+    bench
+        .fake
+        .with(|state| state.refusal = Some(Status::unavailable("starting")));
     let _worker = bench.worker();
-    bench.fake.until("hellos", |state| (state.hellos.len() > 2).then_some(())).await;
+    bench
+        .fake
+        .until("hellos", |state| (state.hellos.len() > 2).then_some(()))
+        .await;
     bench.fake.with(|state| state.refusal = None);
-    bench.fake.until("a session", |state| (state.heartbeat > 0).then_some(())).await;
+    bench
+        .fake
+        .until("a session", |state| (state.heartbeat > 0).then_some(()))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -219,5 +292,8 @@ async fn an_idle_worker_ends_by_itself_if_it_is_asked_to() {
     options.idle_exit = Some(std::time::Duration::from_millis(300));
     let worker = super::bench::Worker::start(options);
     assert_eq!(worker.ended().await.unwrap(), Ended::Drained);
-    bench.fake.until("a goodbye", |state| state.goodbye.clone()).await;
+    bench
+        .fake
+        .until("a goodbye", |state| state.goodbye.clone())
+        .await;
 }
