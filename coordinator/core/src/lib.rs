@@ -11,6 +11,7 @@ mod decide;
 pub mod effects;
 pub mod event;
 mod evolve;
+pub mod explain;
 pub mod failure;
 pub mod ids;
 mod index;

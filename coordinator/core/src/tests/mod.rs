@@ -6,4 +6,4 @@ mod running;
 mod scheduling;
 mod sessions;
 mod starting;
-mod world;
+pub(crate) mod world;

@@ -16,50 +16,50 @@ use crate::time::{Span, Timestamp};
 use crate::worker::{Offer, Requirement};
 use crate::{Command, GitStep, State, git_work, invariants, next_wakeup, schedule, step};
 
-pub(super) struct World {
-    pub(super) state: State,
-    pub(super) now: Timestamp,
-    pub(super) log: Vec<Event>,
+pub(crate) struct World {
+    pub(crate) state: State,
+    pub(crate) now: Timestamp,
+    pub(crate) log: Vec<Event>,
     /// Log length after each batch.
-    pub(super) batches: Vec<usize>,
+    pub(crate) batches: Vec<usize>,
     session: u64,
     beats: u64,
 }
 
 /// A plan to be written down quickly.
-pub(super) struct Plan(pub(super) RunSpec);
+pub(crate) struct Plan(pub(crate) RunSpec);
 
-pub(super) fn text(text: &str) -> Arc<str> {
+pub(crate) fn text(text: &str) -> Arc<str> {
     Arc::from(text)
 }
 
-pub(super) fn worker(name: &str) -> WorkerId {
+pub(crate) fn worker(name: &str) -> WorkerId {
     WorkerId::new(name)
 }
 
-pub(super) fn commit(text: &str) -> CommitId {
+pub(crate) fn commit(text: &str) -> CommitId {
     CommitId::new(text)
 }
 
-pub(super) fn needs(agent: &str) -> Requirement {
+pub(crate) fn needs(agent: &str) -> Requirement {
     Requirement {
         agent: text(agent),
         ..Requirement::default()
     }
 }
 
-pub(super) fn verify() -> VerifySpec {
+pub(crate) fn verify() -> VerifySpec {
     VerifySpec {
         timeout: Span::from_secs(60),
         requirement: needs("command"),
     }
 }
 
-pub(super) fn failure(class: FailureClass) -> Failure {
+pub(crate) fn failure(class: FailureClass) -> Failure {
     Failure::new(class, "it did not work")
 }
 
-pub(super) fn profile() -> Profile {
+pub(crate) fn profile() -> Profile {
     Profile {
         requirement: needs("command"),
         retries: 0,
@@ -70,7 +70,7 @@ pub(super) fn profile() -> Profile {
 }
 
 /// Makes a plan of tasks `"name"` or `"name: dependency dependency"`, with a repository.
-pub(super) fn plan(tasks: &[&str]) -> Plan {
+pub(crate) fn plan(tasks: &[&str]) -> Plan {
     let task = |line: &&str| {
         let (name, dependencies) = line.split_once(':').unwrap_or((line, ""));
         TaskSpec {
@@ -96,41 +96,41 @@ pub(super) fn plan(tasks: &[&str]) -> Plan {
 }
 
 impl Plan {
-    pub(super) fn named(mut self, name: &str) -> Self {
+    pub(crate) fn named(mut self, name: &str) -> Self {
         self.0.name = text(name);
         self
     }
 
-    pub(super) fn each(mut self, change: impl Fn(&mut TaskSpec)) -> Self {
+    pub(crate) fn each(mut self, change: impl Fn(&mut TaskSpec)) -> Self {
         self.0.tasks.iter_mut().for_each(change);
         self
     }
 
-    pub(super) fn retries(self, retries: u32) -> Self {
+    pub(crate) fn retries(self, retries: u32) -> Self {
         self.each(|task| task.profile.retries = retries)
     }
 
-    pub(super) fn verified(self) -> Self {
+    pub(crate) fn verified(self) -> Self {
         self.each(|task| task.profile.verify = Some(verify()))
     }
 
-    pub(super) fn integrated(mut self, verify: Option<VerifySpec>) -> Self {
+    pub(crate) fn integrated(mut self, verify: Option<VerifySpec>) -> Self {
         self.0.integrate = Some(IntegrateSpec { verify });
         self
     }
 
-    pub(super) fn parallel(mut self, max: u32) -> Self {
+    pub(crate) fn parallel(mut self, max: u32) -> Self {
         self.0.max_parallel = NonZeroU32::new(max);
         self
     }
 
-    pub(super) fn paths(mut self, task: usize, paths: &[&str]) -> Self {
+    pub(crate) fn paths(mut self, task: usize, paths: &[&str]) -> Self {
         self.0.tasks[task].paths = paths.iter().map(|path| text(path)).collect();
         self
     }
 }
 
-pub(super) fn offer(slots: u32) -> Offer {
+pub(crate) fn offer(slots: u32) -> Offer {
     Offer {
         pool: text("local"),
         slots,
@@ -144,7 +144,7 @@ pub(super) fn offer(slots: u32) -> Offer {
 }
 
 impl World {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             state: State::new(),
             now: Timestamp::from_ms(1_000_000),
@@ -156,7 +156,7 @@ impl World {
     }
 
     /// Runs one batch: the command, its consequences, a round of grants. Checks every invariant.
-    pub(super) fn try_act(&mut self, command: &Command) -> Result<(Vec<Event>, Reply), Rejection> {
+    pub(crate) fn try_act(&mut self, command: &Command) -> Result<(Vec<Event>, Reply), Rejection> {
         let result = step(&mut self.state, self.now, command);
         let (mut events, reply) = match result {
             Ok(step) => (step.events, Ok(step.reply)),
@@ -171,18 +171,18 @@ impl World {
         reply.map(|reply| (events, reply))
     }
 
-    pub(super) fn act(&mut self, command: &Command) -> Vec<Event> {
+    pub(crate) fn act(&mut self, command: &Command) -> Vec<Event> {
         match self.try_act(command) {
             Ok((events, _)) => events,
             Err(rejection) => panic!("{command:?} is refused: {rejection}"),
         }
     }
 
-    pub(super) fn refused(&mut self, command: &Command) -> Rejection {
+    pub(crate) fn refused(&mut self, command: &Command) -> Rejection {
         self.try_act(command).expect_err("the command is refused")
     }
 
-    pub(super) fn submit(&mut self, plan: Plan) -> RunId {
+    pub(crate) fn submit(&mut self, plan: Plan) -> RunId {
         let command = Command::Submit {
             spec: Arc::new(plan.0),
             key: None,
@@ -195,13 +195,13 @@ impl World {
     }
 
     /// Opens a session in which the worker holds what the coordinator thinks it holds.
-    pub(super) fn hello(&mut self, name: &str, incarnation: u64, offer: Offer) {
+    pub(crate) fn hello(&mut self, name: &str, incarnation: u64, offer: Offer) {
         let leases = self.state.leases_of_worker(&worker(name));
         let held = leases.map(|lease| lease.id).collect();
         self.hello_with(name, incarnation, offer, held);
     }
 
-    pub(super) fn hello_with(
+    pub(crate) fn hello_with(
         &mut self,
         name: &str,
         incarnation: u64,
@@ -224,19 +224,19 @@ impl World {
     }
 
     /// A worker with room joins and says how much of it is free.
-    pub(super) fn join(&mut self, name: &str, slots: u32) {
+    pub(crate) fn join(&mut self, name: &str, slots: u32) {
         self.hello(name, 1, offer(slots));
         self.beat(name);
     }
 
     /// A heartbeat of a worker that holds what the coordinator thinks it holds.
-    pub(super) fn beat(&mut self, name: &str) -> Vec<Event> {
+    pub(crate) fn beat(&mut self, name: &str) -> Vec<Event> {
         let leases = self.state.leases_of_worker(&worker(name));
         let held: Vec<LeaseId> = leases.map(|lease| lease.id).collect();
         self.beat_with(name, held)
     }
 
-    pub(super) fn beat_with(&mut self, name: &str, held: Vec<LeaseId>) -> Vec<Event> {
+    pub(crate) fn beat_with(&mut self, name: &str, held: Vec<LeaseId>) -> Vec<Event> {
         let command = self
             .heartbeat(name, held)
             .expect("the worker has a session");
@@ -244,7 +244,7 @@ impl World {
     }
 
     /// Makes a heartbeat in the worker's present session.
-    pub(super) fn heartbeat(&mut self, name: &str, held: Vec<LeaseId>) -> Option<Command> {
+    pub(crate) fn heartbeat(&mut self, name: &str, held: Vec<LeaseId>) -> Option<Command> {
         let known = self.state.worker(&worker(name))?;
         let crate::state::Link::Up { session, .. } = known.link else {
             return None;
@@ -262,7 +262,7 @@ impl World {
         }))
     }
 
-    pub(super) fn close(&mut self, name: &str) {
+    pub(crate) fn close(&mut self, name: &str) {
         let known = self.state.worker(&worker(name)).unwrap();
         let crate::state::Link::Up { session, .. } = known.link else {
             return;
@@ -276,7 +276,7 @@ impl World {
     }
 
     /// Lets time pass, with every deadline handled when it is due.
-    pub(super) fn pass(&mut self, span: Span) {
+    pub(crate) fn pass(&mut self, span: Span) {
         let end = self.now + span;
         while let Some((at, _)) = next_wakeup(&self.state).filter(|(at, _)| *at <= end) {
             self.now = self.now.max(at);
@@ -287,7 +287,7 @@ impl World {
     }
 
     /// Lets time pass while the workers go on beating.
-    pub(super) fn pass_beating(&mut self, span: Span, names: &[&str]) {
+    pub(crate) fn pass_beating(&mut self, span: Span, names: &[&str]) {
         let end = self.now + span;
         while self.now < end {
             let left = end.since(self.now).ms();
@@ -298,7 +298,7 @@ impl World {
         }
     }
 
-    pub(super) fn say(&mut self, lease: &Lease, report: Report) -> ReportAnswer {
+    pub(crate) fn say(&mut self, lease: &Lease, report: Report) -> ReportAnswer {
         let command = Command::Report {
             worker: lease.worker.clone(),
             lease: lease.id,
@@ -310,11 +310,11 @@ impl World {
         }
     }
 
-    pub(super) fn started(&mut self, lease: &Lease) {
+    pub(crate) fn started(&mut self, lease: &Lease) {
         assert_eq!(self.say(lease, Report::Started), ReportAnswer::Recorded);
     }
 
-    pub(super) fn succeed(&mut self, lease: &Lease) {
+    pub(crate) fn succeed(&mut self, lease: &Lease) {
         let report = match lease.work {
             Work::Attempt { task, attempt } => made(&format!("c-{task}-{attempt}")),
             Work::Verify { .. } | Work::FinalVerify => Report::VerifyPassed,
@@ -323,27 +323,27 @@ impl World {
         self.beat(lease.worker.as_str());
     }
 
-    pub(super) fn fail(&mut self, lease: &Lease, class: FailureClass) {
+    pub(crate) fn fail(&mut self, lease: &Lease, class: FailureClass) {
         let report = failed(class);
         assert_eq!(self.say(lease, report), ReportAnswer::Recorded);
         self.beat(lease.worker.as_str());
     }
 
     /// The live leases in the order of their grants.
-    pub(super) fn live(&self) -> Vec<Lease> {
+    pub(crate) fn live(&self) -> Vec<Lease> {
         let live = self.state.leases().filter(|lease| !lease.revoked);
         live.cloned().collect()
     }
 
     /// The one live lease.
-    pub(super) fn only(&self) -> Lease {
+    pub(crate) fn only(&self) -> Lease {
         let live = self.live();
         assert_eq!(live.len(), 1, "live: {live:?}");
         live[0].clone()
     }
 
     /// Names of the tasks that have live leases, in plan order; verifies in parentheses.
-    pub(super) fn at_work(&self) -> Vec<String> {
+    pub(crate) fn at_work(&self) -> Vec<String> {
         let mut names: Vec<(RunId, String)> = vec![];
         for lease in self.live() {
             let name = |ix| {
@@ -368,19 +368,19 @@ impl World {
         names.into_iter().map(|(_, name)| name).collect()
     }
 
-    pub(super) fn key(&self, run: RunId, name: &str) -> TaskKey {
+    pub(crate) fn key(&self, run: RunId, name: &str) -> TaskKey {
         let run = self.state.run(run).unwrap();
         let found = run.indexed().find(|(_, task)| &*task.name == name);
         let (task, _) = found.unwrap_or_else(|| panic!("no task {name}"));
         TaskKey { run: run.id, task }
     }
 
-    pub(super) fn task_state(&self, run: RunId, name: &str) -> &TaskState {
+    pub(crate) fn task_state(&self, run: RunId, name: &str) -> &TaskState {
         &self.state.task(self.key(run, name)).unwrap().state
     }
 
     /// States of all tasks as `name=state`.
-    pub(super) fn states(&self, run: RunId) -> String {
+    pub(crate) fn states(&self, run: RunId) -> String {
         let tasks = self.state.run(run).unwrap().tasks.iter();
         let states: Vec<String> = tasks
             .map(|task| format!("{}={}", task.name, task.state.name()))
@@ -388,19 +388,19 @@ impl World {
         states.join(" ")
     }
 
-    pub(super) fn phase(&self, run: RunId) -> &RunPhase {
+    pub(crate) fn phase(&self, run: RunId) -> &RunPhase {
         &self.state.run(run).unwrap().phase
     }
 
     /// Makes every merge that is wanted.
-    pub(super) fn merge_all(&mut self) {
+    pub(crate) fn merge_all(&mut self) {
         for git_step in git_work(&self.state) {
             let command = merged(&git_step, Ok(()));
             self.act(&command);
         }
     }
 
-    pub(super) fn cancel(&mut self, target: Target) -> Vec<Event> {
+    pub(crate) fn cancel(&mut self, target: Target) -> Vec<Event> {
         self.act(&Command::Cancel {
             target,
             by: text("me"),
@@ -408,12 +408,12 @@ impl World {
         })
     }
 
-    pub(super) fn archived(&self, run: RunId) -> Command {
+    pub(crate) fn archived(&self, run: RunId) -> Command {
         let last_seq = self.state.run(run).unwrap().last_seq;
         Command::Archived { run, last_seq }
     }
 
-    pub(super) fn retry(&mut self, target: Target) -> usize {
+    pub(crate) fn retry(&mut self, target: Target) -> usize {
         let command = Command::Retry {
             target,
             by: text("me"),
@@ -425,7 +425,7 @@ impl World {
     }
 
     /// Replays the whole log and compares with the living state after each batch.
-    pub(super) fn replayed(&self) -> State {
+    pub(crate) fn replayed(&self) -> State {
         let mut state = State::new();
         for event in &self.log {
             state.replay(event).expect("the log replays");
@@ -435,7 +435,7 @@ impl World {
     }
 
     /// Kills the coordinator and starts another one on the log.
-    pub(super) fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         let mut state = self.replayed();
         let epoch = Epoch(state.epoch().0 + 1);
         let events = state.start(self.now, epoch);
@@ -445,7 +445,7 @@ impl World {
     }
 }
 
-pub(super) fn made(text: &str) -> Report {
+pub(crate) fn made(text: &str) -> Report {
     Report::Succeeded {
         outcome: Outcome::Commit(commit(text)),
         usage: Usage::default(),
@@ -453,7 +453,7 @@ pub(super) fn made(text: &str) -> Report {
     }
 }
 
-pub(super) fn failed(class: FailureClass) -> Report {
+pub(crate) fn failed(class: FailureClass) -> Report {
     Report::Failed {
         failure: failure(class),
         usage: Usage::default(),
@@ -461,7 +461,7 @@ pub(super) fn failed(class: FailureClass) -> Report {
 }
 
 /// Answers a git step with a commit named after what it merges, or with a failure.
-pub(super) fn merged(git_step: &GitStep, result: Result<(), GitStepFailure>) -> Command {
+pub(crate) fn merged(git_step: &GitStep, result: Result<(), GitStepFailure>) -> Command {
     let name = |commits: &[(TaskIx, CommitId)]| {
         let commits: Vec<&str> = commits.iter().map(|(_, commit)| commit.as_str()).collect();
         commit(&format!("merge({})", commits.join("+")))
@@ -490,11 +490,11 @@ pub(super) fn merged(git_step: &GitStep, result: Result<(), GitStepFailure>) -> 
     }
 }
 
-pub(super) fn kinds(events: &[Event]) -> Vec<&'static str> {
+pub(crate) fn kinds(events: &[Event]) -> Vec<&'static str> {
     events.iter().map(|event| kind_name(&event.kind)).collect()
 }
 
-pub(super) fn labels(list: &[&str]) -> BTreeSet<Arc<str>> {
+pub(crate) fn labels(list: &[&str]) -> BTreeSet<Arc<str>> {
     list.iter().map(|label| text(label)).collect()
 }
 
