@@ -40,6 +40,8 @@ use crate::transcript::{self, Transcripts};
 
 /// How long the engine may take to commit its last batch.
 const ENGINE_ENDS: Duration = Duration::from_secs(20);
+/// Largest message a worker may send: twice its event window.
+const WORKER_MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Pool of the workers that the coordinator starts itself.
 pub const LOCAL_POOL: &str = "local";
 
@@ -358,7 +360,7 @@ fn router(
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let workers = WorkerServiceServer::new(workers)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_decoding_message_size(WORKER_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(muster_proto::v1::FILE_DESCRIPTOR_SET)

@@ -1,5 +1,6 @@
 //! Why a task is not running.
 
+use coordinator_core::explain::explain;
 use coordinator_core::state::{Run, TaskState};
 use coordinator_core::{State, TaskKey, Timestamp};
 use muster_proto::v1::ExplainTaskResponse;
@@ -10,14 +11,15 @@ use super::view;
 /// Explains a task of a live run.
 #[must_use]
 pub(super) fn live(state: &State, now: Timestamp, key: TaskKey) -> ExplainTaskResponse {
-    let _ = now;
+    let explanation = explain(state, now, key);
     ExplainTaskResponse {
         state: state
             .task(key)
             .map(view::task_state)
             .unwrap_or_default()
             .to_owned(),
-        ..ExplainTaskResponse::default()
+        reasons: vec![explanation.to_string()],
+        remedies: explanation.help().into_iter().collect(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use coordinator_core::command::{Heartbeat, Hello};
-use coordinator_core::{Command, Epoch, Incarnation, LeaseId, Reply, Span, WorkerId};
+use coordinator_core::{Command, Epoch, Incarnation, LeaseId, Reply, Span, WorkerId, limits};
 use futures::Stream;
 use muster_proto::v1::coordinator_message::Kind as Say;
 use muster_proto::v1::worker_message::Kind as Heard;
@@ -39,6 +39,8 @@ const OUTBOUND: usize = 64;
 const EVENT_QUEUE: usize = 1_024;
 /// Leases whose transcript a session remembers.
 const PLACES_MAX: usize = 4_096;
+/// Leases one message may name: what a worker can hold, and as much again on its way out.
+const LEASES_PER_MESSAGE: usize = 2 * limits::SLOTS_PER_WORKER as usize;
 /// Bytes of a worker's identity.
 const WORKER_ID_BYTES: usize = 200;
 
@@ -221,6 +223,11 @@ async fn open(
             "hello.worker: not usable as an identity",
         ));
     }
+    at_most(
+        "hello.held_leases",
+        hello.held_leases.len(),
+        LEASES_PER_MESSAGE,
+    )?;
     let offer = convert::offer_of(&hello, pool)?;
     let session = Session {
         worker: WorkerId::new(name),
@@ -266,6 +273,15 @@ async fn open(
     Ok(session)
 }
 
+/// Refuses a message that holds more of something than the protocol allows.
+fn at_most(what: &str, count: usize, count_max: usize) -> Result<(), Status> {
+    if count > count_max {
+        let message = format!("{what}: {count} in one message, at most {count_max} are taken");
+        return Err(Status::resource_exhausted(message));
+    }
+    Ok(())
+}
+
 async fn say(out: &Outbound, kind: Say) -> Result<(), Status> {
     out.send(Ok(CoordinatorMessage { kind: Some(kind) }))
         .await
@@ -282,6 +298,11 @@ async fn hear(
 ) -> Result<bool, Status> {
     match message.kind {
         Some(Heard::Heartbeat(heartbeat)) => {
+            at_most(
+                "heartbeat.held_leases",
+                heartbeat.held_leases.len(),
+                LEASES_PER_MESSAGE,
+            )?;
             let command = Command::Heartbeat(Heartbeat {
                 worker: session.worker.clone(),
                 incarnation: session.incarnation,
@@ -322,6 +343,8 @@ async fn reports(
     batch: v1::ReportBatch,
     out: &Outbound,
 ) -> Result<(), Status> {
+    let count_max = usize::try_from(REPORT_WINDOW).unwrap_or(usize::MAX);
+    at_most("reports", batch.reports.len(), count_max)?;
     let mut waiting = Vec::with_capacity(batch.reports.len());
     for report in batch.reports {
         let number = report.number;
@@ -370,6 +393,7 @@ async fn store_events(
     // Where the events of each lease go, once looked up.
     let mut places: BTreeMap<LeaseId, Option<Place>> = BTreeMap::new();
     while let Some(batch) = queue.recv().await {
+        at_most("events.leases", batch.leases.len(), LEASES_PER_MESSAGE)?;
         let mut acks = Vec::with_capacity(batch.leases.len());
         for of_lease in batch.leases {
             let lease = LeaseId(of_lease.lease);

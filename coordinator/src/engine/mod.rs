@@ -215,3 +215,6 @@ pub async fn live_run(handle: &Handle, name: &str) -> Result<Option<RunId>, Erro
         .query(move |state, _| state.run_by_name(&name).map(|run| run.id))
         .await
 }
+
+#[cfg(test)]
+mod tests;
