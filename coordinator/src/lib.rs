@@ -1,10 +1,13 @@
 //! The coordinator of Muster.
 
 pub mod api;
+pub mod app;
 pub mod auth;
 pub mod engine;
 pub mod git;
+pub mod home;
 pub mod plan;
+pub mod pool;
 pub mod store;
 pub mod transcript;
 

@@ -1,7 +1,7 @@
 //! Who a worker is, and the folder that is its alone.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -163,9 +163,10 @@ pub fn host_name() -> String {
     }
 }
 
+/// Takes the folder's lock and leaves the process id in it, for whoever wants this worker to leave.
 fn lock(folder: &Path) -> Result<Option<File>, Error> {
     let path = folder.join(LOCK);
-    let file = OpenOptions::new()
+    let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
@@ -174,7 +175,12 @@ fn lock(folder: &Path) -> Result<Option<File>, Error> {
         .open(&path)
         .map_err(Error::file("open", &path))?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => {
+            file.set_len(0)
+                .and_then(|()| writeln!(file, "{}", std::process::id()))
+                .map_err(Error::file("write", &path))?;
+            Ok(Some(file))
+        }
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(source)) => Err(Error::file("lock", &path)(source)),
     }

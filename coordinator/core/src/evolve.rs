@@ -26,7 +26,8 @@ impl State {
     /// Gives the number that the next event of this kind must carry.
     pub(crate) fn expected_seq(&self, kind: &EventKind) -> u64 {
         let last = match (kind, kind.run()) {
-            (EventKind::RunReloaded { image, .. }, _) => image.run.last_seq,
+            // The image was made just before the event that let the run leave memory.
+            (EventKind::RunReloaded { image, .. }, _) => image.run.last_seq.saturating_add(1),
             (_, Some(run)) => self.run(run).map_or(0, |run| run.last_seq),
             (_, None) => self.last_seq,
         };
@@ -213,7 +214,7 @@ impl State {
                     started_at: None,
                     ttl: *ttl,
                     revoked: false,
-                    expires_at: at + *ttl + limits::LEASE_GRACE,
+                    expires_at: at + *ttl + self.clocks.grace,
                 };
                 self.begin_work(&lease);
                 if let Some(entry) = self.workers.get_mut(worker) {

@@ -218,15 +218,16 @@ fn check_lease(state: &State, lease: &Lease) -> Checked {
 }
 
 fn check_workers(state: &State) -> Checked {
-    let mut listed = 0;
+    let (mut listed, mut held) = (0, 0);
     for (id, entry) in &state.workers {
         let aux = &entry.aux;
-        let leases: BTreeSet<LeaseId> = state
-            .leases()
-            .filter(|lease| lease.worker == *id)
-            .map(|lease| lease.id)
-            .collect();
-        ensure(leases == aux.leases, || {
+        held += aux.leases.len();
+        let own = |id: &LeaseId| {
+            state
+                .lease(*id)
+                .is_some_and(|l| l.worker == entry.worker.id)
+        };
+        ensure(aux.leases.iter().all(own), || {
             format!("worker {id} lists other leases")
         })?;
         let mut used = BTreeMap::new();
@@ -252,6 +253,9 @@ fn check_workers(state: &State) -> Checked {
             ensure(found, || format!("worker {id} is not offered"))?;
         }
     }
+    ensure(held == state.leases.len(), || {
+        "some worker does not list its leases".into()
+    })?;
     ensure(state.index.available.len() == listed, || {
         "workers offered twice".into()
     })
@@ -297,8 +301,8 @@ fn check_queues(state: &State) -> Checked {
     let mut delayed = 0;
     for RunEntry { run, aux } in state.runs.values() {
         let live = state
-            .leases()
-            .filter(|lease| lease.run == run.id && !lease.revoked)
+            .leases_of_run(run.id)
+            .filter(|lease| !lease.revoked)
             .count();
         ensure(usize::try_from(aux.live) == Ok(live), || {
             format!("{} counts {} live leases of {live}", run.id, aux.live)

@@ -11,6 +11,7 @@ mod decide;
 pub mod effects;
 pub mod event;
 mod evolve;
+pub mod explain;
 pub mod failure;
 pub mod ids;
 mod index;
@@ -39,3 +40,6 @@ pub use settle::settle;
 pub use state::State;
 pub use time::{Span, Timestamp};
 pub use validate::validate;
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,6 @@ use crate::event::{Event, EventKind};
 use crate::failure::FailureClass;
 use crate::ids::{Epoch, LeaseId, RunId, WorkerId};
 use crate::index::Said;
-use crate::limits;
 use crate::settle::settle_all;
 use crate::state::{AttemptEnd, Image, Link, RunImage, State};
 use crate::time::Timestamp;
@@ -68,7 +67,7 @@ impl State {
                     lease.id
                 )));
             }
-            lease.expires_at = now + lease.ttl + limits::LEASE_GRACE;
+            lease.expires_at = now + lease.ttl + state.clocks.grace;
             state.open_lease(lease);
         }
         let runs: Vec<RunId> = state.runs.keys().copied().collect();
@@ -88,7 +87,7 @@ impl State {
             worker
         });
         let leases = self.leases().cloned().map(|mut lease| {
-            lease.expires_at = lease.granted_at + lease.ttl + limits::LEASE_GRACE;
+            lease.expires_at = lease.granted_at + lease.ttl + self.clocks.grace;
             lease
         });
         Image {

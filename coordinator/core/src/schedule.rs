@@ -223,6 +223,6 @@ fn grant(state: &State, run: RunId, work: Work, worker: WorkerId) -> EventKind {
         work,
         worker,
         incarnation: incarnation.unwrap_or_default(),
-        ttl: limits::LEASE_TTL,
+        ttl: state.clocks.ttl,
     }
 }

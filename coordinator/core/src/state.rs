@@ -305,6 +305,24 @@ pub struct KeyUse {
     pub digest: Arc<str>,
 }
 
+/// How long leases live; the coordinator's configuration, not part of what is journaled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeaseClocks {
+    /// Time a lease lives without renewal. Each lease keeps the one it was granted with.
+    pub ttl: Span,
+    /// How long after the TTL the coordinator waits, so that the worker has surely stopped first.
+    pub grace: Span,
+}
+
+impl Default for LeaseClocks {
+    fn default() -> Self {
+        Self {
+            ttl: limits::LEASE_TTL,
+            grace: limits::LEASE_GRACE,
+        }
+    }
+}
+
 /// Everything the coordinator knows. Changes only through events, and through touches of its
 /// volatile part (links of workers, renewals of leases).
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -319,9 +337,15 @@ pub struct State {
     pub(crate) workers: BTreeMap<WorkerId, WorkerEntry>,
     pub(crate) keys: BTreeMap<Arc<str>, KeyUse>,
     pub(crate) index: Index,
+    pub(crate) clocks: LeaseClocks,
 }
 
 impl State {
+    /// Sets how long leases live from now on.
+    pub fn set_clocks(&mut self, clocks: LeaseClocks) {
+        self.clocks = clocks;
+    }
+
     /// Makes the state of a fresh home.
     #[must_use]
     pub fn new() -> Self {
@@ -386,7 +410,10 @@ impl State {
     }
 
     /// Gives the leases of a worker that are not closed, revoked ones too.
-    pub fn leases_of_worker(&self, worker: &WorkerId) -> impl Iterator<Item = &Lease> {
+    pub fn leases_of_worker<'a>(
+        &'a self,
+        worker: &WorkerId,
+    ) -> impl Iterator<Item = &'a Lease> + use<'a> {
         let ids = self.workers.get(worker).map(|entry| &entry.aux.leases);
         ids.into_iter().flatten().filter_map(|id| self.lease(*id))
     }

@@ -305,3 +305,113 @@ fn cycle(spec: &RunSpec) -> Option<PlanError> {
         tasks,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::world::{plan, text};
+    use crate::time::Span;
+
+    fn said(spec: &RunSpec) -> Vec<String> {
+        let errors = validate(spec).expect_err("the plan is refused");
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn names_must_be_usable_in_refs_and_differ_in_more_than_case() {
+        for bad in [
+            "", ".", "..", "a..b", "-x", ".x", "x.", "a.lock", "A.LOCK", "a/b", "ä", "a b",
+        ] {
+            assert!(unusable_name(bad).is_some(), "{bad:?}");
+        }
+        let long = "x".repeat(101);
+        assert!(unusable_name(&long).is_some());
+        for good in ["a", "a.b", "a-b_c.9", "lock", "x".repeat(100).as_str()] {
+            assert_eq!(unusable_name(good), None);
+        }
+        assert_eq!(
+            said(&plan(&["Build", "build"]).0),
+            [r#"task name "build" is used twice (names differ in more than case)"#]
+        );
+    }
+
+    #[test]
+    fn an_unknown_dependency_comes_with_a_suggestion() {
+        let spec = plan(&["schema", "api: Shcema", "x: something-else"]).0;
+        let errors = validate(&spec).unwrap_err();
+        let suggestions: Vec<_> = errors
+            .iter()
+            .map(|error| match error {
+                PlanError::UnknownDependency { suggestion, .. } => suggestion.as_deref(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(suggestions, [Some("schema"), None]);
+    }
+
+    #[test]
+    fn a_cycle_is_named_in_order() {
+        let spec = plan(&["start", "a: c start", "b: a", "c: b", "after: c"]).0;
+        let errors = validate(&spec).unwrap_err();
+        let [PlanError::Cycle { names, tasks }] = &errors[..] else {
+            panic!("{errors:?}");
+        };
+        assert_eq!(names, &["a", "c", "b"]);
+        let place = tasks.iter().map(|ix| place(*ix)).collect::<Vec<_>>();
+        assert_eq!(place, [1, 3, 2]);
+        let alone = plan(&["me: me"]).0;
+        assert_eq!(said(&alone), ["tasks depend on each other in a cycle: me"]);
+    }
+
+    #[test]
+    fn several_errors_are_reported_at_once_and_not_more_than_the_bound() {
+        let spec = plan(&["a: x x", "b: b c", "c"])
+            .paths(2, &["/etc", "../x", "src/*", ""])
+            .0;
+        assert_eq!(validate(&spec).unwrap_err().len(), 6);
+        let many: Vec<String> = (0..100).map(|n| format!("t{n}: missing")).collect();
+        let many: Vec<&str> = many.iter().map(|line| &**line).collect();
+        let errors = validate(&plan(&many).0).unwrap_err();
+        assert_eq!(errors.len(), limits::PLAN_ERRORS);
+    }
+
+    #[test]
+    fn limits_are_kept() {
+        assert_eq!(said(&plan(&[]).0), ["a plan needs at least one task"]);
+        let retries = plan(&["a"]).retries(101).0;
+        assert_eq!(
+            said(&retries),
+            ["too many: retries of a task (at most 100)"]
+        );
+        let timeout = plan(&["a"])
+            .each(|t| t.profile.timeout = Span::from_ms(u64::MAX))
+            .0;
+        assert_eq!(said(&timeout).len(), 1);
+        let paths = vec!["x"; limits::PATHS_PER_TASK + 1];
+        let paths = plan(&["a"]).paths(0, &paths).0;
+        assert_eq!(said(&paths), ["too many: paths of a task (at most 256)"]);
+    }
+
+    #[test]
+    fn a_chain_of_all_tasks_needs_no_stack() {
+        let mut spec = plan(&["a"]).0;
+        let first = spec.tasks[0].clone();
+        spec.tasks = (0..limits::TASKS_PER_RUN)
+            .map(|n| {
+                let mut task = first.clone();
+                task.name = text(&format!("t{n}"));
+                if n > 0 {
+                    task.depends_on = vec![text(&format!("t{}", n - 1))];
+                }
+                task
+            })
+            .collect();
+        assert_eq!(validate(&spec), Ok(()));
+        let run = crate::build::run(crate::RunId(1), &spec, crate::Timestamp::default());
+        assert_eq!(run.tasks[0].height as usize, limits::TASKS_PER_RUN);
+        spec.tasks[0].depends_on = vec![text(&format!("t{}", limits::TASKS_PER_RUN - 1))];
+        let errors = validate(&spec).unwrap_err();
+        assert!(matches!(&errors[..], [PlanError::Cycle { tasks, .. }]
+            if tasks.len() == limits::TASKS_PER_RUN));
+    }
+}

@@ -24,13 +24,15 @@ struct Ends {
 ///
 /// # Errors
 /// `NOT_FOUND` and `FAILED_PRECONDITION` that say what is not there (yet).
-pub async fn of(
+pub(super) async fn of(
     runs: &Runs,
     repositories: &Repositories,
     request: &GetDiffRequest,
 ) -> Result<GetDiffResponse, Status> {
     let (task, attempt) = (request.task.clone(), request.attempt);
-    let ends = runs.read(&request.run, move |run, _| ends(run, &task, attempt)).await??;
+    let ends = runs
+        .read(&request.run, move |run, _| ends(run, &task, attempt))
+        .await??;
     let repository = repositories.open(&ends.repository).await?;
     let (from, to) = (id(&ends.from)?, id(&ends.to)?);
     let (patch, truncated) = patch(&repository, from, to, request.stat).await?;
@@ -55,12 +57,21 @@ async fn patch(
     if stat {
         let command = repository
             .command()
-            .args(["diff", "--stat=100", "--no-ext-diff", "--no-textconv", "--no-color"])
+            .args([
+                "diff",
+                "--stat=100",
+                "--no-ext-diff",
+                "--no-textconv",
+                "--no-color",
+            ])
             .arg("--end-of-options")
             .arg(from.to_string())
             .arg(to.to_string())
             .stdout_limit(PATCH_BYTES_MAX);
-        let output = command.run_truncated().await.map_err(|error| status::internal(&error))?;
+        let output = command
+            .run_truncated()
+            .await
+            .map_err(|error| status::internal(&error))?;
         return Ok((output.stdout, output.truncated));
     }
     let patch = repository
@@ -79,14 +90,21 @@ fn ends(run: &Run, name: &str, attempt: u32) -> Result<Ends, Status> {
     if name.is_empty() {
         let to = match &run.phase {
             RunPhase::Verifying { commit, .. }
-            | RunPhase::Ended { integrated: Some(commit), .. } => commit.clone(),
+            | RunPhase::Ended {
+                integrated: Some(commit),
+                ..
+            } => commit.clone(),
             RunPhase::Active | RunPhase::Integrating { .. } | RunPhase::Ended { .. } => {
                 return Err(Status::failed_precondition(
                     "nothing is integrated; name a task to see its change",
                 ));
             }
         };
-        return Ok(Ends { repository, from: source.base.clone(), to });
+        return Ok(Ends {
+            repository,
+            from: source.base.clone(),
+            to,
+        });
     }
     let task = run
         .tasks
@@ -114,12 +132,20 @@ fn ends(run: &Run, name: &str, attempt: u32) -> Result<Ends, Status> {
         | None => None,
     };
     let to = match attempt {
-        0 => history.attempts.iter().rev().find_map(|tried| made(&tried.end)),
+        0 => history
+            .attempts
+            .iter()
+            .rev()
+            .find_map(|tried| made(&tried.end)),
         number => history
             .attempts
             .iter()
             .find(|tried| tried.number == AttemptNo(number))
             .and_then(|tried| made(&tried.end)),
     };
-    Ok(Ends { repository, to: to.ok_or_else(nothing)?, from })
+    Ok(Ends {
+        repository,
+        to: to.ok_or_else(nothing)?,
+        from,
+    })
 }

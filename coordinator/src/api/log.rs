@@ -16,7 +16,7 @@ const BYTES_PER_RESPONSE: usize = 256 * 1024;
 
 /// A log that was found: the transcripts of its leases, oldest first.
 #[derive(Clone, Debug)]
-pub struct Log {
+pub(super) struct Log {
     places: Vec<Place>,
 }
 
@@ -24,21 +24,36 @@ pub struct Log {
 ///
 /// # Errors
 /// `NOT_FOUND` when there is no such run, task or attempt.
-pub async fn find(runs: &Runs, request: &ReadLogRequest) -> Result<Log, Status> {
+pub(super) async fn find(runs: &Runs, request: &ReadLogRequest) -> Result<Log, Status> {
     let (task, attempt, verify) = (request.task.clone(), request.attempt, request.verify);
     let (name, found) = runs
-        .read(&request.run, move |run, _| (run.name.clone(), work(run, &task, attempt, verify)))
+        .read(&request.run, move |run, _| {
+            (run.name.clone(), work(run, &task, attempt, verify))
+        })
         .await?;
     let (task, work, known) = found?;
-    let (root, run, of) = (runs.transcripts().root().to_owned(), name.clone(), task.clone());
+    let (root, run, of) = (
+        runs.transcripts().root().to_owned(),
+        name.clone(),
+        task.clone(),
+    );
     let leases = tokio::task::spawn_blocking(move || transcript::leases(&root, &run, &of, work))
         .await
         .map_err(|error| status::internal(&error))?
         .map_err(|error| status::internal(&error))?;
-    let leases = if leases.is_empty() { known.into_iter().collect() } else { leases };
+    let leases = if leases.is_empty() {
+        known.into_iter().collect()
+    } else {
+        leases
+    };
     let places = leases
         .into_iter()
-        .map(|lease| Place { run: name.clone(), task: task.clone(), work, lease })
+        .map(|lease| Place {
+            run: name.clone(),
+            task: task.clone(),
+            work,
+            lease,
+        })
         .collect();
     Ok(Log { places })
 }
@@ -56,30 +71,48 @@ fn work(run: &Run, name: &str, attempt: u32, verify: bool) -> Result<Wanted, Sta
         .find(|(_, task)| *task.name == *name)
         .ok_or_else(|| Status::not_found(format!("no task {name:?} in run {}", run.name)))?;
     let ix = TaskIx(u32::try_from(ix).unwrap_or(u32::MAX));
-    let attempts = task.history.as_deref().map_or(&[][..], |history| &history.attempts);
+    let attempts = task
+        .history
+        .as_deref()
+        .map_or(&[][..], |history| &history.attempts);
     let chosen = match attempt {
         0 => attempts.last(),
-        number => attempts.iter().find(|tried| tried.number == AttemptNo(number)),
+        number => attempts
+            .iter()
+            .find(|tried| tried.number == AttemptNo(number)),
     };
     let chosen = chosen.ok_or_else(|| no_attempt(task, attempt))?;
     Ok(if verify {
-        (task.name.clone(), Work::Verify { task: ix, attempt: chosen.number }, None)
+        (
+            task.name.clone(),
+            Work::Verify {
+                task: ix,
+                attempt: chosen.number,
+            },
+            None,
+        )
     } else {
-        let work = Work::Attempt { task: ix, attempt: chosen.number };
+        let work = Work::Attempt {
+            task: ix,
+            attempt: chosen.number,
+        };
         (task.name.clone(), work, Some(chosen.lease))
     })
 }
 
 fn no_attempt(task: &Task, attempt: u32) -> Status {
     if attempt == 0 {
-        Status::not_found(format!("task {} has no attempt yet; `explain` says why", task.name))
+        Status::not_found(format!(
+            "task {} has no attempt yet; `explain` says why",
+            task.name
+        ))
     } else {
         Status::not_found(format!("task {} has no attempt {attempt}", task.name))
     }
 }
 
 /// Sends a log, and with `follow` what is added until the run ends.
-pub async fn send(
+pub(super) async fn send(
     runs: Runs,
     log: Log,
     after: u64,
@@ -114,12 +147,8 @@ async fn send_all(
                 .map_err(status::of)?;
             let (root, read_place) = (runs.transcripts().root().to_owned(), place.clone());
             let read = tokio::task::spawn_blocking(move || {
-                let events = transcript::read_on(
-                    &root,
-                    &read_place,
-                    &mut position,
-                    BYTES_PER_RESPONSE,
-                );
+                let events =
+                    transcript::read_on(&root, &read_place, &mut position, BYTES_PER_RESPONSE);
                 events.map(|events| (events, position))
             });
             let (mut events, moved) = read
@@ -130,7 +159,10 @@ async fn send_all(
             let read_any = !events.is_empty();
             events.retain(|event| event.number > after);
             if !events.is_empty() {
-                let response = ReadLogResponse { events, lease: lease.0 };
+                let response = ReadLogResponse {
+                    events,
+                    lease: lease.0,
+                };
                 out.send(Ok(response))
                     .await
                     .map_err(|_| Status::cancelled("the reader has gone"))?;

@@ -4,10 +4,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use coordinator_core::command::Target;
+use coordinator_core::event::Work;
 use coordinator_core::state::Link;
-use coordinator_core::{
-    Command, Epoch, Reply, RunId, Span, State, TaskKey, Timestamp, WorkerId,
-};
+use coordinator_core::{Command, Epoch, Reply, RunId, Span, State, TaskKey, Timestamp, WorkerId};
 use futures::Stream;
 use muster_proto::v1::operator_service_server::OperatorService;
 use muster_proto::v1::{self, ProtocolVersion};
@@ -27,6 +26,8 @@ use crate::git::repositories::Repositories;
 
 /// Responses of a stream that wait for a slow client.
 const STREAM_QUEUE: usize = 32;
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// What a person is told about the coordinator.
 #[derive(Clone, Debug)]
@@ -60,14 +61,25 @@ impl Operators {
         shutdown: CancellationToken,
         ending: CancellationToken,
     ) -> Self {
-        Self { runs, submissions, repositories, auth, about, shutdown, ending }
+        Self {
+            runs,
+            submissions,
+            repositories,
+            auth,
+            about,
+            shutdown,
+            ending,
+        }
     }
 
     async fn target(&self, run: &str, task: &str, revive: bool) -> Result<Target, Status> {
         let id = if revive {
             self.runs.revive(run).await?
         } else {
-            match crate::engine::live_run(self.runs.engine(), run).await.map_err(status::of)? {
+            match crate::engine::live_run(self.runs.engine(), run)
+                .await
+                .map_err(status::of)?
+            {
                 Some(run) => run,
                 None => {
                     self.runs.archived(run).await?;
@@ -95,12 +107,21 @@ impl Operators {
             .map_err(status::of)?;
         found
             .and_then(|ix| u32::try_from(ix).ok())
-            .map(|ix| TaskKey { run, task: coordinator_core::TaskIx(ix) })
+            .map(|ix| TaskKey {
+                run,
+                task: coordinator_core::TaskIx(ix),
+            })
             .ok_or_else(|| Status::not_found(format!("no task {task:?} in that run")))
     }
 
     async fn touch(&self, command: Command) -> Result<u32, Status> {
-        match self.runs.engine().command(command).await.map_err(status::of)? {
+        match self
+            .runs
+            .engine()
+            .command(command)
+            .await
+            .map_err(status::of)?
+        {
             Reply::Touched { tasks } => Ok(u32::try_from(tasks).unwrap_or(u32::MAX)),
             _ => Ok(0),
         }
@@ -112,7 +133,7 @@ impl Operators {
         produce: impl Future<Output = ()> + Send + 'static,
         out: mpsc::Sender<Result<T, Status>>,
         inbox: mpsc::Receiver<Result<T, Status>>,
-    ) -> Response<Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>> {
+    ) -> Response<Streamed<T>> {
         let ending = self.ending.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -133,8 +154,6 @@ fn allowed<T>(request: &Request<T>, access: Access) -> Result<String, Status> {
     Ok(identity.to_string())
 }
 
-type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
 #[tonic::async_trait]
 impl OperatorService for Operators {
     async fn get_info(
@@ -151,7 +170,9 @@ impl OperatorService for Operators {
             .runs
             .engine()
             .query(|state, _| {
-                let up = state.workers().filter(|worker| matches!(worker.link, Link::Up { .. }));
+                let up = state
+                    .workers()
+                    .filter(|worker| matches!(worker.link, Link::Up { .. }));
                 let slots: Vec<u32> = up.map(|worker| worker.offer.slots).collect();
                 (slots.len(), slots.iter().sum::<u32>(), state.runs().count())
             })
@@ -173,7 +194,10 @@ impl OperatorService for Operators {
         request: Request<v1::PrepareRunRequest>,
     ) -> Result<Response<v1::PrepareRunResponse>, Status> {
         allowed(&request, Access::Operate)?;
-        self.submissions.prepare(request.into_inner()).await.map(Response::new)
+        self.submissions
+            .prepare(request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn submit_run(
@@ -181,7 +205,10 @@ impl OperatorService for Operators {
         request: Request<v1::SubmitRunRequest>,
     ) -> Result<Response<v1::SubmitRunResponse>, Status> {
         let by = allowed(&request, Access::Operate)?;
-        self.submissions.submit(request.into_inner(), &by).await.map(Response::new)
+        self.submissions
+            .submit(request.into_inner(), &by)
+            .await
+            .map(Response::new)
     }
 
     async fn get_run(
@@ -234,7 +261,13 @@ impl OperatorService for Operators {
         let request = request.into_inner();
         let log = log::find(&self.runs, &request).await?;
         let (out, inbox) = mpsc::channel(STREAM_QUEUE);
-        let produce = log::send(self.runs.clone(), log, request.after, request.follow, out.clone());
+        let produce = log::send(
+            self.runs.clone(),
+            log,
+            request.after,
+            request.follow,
+            out.clone(),
+        );
         Ok(self.stream(produce, out, inbox))
     }
 
@@ -243,7 +276,9 @@ impl OperatorService for Operators {
         request: Request<v1::GetDiffRequest>,
     ) -> Result<Response<v1::GetDiffResponse>, Status> {
         allowed(&request, Access::View)?;
-        diff::of(&self.runs, &self.repositories, request.get_ref()).await.map(Response::new)
+        diff::of(&self.runs, &self.repositories, request.get_ref())
+            .await
+            .map(Response::new)
     }
 
     async fn explain_task(
@@ -252,7 +287,9 @@ impl OperatorService for Operators {
     ) -> Result<Response<v1::ExplainTaskResponse>, Status> {
         allowed(&request, Access::View)?;
         let v1::ExplainTaskRequest { run, task } = request.into_inner();
-        let live = crate::engine::live_run(self.runs.engine(), &run).await.map_err(status::of)?;
+        let live = crate::engine::live_run(self.runs.engine(), &run)
+            .await
+            .map_err(status::of)?;
         let response = match live {
             Some(id) => {
                 let key = self.task(id, &task).await?;
@@ -275,7 +312,13 @@ impl OperatorService for Operators {
         let v1::CancelRequest { run, task, reason } = request.into_inner();
         let target = self.target(&run, &task, false).await?;
         let reason = convert::clip(&reason, coordinator_core::limits::TEXT_BYTES).into();
-        let tasks = self.touch(Command::Cancel { target, by: by.into(), reason }).await?;
+        let tasks = self
+            .touch(Command::Cancel {
+                target,
+                by: by.into(),
+                reason,
+            })
+            .await?;
         Ok(Response::new(v1::CancelResponse { tasks }))
     }
 
@@ -286,7 +329,12 @@ impl OperatorService for Operators {
         let by = allowed(&request, Access::Operate)?;
         let v1::RetryRequest { run, task } = request.into_inner();
         let target = self.target(&run, &task, true).await?;
-        let tasks = self.touch(Command::Retry { target, by: by.into() }).await?;
+        let tasks = self
+            .touch(Command::Retry {
+                target,
+                by: by.into(),
+            })
+            .await?;
         Ok(Response::new(v1::RetryResponse { tasks }))
     }
 
@@ -296,7 +344,9 @@ impl OperatorService for Operators {
     ) -> Result<Response<v1::ListWorkersResponse>, Status> {
         allowed(&request, Access::View)?;
         let workers = self.runs.engine().query(|state, _| workers(state)).await;
-        Ok(Response::new(v1::ListWorkersResponse { workers: workers.map_err(status::of)? }))
+        Ok(Response::new(v1::ListWorkersResponse {
+            workers: workers.map_err(status::of)?,
+        }))
     }
 
     async fn drain_worker(
@@ -306,8 +356,16 @@ impl OperatorService for Operators {
         let by = allowed(&request, Access::Operate)?;
         let v1::DrainWorkerRequest { worker, undo } = request.into_inner();
         let worker = WorkerId::new(&worker);
-        let command = Command::Drain { worker, draining: !undo, by: by.into() };
-        self.runs.engine().command(command).await.map_err(status::of)?;
+        let command = Command::Drain {
+            worker,
+            draining: !undo,
+            by: by.into(),
+        };
+        self.runs
+            .engine()
+            .command(command)
+            .await
+            .map_err(status::of)?;
         Ok(Response::new(v1::DrainWorkerResponse {}))
     }
 
@@ -319,7 +377,11 @@ impl OperatorService for Operators {
         let request = request.into_inner();
         let role = match request.role.as_str() {
             "worker" => Role::Worker {
-                pool: if request.pool.is_empty() { "default".to_owned() } else { request.pool },
+                pool: if request.pool.is_empty() {
+                    "default".to_owned()
+                } else {
+                    request.pool
+                },
             },
             "viewer" => Role::Viewer,
             "operator" => Role::Operator,
@@ -339,13 +401,19 @@ impl OperatorService for Operators {
                 .unwrap_or(jiff::Timestamp::MAX)
         });
         let auth = self.auth.clone();
-        let new = NewToken { role, name: request.name, expires };
+        let new = NewToken {
+            role,
+            name: request.name,
+            expires,
+        };
         let token = tokio::task::spawn_blocking(move || auth.create_token(&new, now))
             .await
             .map_err(|error| status::internal(&error))?
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let response =
-            v1::CreateTokenResponse { token: token.reveal(), id: token.id().to_string() };
+        let response = v1::CreateTokenResponse {
+            token: token.reveal(),
+            id: token.id.to_string(),
+        };
         Ok(Response::new(response))
     }
 
@@ -414,7 +482,9 @@ impl OperatorService for Operators {
 }
 
 fn wall(at: jiff::Timestamp) -> prost_types::Timestamp {
-    convert::timestamp(Timestamp::from_ms(u64::try_from(at.as_millisecond()).unwrap_or(0)))
+    convert::timestamp(Timestamp::from_ms(
+        u64::try_from(at.as_millisecond()).unwrap_or(0),
+    ))
 }
 
 fn workers(state: &State) -> Vec<v1::Worker> {
@@ -426,16 +496,27 @@ fn workers(state: &State) -> Vec<v1::Worker> {
                 .iter()
                 .filter_map(|lease| {
                     let run = state.run(lease.run)?;
-                    Some(match lease.work.task().and_then(|ix| run.task(ix)) {
+                    let task = match lease.work {
+                        Work::Attempt { task, .. } | Work::Verify { task, .. } => run.task(task),
+                        Work::FinalVerify => None,
+                    };
+                    Some(match task {
                         Some(task) => format!("{}/{}", run.name, task.name),
                         None => run.name.to_string(),
                     })
                 })
                 .collect();
             let (link, heard_at) = match worker.link {
-                Link::Up { heard_at, draining, .. } => {
-                    (if draining || worker.draining { "draining" } else { "connected" }, heard_at)
-                }
+                Link::Up {
+                    heard_at, draining, ..
+                } => (
+                    if draining || worker.draining {
+                        "draining"
+                    } else {
+                        "connected"
+                    },
+                    heard_at,
+                ),
                 Link::Down { since } => ("lost", since),
             };
             v1::Worker {
@@ -445,14 +526,24 @@ fn workers(state: &State) -> Vec<v1::Worker> {
                 state: link.to_owned(),
                 slots: worker.offer.slots,
                 leases: u32::try_from(held.len()).unwrap_or(u32::MAX),
-                labels: worker.offer.labels.iter().map(ToString::to_string).collect(),
+                labels: worker
+                    .offer
+                    .labels
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
                 resources: worker
                     .offer
                     .resources
                     .iter()
                     .map(|(name, amount)| (name.to_string(), *amount))
                     .collect(),
-                agents: worker.offer.agents.iter().map(ToString::to_string).collect(),
+                agents: worker
+                    .offer
+                    .agents
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
                 heard_at: Some(convert::timestamp(heard_at)),
                 incarnation: worker.incarnation.0,
                 tasks,

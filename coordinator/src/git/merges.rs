@@ -97,8 +97,20 @@ type Parts<'a> = (RunId, &'a CommitId, &'a [(TaskIx, CommitId)], Timestamp);
 
 fn parts(step: &GitStep) -> Parts<'_> {
     match step {
-        GitStep::Base { task, base, commits, at, .. } => (task.run, base, commits, *at),
-        GitStep::Integration { run, base, commits, at, .. } => (*run, base, commits, *at),
+        GitStep::Base {
+            task,
+            base,
+            commits,
+            at,
+            ..
+        } => (task.run, base, commits, *at),
+        GitStep::Integration {
+            run,
+            base,
+            commits,
+            at,
+            ..
+        } => (*run, base, commits, *at),
     }
 }
 
@@ -116,7 +128,11 @@ impl Step {
             .iter()
             .filter_map(|(ix, commit)| {
                 let name = &run.task(*ix)?.name;
-                Some((*ix, commit.clone(), format!("Merge task {name} of run {}", run.name)))
+                Some((
+                    *ix,
+                    commit.clone(),
+                    format!("Merge task {name} of run {}", run.name),
+                ))
             })
             .collect();
         Some(Self {
@@ -132,12 +148,20 @@ impl Step {
 
     fn report(&self, result: Result<CommitId, GitStepFailure>) -> Command {
         match &self.step {
-            GitStep::Base { task, generation, .. } => {
-                Command::BaseMade { task: *task, generation: *generation, result }
-            }
-            GitStep::Integration { run, generation, .. } => {
-                Command::IntegrationMade { run: *run, generation: *generation, result }
-            }
+            GitStep::Base {
+                task, generation, ..
+            } => Command::BaseMade {
+                task: *task,
+                generation: *generation,
+                result,
+            },
+            GitStep::Integration {
+                run, generation, ..
+            } => Command::IntegrationMade {
+                run: *run,
+                generation: *generation,
+                result,
+            },
         }
     }
 }
@@ -163,7 +187,9 @@ async fn attempt(repositories: &Repositories, step: &Step) -> Result<CommitId, G
             }
             Err(error) => {
                 warn!(run = step.run, error = %error, "a merge failed for good");
-                return Err(GitStepFailure::Error(clip(&error.to_string(), 1_000).into()));
+                return Err(GitStepFailure::Error(
+                    clip(&error.to_string(), 1_000).into(),
+                ));
             }
         }
     }
@@ -194,9 +220,17 @@ async fn make(
             keep(&repository, &step.keep, commit).await?;
             Ok(Ok(CommitId::new(&commit.to_string())))
         }
-        Fold::Conflict { index, files, messages, .. } => {
-            let paths: Vec<Box<str>> =
-                files.iter().take(CONFLICT_FILES).map(|file| file.path.as_str().into()).collect();
+        Fold::Conflict {
+            index,
+            files,
+            messages,
+            ..
+        } => {
+            let paths: Vec<Box<str>> = files
+                .iter()
+                .take(CONFLICT_FILES)
+                .map(|file| file.path.as_str().into())
+                .collect();
             let tasks = conflicting(&repository, step, index, &paths).await?;
             let detail = messages.join("\n");
             Ok(Err(MergeConflict {
@@ -236,7 +270,11 @@ async fn conflicting(
 /// Keeps a merge under a ref of the coordinator's own, whatever the ref was before.
 async fn keep(repository: &Repository, name: &str, commit: ObjectId) -> Result<(), Failure> {
     let name = RefName::parse(name)?;
-    let update = RefUpdate { name, new: Some(commit), expected: Expected::Any };
+    let update = RefUpdate {
+        name,
+        new: Some(commit),
+        expected: Expected::Any,
+    };
     match repository.update_refs(&[update]).await? {
         Update::Done => Ok(()),
         Update::Refused { name, .. } => Err(Failure::Other(format!("{name} could not be moved"))),

@@ -45,7 +45,11 @@ impl Wanted {
         let source = run.source.as_ref()?;
         let mut heads = BTreeMap::new();
         for task in &run.tasks {
-            if let TaskState::Succeeded { outcome: Outcome::Commit(commit), .. } = &task.state {
+            if let TaskState::Succeeded {
+                outcome: Outcome::Commit(commit),
+                ..
+            } = &task.state
+            {
                 heads.insert(names::task_head(&run.name, &task.name), commit.clone());
             }
         }
@@ -57,7 +61,11 @@ impl Wanted {
         {
             heads.insert(names::integration_head(&run.name), commit.clone());
         }
-        Some(Self { run: run.id, repository: source.repository.to_string(), heads })
+        Some(Self {
+            run: run.id,
+            repository: source.repository.to_string(),
+            heads,
+        })
     }
 }
 
@@ -65,7 +73,11 @@ impl Projection {
     /// Makes the projection.
     #[must_use]
     pub fn new(engine: Handle, repositories: Repositories) -> Self {
-        Self { engine, repositories, done: Arc::default() }
+        Self {
+            engine,
+            repositories,
+            done: Arc::default(),
+        }
     }
 
     /// Projects whatever changes, until cancelled or the engine ends.
@@ -102,8 +114,11 @@ impl Projection {
             .engine
             .query(|state, _| {
                 let wanted: Vec<Wanted> = state.runs().filter_map(Wanted::of).collect();
-                let ended: Vec<RunId> =
-                    state.runs().filter(|run| run.is_ended()).map(|run| run.id).collect();
+                let ended: Vec<RunId> = state
+                    .runs()
+                    .filter(|run| run.is_ended())
+                    .map(|run| run.id)
+                    .collect();
                 (wanted, ended)
             })
             .await?;
@@ -154,7 +169,11 @@ impl Projection {
                 .map(|(name, commit)| {
                     let new = ObjectId::parse(commit.as_str())?;
                     let name = RefName::parse(name)?;
-                    Ok(RefUpdate { name, new: Some(new), expected: Expected::Any })
+                    Ok(RefUpdate {
+                        name,
+                        new: Some(new),
+                        expected: Expected::Any,
+                    })
                 })
                 .collect::<Result<Vec<_>, Box<dyn std::error::Error + Send + Sync>>>()?;
             if let Update::Refused { name, .. } = repository.update_refs(&updates).await? {

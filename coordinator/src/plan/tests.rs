@@ -48,13 +48,9 @@ fn shown(text: &str, problems: &Problems) -> String {
     for problem in &problems.list {
         let Position { line, column } = problem.at;
         let source = text.lines().nth(line as usize - 1).unwrap_or_default();
-        let one = Problems {
-            list: vec![problem.clone()],
-            ..Problems::new("")
-        };
         let _ = writeln!(out, "  | {}", source.replace('\t', " "));
         let _ = writeln!(out, "  | {:>width$}", "^", width = column as usize);
-        let _ = writeln!(out, "{one}");
+        let _ = writeln!(out, "{problem}");
     }
     out
 }
@@ -381,6 +377,28 @@ fn graphs_are_drawn_as_text_dot_and_mermaid() {
         graph.dot(),
         graph.mermaid()
     ));
+}
+
+#[test]
+fn drawings_of_long_and_wide_plans_stay_readable() {
+    let mut text = "tasks:\n- {name: t0, run: echo}\n".to_owned();
+    for i in 1..30 {
+        let _ = writeln!(
+            text,
+            "- {{name: t{i}, run: echo, depends_on: [t{}]}}",
+            i - 1
+        );
+    }
+    text += "- {name: end, run: echo, depends_on: [t0, t1, t2, t3, t4, t5, t29]}\n";
+    let plan = plan(&text);
+    let graph = Graph::of(&plan);
+    assert_eq!(graph.critical_path().len(), 31);
+    let drawn = graph.text();
+    assert!(drawn.contains("t7 → (15 more) → t23"), "{drawn}");
+    assert!(
+        drawn.contains("end  after t0, t1, t2 and 4 more"),
+        "{drawn}"
+    );
 }
 
 proptest! {

@@ -331,3 +331,25 @@ impl Reader for MemoryReader {
             .cloned())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_append_leaves_nothing_and_a_torn_one_all() {
+        let mut store = MemoryStore::new();
+        let epoch = store.claim_epoch().unwrap();
+        let append = |store: &mut MemoryStore, seq| {
+            store.append(BatchSeq(seq), epoch, Timestamp::from_ms(seq), &[])
+        };
+        append(&mut store, 1).unwrap();
+        store.fail_next_append(Fault::Lost);
+        assert!(matches!(append(&mut store, 2), Err(Error::Injected)));
+        append(&mut store, 2).unwrap();
+        store.fail_next_append(Fault::Torn);
+        assert!(matches!(append(&mut store, 3), Err(Error::Injected)));
+        assert!(matches!(append(&mut store, 3), Err(Error::Conflict { .. })));
+        assert_eq!(store.load().unwrap().next, BatchSeq(4));
+    }
+}

@@ -13,6 +13,8 @@ pub mod memory;
 pub mod sqlite;
 
 #[cfg(test)]
+mod agreement;
+#[cfg(test)]
 mod contract;
 
 use std::fmt;
@@ -370,6 +372,29 @@ pub enum Error {
     /// Only of [`memory::MemoryStore`].
     #[error("failed as a test asked for")]
     Injected,
+}
+
+impl Error {
+    /// Tells whether the same write may succeed a little later: the disk is full or busy, or an
+    /// operation on it failed.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        use rusqlite::ErrorCode;
+        match self {
+            Self::Database {
+                source: rusqlite::Error::SqliteFailure(failure, _),
+                ..
+            } => matches!(
+                failure.code,
+                ErrorCode::DatabaseBusy
+                    | ErrorCode::DatabaseLocked
+                    | ErrorCode::DiskFull
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::OutOfMemory
+            ),
+            _ => false,
+        }
+    }
 }
 
 /// A row that an error is about.

@@ -277,6 +277,7 @@ impl Talk {
                         (_, Err(_)) | (None, _) => Err(io::ErrorKind::BrokenPipe.into()),
                     };
                     sent = orders;
+                    self.nudge(orders);
                     if passed.is_err() {
                         stdin = None;
                     }

@@ -180,6 +180,28 @@ async fn term_to_the_supervisor_ends_the_tree_and_a_terminals_signals_do_not() {
 }
 
 #[tokio::test]
+async fn a_stopped_supervisor_is_waked_when_it_is_needed() {
+    let bench = Bench::new();
+    let mut process = bench
+        .spawn(bench.launch("while :; do sleep 0.05; done"))
+        .await;
+    let agent = started(&mut process).await;
+    kill("-STOP", bench.parent_of(agent));
+    process.stop();
+    let report = ended(process).await;
+    assert!(
+        matches!(
+            report.end,
+            End::Stopped {
+                by: StopCause::Request,
+                ..
+            }
+        ),
+        "{report:?}"
+    );
+}
+
+#[tokio::test]
 async fn supervisor_and_agent_leave_the_group_of_the_worker() {
     let bench = Bench::new();
     let mut process = bench

@@ -164,15 +164,18 @@ pub(crate) fn kill(signal: &str, pid: i32) {
 #[tokio::test]
 async fn a_marked_process_that_is_nobodys_descendant_is_ended() {
     let bench = Bench::new();
-    let launch = bench.launch("echo > ready; while :; do sleep 600; done");
+    let mut launch = bench.launch("echo > ready; while :; do sleep 600; done");
+    launch.term_grace_ms = 100;
     // As if the agent had asked a service of the host to start it.
-    let mut foreign = std::process::Command::new("sleep")
-        .arg("600")
+    let mut foreign = std::process::Command::new("sh")
+        .args(["-c", "trap '' TERM; echo > foreign; exec sleep 600"])
+        .current_dir(bench.dir())
         .env(MARK_VARIABLE, launch.mark.as_str())
         .spawn()
         .unwrap();
     let process = bench.spawn(launch).await;
     bench.told("ready");
+    bench.told("foreign");
     process.stop();
     ended(process).await;
     until_ended(i32::try_from(foreign.id()).unwrap());

@@ -13,9 +13,9 @@ mod timer;
 use crate::command::{Command, Rejection, Reply};
 use crate::event::{Event, EventKind};
 use crate::ids::{LeaseId, WorkerId};
+use crate::settle;
 use crate::state::{Link, State};
 use crate::time::Timestamp;
-use crate::{limits, settle};
 
 /// What a command leads to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -112,7 +112,7 @@ pub fn decide(state: &State, now: Timestamp, command: &Command) -> Result<Decisi
             generation,
             result,
         } => git::integration_made(state, *run, *generation, result),
-        Command::Archived { run } => submit::archived(state, *run),
+        Command::Archived { run, last_seq } => submit::archived(state, *run, *last_seq),
         Command::Reload { image } => submit::reload(state, image),
         Command::Tick => Ok(timer::tick(state, now)),
     }
@@ -187,7 +187,7 @@ impl State {
             }
             Touch::Renew { lease } => {
                 if let Some(ttl) = self.lease(lease).map(|lease| lease.ttl) {
-                    self.set_expiry(lease, now + ttl + limits::LEASE_GRACE);
+                    self.set_expiry(lease, now + ttl + self.clocks.grace);
                 }
             }
         }

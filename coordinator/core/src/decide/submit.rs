@@ -54,10 +54,14 @@ pub(super) fn submit(
     ))
 }
 
-pub(super) fn archived(state: &State, run: RunId) -> Result<Decision, Rejection> {
+pub(super) fn archived(state: &State, run: RunId, last_seq: u64) -> Result<Decision, Rejection> {
     let entry = state.runs.get(&run).ok_or(Rejection::UnknownTarget)?;
     if !entry.run.is_ended() {
         return Err(Rejection::NotNow("the run has not ended".into()));
+    }
+    if entry.run.last_seq != last_seq {
+        let text = "the run has gone on since it was put into the archive";
+        return Err(Rejection::NotNow(text.into()));
     }
     if !entry.aux.leases.is_empty() {
         return Err(Rejection::NotNow("the run has open leases".into()));

@@ -73,6 +73,17 @@ pub(super) fn encode_event(event: &Event) -> Result<Vec<u8>, Error> {
     encode("event", &event::EventV1::from(event))
 }
 
+/// Gives an event as JSON in today's form, for those who watch a run.
+///
+/// # Errors
+/// [`Error::Json`], which no event of the core causes.
+pub fn event_json(event: &Event) -> Result<String, Error> {
+    serde_json::to_string(&event::EventV1::from(event)).map_err(|source| Error::Json {
+        what: "event",
+        source,
+    })
+}
+
 /// Reads a JSON array of events of any form up to today's.
 pub(super) fn decode_events(form: u32, body: &[u8]) -> Result<Vec<Event>, Error> {
     match form {

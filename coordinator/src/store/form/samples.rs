@@ -268,7 +268,7 @@ fn run_kinds() -> Vec<EventKind> {
 }
 
 fn task_kinds() -> Vec<EventKind> {
-    vec![
+    let mut kinds = vec![
         EventKind::TaskBasing { task: task(2) },
         EventKind::TaskReady {
             task: task(2),
@@ -314,7 +314,12 @@ fn task_kinds() -> Vec<EventKind> {
             generation: 1,
             by: "ann".into(),
         },
-    ]
+    ];
+    kinds.extend(FailureClass::ALL.map(|class| EventKind::TaskFailed {
+        task: task(1),
+        failure: Failure::new(class, "of this class"),
+    }));
+    kinds
 }
 
 fn lease_kinds() -> Vec<EventKind> {

@@ -134,7 +134,7 @@ fn events_alone_read_as_in_a_batch() {
     let events = samples::events();
     let bodies: Vec<_> = events
         .iter()
-        .map(|event| String::from_utf8(encode_event(event).unwrap()).unwrap())
+        .map(|event| event_json(event).unwrap())
         .collect();
     let array = format!("[{}]", bodies.join(","));
     assert_eq!(decode_events(1, array.as_bytes()).unwrap(), events);
@@ -191,7 +191,6 @@ fn index_outside_the_run_is_refused_by_the_name_of_its_field() {
 
 #[test]
 fn equal_profiles_are_written_once() {
-    let body = encode_event(&samples::events()[4]).unwrap();
-    let body = String::from_utf8(body).unwrap();
+    let body = event_json(&samples::events()[4]).unwrap();
     assert_eq!(body.matches(r#""retries":2"#).count(), 1, "{body}");
 }

@@ -41,12 +41,7 @@ pub(super) fn refuse_network(folder: &Path) -> Result<(), Error> {
     let folder = fs::canonicalize(folder).map_err(|source| file("find", folder, source))?;
     let stat = rustix::fs::statfs(&folder)
         .map_err(|errno| file("tell the file system of", &folder, errno.into()))?;
-    // The type of `f_type` differs between platforms; the magic numbers have 32 bits.
-    #[expect(
-        clippy::cast_sign_loss,
-        clippy::unnecessary_cast,
-        reason = "only the low 32 bits mean something"
-    )]
+    #[expect(clippy::cast_sign_loss, reason = "only the low 32 bits mean something")]
     let magic = stat.f_type as u64 & 0xFFFF_FFFF;
     let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     match network_kind(magic, &folder, mounts) {
@@ -228,5 +223,52 @@ pub(super) fn file(doing: &'static str, path: &Path, source: std::io::Error) -> 
         doing,
         path: path.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "\
+21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 21 0:40 / /home rw - fuse.sshfs ann@host: rw
+31 30 0:41 / /home/ann/a\\040b rw master:3 - fuse.fuse-overlayfs x rw
+32 21 0:42 / /scratch rw - fuse.juicefs y rw
+";
+
+    fn kind(magic: u64, folder: &str) -> Option<String> {
+        network_kind(magic, Path::new(folder), || MOUNTS.to_owned())
+    }
+
+    #[test]
+    fn network_file_systems_are_known_by_their_magic_numbers() {
+        assert_eq!(kind(0x6969, "/srv").as_deref(), Some("nfs"));
+        assert_eq!(kind(0x0BD0_0BD0, "/srv").as_deref(), Some("lustre"));
+        for local in [0xEF53, 0x0102_1994, 0x9123_683E, 0x5846_5342, 0x794C_7630] {
+            assert_eq!(kind(local, "/srv"), None, "{local:#x}");
+        }
+    }
+
+    #[test]
+    fn fuse_is_a_network_unless_its_mount_is_known_to_be_local() {
+        assert_eq!(kind(FUSE, "/home/ann").as_deref(), Some("fuse.sshfs"));
+        assert_eq!(kind(FUSE, "/home/ann/a b/c"), None);
+        assert_eq!(kind(FUSE, "/scratch/x").as_deref(), Some("fuse.juicefs"));
+        let unknown = network_kind(FUSE, Path::new("/x"), String::new);
+        assert_eq!(unknown.as_deref(), Some("fuse"));
+    }
+
+    #[test]
+    fn refusal_tells_the_reason_and_the_way_out() {
+        let error = Error::NetworkFileSystem {
+            path: PathBuf::from("/home/ann/muster"),
+            kind: "nfs".to_owned(),
+        };
+        let message = error.to_string();
+        assert!(
+            message.contains("(nfs)") && message.contains("MUSTER_HOME"),
+            "{message}"
+        );
     }
 }

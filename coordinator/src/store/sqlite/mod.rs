@@ -23,9 +23,10 @@ use super::{Error, Place, form};
 /// The writing side on SQLite.
 pub struct SqliteStore {
     path: PathBuf,
-    connection: Connection,
-    /// Reads snapshots back, past the writer's page cache.
+    /// Reads snapshots back, past the writer's page cache. Before the writer, since fields are
+    /// dropped in order and only a last connection that can write tidies the log away.
     check: Connection,
+    connection: Connection,
     /// The epoch that was claimed; 0 before.
     epoch: Epoch,
 }

@@ -282,7 +282,7 @@ impl Store for SqliteStore {
 
 impl SqliteStore {
     /// Writes a snapshot that does not count yet. What an earlier, killed one left goes.
-    fn write_snapshot(&mut self, upto: BatchSeq, image: &Image) -> Result<(), Error> {
+    pub(super) fn write_snapshot(&mut self, upto: BatchSeq, image: &Image) -> Result<(), Error> {
         let doing = "write a snapshot";
         let failed = database(doing);
         let formed = |source| Error::Form {
