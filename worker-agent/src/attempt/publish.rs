@@ -77,7 +77,7 @@ impl Site {
     }
 
     /// Waits for a session.
-    async fn access(&self) -> Access {
+    pub(super) async fn access(&self) -> Access {
         let mut access = self.access.clone();
         let known = access.wait_for(Option::is_some).await;
         match known.ok().and_then(|access| access.clone()) {

@@ -310,7 +310,10 @@ impl Runner {
             self.folder.mark_published();
             return self.tell(kind).await;
         };
-        let pushing = self.site.push_wip(workspace, &self.grant, &source);
+        // Without a session there is nobody to report to either, so there is no hurry.
+        let site = Arc::clone(&self.site);
+        let _ = until_stopped(&mut self.orders, site.access()).await;
+        let pushing = site.push_wip(workspace, &self.grant, &source);
         match tokio::time::timeout(KEEP_LIMIT, pushing).await {
             Ok(Ok(kept)) => {
                 if let Some(commit) = kept {
