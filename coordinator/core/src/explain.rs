@@ -8,7 +8,7 @@ use crate::event::Work;
 use crate::failure::FailureClass;
 use crate::ids::{QuestionId, TaskKey, WorkerId};
 use crate::index::{RunEntry, Wanted, WorkerEntry, may_grow, rank, task_wants};
-use crate::schedule::{Misfit, holder, misfit, never_fits};
+use crate::schedule::{Misfit, heard, holder, misfit, never_fits};
 use crate::state::{Link, Run, State, Task, TaskState, VerifyPhase};
 use crate::time::{Span, Timestamp};
 use crate::worker::Requirement;
@@ -66,7 +66,7 @@ pub enum Waiting {
     NoneFits { lacks: Vec<(Lack, usize)> },
     /// Workers would fit but take nothing now.
     FittingBusy {
-        /// All slots taken, by their leases or by what they say.
+        /// All slots taken, by their leases or by what they say, or no heartbeat lately.
         full: usize,
         draining: usize,
         /// Slots free, but a resource is taken by other leases.
@@ -200,7 +200,7 @@ fn waiting(
         }
     };
     let why = match run.requirement(work) {
-        Some(requirement) => unplaced(state, run, key, verify, requirement),
+        Some(requirement) => unplaced(state, now, key, verify, requirement),
         None => Waiting::Soon,
     };
     Explanation::Waiting { verify, why }
@@ -208,12 +208,12 @@ fn waiting(
 
 fn unplaced(
     state: &State,
-    run: &Run,
+    now: Timestamp,
     key: TaskKey,
     verify: bool,
     requirement: &Requirement,
 ) -> Waiting {
-    let Some(RunEntry { aux, .. }) = state.runs.get(&key.run) else {
+    let Some(RunEntry { run, aux }) = state.runs.get(&key.run) else {
         return Waiting::Soon;
     };
     if !may_grow(run, aux) {
@@ -240,7 +240,7 @@ fn unplaced(
             *lacks.entry(lack).or_default() += 1;
         } else if drains(entry) {
             draining += 1;
-        } else if entry.aux.listed.is_none() {
+        } else if entry.aux.listed.is_none() || !heard(entry, now) {
             full += 1;
         } else if misfit(entry, requirement).is_some() {
             resources += 1;
