@@ -240,7 +240,7 @@ fn unplaced(
             *lacks.entry(lack).or_default() += 1;
         } else if drains(entry) {
             draining += 1;
-        } else if entry.aux.listed.is_none() || !heard(entry, now) {
+        } else if entry.aux.listed.is_none() || !heard(state, entry, now) {
             full += 1;
         } else if misfit(entry, requirement).is_some() {
             resources += 1;

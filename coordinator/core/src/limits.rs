@@ -82,5 +82,3 @@ pub const SUGGESTION_SCAN: usize = 10_000;
 pub const CONFLICT_ITEMS: usize = 256;
 /// Tasks up to which debug builds check every invariant after every step.
 pub const TASKS_CHECKED: usize = 200;
-/// Age of a worker's last heartbeat at which it is granted nothing: half a TTL would be gone.
-pub const GRANT_AGE: Span = Span::from_secs(30);

@@ -152,7 +152,7 @@ fn place(
         && let Some(worker) = affinity(state, TaskKey { run, task })
         && let Some(entry) = state.workers.get(worker)
         && entry.aux.listed.is_some()
-        && heard(entry, now)
+        && heard(state, entry, now)
         && misfit(entry, requirement).is_none()
     {
         return Some(worker.clone());
@@ -160,16 +160,16 @@ fn place(
     let mut free = state.index.available.iter();
     let fitting = free.find(|(_, id)| {
         let entry = state.workers.get(id);
-        entry.is_some_and(|entry| heard(entry, now) && misfit(entry, requirement).is_none())
+        entry.is_some_and(|entry| heard(state, entry, now) && misfit(entry, requirement).is_none())
     });
     fitting.map(|(_, id)| id.clone())
 }
 
 /// Tells whether the worker was heard lately. A grant answers the worker's last heartbeat, and the
-/// lease's time runs from there: on an old one it would be over too soon.
-pub(crate) fn heard(entry: &WorkerEntry, now: Timestamp) -> bool {
+/// lease's time runs from there: with half a TTL gone it would be over too soon.
+pub(crate) fn heard(state: &State, entry: &WorkerEntry, now: Timestamp) -> bool {
     match entry.worker.link {
-        Link::Up { heard_at, .. } => now.since(heard_at) <= limits::GRANT_AGE,
+        Link::Up { heard_at, .. } => now.since(heard_at).ms() <= state.clocks.ttl.ms() / 2,
         Link::Down { .. } => false,
     }
 }

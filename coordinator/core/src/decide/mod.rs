@@ -200,7 +200,7 @@ impl State {
 #[cfg(all(debug_assertions, not(test)))]
 fn check_small(state: &State) {
     let tasks: usize = state.runs().map(|run| run.tasks.len()).sum();
-    if tasks <= limits::TASKS_CHECKED {
+    if tasks <= crate::limits::TASKS_CHECKED {
         debug_assert_eq!(crate::invariants::check(state), Ok(()));
     }
 }

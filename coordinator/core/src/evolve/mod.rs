@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::build;
 use crate::event::{Event, EventKind, LeaseEnd, Work};
 use crate::ids::{LeaseId, QuestionId, RunId, TaskKey};
 use crate::index::Said;
@@ -10,7 +11,6 @@ use crate::state::{
     Worker,
 };
 use crate::time::Timestamp;
-use crate::{build, limits};
 
 mod leases;
 mod tasks;

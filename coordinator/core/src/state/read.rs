@@ -1,7 +1,9 @@
 //! How state is read.
 
 use super::{
-    LeaseClocks,Attempt, Lease, Question, Run, RunPhase, State, Task, TaskState, VerifyPhase, Worker};
+    Attempt, Lease, LeaseClocks, Question, Run, RunPhase, State, Task, TaskState, VerifyPhase,
+    Worker,
+};
 use crate::event::{Outcome, Work};
 use crate::ids::{CommitId, Epoch, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId};
 use crate::plan::{Profile, VerifySpec};

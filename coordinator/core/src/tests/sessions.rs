@@ -247,7 +247,7 @@ fn a_long_pause_with_many_timers_ends_every_lease() {
 fn a_worker_that_was_not_heard_lately_is_granted_nothing() {
     let mut world = World::new();
     world.join("w", 1);
-    world.pass(limits::GRANT_AGE + Span::from_ms(1));
+    world.pass(Span::from_ms(limits::LEASE_TTL.ms() / 2 + 1));
     world.submit(plan(&["a"]));
     assert_eq!(world.live(), vec![]);
     world.beat("w");
