@@ -1,72 +1,402 @@
-//! A coordinator in one value: home, engine and server.
+//! A whole coordinator: builds its parts in order and owns the order in which they end.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use crate::config::Config;
+use axum::Router;
+use coordinator_core::Span;
+use coordinator_core::state::LeaseClocks;
+use muster_connect::{AddressFile, read_token_file};
+use muster_git::Git;
+use muster_proto::MESSAGE_BYTES_MAX;
+use muster_proto::v1::operator_service_server::OperatorServiceServer;
+use muster_proto::v1::worker_service_server::WorkerServiceServer;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
 
-/// Why a coordinator runs.
+use crate::api::grants::Grants;
+use crate::api::operator_service::{About, Operators};
+use crate::api::runs::Runs;
+use crate::api::submit::Submissions;
+use crate::api::worker_service::{Timing, Workers};
+use crate::api::{self, Gate, Server, server_config};
+use crate::auth::{Authenticator, NewToken, Role};
+use crate::engine::{self, Handle, Readers};
+use crate::git::fence::EngineFence;
+use crate::git::host::{self, GitHost};
+use crate::git::projection::Projection;
+use crate::git::repositories::Repositories;
+use crate::home::{self, Home};
+use crate::plan::AgentDefinition;
+use crate::pool::local;
+use crate::store;
+use crate::store::sqlite::SqliteStore;
+use crate::transcript::{self, Transcripts};
+
+/// How long the engine may take to commit its last batch.
+const ENGINE_ENDS: Duration = Duration::from_secs(20);
+/// Largest message a worker may send: twice its event window.
+const WORKER_MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Pool of the workers that the coordinator starts itself.
+pub const LOCAL_POOL: &str = "local";
+
+/// Why the coordinator runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Until it is stopped.
+    /// Until it is told to end.
     Serve,
-    /// Until its last run has ended.
+    /// Inside `run`, until its last run has ended.
     Embedded,
 }
 
-/// How to start a coordinator.
+/// What a coordinator is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub home: PathBuf,
     pub listen: SocketAddr,
     pub mode: Mode,
+    /// Slots of the local worker; 0 starts none.
     pub local_slots: u32,
-    pub config: Config,
+    /// How long leases live.
+    pub clocks: LeaseClocks,
+    /// How often workers are to give a sign of life; a third of the TTL at the most.
+    pub heartbeat_interval: Span,
+    /// Agents that the configuration declares.
+    pub agents: BTreeMap<String, AgentDefinition>,
+    /// This program: what git's hook and the local worker run.
+    pub executable: PathBuf,
+}
+
+/// Why a coordinator could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Home(#[from] home::Error),
+    #[error("failed to open the state")]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Engine(#[from] engine::Fatal),
+    #[error("failed to set up authentication")]
+    Auth(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Server(#[from] api::ServerError),
+    #[error(transparent)]
+    Git(#[from] muster_git::GitError),
+    #[error("failed to serve git repositories")]
+    Host(#[from] host::StartError),
+    #[error(transparent)]
+    Transcript(#[from] transcript::Error),
+    #[error("failed to {action}")]
+    Io {
+        action: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 /// A running coordinator.
-#[derive(Debug)]
 pub struct App {
+    home: Home,
     address: SocketAddr,
-}
-
-/// Why a coordinator did not start or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("another coordinator (process {pid}) holds this home")]
-    HomeInUse { pid: u32 },
-    #[error("no coordinator is built into this program")]
-    Absent,
+    engine: Handle,
+    engine_thread: Option<JoinHandle<Result<(), engine::Fatal>>>,
+    /// Ends services, reconcilers and streams.
+    ending: CancellationToken,
+    /// Ends the port, after the streams.
+    port: CancellationToken,
+    /// The local worker is to leave, too.
+    leave: CancellationToken,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
 }
 
 impl App {
-    /// Starts.
+    /// Starts a coordinator on a home.
     ///
     /// # Errors
-    /// Always.
-    #[expect(clippy::unused_async, reason = "the real one waits")]
+    /// The home is in use or of a newer version, a part of it is damaged, the address is taken, or
+    /// git is missing or too old. Nothing of this start goes on then.
     pub async fn start(options: Options) -> Result<Self, Error> {
-        let Options { home: _, .. } = options;
-        Err(Error::Absent)
+        let home = Home::own(&options.home)?;
+        let git = Git::find().await?;
+        let auth = Authenticator::open(home.path()).map_err(|error| Error::Auth(error.into()))?;
+        let store = SqliteStore::open(home.path())?;
+        let readers = Readers::open(&store)?;
+        let tls = server_config(auth.clone()).map_err(|error| Error::Auth(error.into()))?;
+        // Before anything is journaled: an address that is taken must leave no trace.
+        let server = Server::bind(api::Options::new(options.listen), tls)?;
+        let address = server.address();
+        let engine_options = engine::Options {
+            clocks: options.clocks,
+            ..engine::Options::default()
+        };
+        let engine::Started {
+            handle: engine,
+            epoch,
+            thread,
+        } = engine::start(Box::new(store), engine_options)?;
+        let transcripts = Transcripts::start(home.path().join("transcripts"))?;
+
+        let ending = CancellationToken::new();
+        let shutdown = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let repositories = Repositories::new(git.clone(), home.path().to_owned());
+        let projection = Projection::new(engine.clone(), repositories.clone());
+        let fence = Arc::new(EngineFence::new(engine.clone(), projection.clone()));
+        let git_options = host::Options {
+            git,
+            home: home.path().to_owned(),
+            executable: options.executable.clone(),
+            push_bytes_max: host::PUSH_BYTES_MAX,
+        };
+        let git_host = GitHost::start(git_options, fence).await?;
+        tasks.spawn(crate::git::merges::run(
+            engine.clone(),
+            repositories.clone(),
+            ending.clone(),
+        ));
+        tasks.spawn(projection.run(ending.clone()));
+
+        let runs = Runs::new(engine.clone(), readers.clone(), transcripts.clone());
+        let submissions = Submissions::new(
+            engine.clone(),
+            readers.clone(),
+            repositories.clone(),
+            Arc::new(options.agents.clone()),
+        );
+        let about = About {
+            epoch,
+            address: address.to_string(),
+            mode: match options.mode {
+                Mode::Serve => "serve",
+                Mode::Embedded => "run",
+            },
+        };
+        let operators = Operators::new(
+            runs,
+            submissions,
+            repositories,
+            auth.clone(),
+            about,
+            shutdown.clone(),
+            ending.clone(),
+        );
+        let grants = Grants::new(engine.clone(), readers, auth.clone());
+        let timing = Timing {
+            heartbeat_interval: options.heartbeat_interval,
+            lease_ttl: options.clocks.ttl,
+        };
+        let workers = Workers::new(
+            engine.clone(),
+            epoch,
+            timing,
+            transcripts,
+            grants,
+            auth.clone(),
+            ending.clone(),
+        );
+        let router = router(operators, workers, &git_host).map_err(|error| Error::Io {
+            action: "describe the services",
+            source: error.into(),
+        })?;
+        let guarded = Gate::new(auth.clone()).guard(router);
+        let port = CancellationToken::new();
+        tasks.spawn({
+            let port = port.clone();
+            async move {
+                let stopped = server.run(guarded, port).await;
+                if stopped.cut > 0 {
+                    warn!(cut = stopped.cut, "cut connections that did not end");
+                }
+            }
+        });
+
+        let leave = CancellationToken::new();
+        if options.local_slots > 0 {
+            let token_file = local_token(&auth, home.path())?;
+            let local = local::Options {
+                home: home.path().to_owned(),
+                executable: options.executable.clone(),
+                token_file,
+                slots: options.local_slots,
+            };
+            tasks.spawn(local::run(local, ending.clone(), leave.clone()));
+        }
+        let ca_path = auth.ca().certificate_path().to_owned();
+        let here = AddressFile {
+            address: reachable(address).to_string(),
+            ca_path,
+        };
+        here.write(home.path()).map_err(|error| Error::Io {
+            action: "write the address file",
+            source: error.into(),
+        })?;
+        info!(%address, home = %home.path().display(), "the coordinator serves");
+        Ok(Self {
+            home,
+            address,
+            engine,
+            engine_thread: Some(thread),
+            ending,
+            port,
+            leave,
+            shutdown,
+            tasks,
+        })
     }
 
+    /// Gives the address it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    pub fn drain(&self) {}
-
-    /// Stops.
-    ///
-    /// # Errors
-    /// Never.
-    #[expect(clippy::unused_async, reason = "the real one waits")]
-    pub async fn stop(self) -> Result<(), Error> {
-        Ok(())
+    /// Gives the home.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        self.home.path()
     }
 
-    /// Waits for the last run's end.
-    #[expect(clippy::unused_async, reason = "the real one waits")]
-    pub async fn finished(&self) {}
+    /// Lets no new lease begin; what runs goes on.
+    pub async fn drain(&self) {
+        // An ended engine grants nothing either.
+        drop(self.engine.hold(true).await);
+    }
+
+    /// Waits until no lease is open.
+    pub async fn drained(&self) {
+        self.wait(|state| state.leases().len() == 0).await;
+    }
+
+    /// Waits until no run is live any more.
+    pub async fn finished(&self) {
+        self.wait(|state| state.runs().len() == 0).await;
+    }
+
+    /// Waits until an admin asks for the end, or the engine cannot go on.
+    pub async fn asked_to_end(&self) {
+        let mut check = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                _ = check.tick() => {
+                    if self.engine_thread.as_ref().is_none_or(JoinHandle::is_finished) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn wait(&self, reached: fn(&coordinator_core::State) -> bool) {
+        let mut committed = self.engine.notices().committed();
+        loop {
+            committed.mark_unchanged();
+            match self.engine.query(move |state, _| reached(state)).await {
+                Ok(true) | Err(_) => return,
+                Ok(false) => {}
+            }
+            if committed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Ends the coordinator: streams first, then reconcilers, then the engine after its last
+    /// commit, then the port. With `workers` the local worker is asked to leave as well.
+    ///
+    /// # Errors
+    /// The reason for which the engine had ended by itself.
+    pub async fn stop(mut self, workers: bool) -> Result<(), engine::Fatal> {
+        if workers {
+            self.leave.cancel();
+        }
+        self.ending.cancel();
+        self.port.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        if tokio::time::timeout(ENGINE_ENDS, self.engine.stop())
+            .await
+            .is_err()
+        {
+            warn!("the engine did not end in time");
+        }
+        // Clients that find no file say that no coordinator runs; one that stays only costs them a
+        // refused connection.
+        drop(std::fs::remove_file(AddressFile::path(self.home.path())));
+        match self.engine_thread.take() {
+            Some(thread) => match tokio::task::spawn_blocking(move || thread.join()).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) | Err(_) => Ok(()),
+            },
+            None => Ok(()),
+        }
+    }
+}
+
+/// The address that clients on this machine dial: an unspecified one stands for loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let mut dialled = address;
+    if address.ip().is_unspecified() {
+        dialled.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    dialled
+}
+
+fn router(
+    operators: Operators,
+    workers: Workers,
+    git_host: &GitHost,
+) -> Result<Router, tonic_reflection::server::Error> {
+    let operators = OperatorServiceServer::new(operators)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let workers = WorkerServiceServer::new(workers)
+        .max_decoding_message_size(WORKER_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(muster_proto::v1::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let (_health_reporter, health) = tonic_health::server::health_reporter();
+    let services = tonic::service::Routes::new(operators)
+        .add_service(workers)
+        .add_service(reflection)
+        .add_service(health);
+    Ok(services.into_axum_router().merge(git_host.router()))
+}
+
+/// Makes the join token of the local pool, unless there is one that still opens the door.
+fn local_token(auth: &Authenticator, home: &Path) -> Result<PathBuf, Error> {
+    let path = home.join("local-worker.token");
+    let io = |source: Box<dyn std::error::Error + Send + Sync>| Error::Io {
+        action: "make the local worker's token",
+        source,
+    };
+    let now = jiff::Timestamp::now();
+    if let Ok(token) = read_token_file(&path)
+        && auth.tokens().is_live(token.id, now).is_ok()
+    {
+        return Ok(path);
+    }
+    let new = NewToken {
+        role: Role::Worker {
+            pool: LOCAL_POOL.to_owned(),
+        },
+        name: "the coordinator's local worker".to_owned(),
+        expires: None,
+    };
+    let token = auth
+        .create_token(&new, now)
+        .map_err(|error| io(error.into()))?;
+    muster_connect::private_file::replace(&path, format!("{}\n", token.reveal()).as_bytes())
+        .map_err(|error| io(error.into()))?;
+    Ok(path)
 }

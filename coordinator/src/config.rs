@@ -8,10 +8,12 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use coordinator_core::Span;
+use coordinator_core::state::LeaseClocks;
 use muster_connect::private_file;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{AgentDefinition, AgentKind};
+use crate::plan::{AgentDefinition, AgentKind, Duration};
 
 /// Name of the file in the home.
 pub const FILE_NAME: &str = "config.toml";
@@ -22,6 +24,10 @@ pub const LISTEN_DEFAULT: SocketAddr =
 pub const LOG_DEFAULT: &str = "info";
 
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// Two may get lost before a lease ends.
+const HEARTBEATS: u64 = 3;
+/// However long leases live, this is how soon a dead worker shows in lists.
+const HEARTBEAT_MS_MAX: u64 = 10_000;
 /// More processes on one machine are a typing error.
 const SLOTS_MAX: u32 = 4096;
 
@@ -34,6 +40,10 @@ pub struct Config {
     pub slots: u32,
     /// What the log holds, as a filter of the `tracing` kind: `info`, `coordinator=debug,warn`.
     pub log: String,
+    /// How long a lease lives without a heartbeat, and how long after that its work is given away.
+    pub clocks: LeaseClocks,
+    /// How often workers are to give a sign of life; at most a third of the lease's life.
+    pub heartbeat_interval: Span,
     /// Agents that every plan may name, besides the built-in ones.
     pub agents: BTreeMap<String, AgentDefinition>,
 }
@@ -132,6 +142,9 @@ struct File {
     listen: Option<String>,
     slots: Option<u32>,
     log: Option<String>,
+    lease_ttl: Option<String>,
+    lease_grace: Option<String>,
+    heartbeat_interval: Option<String>,
     #[serde(default)]
     agents: BTreeMap<String, FileAgent>,
 }
@@ -144,7 +157,10 @@ struct FileAgent {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a program, or a list of a program and its arguments")]
+#[serde(
+    untagged,
+    expecting = "a program, or a list of a program and its arguments"
+)]
 enum Program {
     Alone(String),
     WithArguments(Vec<String>),
@@ -168,7 +184,12 @@ fn load_with(
     let text_of = |name: &'static str| {
         variable(name)
             .filter(|value| !value.is_empty())
-            .map(|value| (value.to_string_lossy().into_owned(), Origin::Environment(name)))
+            .map(|value| {
+                (
+                    value.to_string_lossy().into_owned(),
+                    Origin::Environment(name),
+                )
+            })
     };
     let pick = |flag: Option<(String, Origin)>, name, in_file: Option<String>, default: String| {
         flag.or_else(|| text_of(name))
@@ -180,7 +201,12 @@ fn load_with(
     let flag = flags
         .listen
         .map(|listen| (listen.to_string(), Origin::Flag("--listen")));
-    let (value, origin) = pick(flag, "MUSTER_LISTEN", file.listen, LISTEN_DEFAULT.to_string());
+    let (value, origin) = pick(
+        flag,
+        "MUSTER_LISTEN",
+        file.listen,
+        LISTEN_DEFAULT.to_string(),
+    );
     let listen = value.parse().map_err(|_| Error::Value {
         key: "listen",
         value: value.clone(),
@@ -217,6 +243,47 @@ fn load_with(
     }
     shown.push(entry("log", log.clone(), origin));
 
+    let usual = LeaseClocks::default();
+    let mut span = |key: &'static str, name, in_file, default: Span| {
+        let (value, origin) = pick(None, name, in_file, format!("{}ms", default.ms()));
+        let parsed = Duration::parse(&value).filter(|length| length.0.ms() > 0);
+        let length = parsed.ok_or_else(|| Error::Value {
+            key,
+            value: value.clone(),
+            origin: origin.clone(),
+            reason: "a length of time is needed, such as 30s or 2m".to_owned(),
+        })?;
+        shown.push(entry(key, value, origin));
+        Ok::<_, Error>(length.0)
+    };
+    let ttl = span("lease-ttl", "MUSTER_LEASE_TTL", file.lease_ttl, usual.ttl)?;
+    let grace = span(
+        "lease-grace",
+        "MUSTER_LEASE_GRACE",
+        file.lease_grace,
+        usual.grace,
+    )?;
+    let heartbeat_usual = Span::from_ms((ttl.ms() / HEARTBEATS).clamp(1, HEARTBEAT_MS_MAX));
+    let heartbeat_interval = span(
+        "heartbeat-interval",
+        "MUSTER_HEARTBEAT_INTERVAL",
+        file.heartbeat_interval,
+        heartbeat_usual,
+    )?;
+    if heartbeat_interval.ms() > ttl.ms() / HEARTBEATS {
+        let shown = shown.pop().map(|shown| (shown.value, shown.origin));
+        let (value, origin) = shown.unwrap_or((String::new(), Origin::Default));
+        return Err(Error::Value {
+            key: "heartbeat-interval",
+            value,
+            origin,
+            reason: format!(
+                "it must fit {HEARTBEATS} times into lease-ttl, {} ms",
+                ttl.ms()
+            ),
+        });
+    }
+
     let mut agents = BTreeMap::new();
     for (name, FileAgent { kind, command }) in file.agents {
         let command = command.map(|program| match program {
@@ -227,7 +294,10 @@ fn load_with(
             Some(words) => format!("{}: {}", kind.as_str(), words.join(" ")),
             None => kind.as_str().to_owned(),
         };
-        if command.as_ref().is_some_and(|words| words.first().is_none_or(String::is_empty)) {
+        if command
+            .as_ref()
+            .is_some_and(|words| words.first().is_none_or(String::is_empty))
+        {
             return Err(Error::File {
                 path,
                 what: format!("agents.{name}.command is empty"),
@@ -244,6 +314,8 @@ fn load_with(
         listen,
         slots,
         log,
+        clocks: LeaseClocks { ttl, grace },
+        heartbeat_interval,
         agents,
     };
     Ok(Loaded { config, shown })
@@ -318,7 +390,12 @@ mod tests {
         let loaded = load_with(home.path(), Flags::default(), none).unwrap();
         assert_eq!(loaded.config.listen, LISTEN_DEFAULT);
         assert_eq!(loaded.config.slots, cores());
-        assert!(loaded.shown.iter().all(|shown| shown.origin == Origin::Default));
+        assert!(
+            loaded
+                .shown
+                .iter()
+                .all(|shown| shown.origin == Origin::Default)
+        );
     }
 
     #[test]
@@ -339,7 +416,7 @@ mod tests {
         assert_eq!(config.log, "debug");
         let origins: Vec<String> = shown.iter().map(|shown| shown.origin.to_string()).collect();
         let file = home.path().join(FILE_NAME).display().to_string();
-        assert_eq!(origins, ["$MUSTER_LISTEN", "--slots", file.as_str()]);
+        assert_eq!(origins[..3], ["$MUSTER_LISTEN", "--slots", file.as_str()]);
     }
 
     #[test]
@@ -348,7 +425,9 @@ mod tests {
             "[agents.lint]\nkind = \"command\"\ncommand = [\"lint\", \"--fix\"]\n\
              [agents.big]\nkind = \"codex\"\ncommand = \"codex-big\"\n",
         );
-        let config = load_with(home.path(), Flags::default(), none).unwrap().config;
+        let config = load_with(home.path(), Flags::default(), none)
+            .unwrap()
+            .config;
         assert_eq!(
             config.agents["lint"].command.as_deref(),
             Some(&["lint".to_owned(), "--fix".to_owned()][..])
@@ -361,11 +440,17 @@ mod tests {
         let home = home_with("slots = 2\nslot = 3\n");
         let error = load_with(home.path(), Flags::default(), none).unwrap_err();
         assert!(error.to_string().contains("line 2"), "{error}");
-        assert!(error.to_string().contains("unknown field `slot`"), "{error}");
+        assert!(
+            error.to_string().contains("unknown field `slot`"),
+            "{error}"
+        );
 
         let home = home_with("listen = \"here\"\n");
         let error = load_with(home.path(), Flags::default(), none).unwrap_err();
-        assert!(error.to_string().contains("listen = \"here\" (from /"), "{error}");
+        assert!(
+            error.to_string().contains("listen = \"here\" (from /"),
+            "{error}"
+        );
 
         let home = home_with("log = \"a=b=c\"\n");
         assert!(load_with(home.path(), Flags::default(), none).is_err());

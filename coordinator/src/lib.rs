@@ -5,6 +5,14 @@ pub mod app;
 pub mod auth;
 pub mod cli;
 pub mod config;
+pub mod engine;
 pub mod git;
+pub mod home;
 pub mod output;
 pub mod plan;
+pub mod pool;
+pub mod store;
+pub mod transcript;
+
+/// Name and version of this program, for peers and people.
+pub const SOFTWARE: &str = concat!("coordinator ", env!("CARGO_PKG_VERSION"));

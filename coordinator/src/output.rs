@@ -210,10 +210,7 @@ pub fn one_line(text: &str) -> String {
         .rsplit('\r')
         .next()
         .unwrap_or_default();
-    harmless(shown)
-        .replace(['\n', '\t'], " ")
-        .trim()
-        .to_owned()
+    harmless(shown).replace(['\n', '\t'], " ").trim().to_owned()
 }
 
 fn is_harmful(character: char) -> bool {

@@ -1,4 +1,24 @@
-//! worker-agent
+//! The worker agent: leases tasks from a coordinator, runs agents under supervisors, publishes
+//! their work.
 
+mod agent;
+mod attempt;
+pub mod cli;
 pub mod clock;
+mod document;
+mod failure;
+mod frames;
+mod identity;
+mod options;
+mod outbox;
+mod session;
+mod spool;
 pub mod supervisor;
+mod worker;
+
+pub use attempt::LeftoverError;
+pub use frames::Error as FilesError;
+pub use identity::{Error as IdentityError, StateDir, host_name};
+pub use options::{Coordinator, Ended, Options, Repositories, Wish};
+pub use session::LinkError;
+pub use worker::{Error, run};

@@ -69,8 +69,9 @@ pub enum Command {
         generation: u32,
         result: Result<CommitId, GitStepFailure>,
     },
-    /// The archive holds the run; it may leave memory.
-    Archived { run: RunId },
+    /// The archive holds the run as it was after its event `last_seq`; it may leave memory, unless
+    /// something has happened to it since.
+    Archived { run: RunId, last_seq: u64 },
     /// An archived run comes back so that it can be retried.
     Reload { image: Arc<RunImage> },
     /// Time has passed.

@@ -4,20 +4,42 @@
 //! [`Command`]s together with the current [`Timestamp`] and carry out what it decided. State
 //! changes only through [`Event`]s, which the engine persists before anybody hears of them.
 
+mod backoff;
+mod build;
 pub mod command;
+mod decide;
+pub mod effects;
 pub mod event;
+mod evolve;
+pub mod explain;
 pub mod failure;
 pub mod ids;
+mod index;
+pub mod invariants;
 pub mod limits;
 pub mod plan;
+mod recovery;
+mod schedule;
+mod settle;
 pub mod state;
 pub mod time;
+pub mod validate;
 pub mod worker;
 
 pub use command::{Command, Rejection, Reply};
+pub use decide::{Decision, Step, Touch, decide, step};
+pub use effects::{Effect, GitStep, WakeReason, effects, git_work, next_wakeup};
 pub use event::{Event, EventKind};
 pub use failure::{Failure, FailureClass};
 pub use ids::{
     AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId,
 };
+pub use recovery::ReplayError;
+pub use schedule::schedule;
+pub use settle::settle;
+pub use state::State;
 pub use time::{Span, Timestamp};
+pub use validate::validate;
+
+#[cfg(test)]
+mod tests;

@@ -55,7 +55,11 @@ pub fn duration(span: Span) -> prost_types::Duration {
 pub fn span(duration: &prost_types::Duration) -> Span {
     let seconds = u64::try_from(duration.seconds).unwrap_or(0);
     let nanos = u64::try_from(duration.nanos).unwrap_or(0);
-    Span::from_ms(seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000))
+    Span::from_ms(
+        seconds
+            .saturating_mul(1000)
+            .saturating_add(nanos / 1_000_000),
+    )
 }
 
 /// Makes work for the wire.
@@ -76,8 +80,14 @@ pub fn work(work: Work) -> v1::Work {
 pub fn work_of(work: Option<&v1::Work>, task: TaskIx) -> Option<Work> {
     use v1::work::Kind;
     Some(match work?.kind.as_ref()? {
-        Kind::Attempt(of) => Work::Attempt { task, attempt: AttemptNo(of.attempt) },
-        Kind::Verify(of) => Work::Verify { task, attempt: AttemptNo(of.attempt) },
+        Kind::Attempt(of) => Work::Attempt {
+            task,
+            attempt: AttemptNo(of.attempt),
+        },
+        Kind::Verify(of) => Work::Verify {
+            task,
+            attempt: AttemptNo(of.attempt),
+        },
         Kind::FinalVerify(_) => Work::FinalVerify,
     })
 }
@@ -131,11 +141,15 @@ fn usage_of(usage: Option<v1::Usage>) -> Usage {
 /// `INVALID_ARGUMENT` that names the field.
 pub fn commit_of(hex: &str, field: &str) -> Result<CommitId, Status> {
     let well_formed = matches!(hex.len(), 40 | 64)
-        && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        && hex
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if well_formed {
         Ok(CommitId::new(hex))
     } else {
-        Err(Status::invalid_argument(format!("{field}: not the id of a commit")))
+        Err(Status::invalid_argument(format!(
+            "{field}: not the id of a commit"
+        )))
     }
 }
 
@@ -147,12 +161,16 @@ pub fn report_of(report: v1::Report) -> Result<(LeaseId, Report), Status> {
     use v1::outcome::Kind as Made;
     use v1::report::Kind;
     let lease = LeaseId(report.lease);
-    let kind = report.kind.ok_or_else(|| Status::invalid_argument("report without a kind"))?;
+    let kind = report
+        .kind
+        .ok_or_else(|| Status::invalid_argument("report without a kind"))?;
     let report = match kind {
         Kind::Started(_) => Report::Started,
         Kind::Succeeded(succeeded) => Report::Succeeded {
             outcome: match succeeded.outcome.and_then(|outcome| outcome.kind) {
-                Some(Made::Commit(hex)) => Outcome::Commit(commit_of(&hex, "report.outcome.commit")?),
+                Some(Made::Commit(hex)) => {
+                    Outcome::Commit(commit_of(&hex, "report.outcome.commit")?)
+                }
                 Some(Made::NoChange(_)) => Outcome::NoChange,
                 Some(Made::NoRepository(_)) => Outcome::NoRepository,
                 None => return Err(Status::invalid_argument("success without an outcome")),
@@ -160,11 +178,14 @@ pub fn report_of(report: v1::Report) -> Result<(LeaseId, Report), Status> {
             usage: usage_of(succeeded.usage),
             summary: clip(&succeeded.summary, SUMMARY_BYTES).into(),
         },
-        Kind::Failed(failed) => {
-            Report::Failed { failure: failure_of(failed.failure), usage: usage_of(failed.usage) }
-        }
+        Kind::Failed(failed) => Report::Failed {
+            failure: failure_of(failed.failure),
+            usage: usage_of(failed.usage),
+        },
         Kind::VerifyPassed(_) => Report::VerifyPassed,
-        Kind::GivenBack(failure) => Report::GivenBack { failure: failure_of(Some(failure)) },
+        Kind::GivenBack(failure) => Report::GivenBack {
+            failure: failure_of(Some(failure)),
+        },
         Kind::Stopped(_) => Report::Stopped,
     };
     Ok((lease, report))
@@ -201,13 +222,17 @@ pub fn report_verdict(answer: ReportAnswer) -> v1::ReportVerdict {
 pub fn offer_of(hello: &v1::Hello, pool: &str) -> Result<Offer, Status> {
     let name = |text: &str, field: &str| -> Result<Arc<str>, Status> {
         if text.is_empty() || text.len() > OFFER_NAME_BYTES || text.chars().any(char::is_control) {
-            return Err(Status::invalid_argument(format!("{field}: {text:?} is not usable")));
+            return Err(Status::invalid_argument(format!(
+                "{field}: {text:?} is not usable"
+            )));
         }
         Ok(Arc::from(text))
     };
     let bound = |count: usize, field: &str| {
         if count > OFFER_ITEMS {
-            return Err(Status::invalid_argument(format!("{field}: at most {OFFER_ITEMS}")));
+            return Err(Status::invalid_argument(format!(
+                "{field}: at most {OFFER_ITEMS}"
+            )));
         }
         Ok(())
     };
@@ -261,7 +286,10 @@ mod tests {
 
     #[test]
     fn an_unknown_class_of_failure_counts_as_the_agents() {
-        let failure = failure_of(Some(v1::Failure { class: "new".into(), ..v1::Failure::default() }));
+        let failure = failure_of(Some(v1::Failure {
+            class: "new".into(),
+            ..v1::Failure::default()
+        }));
         assert_eq!(failure.class, FailureClass::AgentFailed);
     }
 

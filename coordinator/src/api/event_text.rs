@@ -5,7 +5,7 @@ use coordinator_core::{EventKind, Failure, LeaseId, TaskIx};
 
 /// What an event is about, besides its run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Subject {
+pub(super) struct Subject {
     pub task: Option<TaskIx>,
     pub attempt: Option<u32>,
     /// The lease that the event opens or names.
@@ -14,8 +14,11 @@ pub struct Subject {
 
 /// Tells which task, attempt and lease an event names itself; a lease's task is the caller's to know.
 #[must_use]
-pub fn subject(kind: &EventKind) -> Subject {
-    let of = |task| Subject { task: Some(task), ..Subject::default() };
+pub(super) fn subject(kind: &EventKind) -> Subject {
+    let of = |task| Subject {
+        task: Some(task),
+        ..Subject::default()
+    };
     match kind {
         EventKind::TaskBasing { task }
         | EventKind::TaskReady { task, .. }
@@ -26,10 +29,15 @@ pub fn subject(kind: &EventKind) -> Subject {
         | EventKind::TaskAborted { task, .. }
         | EventKind::TaskReopened { task, .. } => of(task.task),
         EventKind::LeaseGranted { lease, work, .. } => match work {
-            Work::Attempt { task, attempt } | Work::Verify { task, attempt } => {
-                Subject { task: Some(*task), attempt: Some(attempt.0), lease: Some(*lease) }
-            }
-            Work::FinalVerify => Subject { lease: Some(*lease), ..Subject::default() },
+            Work::Attempt { task, attempt } | Work::Verify { task, attempt } => Subject {
+                task: Some(*task),
+                attempt: Some(attempt.0),
+                lease: Some(*lease),
+            },
+            Work::FinalVerify => Subject {
+                lease: Some(*lease),
+                ..Subject::default()
+            },
         },
         EventKind::WorkStarted { lease, .. }
         | EventKind::AttemptSucceeded { lease, .. }
@@ -40,9 +48,10 @@ pub fn subject(kind: &EventKind) -> Subject {
         | EventKind::LeaseRevoked { lease, .. }
         | EventKind::LeaseClosed { lease, .. }
         | EventKind::QuestionAsked { lease, .. }
-        | EventKind::TaskParked { lease, .. } => {
-            Subject { lease: Some(*lease), ..Subject::default() }
-        }
+        | EventKind::TaskParked { lease, .. } => Subject {
+            lease: Some(*lease),
+            ..Subject::default()
+        },
         EventKind::CoordinatorStarted { .. }
         | EventKind::WorkerJoined { .. }
         | EventKind::WorkerDraining { .. }
@@ -62,28 +71,46 @@ pub fn subject(kind: &EventKind) -> Subject {
 
 /// Says what has happened. `task` names a task; the task an event is about stands before the line.
 #[must_use]
-pub fn text(kind: &EventKind, task: impl Fn(TaskIx) -> String) -> String {
+pub(super) fn text(kind: &EventKind, task: impl Fn(TaskIx) -> String) -> String {
     match kind {
         EventKind::CoordinatorStarted { epoch } => format!("the coordinator started ({epoch})"),
         EventKind::WorkerJoined { worker, .. } => format!("worker {worker} joined"),
-        EventKind::WorkerDraining { worker, draining: true, by } => {
+        EventKind::WorkerDraining {
+            worker,
+            draining: true,
+            by,
+        } => {
             format!("worker {worker} is drained by {by}")
         }
-        EventKind::WorkerDraining { worker, draining: false, by } => {
+        EventKind::WorkerDraining {
+            worker,
+            draining: false,
+            by,
+        } => {
             format!("worker {worker} is no longer drained, says {by}")
         }
         EventKind::WorkerForgotten { worker } => format!("worker {worker} is forgotten"),
         EventKind::RunSubmitted { spec, .. } => {
-            format!("submitted by {}: {} tasks", spec.submitted_by, spec.tasks.len())
+            format!(
+                "submitted by {}: {} tasks",
+                spec.submitted_by,
+                spec.tasks.len()
+            )
         }
         EventKind::CancelRequested { by, reason, .. } => {
             format!("to be cancelled, says {by}{}", after_colon(reason))
         }
         EventKind::IntegrationStarted { .. } => "all tasks have succeeded; integrating".to_owned(),
-        EventKind::IntegrationMerged { commit, .. } => format!("integrated as {}", short(commit.as_str())),
+        EventKind::IntegrationMerged { commit, .. } => {
+            format!("integrated as {}", short(commit.as_str()))
+        }
         EventKind::IntegrationConflicted { conflict, .. } => {
             let tasks: Vec<String> = conflict.tasks.iter().map(|&ix| task(ix)).collect();
-            format!("{} do not merge: {}", tasks.join(" and "), conflict.files.join(", "))
+            format!(
+                "{} do not merge: {}",
+                tasks.join(" and "),
+                conflict.files.join(", ")
+            )
         }
         EventKind::RunEnded { outcome, .. } => match outcome {
             RunOutcome::Succeeded => "the run succeeded".to_owned(),
@@ -111,20 +138,40 @@ pub fn text(kind: &EventKind, task: impl Fn(TaskIx) -> String) -> String {
         }
         EventKind::LeaseGranted { work, worker, .. } => match work {
             Work::Attempt { attempt, .. } => format!("attempt {attempt} leased to {worker}"),
-            Work::Verify { attempt, .. } => format!("verify of attempt {attempt} leased to {worker}"),
+            Work::Verify { attempt, .. } => {
+                format!("verify of attempt {attempt} leased to {worker}")
+            }
             Work::FinalVerify => format!("final verify leased to {worker}"),
         },
         EventKind::WorkStarted { .. } => "started".to_owned(),
         EventKind::AttemptSucceeded { outcome, .. } => format!("attempt done{}", made(outcome)),
-        EventKind::AttemptFailed { failure, retry_at, .. } => {
-            format!("attempt failed: {}{}", failed(failure), retried(retry_at.is_some()))
+        EventKind::AttemptFailed {
+            failure, retry_at, ..
+        } => {
+            format!(
+                "attempt failed: {}{}",
+                failed(failure),
+                retried(retry_at.is_some())
+            )
         }
         EventKind::VerifyPassed { .. } => "verified".to_owned(),
-        EventKind::VerifyFailed { failure, retry_at, .. } => {
-            format!("verify failed: {}{}", failed(failure), retried(retry_at.is_some()))
+        EventKind::VerifyFailed {
+            failure, retry_at, ..
+        } => {
+            format!(
+                "verify failed: {}{}",
+                failed(failure),
+                retried(retry_at.is_some())
+            )
         }
-        EventKind::VerifyLost { failure, retry_at, .. } => {
-            let again = if retry_at.is_some() { "; verifying again" } else { "" };
+        EventKind::VerifyLost {
+            failure, retry_at, ..
+        } => {
+            let again = if retry_at.is_some() {
+                "; verifying again"
+            } else {
+                ""
+            };
             format!("the verify was lost: {}{again}", failed(failure))
         }
         EventKind::LeaseRevoked { .. } => "its processes are being stopped".to_owned(),
@@ -159,7 +206,11 @@ fn made(outcome: &Outcome) -> String {
 }
 
 fn after_colon(reason: &str) -> String {
-    if reason.is_empty() { String::new() } else { format!(": {reason}") }
+    if reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {reason}")
+    }
 }
 
 fn short(commit: &str) -> &str {

@@ -12,8 +12,8 @@ use tonic::Status;
 use super::convert;
 use super::status;
 use crate::auth::Authenticator;
-use crate::engine::{Handle, Readers};
 use crate::engine::grant::GrantFacts;
+use crate::engine::{Handle, Readers};
 use crate::git::names;
 use crate::store::Which;
 use crate::transcript::Place;
@@ -69,7 +69,11 @@ struct ContextFailure<'a> {
 
 impl<'a> From<&'a coordinator_core::Failure> for ContextFailure<'a> {
     fn from(failure: &'a coordinator_core::Failure) -> Self {
-        Self { class: failure.class.name(), message: &failure.message, output: &failure.output }
+        Self {
+            class: failure.class.name(),
+            message: &failure.message,
+            output: &failure.output,
+        }
     }
 }
 
@@ -77,7 +81,11 @@ impl Grants {
     /// Makes the writer of grants.
     #[must_use]
     pub fn new(engine: Handle, readers: Readers, credentials: Arc<Authenticator>) -> Self {
-        Self { engine, readers, credentials }
+        Self {
+            engine,
+            readers,
+            credentials,
+        }
     }
 
     /// Writes the message of a grant.
@@ -107,10 +115,16 @@ impl Grants {
             Work::Attempt { attempt, .. } => Some(attempt.0),
             Work::Verify { .. } | Work::FinalVerify => None,
         };
-        let task = facts.task.as_ref().map(|(_, name)| name.to_string()).unwrap_or_default();
+        let task = facts
+            .task
+            .as_ref()
+            .map(|(_, name)| name.to_string())
+            .unwrap_or_default();
         let source = facts.source.map(|source| {
             let own = |name: fn(&str, &str, u32) -> String| {
-                attempt.map(|number| name(&facts.run, &task, number)).unwrap_or_default()
+                attempt
+                    .map(|number| name(&facts.run, &task, number))
+                    .unwrap_or_default()
             };
             v1::GitSource {
                 repository: source.repository.to_string(),
@@ -155,7 +169,13 @@ impl Grants {
                 if let Some(open) = state.lease(lease) {
                     return Some(place_of_open(state.run(open.run)?, open, &owner));
                 }
-                Some(ended_place(state.run_by_name(&name)?, &task, work.as_ref(), lease, &owner))
+                Some(ended_place(
+                    state.run_by_name(&name)?,
+                    &task,
+                    work.as_ref(),
+                    lease,
+                    &owner,
+                ))
             })
             .await
             .map_err(status::of)?;
@@ -172,7 +192,13 @@ impl Grants {
             .await
             .map_err(status::of_read)?;
         Ok(image.and_then(|image| {
-            ended_place(&image.run, &events.task, events.work.as_ref(), lease, worker)
+            ended_place(
+                &image.run,
+                &events.task,
+                events.work.as_ref(),
+                lease,
+                worker,
+            )
         }))
     }
 }
@@ -189,7 +215,12 @@ fn place_of_open(
         Work::Attempt { task, .. } | Work::Verify { task, .. } => run.task(task)?.name.clone(),
         Work::FinalVerify => Arc::from(""),
     };
-    Some(Place { run: run.name.clone(), task, work: lease.work, lease: lease.id })
+    Some(Place {
+        run: run.name.clone(),
+        task,
+        work: lease.work,
+        lease: lease.id,
+    })
 }
 
 /// Finds the place of a lease that is over. Attempts name their leases; a verify's is taken from
@@ -216,12 +247,19 @@ fn ended_place(
         Work::Verify { attempt, .. } => {
             let task = run.task(ix?)?;
             let attempts = &task.history.as_deref()?.attempts;
-            attempts.iter().find(|tried| tried.number == attempt && tried.lease < lease)?;
+            attempts
+                .iter()
+                .find(|tried| tried.number == attempt && tried.lease < lease)?;
             task.name.clone()
         }
         Work::FinalVerify => Arc::from(""),
     };
-    Some(Place { run: run.name.clone(), task: name, work, lease })
+    Some(Place {
+        run: run.name.clone(),
+        task: name,
+        work,
+        lease,
+    })
 }
 
 fn context_of(facts: &GrantFacts, document: &[u8]) -> Result<Vec<u8>, Status> {
@@ -241,7 +279,10 @@ fn context_of(facts: &GrantFacts, document: &[u8]) -> Result<Vec<u8>, Status> {
             .iter()
             .map(|dependency| ContextDependency {
                 task: &dependency.task,
-                commit: dependency.commit.as_ref().map(coordinator_core::CommitId::as_str),
+                commit: dependency
+                    .commit
+                    .as_ref()
+                    .map(coordinator_core::CommitId::as_str),
                 summary: &dependency.summary,
             })
             .collect(),
@@ -251,7 +292,10 @@ fn context_of(facts: &GrantFacts, document: &[u8]) -> Result<Vec<u8>, Status> {
             .map(|earlier| ContextAttempt {
                 attempt: earlier.attempt.0,
                 r#ref: earlier.published.as_ref().map(|(name, _)| name.as_str()),
-                commit: earlier.published.as_ref().map(|(_, commit)| commit.as_str()),
+                commit: earlier
+                    .published
+                    .as_ref()
+                    .map(|(_, commit)| commit.as_str()),
                 failure: earlier.failure.as_ref().map(Into::into),
             })
             .collect(),

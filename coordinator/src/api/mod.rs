@@ -4,9 +4,22 @@
 //! [`Server::run`]. Behind the gate every request carries the [`crate::auth::Identity`] of its
 //! sender in its extensions.
 
+pub mod convert;
+mod diff;
+mod event_text;
+mod explain;
 mod gate;
+pub mod grants;
+mod log;
+pub mod operator_service;
+pub mod runs;
 mod server;
+pub mod status;
+pub mod submit;
 mod tls;
+pub mod view;
+mod watch;
+pub mod worker_service;
 
 pub use gate::{Gate, OpenPath};
 pub use server::{Counters, Error as ServerError, Options, Server, Stopped};

@@ -24,12 +24,15 @@ pub struct Runs {
     transcripts: Transcripts,
 }
 
-
 impl Runs {
     /// Makes the finder.
     #[must_use]
     pub fn new(engine: Handle, readers: Readers, transcripts: Transcripts) -> Self {
-        Self { engine, readers, transcripts }
+        Self {
+            engine,
+            readers,
+            transcripts,
+        }
     }
 
     /// Gives the engine.
@@ -96,7 +99,11 @@ impl Runs {
     /// `NOT_FOUND` when no run has that name.
     pub async fn identify(&self, name: &str) -> Result<(RunId, Arc<str>, Arc<[Arc<str>]>), Status> {
         self.read(name, |run, _| {
-            (run.id, run.name.clone(), run.tasks.iter().map(|task| task.name.clone()).collect())
+            (
+                run.id,
+                run.name.clone(),
+                run.tasks.iter().map(|task| task.name.clone()).collect(),
+            )
         })
         .await
     }
@@ -117,8 +124,9 @@ impl Runs {
     /// # Errors
     /// `NOT_FOUND` when no run has that name.
     pub async fn revive(&self, name: &str) -> Result<RunId, Status> {
-        if let Some(run) =
-            crate::engine::live_run(&self.engine, name).await.map_err(status::of)?
+        if let Some(run) = crate::engine::live_run(&self.engine, name)
+            .await
+            .map_err(status::of)?
         {
             return Ok(run);
         }
@@ -138,9 +146,9 @@ impl Runs {
     ) -> Result<v1::ListRunsResponse, Status> {
         let before = match request.page_token.as_str() {
             "" => None,
-            token => Some(RunId(
-                token.parse().map_err(|_| Status::invalid_argument("page_token: not one of ours"))?,
-            )),
+            token => Some(RunId(token.parse().map_err(|_| {
+                Status::invalid_argument("page_token: not one of ours")
+            })?)),
         };
         let limit = match usize::try_from(request.limit).unwrap_or(LIST_MAX) {
             0 => LIST_MAX,
@@ -176,6 +184,9 @@ impl Runs {
             _ => String::new(),
         };
         let runs = runs.into_iter().map(|(_, summary)| summary).collect();
-        Ok(v1::ListRunsResponse { runs, next_page_token })
+        Ok(v1::ListRunsResponse {
+            runs,
+            next_page_token,
+        })
     }
 }

@@ -43,7 +43,12 @@ impl Submissions {
         repositories: Repositories,
         agents: Arc<BTreeMap<String, AgentDefinition>>,
     ) -> Self {
-        Self { engine, readers, repositories, agents }
+        Self {
+            engine,
+            readers,
+            repositories,
+            agents,
+        }
     }
 
     /// Names a run and makes its hosted repository ready for the push of its base.
@@ -92,9 +97,19 @@ impl Submissions {
         request: v1::SubmitRunRequest,
         by: &str,
     ) -> Result<v1::SubmitRunResponse, Status> {
-        let v1::SubmitRunRequest { run, idempotency_key, plan: text, plan_name, .. } = &request;
+        let v1::SubmitRunRequest {
+            run,
+            idempotency_key,
+            plan: text,
+            plan_name,
+            ..
+        } = &request;
         valid_component(run).map_err(|error| Status::invalid_argument(format!("run: {error}")))?;
-        let plan_name = if plan_name.is_empty() { "plan" } else { convert::clip(plan_name, 400) };
+        let plan_name = if plan_name.is_empty() {
+            "plan"
+        } else {
+            convert::clip(plan_name, 400)
+        };
         let parsed = plan::parse(plan_name, text, &self.agents)
             .map_err(|problems| Status::invalid_argument(problems.to_string()))?;
         if *run != run_name(parsed.name(), idempotency_key)? {
@@ -113,7 +128,12 @@ impl Submissions {
             .lower(&admission)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         refuse_missing_agents(&lowered.tasks)?;
-        let warnings = parsed.warnings.list.iter().map(ToString::to_string).collect();
+        let warnings = parsed
+            .warnings
+            .list
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let name: Arc<str> = Arc::from(run.as_str());
         if !self.exists(run).await? {
             let mut specs = Vec::with_capacity(lowered.tasks.len() + 1);
@@ -123,7 +143,10 @@ impl Submissions {
             if let Some(integrate) = &lowered.integrate {
                 specs.push(encode(integrate)?);
             }
-            self.engine.put_specs(name.clone(), specs).await.map_err(status::of)?;
+            self.engine
+                .put_specs(name.clone(), specs)
+                .await
+                .map_err(status::of)?;
         }
         let command = Command::Submit {
             spec: Arc::new(lowered.spec),
@@ -135,9 +158,15 @@ impl Submissions {
                 if fresh {
                     info!(run = %name, plan = parsed.name(), tasks = lowered.tasks.len(), by, "admitted a run");
                 }
-                Ok(v1::SubmitRunResponse { run: run.clone(), fresh, warnings })
+                Ok(v1::SubmitRunResponse {
+                    run: run.clone(),
+                    fresh,
+                    warnings,
+                })
             }
-            Ok(_) => Err(Status::internal("a submission was answered with something else")),
+            Ok(_) => Err(Status::internal(
+                "a submission was answered with something else",
+            )),
             Err(engine::Error::Rejected(Rejection::InvalidPlan(error))) => {
                 Err(Status::invalid_argument(format!("{plan_name}: {error}")))
             }
@@ -147,7 +176,11 @@ impl Submissions {
 
     /// Tells whether a run of that name is live or archived.
     async fn exists(&self, run: &str) -> Result<bool, Status> {
-        if engine::live_run(&self.engine, run).await.map_err(status::of)?.is_some() {
+        if engine::live_run(&self.engine, run)
+            .await
+            .map_err(status::of)?
+            .is_some()
+        {
             return Ok(true);
         }
         let name = run.to_owned();
@@ -164,13 +197,20 @@ impl Submissions {
         let (repository, base) = match (&request.repository, &request.base) {
             (Some(repository), Some(base)) => (repository, base),
             (None, None) => return Ok(None),
-            _ => return Err(Status::invalid_argument("repository and base belong together")),
+            _ => {
+                return Err(Status::invalid_argument(
+                    "repository and base belong together",
+                ));
+            }
         };
         let base = convert::commit_of(base, "base")?;
         let hosted = self.repositories.open(repository).await?;
         let name = RefName::parse(&names::source(&request.run))
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let found = hosted.read_ref(&name).await.map_err(|error| status::internal(&error))?;
+        let found = hosted
+            .read_ref(&name)
+            .await
+            .map_err(|error| status::internal(&error))?;
         match found {
             Some(found) if found.to_string() == base.as_str() => {}
             Some(found) => {
@@ -187,7 +227,10 @@ impl Submissions {
                 )));
             }
         }
-        Ok(Some(Source { repository: Arc::from(repository.as_str()), base }))
+        Ok(Some(Source {
+            repository: Arc::from(repository.as_str()),
+            base,
+        }))
     }
 }
 
@@ -200,7 +243,10 @@ fn refuse_missing_agents(tasks: &[plan::TaskDocument]) -> Result<(), Status> {
     let mut missing: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for task in tasks {
         if task.agent.kind != AgentKind::Command {
-            missing.entry(&task.agent.name).or_default().push(&task.name);
+            missing
+                .entry(&task.agent.name)
+                .or_default()
+                .push(&task.name);
         }
     }
     if missing.is_empty() {
@@ -211,7 +257,11 @@ fn refuse_missing_agents(tasks: &[plan::TaskDocument]) -> Result<(), Status> {
         .map(|(agent, tasks)| {
             let shown = tasks.iter().take(5).copied().collect::<Vec<_>>().join(", ");
             let more = tasks.len().saturating_sub(5);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let more = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
             format!("agent {agent:?} (tasks {shown}{more})")
         })
         .collect();
@@ -259,7 +309,11 @@ fn slug(text: &str, empty: &str) -> String {
         }
     }
     let slug = slug.trim_end_matches('-');
-    if slug.is_empty() { empty.to_owned() } else { slug.to_owned() }
+    if slug.is_empty() {
+        empty.to_owned()
+    } else {
+        slug.to_owned()
+    }
 }
 
 #[cfg(test)]

@@ -63,9 +63,11 @@ pub fn counts(run: &Run) -> BTreeMap<String, u32> {
 #[must_use]
 pub fn run(run: &Run, archived: bool) -> v1::Run {
     let (failure, ended_at) = match &run.phase {
-        RunPhase::Ended { outcome: RunOutcome::Failed(failure), at, .. } => {
-            (Some(convert::failure(failure)), Some(*at))
-        }
+        RunPhase::Ended {
+            outcome: RunOutcome::Failed(failure),
+            at,
+            ..
+        } => (Some(convert::failure(failure)), Some(*at)),
         RunPhase::Ended { at, .. } => (None, Some(*at)),
         RunPhase::Active | RunPhase::Integrating { .. } | RunPhase::Verifying { .. } => {
             (None, None)
@@ -78,7 +80,10 @@ pub fn run(run: &Run, archived: bool) -> v1::Run {
         submitted_at: Some(convert::timestamp(run.submitted_at)),
         ended_at: ended_at.map(convert::timestamp),
         submitted_by: run.submitted_by.to_string(),
-        repository: run.source.as_ref().map(|source| source.repository.to_string()),
+        repository: run
+            .source
+            .as_ref()
+            .map(|source| source.repository.to_string()),
         base: run.source.as_ref().map(|source| source.base.to_string()),
         tasks: run.tasks.iter().map(|of| task(run, of)).collect(),
         integration: Some(integration(run)),
@@ -112,7 +117,10 @@ fn critical_path(run: &Run) -> Vec<String> {
     let mut path = Vec::new();
     let tallest = |candidates: &mut dyn Iterator<Item = TaskIx>| {
         candidates
-            .filter_map(|ix| run.task(ix).map(|task| (task.height, std::cmp::Reverse(ix))))
+            .filter_map(|ix| {
+                run.task(ix)
+                    .map(|task| (task.height, std::cmp::Reverse(ix)))
+            })
             .max()
             .map(|(_, std::cmp::Reverse(ix))| ix)
     };
@@ -127,13 +135,22 @@ fn critical_path(run: &Run) -> Vec<String> {
 }
 
 fn task(run: &Run, task: &Task) -> v1::Task {
-    let name = |ix: TaskIx| run.task(ix).map(|task| task.name.to_string()).unwrap_or_default();
+    let name = |ix: TaskIx| {
+        run.task(ix)
+            .map(|task| task.name.to_string())
+            .unwrap_or_default()
+    };
     let (failure, reason) = match &task.state {
         TaskState::Failed { failure, .. } => (Some(&**failure), String::new()),
         TaskState::Skipped { because, .. } => (None, format!("{} did not succeed", name(*because))),
-        TaskState::Cancelled { by, reason, .. } => {
-            (None, if reason.is_empty() { format!("by {by}") } else { format!("by {by}: {reason}") })
-        }
+        TaskState::Cancelled { by, reason, .. } => (
+            None,
+            if reason.is_empty() {
+                format!("by {by}")
+            } else {
+                format!("by {by}: {reason}")
+            },
+        ),
         TaskState::Aborted { reason, .. } => (None, reason.to_string()),
         TaskState::Blocked { .. }
         | TaskState::Basing { .. }
@@ -160,7 +177,13 @@ fn task(run: &Run, task: &Task) -> v1::Task {
         attempts: task
             .history
             .as_deref()
-            .map(|history| history.attempts.iter().map(|of| attempt(task, of)).collect())
+            .map(|history| {
+                history
+                    .attempts
+                    .iter()
+                    .map(|of| attempt(task, of))
+                    .collect()
+            })
             .unwrap_or_default(),
         failure: failure.map(convert::failure),
         reason,
@@ -208,15 +231,24 @@ fn attempt(task: &Task, attempt: &Attempt) -> v1::Attempt {
 
 fn verify_state(task: &Task) -> &'static str {
     match &task.state {
-        TaskState::Verifying { verify: VerifyPhase::Waiting { .. }, .. } => "waiting_for_verify",
-        TaskState::Verifying { verify: VerifyPhase::Leased { .. }, .. } => "verifying",
+        TaskState::Verifying {
+            verify: VerifyPhase::Waiting { .. },
+            ..
+        } => "waiting_for_verify",
+        TaskState::Verifying {
+            verify: VerifyPhase::Leased { .. },
+            ..
+        } => "verifying",
         _ => "made",
     }
 }
 
 fn integration(run: &Run) -> v1::Integration {
     let branch = names::integration_branch(&run.name);
-    let mut shown = v1::Integration { branch, ..v1::Integration::default() };
+    let mut shown = v1::Integration {
+        branch,
+        ..v1::Integration::default()
+    };
     if let Some(conflict) = &run.conflict {
         shown.conflict_tasks = conflict
             .tasks
@@ -237,12 +269,19 @@ fn integration(run: &Run) -> v1::Integration {
             shown.commit = Some(commit.to_string());
             "verifying"
         }
-        RunPhase::Ended { integrated: Some(commit), outcome: RunOutcome::Succeeded, .. } => {
+        RunPhase::Ended {
+            integrated: Some(commit),
+            outcome: RunOutcome::Succeeded,
+            ..
+        } => {
             shown.commit = Some(commit.to_string());
             "integrated"
         }
         RunPhase::Ended { .. } if run.conflict.is_some() => "conflict",
-        RunPhase::Ended { integrated: Some(commit), .. } => {
+        RunPhase::Ended {
+            integrated: Some(commit),
+            ..
+        } => {
             shown.commit = Some(commit.to_string());
             "failed"
         }

@@ -29,7 +29,7 @@ const CLOSED_MAX: usize = 64;
 
 /// Where a watch stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cursor {
+pub(super) struct Cursor {
     pub seq: u64,
     pub leases: BTreeMap<LeaseId, u64>,
 }
@@ -39,13 +39,16 @@ impl Cursor {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` when the text is not a cursor.
-    pub fn parse(text: &str) -> Result<Self, Status> {
+    pub(super) fn parse(text: &str) -> Result<Self, Status> {
         let bad = || Status::invalid_argument("cursor: not a cursor of this service");
         if text.is_empty() {
             return Ok(Self::default());
         }
         let mut parts = text.split(';');
-        let seq = parts.next().and_then(|seq| seq.parse().ok()).ok_or_else(bad)?;
+        let seq = parts
+            .next()
+            .and_then(|seq| seq.parse().ok())
+            .ok_or_else(bad)?;
         let mut leases = BTreeMap::new();
         for part in parts {
             let (lease, number) = part.split_once(':').ok_or_else(bad)?;
@@ -66,7 +69,7 @@ impl Cursor {
 
 /// What one watch wants.
 #[derive(Clone, Debug)]
-pub struct Wish {
+pub(super) struct Wish {
     pub run: String,
     pub cursor: Cursor,
     pub agent_events: bool,
@@ -80,7 +83,7 @@ struct Followed {
 }
 
 /// Follows one run until it has ended and everything was sent, or the watcher goes.
-pub async fn follow(
+pub(super) async fn follow(
     runs: Runs,
     wish: Wish,
     out: mpsc::Sender<Result<WatchRunResponse, Status>>,
@@ -118,7 +121,10 @@ impl<'a> Watch<'a> {
             run,
             name,
             tasks,
-            cursor: Cursor { seq: 0, leases: wish.cursor.leases.clone() },
+            cursor: Cursor {
+                seq: 0,
+                leases: wish.cursor.leases.clone(),
+            },
             followed: BTreeMap::new(),
             subjects: BTreeMap::new(),
             agent_events: wish.agent_events,
@@ -202,8 +208,17 @@ impl<'a> Watch<'a> {
             Work::Attempt { task, .. } | Work::Verify { task, .. } => self.task_name(task),
             Work::FinalVerify => Arc::from(""),
         };
-        let place = Place { run: self.name.clone(), task, work, lease };
-        let followed = Followed { place, position: Position::default(), closed: false };
+        let place = Place {
+            run: self.name.clone(),
+            task,
+            work,
+            lease,
+        };
+        let followed = Followed {
+            place,
+            position: Position::default(),
+            closed: false,
+        };
         self.followed.insert(lease, followed);
         self.cursor.leases.entry(lease).or_insert(0);
     }
@@ -261,7 +276,9 @@ impl<'a> Watch<'a> {
     async fn agent(&mut self, lease: LeaseId) -> Result<bool, Status> {
         let mut sent = false;
         loop {
-            let Some(followed) = self.followed.get(&lease) else { return Ok(sent) };
+            let Some(followed) = self.followed.get(&lease) else {
+                return Ok(sent);
+            };
             let (place, mut position) = (followed.place.clone(), followed.position);
             let root = self.runs.transcripts().root().to_owned();
             let read_place = place.clone();
@@ -298,8 +315,14 @@ impl<'a> Watch<'a> {
     }
 
     async fn send(&self, item: Item) -> Result<(), Status> {
-        let response = WatchRunResponse { cursor: self.cursor.text(), item: Some(item) };
-        self.out.send(Ok(response)).await.map_err(|_| Status::cancelled("the watcher has gone"))
+        let response = WatchRunResponse {
+            cursor: self.cursor.text(),
+            item: Some(item),
+        };
+        self.out
+            .send(Ok(response))
+            .await
+            .map_err(|_| Status::cancelled("the watcher has gone"))
     }
 
     /// Keeps the cursor short: transcripts of leases that closed long ago do not grow any more.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use coordinator_core::command::{Heartbeat, Hello};
-use coordinator_core::{Command, Epoch, Incarnation, LeaseId, Reply, WorkerId, limits};
+use coordinator_core::{Command, Epoch, Incarnation, LeaseId, Reply, Span, WorkerId, limits};
 use futures::Stream;
 use muster_proto::v1::coordinator_message::Kind as Say;
 use muster_proto::v1::worker_message::Kind as Heard;
@@ -39,6 +39,8 @@ const OUTBOUND: usize = 64;
 const EVENT_QUEUE: usize = 1_024;
 /// Leases whose transcript a session remembers.
 const PLACES_MAX: usize = 4_096;
+/// Leases one message may name: what a worker can hold, and as much again on its way out.
+const LEASES_PER_MESSAGE: usize = 2 * limits::SLOTS_PER_WORKER as usize;
 /// Bytes of a worker's identity.
 const WORKER_ID_BYTES: usize = 200;
 
@@ -47,9 +49,17 @@ pub struct Workers {
     inner: Arc<Inner>,
 }
 
+/// What workers are told about time.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    pub heartbeat_interval: Span,
+    pub lease_ttl: Span,
+}
+
 struct Inner {
     engine: Handle,
     epoch: Epoch,
+    timing: Timing,
     transcripts: Transcripts,
     grants: Grants,
     credentials: Arc<Authenticator>,
@@ -63,14 +73,26 @@ impl Workers {
     pub fn new(
         engine: Handle,
         epoch: Epoch,
+        timing: Timing,
         transcripts: Transcripts,
         grants: Grants,
         credentials: Arc<Authenticator>,
         ending: CancellationToken,
     ) -> Self {
         let sessions = AtomicU64::new(1);
-        let inner = Inner { engine, epoch, transcripts, grants, credentials, sessions, ending };
-        Self { inner: Arc::new(inner) }
+        let inner = Inner {
+            engine,
+            epoch,
+            timing,
+            transcripts,
+            grants,
+            credentials,
+            sessions,
+            ending,
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 }
 
@@ -87,7 +109,9 @@ impl WorkerService for Workers {
         let pool = match request.extensions().get::<Identity>() {
             Some(Identity::Worker { pool, .. }) => pool.clone(),
             Some(_) => {
-                return Err(Status::permission_denied("this token is not a worker's join token"));
+                return Err(Status::permission_denied(
+                    "this token is not a worker's join token",
+                ));
             }
             None => return Err(Status::unauthenticated("no token")),
         };
@@ -195,8 +219,15 @@ async fn open(
     }
     let name = &hello.worker;
     if name.is_empty() || name.len() > WORKER_ID_BYTES || name.chars().any(char::is_control) {
-        return Err(Status::invalid_argument("hello.worker: not usable as an identity"));
+        return Err(Status::invalid_argument(
+            "hello.worker: not usable as an identity",
+        ));
     }
+    at_most(
+        "hello.held_leases",
+        hello.held_leases.len(),
+        LEASES_PER_MESSAGE,
+    )?;
     let offer = convert::offer_of(&hello, pool)?;
     let session = Session {
         worker: WorkerId::new(name),
@@ -211,25 +242,44 @@ async fn open(
         held: hello.held_leases.iter().copied().map(LeaseId).collect(),
         draining: hello.draining,
     };
-    let reply = inner.engine.open(said, to_session).await.map_err(status::of)?;
+    let reply = inner
+        .engine
+        .open(said, to_session)
+        .await
+        .map_err(status::of)?;
     let Reply::Welcome { verdicts } = reply else {
         return Err(Status::internal("hello was answered with something else"));
     };
-    let credential =
-        inner.credentials.credentials().session(session.worker.as_str(), &session.incarnation.0.to_string());
+    let credential = inner
+        .credentials
+        .credentials()
+        .session(session.worker.as_str(), session.incarnation.0)
+        .map_err(|error| Status::invalid_argument(format!("hello.worker: {error}")))?;
     let welcome = v1::Welcome {
         version: Some(ProtocolVersion::current(crate::SOFTWARE)),
         epoch: inner.epoch.0,
         session: session.number,
-        heartbeat_interval: Some(convert::duration(limits::HEARTBEAT_INTERVAL)),
-        lease_ttl: Some(convert::duration(limits::LEASE_TTL)),
-        verdicts: verdicts.into_iter().map(|(lease, is)| convert::verdict(lease, is)).collect(),
+        heartbeat_interval: Some(convert::duration(inner.timing.heartbeat_interval)),
+        lease_ttl: Some(convert::duration(inner.timing.lease_ttl)),
+        verdicts: verdicts
+            .into_iter()
+            .map(|(lease, is)| convert::verdict(lease, is))
+            .collect(),
         event_window_bytes: EVENT_WINDOW_BYTES,
         report_window: REPORT_WINDOW,
         session_credential: credential,
     };
     say(out, Say::Welcome(welcome)).await?;
     Ok(session)
+}
+
+/// Refuses a message that holds more of something than the protocol allows.
+fn at_most(what: &str, count: usize, count_max: usize) -> Result<(), Status> {
+    if count > count_max {
+        let message = format!("{what}: {count} in one message, at most {count_max} are taken");
+        return Err(Status::resource_exhausted(message));
+    }
+    Ok(())
 }
 
 async fn say(out: &Outbound, kind: Say) -> Result<(), Status> {
@@ -248,6 +298,11 @@ async fn hear(
 ) -> Result<bool, Status> {
     match message.kind {
         Some(Heard::Heartbeat(heartbeat)) => {
+            at_most(
+                "heartbeat.held_leases",
+                heartbeat.held_leases.len(),
+                LEASES_PER_MESSAGE,
+            )?;
             let command = Command::Heartbeat(Heartbeat {
                 worker: session.worker.clone(),
                 incarnation: session.incarnation,
@@ -259,8 +314,10 @@ async fn hear(
             });
             let reply = inner.engine.command(command).await.map_err(status::of)?;
             if let Reply::Renewed { seq, verdicts } = reply {
-                let verdicts =
-                    verdicts.into_iter().map(|(lease, is)| convert::verdict(lease, is)).collect();
+                let verdicts = verdicts
+                    .into_iter()
+                    .map(|(lease, is)| convert::verdict(lease, is))
+                    .collect();
                 say(out, Say::Renewal(v1::Renewal { seq, verdicts })).await?;
             }
         }
@@ -286,25 +343,42 @@ async fn reports(
     batch: v1::ReportBatch,
     out: &Outbound,
 ) -> Result<(), Status> {
+    let count_max = usize::try_from(REPORT_WINDOW).unwrap_or(usize::MAX);
+    at_most("reports", batch.reports.len(), count_max)?;
     let mut waiting = Vec::with_capacity(batch.reports.len());
     for report in batch.reports {
         let number = report.number;
         let (lease, report) = convert::report_of(report)?;
-        let command = Command::Report { worker: session.worker.clone(), lease, report };
-        waiting.push((number, lease, inner.engine.enqueue(command).await.map_err(status::of)?));
+        let command = Command::Report {
+            worker: session.worker.clone(),
+            lease,
+            report,
+        };
+        waiting.push((
+            number,
+            lease,
+            inner.engine.enqueue(command).await.map_err(status::of)?,
+        ));
     }
     let mut acks = Vec::with_capacity(waiting.len());
     for (number, lease, answer) in waiting {
         let verdict = match answer.await {
             Ok(Ok(Reply::Report(answer))) => convert::report_verdict(answer),
-            Ok(Ok(_)) => return Err(Status::internal("a report was answered with something else")),
+            Ok(Ok(_)) => {
+                return Err(Status::internal(
+                    "a report was answered with something else",
+                ));
+            }
             Ok(Err(rejection)) => {
                 warn!(worker = %session.worker, %lease, error = %rejection, "refused a report");
                 v1::ReportVerdict::Stale
             }
             Err(_) => return Err(Status::unavailable("the coordinator is stopping")),
         };
-        acks.push(v1::ReportAck { number, verdict: verdict.into() });
+        acks.push(v1::ReportAck {
+            number,
+            verdict: verdict.into(),
+        });
     }
     say(out, Say::ReportAcks(v1::ReportAcks { acks })).await
 }
@@ -319,6 +393,7 @@ async fn store_events(
     // Where the events of each lease go, once looked up.
     let mut places: BTreeMap<LeaseId, Option<Place>> = BTreeMap::new();
     while let Some(batch) = queue.recv().await {
+        at_most("events.leases", batch.leases.len(), LEASES_PER_MESSAGE)?;
         let mut acks = Vec::with_capacity(batch.leases.len());
         for of_lease in batch.leases {
             let lease = LeaseId(of_lease.lease);
@@ -334,7 +409,10 @@ async fn store_events(
                 }
             };
             let number = store_lease(&inner, &worker, lease, place, of_lease.events).await?;
-            acks.push(v1::EventAck { lease: lease.0, number });
+            acks.push(v1::EventAck {
+                lease: lease.0,
+                number,
+            });
         }
         say(&out, Say::EventAcks(v1::EventAcks { acks })).await?;
     }
@@ -397,4 +475,3 @@ async fn obey(
         ToSession::Drain(false) => Ok(()),
     }
 }
-

@@ -74,7 +74,13 @@ pub(crate) struct Arguments {
 #[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
     /// Folder that holds all state [default: $XDG_STATE_HOME/muster, or ~/.local/state/muster]
-    #[arg(long, global = true, env = "MUSTER_HOME", hide_env_values = true, value_name = "PATH")]
+    #[arg(
+        long,
+        global = true,
+        env = "MUSTER_HOME",
+        hide_env_values = true,
+        value_name = "PATH"
+    )]
     pub(crate) home: Option<PathBuf>,
     /// Talk to this coordinator instead of the one of the home
     #[arg(long, global = true, value_name = "HOST:PORT", requires = "token_file")]
@@ -83,7 +89,13 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "FILE", requires = "coordinator")]
     pub(crate) token_file: Option<PathBuf>,
     /// When to use colours
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_default_value = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_default_value = true
+    )]
     pub(crate) color: ColorChoice,
     /// Say nothing but errors on standard error
     #[arg(long, short, global = true)]
@@ -131,7 +143,11 @@ Examples:
   coordinator run --resume                   go on with what was interrupted")]
 pub(crate) struct Run {
     /// Plan file
-    #[arg(value_name = "PLAN", required_unless_present = "resume", conflicts_with = "resume")]
+    #[arg(
+        value_name = "PLAN",
+        required_unless_present = "resume",
+        conflicts_with = "resume"
+    )]
     pub(crate) plan: Option<PathBuf>,
     /// Go on with unfinished runs of the home, and follow RUN [default: the last run]
     #[arg(long, value_name = "RUN", num_args = 0..=1, default_missing_value = "@last",
@@ -366,7 +382,12 @@ pub(crate) struct Fetch {
     #[arg(value_name = "TASK")]
     pub(crate) task: Option<String>,
     /// Your repository [default: the one you are in]
-    #[arg(long, value_name = "PATH", default_value = ".", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = ".",
+        hide_default_value = true
+    )]
     pub(crate) repo: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -393,7 +414,12 @@ pub(crate) struct Land {
     #[arg(long, value_name = "BRANCH")]
     pub(crate) into: Option<String>,
     /// Your repository [default: the one you are in]
-    #[arg(long, value_name = "PATH", default_value = ".", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = ".",
+        hide_default_value = true
+    )]
     pub(crate) repo: PathBuf,
     /// Print JSON
     #[arg(long)]

@@ -22,12 +22,22 @@ async fn ask(context: &Context, session: &Session, options: &Cancel) -> Result<E
         task: options.task.clone().unwrap_or_default(),
         reason: options.reason.clone(),
     };
-    let tasks = session.client.operator().cancel(request).await?.into_inner().tasks;
+    let tasks = session
+        .client
+        .operator()
+        .cancel(request)
+        .await?
+        .into_inner()
+        .tasks;
     if options.json {
-        context.output.json(&json!({ "run": run, "task": options.task, "tasks": tasks }))?;
+        context
+            .output
+            .json(&json!({ "run": run, "task": options.task, "tasks": tasks }))?;
     } else {
         let what = show::counted(tasks as usize, "task");
-        context.output.say(&format!("run {run}: {what} to be cancelled"));
+        context
+            .output
+            .say(&format!("run {run}: {what} to be cancelled"));
     }
     Ok(Exit::Success)
 }

@@ -45,7 +45,10 @@ pub(crate) struct Client {
 /// How git reaches the hosted repositories.
 #[derive(Clone)]
 enum Hosted {
-    Coordinator { auth: Auth, _ca: Option<std::sync::Arc<tempfile::TempPath>> },
+    Coordinator {
+        auth: Auth,
+        _ca: Option<std::sync::Arc<tempfile::TempPath>>,
+    },
     #[cfg(test)]
     Folder(PathBuf),
 }
@@ -114,9 +117,8 @@ impl Client {
 
     async fn elsewhere(address: &str, token_file: &Path) -> Result<Self> {
         let connection = |error| CliError::new(super::error::Kind::Connection, error);
-        let token = read_token_file(token_file).map_err(|error| {
-            CliError::new(super::error::Kind::User, anyhow::Error::new(error))
-        })?;
+        let token = read_token_file(token_file)
+            .map_err(|error| CliError::new(super::error::Kind::User, anyhow::Error::new(error)))?;
         let ca = bootstrap_ca(address, token.ca, BOOTSTRAP_TIMEOUT)
             .await
             .map_err(|error| connection(anyhow::Error::new(error)))?;
@@ -129,7 +131,9 @@ impl Client {
                 io::Write::write_all(&mut file, ca.to_pem().as_ref())?;
                 Ok(file.into_temp_path())
             })
-            .map_err(|error| CliError::internal(error).while_doing("write the authority's certificate for git"))?;
+            .map_err(|error| {
+                CliError::internal(error).while_doing("write the authority's certificate for git")
+            })?;
         let endpoint =
             Endpoint::new(address, ca).map_err(|error| connection(anyhow::Error::new(error)))?;
         let channel = authorized(&endpoint, &token)
@@ -150,7 +154,7 @@ impl Client {
         let mut operator = OperatorServiceClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let ours = v1::ProtocolVersion::current(super::SOFTWARE);
+        let ours = v1::ProtocolVersion::current(crate::SOFTWARE);
         let request = v1::GetInfoRequest {
             version: Some(ours.clone()),
         };
@@ -190,9 +194,11 @@ impl Client {
     /// Gives the way to a hosted repository.
     pub(crate) fn hosted(&self, repository: &str) -> Result<Remote> {
         Ok(match &self.hosted {
-            Hosted::Coordinator { auth, .. } => {
-                Remote::coordinator(&self.address, &format!("git/{repository}.git"), auth.clone())?
-            }
+            Hosted::Coordinator { auth, .. } => Remote::coordinator(
+                &self.address,
+                &format!("git/{repository}.git"),
+                auth.clone(),
+            )?,
             #[cfg(test)]
             Hosted::Folder(folder) => {
                 Remote::new(&folder.join(format!("{repository}.git")).to_string_lossy())?

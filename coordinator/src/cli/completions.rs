@@ -8,7 +8,12 @@ use super::error::{Exit, Result};
 
 pub(crate) fn completions(context: &Context, options: &Completions) -> Result<Exit> {
     let mut script = Vec::new();
-    clap_complete::generate(options.shell, &mut Arguments::command(), "coordinator", &mut script);
+    clap_complete::generate(
+        options.shell,
+        &mut Arguments::command(),
+        "coordinator",
+        &mut script,
+    );
     context.output.bytes(&script)?;
     Ok(Exit::Success)
 }

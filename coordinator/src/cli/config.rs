@@ -21,8 +21,14 @@ pub(crate) fn config(context: &Context, options: &Config) -> Result<Exit> {
         }))?;
         return Ok(Exit::Success);
     }
-    let missing = if file.exists() { "" } else { " (not there, which is fine)" };
-    context.output.say(&format!("configuration file: {}{missing}", file.display()));
+    let missing = if file.exists() {
+        ""
+    } else {
+        " (not there, which is fine)"
+    };
+    context
+        .output
+        .say(&format!("configuration file: {}{missing}", file.display()));
     let paint = context.output.data_paint;
     let mut table = Table::new(&["KEY", "VALUE", "FROM"].map(|heading| paint.dim(heading)));
     for shown in loaded.shown {

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::arguments::Global;
 use super::client::{Client, Trouble, Whereabouts};
@@ -9,8 +10,13 @@ use super::error::{CliError, Kind, Result};
 use super::logging;
 use super::summary::quoted;
 use crate::app::{self, App};
-use crate::config::{self, Flags, Loaded};
+use crate::config::{self, Config, Flags, Loaded};
+use crate::home;
 use crate::output::Output;
+
+/// How long a coordinator that holds the home may take until it can be reached.
+const START_MAX: Duration = Duration::from_secs(15);
+const START_PAUSE: Duration = Duration::from_millis(100);
 
 /// What every command knows.
 #[derive(Clone, Debug)]
@@ -27,6 +33,15 @@ pub(crate) struct Session {
     pub(crate) client: Client,
     /// Started for this command alone.
     own: Option<App>,
+}
+
+/// What became of the wish to start a coordinator.
+pub(crate) enum Started {
+    Own(Box<App>),
+    /// Another process holds the home.
+    InUse {
+        pid: Option<u32>,
+    },
 }
 
 impl Context {
@@ -94,22 +109,76 @@ impl Context {
         let Some(home) = self.local_home().filter(|_| is_home) else {
             return Err(not_running);
         };
+        let config = self.config(Flags::default())?.config;
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        match self
+            .start(home, app::Mode::Embedded, listen, 0, config)
+            .await?
+        {
+            Started::Own(app) => {
+                let client = Client::connect(&self.whereabouts).await?;
+                Ok(Session {
+                    client,
+                    own: Some(*app),
+                })
+            }
+            Started::InUse { pid } => {
+                let client = self.client_of_starting(pid).await?;
+                Ok(Session { client, own: None })
+            }
+        }
+    }
+
+    /// Starts a coordinator in this process.
+    pub(crate) async fn start(
+        &self,
+        home: &Path,
+        mode: app::Mode,
+        listen: SocketAddr,
+        local_slots: u32,
+        config: Config,
+    ) -> Result<Started> {
+        let what = || format!("start a coordinator on {}", home.display());
+        let executable = std::env::current_exe()
+            .map_err(|error| CliError::internal(error).while_doing(what()))?;
         let options = app::Options {
             home: home.to_owned(),
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            mode: app::Mode::Embedded,
-            local_slots: 0,
-            config: self.config(Flags::default())?.config,
+            listen,
+            mode,
+            local_slots,
+            clocks: config.clocks,
+            heartbeat_interval: config.heartbeat_interval,
+            agents: config.agents,
+            executable,
         };
-        let app = App::start(options).await.map_err(|error| {
-            CliError::internal(error)
-                .while_doing(format!("open {} to read it", self.home.display()))
-        })?;
-        let client = Client::connect(&self.whereabouts).await?;
-        Ok(Session {
-            client,
-            own: Some(app),
-        })
+        match Box::pin(App::start(options)).await {
+            Ok(app) => Ok(Started::Own(Box::new(app))),
+            Err(app::Error::Home(home::Error::InUse { pid, .. })) => Ok(Started::InUse { pid }),
+            Err(error) => Err(CliError::internal(error)
+                .while_doing(what())
+                .hint(format!("`{} doctor` checks this machine", self.program))),
+        }
+    }
+
+    /// Connects to a coordinator that holds the home and may still be starting.
+    pub(crate) async fn client_of_starting(&self, pid: Option<u32>) -> Result<Client> {
+        let deadline = tokio::time::Instant::now() + START_MAX;
+        loop {
+            match Client::connect(&self.whereabouts).await {
+                Ok(client) => return Ok(client),
+                Err(Trouble::NotRunning(_)) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(START_PAUSE).await;
+                }
+                Err(trouble) => {
+                    let process = pid
+                        .map(|pid| format!(" (process {pid})"))
+                        .unwrap_or_default();
+                    return Err(CliError::from(trouble).while_doing(format!(
+                        "reach the coordinator that holds the home{process}"
+                    )));
+                }
+            }
+        }
     }
 }
 
@@ -117,14 +186,26 @@ impl Context {
 fn program(global: &Global, whereabouts: &Whereabouts) -> String {
     let called = std::env::args_os().next().unwrap_or_default();
     let called = called.to_string_lossy();
-    let name = if called.contains('/') { quoted(&called) } else { "coordinator".to_owned() };
+    let name = if called.contains('/') {
+        quoted(&called)
+    } else {
+        "coordinator".to_owned()
+    };
     match whereabouts {
-        Whereabouts::Address { address, token_file } => {
+        Whereabouts::Address {
+            address,
+            token_file,
+        } => {
             let token_file = quoted(&token_file.to_string_lossy());
-            format!("{name} --coordinator {} --token-file {token_file}", quoted(address))
+            format!(
+                "{name} --coordinator {} --token-file {token_file}",
+                quoted(address)
+            )
         }
         Whereabouts::Home(home) => {
-            let usual = std::env::var_os("MUSTER_HOME").map(PathBuf::from).or_else(config::default_home);
+            let usual = std::env::var_os("MUSTER_HOME")
+                .map(PathBuf::from)
+                .or_else(config::default_home);
             if global.home.is_some() && global.home != usual {
                 format!("{name} --home {}", quoted(&home.to_string_lossy()))
             } else {
@@ -146,7 +227,7 @@ impl Session {
         drop(client);
         if let Some(app) = own {
             // Everything was read; what could not be closed in order is recovered on the next start.
-            drop(app.stop().await);
+            drop(app.stop(false).await);
         }
     }
 }

@@ -25,10 +25,17 @@ async fn show(context: &Context, session: &Session, options: &Diff) -> Result<Ex
         attempt: options.attempt.unwrap_or_default(),
         stat: options.stat,
     };
-    let diff = session.client.operator().get_diff(request).await?.into_inner();
+    let diff = session
+        .client
+        .operator()
+        .get_diff(request)
+        .await?
+        .into_inner();
     if std::io::stdout().is_terminal() {
         let text = String::from_utf8_lossy(&diff.patch);
-        context.output.bytes(coloured(&text, context.output.data_paint).as_bytes())?;
+        context
+            .output
+            .bytes(coloured(&text, context.output.data_paint).as_bytes())?;
     } else {
         // A patch that is to be applied must be what it is, byte for byte.
         context.output.bytes(&diff.patch)?;

@@ -16,7 +16,10 @@ pub(crate) async fn drain(context: &Context, options: Drain) -> Result<Exit> {
     context.output.say(&if options.undo {
         format!("worker {} takes work again", options.worker)
     } else {
-        format!("worker {} finishes what it holds and takes nothing new", options.worker)
+        format!(
+            "worker {} finishes what it holds and takes nothing new",
+            options.worker
+        )
     });
     Ok(Exit::Success)
 }

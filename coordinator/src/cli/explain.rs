@@ -22,7 +22,12 @@ async fn ask(context: &Context, session: &Session, options: &Explain) -> Result<
         run: run.clone(),
         task: options.task.clone(),
     };
-    let said = session.client.operator().explain_task(request).await?.into_inner();
+    let said = session
+        .client
+        .operator()
+        .explain_task(request)
+        .await?
+        .into_inner();
     if options.json {
         context.output.json(&json!({
             "run": run,
@@ -34,12 +39,20 @@ async fn ask(context: &Context, session: &Session, options: &Explain) -> Result<
         return Ok(Exit::Success);
     }
     let paint = context.output.data_paint;
-    let mut text = format!("{}: {}", paint.bold(&options.task), show::state(paint, &said.state));
+    let mut text = format!(
+        "{}: {}",
+        paint.bold(&options.task),
+        show::state(paint, &said.state)
+    );
     for reason in &said.reasons {
         text.push_str(&format!("\n  {}", one_line(reason)));
     }
     for remedy in &said.remedies {
-        text.push_str(&format!("\n{} {}", paint.cyan("what would help:"), one_line(remedy)));
+        text.push_str(&format!(
+            "\n{} {}",
+            paint.cyan("what would help:"),
+            one_line(remedy)
+        ));
     }
     context.output.data(&text)?;
     Ok(Exit::Success)

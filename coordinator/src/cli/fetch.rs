@@ -27,13 +27,26 @@ async fn bring(context: &Context, session: &Session, options: &Fetch) -> Result<
     let (branch, commit) = match &options.task {
         None => integrated(&run)?,
         Some(task) => {
-            let found = run.tasks.iter().find(|found| found.name == *task).ok_or_else(|| {
-                CliError::user(format!("run {name} has no task {task:?}"))
-                    .hint(format!("`{} status {name}` lists its tasks", context.program))
-            })?;
+            let found = run
+                .tasks
+                .iter()
+                .find(|found| found.name == *task)
+                .ok_or_else(|| {
+                    CliError::user(format!("run {name} has no task {task:?}")).hint(format!(
+                        "`{} status {name}` lists its tasks",
+                        context.program
+                    ))
+                })?;
             let commit = found.commit.as_deref().ok_or_else(|| {
-                let what = if found.no_change { "has changed nothing" } else { "has no result" };
-                CliError::user(format!("task {task} of run {name} {what} ({})", found.state))
+                let what = if found.no_change {
+                    "has changed nothing"
+                } else {
+                    "has no result"
+                };
+                CliError::user(format!(
+                    "task {task} of run {name} {what} ({})",
+                    found.state
+                ))
             })?;
             (names::task_head(&name, task), ObjectId::parse(commit)?)
         }
@@ -49,7 +62,9 @@ async fn bring(context: &Context, session: &Session, options: &Fetch) -> Result<
         }))?;
     } else {
         context.output.data(&format!("{short} is {commit}"))?;
-        context.output.say(&format!("look at it with: git log {short}"));
+        context
+            .output
+            .say(&format!("look at it with: git log {short}"));
     }
     Ok(Exit::Success)
 }
@@ -72,13 +87,17 @@ pub(crate) fn integrated(run: &muster_proto::v1::Run) -> Result<(String, ObjectI
         Some(("integrated", Some(commit))) => {
             Ok((names::integration_head(name), ObjectId::parse(commit)?))
         }
-        Some(("conflict", _)) => Err(none("the work of its tasks does not merge".to_owned())
-            .hint(format!("`coordinator fetch {name} TASK` fetches the work of one task"))),
+        Some(("conflict", _)) => Err(
+            none("the work of its tasks does not merge".to_owned()).hint(format!(
+                "`coordinator fetch {name} TASK` fetches the work of one task"
+            )),
+        ),
         _ if !show::has_ended(run) => Err(none(format!("it is {}", run.state))
             .hint(format!("`coordinator watch {name}` waits for its end"))),
         _ if run.repository.is_none() => Err(none("it has no repository".to_owned())),
-        _ => Err(none(format!("it {}", run.state))
-            .hint(format!("`coordinator fetch {name} TASK` fetches the work of one task"))),
+        _ => Err(none(format!("it {}", run.state)).hint(format!(
+            "`coordinator fetch {name} TASK` fetches the work of one task"
+        ))),
     }
 }
 
@@ -109,8 +128,10 @@ pub(crate) async fn into_remotes(
         Some(found) if found == commit => Ok(into),
         found => {
             let found = found.map_or_else(|| "nothing".to_owned(), |found| found.to_string());
-            Err(CliError::user(format!("{short} is {found}, and the run's result is {commit}"))
-                .hint("the branch has moved just now; try again"))
+            Err(CliError::user(format!(
+                "{short} is {found}, and the run's result is {commit}"
+            ))
+            .hint("the branch has moved just now; try again"))
         }
     }
 }

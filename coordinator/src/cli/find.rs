@@ -64,10 +64,18 @@ fn only(wanted: &str, mut found: Vec<String>) -> Result<String> {
             .hint("`coordinator status` lists the runs")),
         1 => Ok(found.remove(0)),
         count => {
-            let shown: Vec<&str> = found.iter().take(EXAMPLES_MAX).map(String::as_str).collect();
+            let shown: Vec<&str> = found
+                .iter()
+                .take(EXAMPLES_MAX)
+                .map(String::as_str)
+                .collect();
             let more = if count > EXAMPLES_MAX { ", …" } else { "" };
-            Err(CliError::user(format!("{count} runs begin with {wanted:?}"))
-                .hint(format!("write more of the name: {}{more}", shown.join(", "))))
+            Err(
+                CliError::user(format!("{count} runs begin with {wanted:?}")).hint(format!(
+                    "write more of the name: {}{more}",
+                    shown.join(", ")
+                )),
+            )
         }
     }
 }
@@ -83,9 +91,9 @@ pub(crate) async fn get(client: &Client, run: &str) -> Result<v1::Run> {
         run: run.to_owned(),
     };
     let response = client.operator().get_run(request).await?.into_inner();
-    response
-        .run
-        .ok_or_else(|| CliError::connection(format!("the coordinator described run {run} with nothing")))
+    response.run.ok_or_else(|| {
+        CliError::connection(format!("the coordinator described run {run} with nothing"))
+    })
 }
 
 #[cfg(test)]
@@ -96,7 +104,10 @@ mod tests {
     fn a_prefix_must_fit_one_run() {
         assert_eq!(only("a", vec!["a-1".to_owned()]).unwrap(), "a-1");
         let error = only("a", vec!["a-1".to_owned(), "a-2".to_owned()]).unwrap_err();
-        assert!(error.to_string().contains("2 runs begin with \"a\""), "{error}");
+        assert!(
+            error.to_string().contains("2 runs begin with \"a\""),
+            "{error}"
+        );
         assert!(error.to_string().contains("a-1, a-2"), "{error}");
         assert!(only("a", Vec::new()).is_err());
     }

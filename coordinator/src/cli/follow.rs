@@ -151,5 +151,8 @@ async fn once(
 /// Tells whether trying again may help: the coordinator is away, or the stream was cut.
 fn may_pass(error: &CliError) -> bool {
     error.kind() == Kind::Connection && error.status() != Some(Code::Unauthenticated)
-        || matches!(error.status(), Some(Code::Unknown | Code::Cancelled | Code::Internal))
+        || matches!(
+            error.status(),
+            Some(Code::Unknown | Code::Cancelled | Code::Internal)
+        )
 }

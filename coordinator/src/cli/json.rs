@@ -46,7 +46,11 @@ pub(crate) fn summary(run: &v1::RunSummary) -> Value {
         .iter()
         .map(|state| ((*state).to_owned(), 0.into()))
         .collect();
-    tasks.extend(run.tasks.iter().map(|(state, count)| (state.clone(), (*count).into())));
+    tasks.extend(
+        run.tasks
+            .iter()
+            .map(|(state, count)| (state.clone(), (*count).into())),
+    );
     json!({
         "run": run.run,
         "plan": run.plan,
@@ -136,7 +140,12 @@ fn usage(usage: &v1::Usage) -> Value {
 }
 
 /// Describes an event of `watch --json`. `seq` is that of the last journal event.
-pub(crate) fn watched(run: &str, seq: u64, cursor: &str, item: &v1::watch_run_response::Item) -> Value {
+pub(crate) fn watched(
+    run: &str,
+    seq: u64,
+    cursor: &str,
+    item: &v1::watch_run_response::Item,
+) -> Value {
     use v1::watch_run_response::Item;
     match item {
         Item::Journal(event) => json!({
@@ -180,9 +189,10 @@ pub(crate) fn agent_event(event: &v1::AgentEvent) -> Value {
         .and_then(|at| jiff::Timestamp::from_millisecond(at).ok())
         .map(|at| format!("{at:.3}"));
     let (kind, mut value) = match &event.kind {
-        Some(Kind::Phase(phase)) => {
-            ("agent_phase", json!({ "phase": phase.name, "detail": phase.detail }))
-        }
+        Some(Kind::Phase(phase)) => (
+            "agent_phase",
+            json!({ "phase": phase.name, "detail": phase.detail }),
+        ),
         Some(Kind::Output(output)) => {
             let stream = match output.stream() {
                 v1::Stream::Stderr => "stderr",
@@ -191,7 +201,9 @@ pub(crate) fn agent_event(event: &v1::AgentEvent) -> Value {
             let text = String::from_utf8_lossy(&output.data);
             ("agent_output", json!({ "stream": stream, "output": text }))
         }
-        Some(Kind::OutputTruncated(cut)) => ("agent_output_truncated", json!({ "bytes": cut.bytes })),
+        Some(Kind::OutputTruncated(cut)) => {
+            ("agent_output_truncated", json!({ "bytes": cut.bytes }))
+        }
         Some(Kind::Note(note)) => ("agent_note", json!({ "note": note })),
         None => ("agent_unknown", json!({})),
     };

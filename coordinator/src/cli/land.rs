@@ -110,14 +110,20 @@ impl Target {
         repository: Repository,
         into: Option<&str>,
     ) -> Result<Self> {
-        let head = repository.command().args(["symbolic-ref", "--quiet", "--short", "HEAD"]).run().await?;
+        let head = repository
+            .command()
+            .args(["symbolic-ref", "--quiet", "--short", "HEAD"])
+            .run()
+            .await?;
         let head = Some(head.text()).filter(|name| !name.is_empty());
         let branch = match (into, &head) {
             (Some(branch), _) => branch.trim_start_matches("refs/heads/").to_owned(),
             (None, Some(branch)) => branch.clone(),
             (None, None) => {
-                return Err(CliError::user("no branch is checked out here: HEAD is detached")
-                    .hint("check one out, or name one with `--into BRANCH`"));
+                return Err(
+                    CliError::user("no branch is checked out here: HEAD is detached")
+                        .hint("check one out, or name one with `--into BRANCH`"),
+                );
             }
         };
         let before = match repository.rev_parse(&format!("refs/heads/{branch}")).await {
@@ -137,8 +143,13 @@ impl Target {
         };
         if head.as_deref() == Some(target.branch.as_str()) {
             // A bare repository has a HEAD and no work tree.
-            let top = target.git.command(Mode::UserRepository).directory(&absolute(folder)?)
-                .args(["rev-parse", "--show-toplevel"]).run().await?;
+            let top = target
+                .git
+                .command(Mode::UserRepository)
+                .directory(&absolute(folder)?)
+                .args(["rev-parse", "--show-toplevel"])
+                .run()
+                .await?;
             if top.exit_code == Some(0) && !top.stdout.is_empty() {
                 target.work_tree = Some(PathBuf::from(top.text()));
             }
@@ -148,7 +159,10 @@ impl Target {
 
     /// Gives where the branch is now.
     pub(crate) async fn tip(&self) -> Result<ObjectId> {
-        Ok(self.repository.rev_parse(&format!("refs/heads/{}", self.branch)).await?)
+        Ok(self
+            .repository
+            .rev_parse(&format!("refs/heads/{}", self.branch))
+            .await?)
     }
 
     /// Brings a commit of this repository into the branch.
@@ -156,7 +170,10 @@ impl Target {
     /// A refusal has touched neither the branch nor the work tree.
     pub(crate) async fn land(&self, commit: ObjectId, run: &str) -> Result<Landed> {
         let Some(before) = self.before else {
-            return Err(CliError::user(format!("branch {} has no commit yet", self.branch)));
+            return Err(CliError::user(format!(
+                "branch {} has no commit yet",
+                self.branch
+            )));
         };
         if self.repository.is_ancestor(commit, before).await? {
             return Ok(Landed::Already);
@@ -174,7 +191,8 @@ impl Target {
                 }
             }
             None if forward => self.advance_elsewhere(before, commit, run).await,
-            None => Err(self.refused("it has moved on since the run started, and a merge needs its files")
+            None => Err(self
+                .refused("it has moved on since the run started, and a merge needs its files")
                 .hint(format!("`git switch {}`, then land again", self.branch))),
         }
     }
@@ -182,7 +200,8 @@ impl Target {
     fn refuse_what_is_under_way(&self) -> Result<()> {
         for (file, what) in UNDER_WAY {
             if self.repository.folder().join(file).exists() {
-                return Err(self.refused(&format!("{what} is under way"))
+                return Err(self
+                    .refused(&format!("{what} is under way"))
                     .hint("`git status` shows how to finish or to abort it"));
             }
         }
@@ -200,7 +219,8 @@ impl Target {
             return Ok(());
         }
         let files = changed.lines().filter_map(|line| line.get(3..));
-        Err(self.refused(&format!("there are uncommitted changes: {}", some(files)))
+        Err(self
+            .refused(&format!("there are uncommitted changes: {}", some(files)))
             .hint("commit them, or put them aside with `git stash`"))
     }
 
@@ -218,7 +238,11 @@ impl Target {
             Some(1) => {
                 let text = merged.text();
                 let files = text.lines().skip(1);
-                Err(self.refused(&format!("it has moved on, and a merge would conflict in {}", some(files)))
+                Err(self
+                    .refused(&format!(
+                        "it has moved on, and a merge would conflict in {}",
+                        some(files)
+                    ))
                     .hint(format!(
                         "the result is fetched already: merge it by hand with `git merge {commit}`"
                     )))
@@ -248,10 +272,17 @@ impl Target {
             .arg(commit.to_string())
             .run_ok()
             .await;
-        let Err(error) = merged else { return Ok(Landed::Merged) };
+        let Err(error) = merged else {
+            return Ok(Landed::Merged);
+        };
         // A hook of theirs has said no, or the disk is full; the tree was clean before.
         if self.repository.folder().join("MERGE_HEAD").exists() {
-            drop(self.in_tree(work_tree).args(["merge", "--abort"]).run().await);
+            drop(
+                self.in_tree(work_tree)
+                    .args(["merge", "--abort"])
+                    .run()
+                    .await,
+            );
         }
         Err(CliError::new(Kind::User, error)
             .while_doing(format!("merge {commit} into branch {}", self.branch))
@@ -265,15 +296,24 @@ impl Target {
         commit: ObjectId,
         run: &str,
     ) -> Result<Landed> {
-        let listed = self.repository.command().args(["worktree", "list", "--porcelain"]).run_ok().await?.text();
+        let listed = self
+            .repository
+            .command()
+            .args(["worktree", "list", "--porcelain"])
+            .run_ok()
+            .await?
+            .text();
         let mut place = "";
         for line in listed.lines() {
             if let Some(path) = line.strip_prefix("worktree ") {
                 place = path;
             }
             if line.strip_prefix("branch refs/heads/") == Some(self.branch.as_str()) {
-                return Err(self.refused(&format!("it is checked out in {place}"))
-                    .hint(format!("land there: `coordinator land {run} --repo {place}`")));
+                return Err(self
+                    .refused(&format!("it is checked out in {place}"))
+                    .hint(format!(
+                        "land there: `coordinator land {run} --repo {place}`"
+                    )));
             }
         }
         self.repository
@@ -301,19 +341,22 @@ impl Target {
 }
 
 fn absolute(folder: &Path) -> Result<PathBuf> {
-    std::path::absolute(folder)
-        .map_err(|error| CliError::new(Kind::User, error).while_doing(format!("find {}", folder.display())))
+    std::path::absolute(folder).map_err(|error| {
+        CliError::new(Kind::User, error).while_doing(format!("find {}", folder.display()))
+    })
 }
 
 /// Names the first files of a list.
 fn some<'a>(files: impl Iterator<Item = &'a str>) -> String {
     let files: Vec<&str> = files.filter(|file| !file.is_empty()).collect();
-    let mut text = files.iter().take(FILES_MAX).copied().collect::<Vec<_>>().join(", ");
+    let mut text = files
+        .iter()
+        .take(FILES_MAX)
+        .copied()
+        .collect::<Vec<_>>()
+        .join(", ");
     if files.len() > FILES_MAX {
         text.push_str(&format!(" and {} more", files.len() - FILES_MAX));
     }
     text
 }
-
-#[cfg(test)]
-mod tests;

@@ -33,12 +33,21 @@ async fn read(context: &Context, session: &Session, options: &Logs) -> Result<Ex
         let missing = status.code() == tonic::Code::NotFound;
         let error = CliError::from(status);
         if missing {
-            error.hint(format!("`{} status {run}` lists its tasks and attempts", context.program))
+            error.hint(format!(
+                "`{} status {run}` lists its tasks and attempts",
+                context.program
+            ))
         } else {
             error
         }
     };
-    let mut stream = session.client.operator().read_log(request).await.map_err(explained)?.into_inner();
+    let mut stream = session
+        .client
+        .operator()
+        .read_log(request)
+        .await
+        .map_err(explained)?
+        .into_inner();
     let mut screen = Screen::default();
     loop {
         let next = tokio::select! {
@@ -106,12 +115,14 @@ fn print(context: &Context, screen: &mut Screen, event: &v1::AgentEvent) -> Resu
             }
             Ok(())
         }
-        Some(Kind::OutputTruncated(cut)) => {
-            talk(screen, format!("[{} bytes of output were dropped here]", cut.bytes))
-        }
-        Some(Kind::Phase(phase)) => {
-            talk(screen, format!("[{} {}]", harmless(&phase.name), harmless(&phase.detail)).replace(" ]", "]"))
-        }
+        Some(Kind::OutputTruncated(cut)) => talk(
+            screen,
+            format!("[{} bytes of output were dropped here]", cut.bytes),
+        ),
+        Some(Kind::Phase(phase)) => talk(
+            screen,
+            format!("[{} {}]", harmless(&phase.name), harmless(&phase.detail)).replace(" ]", "]"),
+        ),
         Some(Kind::Note(note)) => talk(screen, format!("[{}]", harmless(note))),
         None => Ok(()),
     }
@@ -133,6 +144,9 @@ mod tests {
     #[test]
     fn output_loses_its_power_over_the_terminal() {
         let mut screen = Screen::default();
-        assert_eq!(screen.take(b"\x1b[31mred\x1b[0m\r\n10%\r20%\x07\n"), "red\n10%\n20%␇\n");
+        assert_eq!(
+            screen.take(b"\x1b[31mred\x1b[0m\r\n10%\r20%\x07\n"),
+            "red\n10%\n20%␇\n"
+        );
     }
 }

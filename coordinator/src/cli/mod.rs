@@ -37,11 +37,6 @@ mod view;
 mod watch;
 mod workers;
 
-#[cfg(test)]
-mod fake;
-#[cfg(test)]
-mod tests;
-
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -51,9 +46,6 @@ use context::Context;
 use error::{CliError, Exit, Result};
 
 use crate::output::Output;
-
-/// What this program calls itself to its peers.
-pub(crate) const SOFTWARE: &str = concat!("coordinator ", env!("CARGO_PKG_VERSION"));
 
 /// Is the program: reads the arguments, does what they say, and gives the exit code.
 #[must_use]

@@ -8,7 +8,7 @@ use crate::config::Flags;
 use crate::plan::{Graph, json_schema};
 
 pub(crate) fn plan(context: &Context, options: Plan) -> Result<Exit> {
-    let agents = || Ok(context.config(Flags::default())?.config.agents);
+    let agents = || -> Result<_> { Ok(context.config(Flags::default())?.config.agents) };
     match options.command {
         PlanCommand::Check(options) => {
             let read = submission::read_plan(&options.plan, &agents()?)?;

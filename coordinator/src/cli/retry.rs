@@ -21,9 +21,17 @@ async fn ask(context: &Context, session: &Session, options: &Retry) -> Result<Ex
         run: run.clone(),
         task: options.task.clone().unwrap_or_default(),
     };
-    let tasks = session.client.operator().retry(request).await?.into_inner().tasks;
+    let tasks = session
+        .client
+        .operator()
+        .retry(request)
+        .await?
+        .into_inner()
+        .tasks;
     if options.json {
-        context.output.json(&json!({ "run": run, "task": options.task, "tasks": tasks }))?;
+        context
+            .output
+            .json(&json!({ "run": run, "task": options.task, "tasks": tasks }))?;
     } else {
         let what = show::counted(tasks as usize, "task");
         context.output.say(&format!("run {run}: {what} reopened"));
@@ -32,7 +40,11 @@ async fn ask(context: &Context, session: &Session, options: &Retry) -> Result<Ex
         } else {
             "follow it with: PROGRAM watch RUN"
         };
-        context.output.say(&next.replace("PROGRAM", &context.program).replace("RUN", &run));
+        context.output.say(
+            &next
+                .replace("PROGRAM", &context.program)
+                .replace("RUN", &run),
+        );
     }
     Ok(Exit::Success)
 }

@@ -13,8 +13,8 @@ use muster_git::Git;
 use muster_proto::v1;
 
 use super::arguments::Run;
-use super::client::{Client, Trouble, Whereabouts};
-use super::context::Context;
+use super::client::Client;
+use super::context::{Context, Started};
 use super::error::{CliError, Exit, Result};
 use super::follow::{self, News, Wish};
 use super::interrupt::{Interrupt, Interrupts};
@@ -25,9 +25,6 @@ use crate::config::Flags;
 
 use progress::Progress;
 
-/// How long a coordinator that holds the home may take until it can be reached.
-const START_MAX: Duration = Duration::from_secs(15);
-const START_PAUSE: Duration = Duration::from_millis(100);
 /// How often the picture moves while nothing happens: times grow.
 const REDRAW_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -55,9 +52,11 @@ pub(crate) async fn run(context: &Context, options: Run) -> Result<Exit> {
     let Host { client, own } = host;
     drop(client);
     if let Some(app) = own {
-        if let Err(error) = app.stop().await {
+        if let Err(error) = app.stop(true).await {
             // Everything that was promised is in the journal already.
-            context.output.complain(&format!("the coordinator did not stop in order: {error}"));
+            context
+                .output
+                .complain(&format!("the coordinator did not stop in order: {error}"));
         }
     }
     ended
@@ -104,7 +103,9 @@ async fn hosted(
     } else {
         let place = summary::Place::of(context);
         let paint = context.output.data_paint;
-        context.output.data(&summary::text(&run, &place, Timestamp::now(), paint))?;
+        context
+            .output
+            .data(&summary::text(&run, &place, Timestamp::now(), paint))?;
     }
     if let Some(app) = host.own.as_ref().filter(|_| run.state != "cancelled") {
         // Runs that others have submitted meanwhile are finished, too.
@@ -126,59 +127,40 @@ async fn host(context: &Context, config: crate::config::Config, slots_given: boo
     make_home(home)?;
     logging::embedded(home, &config.log)?;
     let slots = config.slots;
-    let options = app::Options {
-        home: home.to_owned(),
-        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-        mode: app::Mode::Embedded,
-        local_slots: slots,
-        config,
-    };
-    match App::start(options).await {
-        Ok(app) => {
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    match context
+        .start(home, app::Mode::Embedded, listen, slots, config)
+        .await?
+    {
+        Started::Own(app) => {
             let client = Client::connect(&context.whereabouts).await?;
-            let (address, home) = (client.address(), home.display());
             let slots = show::counted(slots as usize, "slot");
             context.output.say(&format!(
-                "started a coordinator at {address} with {slots} on {home}"
+                "started a coordinator at {} with {slots} on {}",
+                client.address(),
+                home.display()
             ));
             Ok(Host {
                 client,
-                own: Some(app),
+                own: Some(*app),
             })
         }
-        Err(app::Error::HomeInUse { pid }) => {
-            let client = wait_for_start(&context.whereabouts, pid).await?;
+        Started::InUse { pid } => {
+            let client = context.client_of_starting(pid).await?;
             said_to_be_client(context, &client, slots_given);
             Ok(Host { client, own: None })
         }
-        Err(error) => Err(CliError::internal(error)
-            .while_doing(format!("start a coordinator on {}", home.display()))
-            .hint("`coordinator doctor` checks this machine")),
     }
 }
 
 fn said_to_be_client(context: &Context, client: &Client, slots_given: bool) {
-    context.output.say(&format!("using the coordinator at {}", client.address()));
+    context
+        .output
+        .say(&format!("using the coordinator at {}", client.address()));
     if slots_given {
-        context.output.say("warning: `--slots` is ignored: that coordinator has its own workers");
-    }
-}
-
-/// Waits until the coordinator that holds the home can be reached.
-async fn wait_for_start(whereabouts: &Whereabouts, pid: u32) -> Result<Client> {
-    let deadline = tokio::time::Instant::now() + START_MAX;
-    loop {
-        match Client::connect(whereabouts).await {
-            Ok(client) => return Ok(client),
-            Err(Trouble::NotRunning(_)) if tokio::time::Instant::now() < deadline => {
-                tokio::time::sleep(START_PAUSE).await;
-            }
-            Err(trouble) => {
-                return Err(CliError::from(trouble).while_doing(format!(
-                    "reach the coordinator that holds the home (process {pid})"
-                )));
-            }
-        }
+        context
+            .output
+            .say("warning: `--slots` is ignored: that coordinator has its own workers");
     }
 }
 
@@ -239,7 +221,7 @@ async fn follow(
             interrupt = interrupts.next() => match (&host.own, interrupt) {
                 (Some(app), Interrupt::Ask) if !draining => {
                     draining = true;
-                    app.drain();
+                    app.drain().await;
                     progress.notice(
                         "finishing what runs, starting nothing new; Ctrl-C again stops at once",
                     );
@@ -257,16 +239,16 @@ async fn follow(
 }
 
 /// Stays while other runs are unfinished: they have no other coordinator.
-async fn wait_for_others(
-    context: &Context,
-    client: &Client,
-    app: &App,
-    name: &str,
-) -> Result<()> {
+async fn wait_for_others(context: &Context, client: &Client, app: &App, name: &str) -> Result<()> {
     let request = v1::GetInfoRequest {
-        version: Some(v1::ProtocolVersion::current(super::SOFTWARE)),
+        version: Some(v1::ProtocolVersion::current(crate::SOFTWARE)),
     };
-    let live = client.operator().get_info(request).await?.into_inner().live_runs;
+    let live = client
+        .operator()
+        .get_info(request)
+        .await?
+        .into_inner()
+        .live_runs;
     if live == 0 {
         return Ok(());
     }

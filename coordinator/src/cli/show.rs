@@ -12,8 +12,17 @@ use crate::output::Paint;
 const COMMIT_DIGITS: usize = 12;
 /// States in the order in which counts name them.
 pub(crate) const STATES: [&str; 11] = [
-    "succeeded", "failed", "cancelled", "aborted", "skipped", "verifying", "leased", "parked",
-    "ready", "basing", "blocked",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "aborted",
+    "skipped",
+    "verifying",
+    "leased",
+    "parked",
+    "ready",
+    "basing",
+    "blocked",
 ];
 
 /// Reads a time of the wire.
@@ -74,14 +83,19 @@ pub(crate) fn state(paint: Paint, state: &str) -> String {
         "succeeded" | "integrated" | "connected" => paint.green(state),
         "failed" | "aborted" | "lost" | "conflict" => paint.red(state),
         "cancelled" | "skipped" | "parked" | "draining" => paint.yellow(state),
-        "leased" | "running" | "verifying" | "active" | "integrating" | "merging" => paint.cyan(state),
+        "leased" | "running" | "verifying" | "active" | "integrating" | "merging" => {
+            paint.cyan(state)
+        }
         _ => paint.dim(state),
     }
 }
 
 /// Tells whether a task in that state will not change by itself.
 pub(crate) fn is_final(state: &str) -> bool {
-    matches!(state, "succeeded" | "failed" | "cancelled" | "aborted" | "skipped")
+    matches!(
+        state,
+        "succeeded" | "failed" | "cancelled" | "aborted" | "skipped"
+    )
 }
 
 /// Tells whether a run has ended.
@@ -93,7 +107,12 @@ pub(crate) fn has_ended(run: &v1::Run) -> bool {
 pub(crate) fn counts(tasks: &[v1::Task]) -> Vec<(&str, usize)> {
     let mut counts: Vec<(&str, usize)> = STATES
         .iter()
-        .map(|state| (*state, tasks.iter().filter(|task| task.state == *state).count()))
+        .map(|state| {
+            (
+                *state,
+                tasks.iter().filter(|task| task.state == *state).count(),
+            )
+        })
         .collect();
     for task in tasks {
         // A newer coordinator may know states that we do not.
@@ -118,7 +137,10 @@ mod tests {
             .into_iter()
             .map(|seconds| duration(Duration::from_secs_f64(seconds)))
             .collect();
-        assert_eq!(shown, ["0.0s", "3.1s", "59.9s", "1m01s", "59m59s", "1h01m", "1d01h"]);
+        assert_eq!(
+            shown,
+            ["0.0s", "3.1s", "59.9s", "1m01s", "59m59s", "1h01m", "1d01h"]
+        );
     }
 
     #[test]
@@ -127,8 +149,16 @@ mod tests {
             state: state.to_owned(),
             ..v1::Task::default()
         };
-        let tasks = [task("dreaming"), task("failed"), task("succeeded"), task("dreaming")];
-        assert_eq!(counts(&tasks), [("succeeded", 1), ("failed", 1), ("dreaming", 2)]);
+        let tasks = [
+            task("dreaming"),
+            task("failed"),
+            task("succeeded"),
+            task("dreaming"),
+        ];
+        assert_eq!(
+            counts(&tasks),
+            [("succeeded", 1), ("failed", 1), ("dreaming", 2)]
+        );
     }
 
     #[test]

@@ -7,9 +7,9 @@ use serde_json::json;
 use super::arguments::Status;
 use super::context::{Context, Session};
 use super::error::{Exit, Kind, Result};
+use super::table::Table;
 use super::{find, json, show, summary};
 use crate::output::{Paint, harmless};
-use super::table::Table;
 
 pub(crate) async fn status(context: &Context, options: Status) -> Result<Exit> {
     match context.session().await {
@@ -29,7 +29,9 @@ pub(crate) async fn status(context: &Context, options: Status) -> Result<Exit> {
         {
             error.report(context.output);
             if options.json {
-                context.output.json(&json!({ "coordinator": null, "runs": [] }))?;
+                context
+                    .output
+                    .json(&json!({ "coordinator": null, "runs": [] }))?;
             }
             Ok(Exit::Success)
         }
@@ -45,7 +47,9 @@ async fn one(context: &Context, session: &Session, run: &str, as_json: bool) -> 
     } else {
         let paint = context.output.data_paint;
         let place = summary::Place::of(context);
-        context.output.data(&summary::text(&run, &place, Timestamp::now(), paint))?;
+        context
+            .output
+            .data(&summary::text(&run, &place, Timestamp::now(), paint))?;
     }
     Ok(())
 }
@@ -55,7 +59,12 @@ async fn list(context: &Context, session: &Session, options: &Status) -> Result<
         limit: options.limit.max(1),
         page_token: String::new(),
     };
-    let listed = session.client.operator().list_runs(request).await?.into_inner();
+    let listed = session
+        .client
+        .operator()
+        .list_runs(request)
+        .await?
+        .into_inner();
     let info = session.client.info();
     if options.json {
         let runs: Vec<_> = listed.runs.iter().map(json::summary).collect();
@@ -67,11 +76,16 @@ async fn list(context: &Context, session: &Session, options: &Status) -> Result<
             "slots": info.slots,
             "live_runs": info.live_runs,
         });
-        context.output.json(&json!({ "coordinator": coordinator, "runs": runs }))?;
+        context
+            .output
+            .json(&json!({ "coordinator": coordinator, "runs": runs }))?;
         return Ok(());
     }
     if session.is_own() {
-        context.output.say(&format!("no coordinator runs on {}", context.home.display()));
+        context.output.say(&format!(
+            "no coordinator runs on {}",
+            context.home.display()
+        ));
     } else {
         context.output.say(&format!(
             "coordinator at {}: {}, {}",
@@ -81,11 +95,15 @@ async fn list(context: &Context, session: &Session, options: &Status) -> Result<
         ));
     }
     if listed.runs.is_empty() {
-        context.output.say("there is no run yet; `coordinator run PLAN` makes one");
+        context
+            .output
+            .say("there is no run yet; `coordinator run PLAN` makes one");
         return Ok(());
     }
     let paint = context.output.data_paint;
-    context.output.data(&table(&listed.runs, Timestamp::now(), paint).text())?;
+    context
+        .output
+        .data(&table(&listed.runs, Timestamp::now(), paint).text())?;
     if !listed.next_page_token.is_empty() {
         context.output.say("there are more; `--limit N` shows them");
     }

@@ -146,7 +146,11 @@ async fn push(client: &Client, source: &Source, prepared: &v1::PrepareRunRespons
             reason,
             remote_says,
         }) => {
-            let said = if remote_says.is_empty() { reason } else { remote_says };
+            let said = if remote_says.is_empty() {
+                reason
+            } else {
+                remote_says
+            };
             let error = CliError::user(said).while_doing(what());
             Err(with_shallow_hint(source, error).await)
         }
@@ -164,6 +168,3 @@ async fn with_shallow_hint(source: &Source, error: CliError) -> CliError {
         error
     }
 }
-
-#[cfg(test)]
-mod tests;

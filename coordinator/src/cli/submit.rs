@@ -24,13 +24,17 @@ pub(crate) async fn submit(context: &Context, options: Submit) -> Result<Exit> {
     }
     let run = &submitted.run;
     if options.json {
-        context.output.json(&json!({ "run": run, "fresh": submitted.fresh }))?;
+        context
+            .output
+            .json(&json!({ "run": run, "fresh": submitted.fresh }))?;
     } else {
         context.output.data(run)?;
         if !submitted.fresh {
             context.output.say("this run was submitted before");
         }
-        context.output.say(&format!("follow it with: coordinator watch {run}"));
+        context
+            .output
+            .say(&format!("follow it with: coordinator watch {run}"));
     }
     Ok(Exit::Success)
 }

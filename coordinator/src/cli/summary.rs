@@ -101,7 +101,8 @@ fn tasks(run: &v1::Run, now: Timestamp, paint: Paint) -> Vec<String> {
     let mut table =
         Table::new(&["TASK", "STATE", "TRIES", "TIME", ""].map(|heading| paint.dim(heading)));
     let few = run.tasks.len() <= TASKS_MAX;
-    let interesting = |task: &&v1::Task| few || task.state != "succeeded" || task.attempts.len() > 1;
+    let interesting =
+        |task: &&v1::Task| few || task.state != "succeeded" || task.attempts.len() > 1;
     for task in run.tasks.iter().filter(interesting).take(TASKS_MAX) {
         table.row(vec![
             harmless(&task.name).into_owned(),
@@ -160,7 +161,9 @@ fn failures(text: &mut String, run: &v1::Run, place: &Place, paint: Paint) {
         .filter(|task| task.state == "failed")
         .collect();
     for task in failed.iter().take(FAILURES_MAX) {
-        let Some(failure) = &task.failure else { continue };
+        let Some(failure) = &task.failure else {
+            continue;
+        };
         let number = task.attempts.last().map(|attempt| attempt.number);
         let attempt = number.map(|number| format!(" (attempt {number})"));
         let _ = writeln!(
@@ -173,7 +176,11 @@ fn failures(text: &mut String, run: &v1::Run, place: &Place, paint: Paint) {
         );
         output_tail(text, &failure.output, paint);
         if let Some(number) = number {
-            let verify = if failure.class.starts_with("verify") { " --verify" } else { "" };
+            let verify = if failure.class.starts_with("verify") {
+                " --verify"
+            } else {
+                ""
+            };
             let _ = writeln!(
                 text,
                 "  all of it: {} logs {} {} --attempt {number}{verify}",
@@ -191,10 +198,19 @@ fn failures(text: &mut String, run: &v1::Run, place: &Place, paint: Paint) {
         );
     }
     if let Some(failure) = run.failure.as_ref().filter(|_| failed.is_empty()) {
-        let _ = writeln!(text, "\n{} {}", paint.red("failed:"), one_line(&failure.message));
+        let _ = writeln!(
+            text,
+            "\n{} {}",
+            paint.red("failed:"),
+            one_line(&failure.message)
+        );
         output_tail(text, &failure.output, paint);
         if failure.class.starts_with("verify") || failure.class.starts_with("final_verify") {
-            let _ = writeln!(text, "  all of it: {} logs {} --verify", place.program, run.run);
+            let _ = writeln!(
+                text,
+                "  all of it: {} logs {} --verify",
+                place.program, run.run
+            );
         }
     }
 }
@@ -245,7 +261,10 @@ fn result(text: &mut String, run: &v1::Run, place: &Place, paint: Paint) {
         _ => {}
     }
     if matches!(run.state.as_str(), "failed" | "cancelled") {
-        let _ = writeln!(text, "\ntry again what did not succeed: {program} retry {name}");
+        let _ = writeln!(
+            text,
+            "\ntry again what did not succeed: {program} retry {name}"
+        );
     }
 }
 

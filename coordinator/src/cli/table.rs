@@ -43,9 +43,7 @@ impl Table {
                 let cells: Vec<String> = row
                     .iter()
                     .zip(&widths)
-                    .map(|(cell, width)| {
-                        pad_str(cell, *width, Alignment::Left, None).into_owned()
-                    })
+                    .map(|(cell, width)| pad_str(cell, *width, Alignment::Left, None).into_owned())
                     .collect();
                 let line = cells.join("  ");
                 let line = line.trim_end();
@@ -76,6 +74,9 @@ mod tests {
         let seen = console::strip_ansi_codes(&table.text()).into_owned();
         assert_eq!(seen, "A     B\nwide  1\n日本  2");
         let cut = table.lines(Some(5));
-        assert!(cut.iter().all(|line| measure_text_width(line) <= 5), "{cut:?}");
+        assert!(
+            cut.iter().all(|line| measure_text_width(line) <= 5),
+            "{cut:?}"
+        );
     }
 }

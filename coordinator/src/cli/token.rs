@@ -29,11 +29,13 @@ pub(crate) async fn token(context: &Context, options: Token) -> Result<Exit> {
 
 /// Opens the tokens of the home, which a running coordinator shares; `None` for one elsewhere.
 fn store(context: &Context) -> Result<Option<Arc<Authenticator>>> {
-    let Some(home) = context.local_home() else { return Ok(None) };
+    let Some(home) = context.local_home() else {
+        return Ok(None);
+    };
     run::make_home(home)?;
-    Authenticator::open(home)
-        .map(Some)
-        .map_err(|error| CliError::internal(error).while_doing(format!("open the tokens of {}", home.display())))
+    Authenticator::open(home).map(Some).map_err(|error| {
+        CliError::internal(error).while_doing(format!("open the tokens of {}", home.display()))
+    })
 }
 
 async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
@@ -43,13 +45,13 @@ async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
     let valid_for = match &options.valid_for {
         None => None,
         Some(text) => {
-            let length = Duration::parse(text).filter(|length| length.0.as_ms() > 0);
+            let length = Duration::parse(text).filter(|length| length.0.ms() > 0);
             let length = length.ok_or_else(|| {
                 CliError::user(format!("`--valid-for {text}` is no length of time"))
                     .hint("write it as `90d`, `12h` or `1h30m`")
             })?;
             Some(SignedDuration::from_millis(
-                i64::try_from(length.0.as_ms()).unwrap_or(i64::MAX),
+                i64::try_from(length.0.ms()).unwrap_or(i64::MAX),
             ))
         }
     };
@@ -62,9 +64,9 @@ async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
                 name: options.name.clone(),
                 expires: valid_for.and_then(|length| now.checked_add(length).ok()),
             };
-            let token = store.create_token(&new, now).map_err(|error| {
-                CliError::new(Kind::User, error).while_doing("make a token")
-            })?;
+            let token = store
+                .create_token(&new, now)
+                .map_err(|error| CliError::new(Kind::User, error).while_doing("make a token"))?;
             (token.reveal(), token.id.to_string())
         }
         None => {
@@ -89,7 +91,9 @@ async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
                 context.output.json(&json!({ "id": id, "file": path }))?;
             } else {
                 let role = options.role.as_str();
-                context.output.say(&format!("wrote {role} token {id} to {}", path.display()));
+                context
+                    .output
+                    .say(&format!("wrote {role} token {id} to {}", path.display()));
             }
         }
         None if options.json => context.output.json(&json!({ "id": id, "token": token }))?,
@@ -119,7 +123,9 @@ fn write(path: &Path, token: &str) -> Result<()> {
 
 fn role(name: RoleName, pool: &str) -> Role {
     match name {
-        RoleName::Worker => Role::Worker { pool: pool.into() },
+        RoleName::Worker => Role::Worker {
+            pool: pool.to_owned(),
+        },
         RoleName::Viewer => Role::Viewer,
         RoleName::Operator => Role::Operator,
         RoleName::Admin => Role::Admin,
@@ -134,7 +140,11 @@ async fn list(context: &Context, options: &TokenList) -> Result<Exit> {
         }
         None => {
             let client = context.client().await?;
-            let listed = client.operator().list_tokens(v1::ListTokensRequest {}).await?.into_inner();
+            let listed = client
+                .operator()
+                .list_tokens(v1::ListTokensRequest {})
+                .await?
+                .into_inner();
             listed.tokens.iter().map(Row::of_wire).collect()
         }
     };
@@ -171,7 +181,14 @@ async fn list(context: &Context, options: &TokenList) -> Result<Exit> {
         };
         let made = token.created.map(show::local_time).unwrap_or_default();
         let name = crate::output::one_line(&token.name);
-        table.row(vec![token.id, token.role, token.pool.unwrap_or_default(), name, made, valid]);
+        table.row(vec![
+            token.id,
+            token.role,
+            token.pool.unwrap_or_default(),
+            name,
+            made,
+            valid,
+        ]);
     }
     context.output.data(&table.text())?;
     Ok(Exit::Success)
@@ -191,7 +208,7 @@ struct Row {
 impl Row {
     fn of_record(record: &crate::auth::TokenRecord) -> Self {
         let (role, pool) = match &record.role {
-            Role::Worker { pool } => (RoleName::Worker, Some(pool.to_string())),
+            Role::Worker { pool } => (RoleName::Worker, Some(pool.clone())),
             Role::Viewer => (RoleName::Viewer, None),
             Role::Operator => (RoleName::Operator, None),
             Role::Admin => (RoleName::Admin, None),
@@ -223,7 +240,12 @@ impl Row {
 async fn revoke(context: &Context, options: &TokenRevoke) -> Result<Exit> {
     match store(context)? {
         Some(store) => {
-            let id = options.id.parse().map_err(|error| CliError::new(Kind::User, anyhow::Error::new::<muster_connect::TokenError>(error)))?;
+            let id = options.id.parse().map_err(|error| {
+                CliError::new(
+                    Kind::User,
+                    anyhow::Error::new::<muster_connect::TokenError>(error),
+                )
+            })?;
             store
                 .tokens()
                 .revoke(id, Timestamp::now())
@@ -237,6 +259,8 @@ async fn revoke(context: &Context, options: &TokenRevoke) -> Result<Exit> {
             client.operator().revoke_token(request).await?;
         }
     }
-    context.output.say(&format!("token {} is worthless now", options.id));
+    context
+        .output
+        .say(&format!("token {} is worthless now", options.id));
     Ok(Exit::Success)
 }

@@ -65,7 +65,11 @@ impl Picture<'_> {
 
     fn counts(&self, paint: Paint) -> String {
         let run = self.run;
-        let done = run.tasks.iter().filter(|task| show::is_final(&task.state)).count();
+        let done = run
+            .tasks
+            .iter()
+            .filter(|task| show::is_final(&task.state))
+            .count();
         let mut parts = vec![format!("{done} of {} done", run.tasks.len())];
         for (state, count) in show::counts(&run.tasks) {
             if state != "succeeded" {
@@ -90,7 +94,11 @@ impl Picture<'_> {
 
     fn table(&self, room: usize, width: usize, paint: Paint) -> Vec<String> {
         let tasks = &self.run.tasks;
-        let shown = if tasks.len() <= room { (0..tasks.len()).collect() } else { self.choose(room) };
+        let shown = if tasks.len() <= room {
+            (0..tasks.len()).collect()
+        } else {
+            self.choose(room)
+        };
         let mut table = Table::new(
             &["TASK", "STATE", "TRY", "TIME", "WORKER", ""].map(|heading| paint.dim(heading)),
         );
@@ -129,7 +137,10 @@ impl Picture<'_> {
         let mut places: Vec<usize> = (0..self.run.tasks.len()).collect();
         places.sort_by_key(|place| {
             self.run.tasks.get(*place).map(|task| {
-                let ended = task.attempts.last().and_then(|attempt| show::time(attempt.ended_at.as_ref()));
+                let ended = task
+                    .attempts
+                    .last()
+                    .and_then(|attempt| show::time(attempt.ended_at.as_ref()));
                 (rank(task), std::cmp::Reverse(ended), *place)
             })
         });
@@ -141,7 +152,10 @@ impl Picture<'_> {
     fn row(&self, task: &v1::Task, paint: Paint) -> Vec<String> {
         let last = task.attempts.last();
         let works = matches!(task.state.as_str(), "leased" | "verifying");
-        let state = match (task.state.as_str(), last.map(|attempt| attempt.state.as_str())) {
+        let state = match (
+            task.state.as_str(),
+            last.map(|attempt| attempt.state.as_str()),
+        ) {
             ("leased", Some("running")) => "running",
             ("leased", _) => "starting",
             ("verifying", Some("waiting_for_verify")) => "to verify",
@@ -150,19 +164,28 @@ impl Picture<'_> {
         let time = last.and_then(|attempt| {
             let granted = show::time(attempt.granted_at.as_ref())?;
             let until = show::time(attempt.ended_at.as_ref()).filter(|_| !works);
-            Some(show::duration(show::between(granted, until.unwrap_or(self.now))))
+            Some(show::duration(show::between(
+                granted,
+                until.unwrap_or(self.now),
+            )))
         });
         let said = match task.state.as_str() {
-            "failed" => task.failure.as_ref().map(|failure| crate::output::one_line(&failure.message)),
+            "failed" => task
+                .failure
+                .as_ref()
+                .map(|failure| crate::output::one_line(&failure.message)),
             "skipped" | "cancelled" | "aborted" => Some(crate::output::one_line(&task.reason)),
             _ if works => self.said.get(&task.name).cloned(),
             _ => None,
         };
-        let worker = last.filter(|_| works).map(|attempt| attempt.worker.as_str());
+        let worker = last
+            .filter(|_| works)
+            .map(|attempt| attempt.worker.as_str());
         vec![
             cut(&task.name, NAME_WIDTH_MAX),
             show::state(paint, state),
-            last.map(|attempt| attempt.number.to_string()).unwrap_or_default(),
+            last.map(|attempt| attempt.number.to_string())
+                .unwrap_or_default(),
             time.unwrap_or_default(),
             cut(worker.unwrap_or_default(), WORKER_WIDTH_MAX),
             paint.dim(&said.unwrap_or_default()),
@@ -193,11 +216,17 @@ impl Painter {
 
     /// Gives the columns and lines that may be used.
     pub(crate) fn room(&self) -> (usize, usize) {
-        let (height, width) = self.term.size_checked().map_or((HEIGHT_DEFAULT, WIDTH_DEFAULT), |(height, width)| {
-            (usize::from(height), usize::from(width))
-        });
+        let (height, width) = self
+            .term
+            .size_checked()
+            .map_or((HEIGHT_DEFAULT, WIDTH_DEFAULT), |(height, width)| {
+                (usize::from(height), usize::from(width))
+            });
         // A full last column wraps on some terminals, a full last line scrolls on all.
-        (width.saturating_sub(1).max(1), height.saturating_sub(1).max(1))
+        (
+            width.saturating_sub(1).max(1),
+            height.saturating_sub(1).max(1),
+        )
     }
 
     /// Replaces what was drawn before, in one write and, where the terminal can, in one frame.

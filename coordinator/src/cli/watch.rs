@@ -37,9 +37,13 @@ async fn watched(context: &Context, session: &Session, options: &Watch) -> Resul
         match next {
             None => break,
             Some(Err(error)) => return Err(error),
-            Some(Ok(News::Away(_))) => context.output.say("the coordinator is away; waiting for it"),
+            Some(Ok(News::Away(_))) => context
+                .output
+                .say("the coordinator is away; waiting for it"),
             Some(Ok(News::Item { seq, cursor, item })) if options.json => {
-                context.output.json(&json::watched(&run, seq, &cursor, &item))?;
+                context
+                    .output
+                    .json(&json::watched(&run, seq, &cursor, &item))?;
             }
             Some(Ok(News::Item { item, .. })) => {
                 for line in lines(&item, context.output.data_paint) {
@@ -65,12 +69,18 @@ fn lines(item: &Item, paint: Paint) -> Vec<String> {
             )]
         }
         Item::Agent(of) => {
-            let Some(event) = &of.event else { return Vec::new() };
+            let Some(event) = &of.event else {
+                return Vec::new();
+            };
             let at = i64::try_from(event.at_ms)
                 .ok()
                 .and_then(|at| jiff::Timestamp::from_millisecond(at).ok())
                 .map(show::time_of_day);
-            let start = format!("{} {}", paint.dim(&at.unwrap_or_default()), paint.bold(&of.task));
+            let start = format!(
+                "{} {}",
+                paint.dim(&at.unwrap_or_default()),
+                paint.bold(&of.task)
+            );
             agent_lines(event)
                 .into_iter()
                 .map(|line| format!("{start} {} {line}", paint.dim("│")))
@@ -97,11 +107,19 @@ pub(crate) fn agent_lines(event: &v1::AgentEvent) -> Vec<String> {
             .map(one_line)
             .filter(|line| !line.is_empty())
             .collect(),
-        Some(Kind::Phase(phase)) if phase.detail.is_empty() => vec![format!("· {}", one_line(&phase.name))],
-        Some(Kind::Phase(phase)) => {
-            vec![format!("· {}: {}", one_line(&phase.name), one_line(&phase.detail))]
+        Some(Kind::Phase(phase)) if phase.detail.is_empty() => {
+            vec![format!("· {}", one_line(&phase.name))]
         }
-        Some(Kind::OutputTruncated(cut)) => vec![format!("· {} bytes of output were dropped", cut.bytes)],
+        Some(Kind::Phase(phase)) => {
+            vec![format!(
+                "· {}: {}",
+                one_line(&phase.name),
+                one_line(&phase.detail)
+            )]
+        }
+        Some(Kind::OutputTruncated(cut)) => {
+            vec![format!("· {} bytes of output were dropped", cut.bytes)]
+        }
         Some(Kind::Note(note)) => vec![format!("· {}", one_line(note))],
         None => Vec::new(),
     }

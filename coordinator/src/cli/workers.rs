@@ -13,7 +13,11 @@ use crate::output::{Paint, one_line};
 
 pub(crate) async fn workers(context: &Context, options: Workers) -> Result<Exit> {
     let client = context.client().await?;
-    let listed = client.operator().list_workers(v1::ListWorkersRequest {}).await?.into_inner();
+    let listed = client
+        .operator()
+        .list_workers(v1::ListWorkersRequest {})
+        .await?
+        .into_inner();
     if options.json {
         let workers: Vec<Value> = listed.workers.iter().map(described).collect();
         context.output.json(&json!({ "workers": workers }))?;

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use coordinator_core::decide::Step;
-use coordinator_core::effects::{Effect, effects};
+use coordinator_core::state::{LeaseClocks, RunImage};
 use coordinator_core::{
-    Command, Epoch, Event, EventKind, LeaseId, Rejection, Reply, RunId, Timestamp, WorkerId,
+    Command, Effect, Epoch, Event, EventKind, LeaseId, Rejection, Reply, RunId, State, Step,
+    Timestamp, WorkerId, effects, next_wakeup, schedule,
 };
-use coordinator_core::{recovery, schedule, state::State};
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
@@ -29,11 +28,17 @@ pub struct Options {
     /// How often a row that could not be written is tried again, half a second apart, before the
     /// coordinator ends.
     pub append_retries: u32,
+    /// How long leases live.
+    pub clocks: LeaseClocks,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { snapshot_every: 4_096, append_retries: 10 }
+        Self {
+            snapshot_every: 4_096,
+            append_retries: 10,
+            clocks: LeaseClocks::default(),
+        }
     }
 }
 
@@ -50,24 +55,31 @@ pub enum Fatal {
     Thread(#[source] std::io::Error),
 }
 
+/// An engine that has started.
+pub struct Started {
+    pub handle: Handle,
+    /// Number of this start.
+    pub epoch: Epoch,
+    /// Ends after [`Handle::stop`], or with the reason for which it could not go on.
+    pub thread: JoinHandle<Result<(), Fatal>>,
+}
+
 /// Loads the journal and starts the engine's thread.
-///
-/// Gives the handle, the epoch of this start and the thread, which ends after [`Handle::stop`] or
-/// with the reason for which it could not go on.
 ///
 /// # Errors
 /// The journal cannot be read, contradicts itself, or belongs to a newer coordinator.
-pub fn start(
-    mut store: Box<dyn Store>,
-    options: Options,
-) -> Result<(Handle, Epoch, JoinHandle<Result<(), Fatal>>), Fatal> {
+pub fn start(mut store: Box<dyn Store>, options: Options) -> Result<Started, Fatal> {
     let epoch = store.claim_epoch().map_err(Fatal::Load)?;
     let loaded = store.load().map_err(Fatal::Load)?;
-    let (state, last_at) = rebuild(&mut *store, &loaded)?;
+    let (mut state, last_at) = rebuild(&mut *store, &loaded)?;
+    state.set_clocks(options.clocks);
     let clock = Clock::start(last_at);
     let (requests, inbox) = mpsc::channel(QUEUE);
     let notices = Arc::new(Notices::default());
-    let handle = Handle { requests, notices: notices.clone() };
+    let handle = Handle {
+        requests,
+        notices: notices.clone(),
+    };
     let mut actor = Actor {
         state,
         store,
@@ -80,20 +92,28 @@ pub fn start(
         endings: BTreeSet::new(),
         since_snapshot: 0,
         holding: false,
+        truncating: false,
+        unfinished: false,
     };
     actor.begin()?;
     let thread = std::thread::Builder::new()
         .name("engine".into())
         .spawn(move || actor.run(inbox))
         .map_err(Fatal::Thread)?;
-    Ok((handle, epoch, thread))
+    Ok(Started {
+        handle,
+        epoch,
+        thread,
+    })
 }
 
 /// Rebuilds the state from the newest snapshot and the batches after it.
 fn rebuild(store: &mut dyn Store, loaded: &Loaded) -> Result<(State, Timestamp), Fatal> {
     let (mut state, mut last_at) = match &loaded.snapshot {
         Some(snapshot) => {
-            (State::from_image(snapshot.image.clone(), snapshot.at), snapshot.at)
+            let state = State::from_image(snapshot.image.clone(), snapshot.at)
+                .map_err(|error| Fatal::Journal(error.to_string()))?;
+            (state, snapshot.at)
         }
         None => (State::new(), Timestamp::default()),
     };
@@ -129,15 +149,22 @@ struct Actor {
     options: Options,
     notices: Arc<Notices>,
     sessions: BTreeMap<WorkerId, Session>,
-    /// Ended runs that are to be archived as soon as nothing of them is open.
+    /// Runs that are to be archived as soon as they have ended and nothing of them is open.
     endings: BTreeSet<RunId>,
     since_snapshot: u64,
     /// No new leases.
     holding: bool,
+    /// Journal rows wait to be let go.
+    truncating: bool,
+    /// Housekeeping has more to do, so there is no waiting for requests.
+    unfinished: bool,
 }
 
 /// What waits for the commit of its batch.
-type Pending = (oneshot::Sender<Result<Reply, Rejection>>, Result<Reply, Rejection>);
+type Pending = (
+    oneshot::Sender<Result<Reply, Rejection>>,
+    Result<Reply, Rejection>,
+);
 
 enum Next {
     Request(Request),
@@ -149,9 +176,8 @@ impl Actor {
     /// Journals the start and gives every open lease its full time.
     fn begin(&mut self) -> Result<(), Fatal> {
         let now = self.clock.now();
-        let mut events = recovery::start(&mut self.state, now, self.epoch);
-        events.extend(schedule::schedule(&mut self.state, now));
-        self.endings = self.state.runs().filter(|run| run.is_ended()).map(|run| run.id).collect();
+        let mut events = self.state.start(now, self.epoch);
+        events.extend(schedule(&mut self.state, now));
         self.commit(now, &events)?;
         self.release(&events);
         info!(
@@ -165,7 +191,9 @@ impl Actor {
 
     fn run(mut self, mut inbox: mpsc::Receiver<Request>) -> Result<(), Fatal> {
         let Ok(waiting) = runtime::Builder::new_current_thread().enable_time().build() else {
-            return Err(Fatal::Thread(std::io::Error::other("no timer for the engine")));
+            return Err(Fatal::Thread(std::io::Error::other(
+                "no timer for the engine",
+            )));
         };
         loop {
             let first = match self.receive(&waiting, &mut inbox) {
@@ -176,8 +204,7 @@ impl Actor {
             if self.batch(first, &mut inbox)? {
                 return Ok(());
             }
-            self.archive_ended()?;
-            self.snapshot_if_due();
+            self.unfinished = self.archive_ended()? | self.snapshot_if_due();
         }
     }
 
@@ -185,7 +212,10 @@ impl Actor {
         if let Ok(request) = inbox.try_recv() {
             return Next::Request(request);
         }
-        let wait = self.state.next_wakeup().map(|(at, _)| at.since(self.clock.now()));
+        if self.unfinished {
+            return Next::Time;
+        }
+        let wait = next_wakeup(&self.state).map(|(at, _)| at.since(self.clock.now()));
         let received = waiting.block_on(async {
             match wait {
                 Some(wait) => {
@@ -218,12 +248,12 @@ impl Actor {
         while let Some(request) = next.take() {
             match request {
                 Request::Command { command, answer } => {
-                    let reply = self.decide(now, command, &mut events);
+                    let reply = self.decide(now, &command, &mut events);
                     answers.push((answer, reply));
                 }
                 Request::Open { hello, out, answer } => {
                     let (worker, number) = (hello.worker.clone(), hello.session);
-                    let reply = self.decide(now, Command::Hello(hello), &mut events);
+                    let reply = self.decide(now, &Command::Hello(hello), &mut events);
                     if reply.is_ok() {
                         self.sessions.insert(worker, Session { number, out });
                     }
@@ -233,6 +263,9 @@ impl Actor {
                 Request::PutSpecs { run, specs, answer } => {
                     let stored = self.store.put_specs(&run, &specs).map_err(Arc::new);
                     drop(answer.send(stored));
+                }
+                Request::Archive { run } => {
+                    self.endings.insert(run);
                 }
                 Request::Hold { holding, answer } => {
                     self.holding = holding;
@@ -245,12 +278,12 @@ impl Actor {
                 next = inbox.try_recv().ok();
             }
         }
-        if self.state.next_wakeup().is_some_and(|(at, _)| at <= now) {
+        if next_wakeup(&self.state).is_some_and(|(at, _)| at <= now) {
             // A tick cannot be refused; it only finds what is due.
-            drop(self.decide(now, Command::Tick, &mut events));
+            drop(self.decide(now, &Command::Tick, &mut events));
         }
         if !self.holding {
-            events.extend(schedule::schedule(&mut self.state, now));
+            events.extend(schedule(&mut self.state, now));
         }
         self.commit(now, &events)?;
         for (answer, reply) in answers {
@@ -263,7 +296,8 @@ impl Actor {
         }
         let stopping = !stops.is_empty();
         for answer in acknowledgements.into_iter().chain(stops) {
-            drop(answer.send(()));
+            // Nobody may be waiting any more.
+            let _gone = answer.send(());
         }
         Ok(stopping)
     }
@@ -271,11 +305,13 @@ impl Actor {
     fn decide(
         &mut self,
         now: Timestamp,
-        command: Command,
+        command: &Command,
         events: &mut Vec<Event>,
     ) -> Result<Reply, Rejection> {
-        let Step { events: mut happened, reply } =
-            coordinator_core::step(&mut self.state, now, command)?;
+        let Step {
+            events: mut happened,
+            reply,
+        } = coordinator_core::step(&mut self.state, now, command)?;
         events.append(&mut happened);
         Ok(reply)
     }
@@ -289,6 +325,12 @@ impl Actor {
         loop {
             match self.store.append(self.next_seq, self.epoch, now, events) {
                 Ok(()) => break,
+                // The write before this one had been made although it said otherwise.
+                Err(store::Error::Conflict { expected, next })
+                    if tried > 0 && next == expected.next() =>
+                {
+                    break;
+                }
                 Err(error) if error.is_transient() && tried < self.options.append_retries => {
                     tried += 1;
                     warn!(error = %error, tried, "the journal row could not be written yet");
@@ -303,7 +345,12 @@ impl Actor {
         self.next_seq = self.next_seq.next();
         self.since_snapshot += 1;
         for event in events {
-            info!(seq = event.seq, event = event.kind.name(), run = event.kind.run().map(|run| run.0), "recorded");
+            info!(
+                seq = event.seq,
+                event = event.kind.name(),
+                run = event.kind.run().map(|run| run.0),
+                "recorded"
+            );
         }
         Ok(())
     }
@@ -323,13 +370,10 @@ impl Actor {
                     }
                 }
                 Effect::Stop { lease, worker } => stops.entry(worker).or_default().push(lease),
-                Effect::Drain { worker, draining } => {
-                    self.tell(&worker, ToSession::Drain(draining));
-                }
+                // No agent of this version asks questions.
+                Effect::Answer { .. } => {}
                 Effect::GitWork => self.notices.announce_git_work(),
-                Effect::RunEnded { run } => {
-                    self.endings.insert(run);
-                }
+                Effect::RunEnded { .. } => self.notices.announce_projection(),
             }
         }
         for (worker, facts) in grants {
@@ -370,61 +414,78 @@ impl Actor {
     /// Hands a message to a session. One that does not take it is dropped: its worker reconnects
     /// and its hello sorts out what it holds.
     fn tell(&mut self, worker: &WorkerId, message: ToSession) {
-        let Some(session) = self.sessions.get(worker) else { return };
+        let Some(session) = self.sessions.get(worker) else {
+            return;
+        };
         if let Err(error) = session.out.try_send(message) {
             warn!(worker = %worker, session = session.number, error = %error, "giving up a session that takes no messages");
             self.sessions.remove(worker);
         }
     }
 
-    /// Moves ended runs of which nothing is open into the archive.
-    fn archive_ended(&mut self) -> Result<(), Fatal> {
-        let ready: Vec<RunId> = self
-            .endings
-            .iter()
-            .copied()
-            .filter(|&run| !self.state.leases().any(|lease| lease.run == run))
-            .collect();
-        for run in ready {
+    /// Moves ended runs of which nothing is open into the archive, one bounded step at a time, so
+    /// that commits go in between. True while there is more to do.
+    fn archive_ended(&mut self) -> Result<bool, Fatal> {
+        let is_ready = |run: &&RunId| self.state.leases_of_run(**run).next().is_none();
+        let Some(run) = self.endings.iter().find(is_ready).copied() else {
+            return Ok(false);
+        };
+        let Some(image) = self.state.run(run).filter(|run| run.is_ended()).cloned() else {
+            // It was reopened; it is asked for again when it has ended.
             self.endings.remove(&run);
-            let Some(image) = self.state.run(run).filter(|run| run.is_ended()).cloned() else {
-                continue;
-            };
-            let image = coordinator_core::state::RunImage { run: image };
-            let mut archived = self.store.archive(&image);
-            while matches!(archived, Ok(Progress::More)) {
-                archived = self.store.archive(&image);
-            }
-            if let Err(error) = archived {
+            return Ok(true);
+        };
+        let last_seq = image.last_seq;
+        let image = RunImage { run: image };
+        match self.store.archive(&image) {
+            Ok(Progress::More) => return Ok(true),
+            Ok(Progress::Done) => {}
+            Err(error) => {
                 // The run stays in memory, where nothing is lost, and is archived after a restart.
                 warn!(run = %image.run.name, error = %error, "failed to archive a run");
-                continue;
+                self.endings.remove(&run);
+                return Ok(true);
             }
-            let now = self.clock.now();
-            let mut events = Vec::new();
-            if let Err(rejection) = self.decide(now, Command::Archived { run }, &mut events) {
-                warn!(run = %image.run.name, error = %rejection, "an archived run stays in memory");
-                continue;
-            }
-            self.commit(now, &events)?;
-            self.release(&events);
         }
-        Ok(())
+        self.endings.remove(&run);
+        let now = self.clock.now();
+        let mut events = Vec::new();
+        let archived = Command::Archived { run, last_seq };
+        if let Err(rejection) = self.decide(now, &archived, &mut events) {
+            warn!(run = %image.run.name, error = %rejection, "an archived run stays in memory");
+            return Ok(true);
+        }
+        self.commit(now, &events)?;
+        self.release(&events);
+        Ok(true)
     }
 
-    fn snapshot_if_due(&mut self) {
-        if self.since_snapshot < self.options.snapshot_every {
-            return;
+    /// Writes a snapshot when enough batches have passed, and lets go of journal rows behind it in
+    /// bounded steps. True while there is more to do.
+    fn snapshot_if_due(&mut self) -> bool {
+        if self.since_snapshot >= self.options.snapshot_every {
+            self.since_snapshot = 0;
+            let last = BatchSeq(self.next_seq.0.saturating_sub(1));
+            match self.store.snapshot(last, &self.state.image()) {
+                Ok(()) => self.truncating = true,
+                // The journal is complete without it; only the next start takes longer.
+                Err(error) => warn!(error = %error, "failed to write a snapshot"),
+            }
         }
-        self.since_snapshot = 0;
-        let last = BatchSeq(self.next_seq.0.saturating_sub(1));
-        let written = self
-            .store
-            .snapshot(last, &self.state.image())
-            .and_then(|()| self.store.truncate().map(|_| ()));
-        if let Err(error) = written {
-            // The journal is complete without it; only the next restart takes longer.
-            warn!(error = %error, "failed to write a snapshot");
+        if !self.truncating {
+            return false;
+        }
+        match self.store.truncate() {
+            Ok(Progress::More) => true,
+            Ok(Progress::Done) => {
+                self.truncating = false;
+                false
+            }
+            Err(error) => {
+                warn!(error = %error, "failed to shorten the journal");
+                self.truncating = false;
+                false
+            }
         }
     }
 }

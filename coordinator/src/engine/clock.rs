@@ -20,9 +20,11 @@ impl Clock {
     /// Starts the clock, not before `journaled`.
     #[must_use]
     pub fn start(journaled: Timestamp) -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| {
-            u64::try_from(passed.as_millis()).unwrap_or(u64::MAX)
-        });
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |passed| {
+                u64::try_from(passed.as_millis()).unwrap_or(u64::MAX)
+            });
         Self {
             start: journaled.max(Timestamp::from_ms(wall)),
             boottime_ms: boottime_ms(),
@@ -41,7 +43,9 @@ fn boottime_ms() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
-    seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000)
+    seconds
+        .saturating_mul(1000)
+        .saturating_add(nanos / 1_000_000)
 }
 
 #[cfg(test)]

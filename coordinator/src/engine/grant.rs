@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use coordinator_core::event::{Outcome, Work};
 use coordinator_core::plan::VerifySpec;
-use coordinator_core::state::{AttemptEnd, Lease, Link, Run, RunPhase, State, TaskState};
-use coordinator_core::{AttemptNo, CommitId, Failure, LeaseId, RunId, Span, TaskIx};
+use coordinator_core::state::{AttemptEnd, Lease, Link, Run, RunPhase, TaskState};
+use coordinator_core::{AttemptNo, CommitId, Failure, LeaseId, RunId, Span, State, TaskIx};
 
 use crate::git::names as refs;
 
@@ -71,7 +71,10 @@ impl GrantFacts {
             Work::Verify { task, attempt } => Self::of_verify(run, lease, task, attempt)?,
             Work::FinalVerify => Self::of_final_verify(run, lease)?,
         };
-        Some(Self { heartbeat_seq, ..facts })
+        Some(Self {
+            heartbeat_seq,
+            ..facts
+        })
     }
 
     fn bare(run: &Run, lease: &Lease, timeout: Span) -> Self {
@@ -109,11 +112,11 @@ impl GrantFacts {
         facts.dependencies = task
             .dependencies
             .iter()
-            .filter_map(|&dependency| {
-                let dependency = run.task(dependency)?;
+            .filter_map(|ix| {
+                let dependency = run.task(*ix)?;
                 Some(DependencyFacts {
                     task: dependency.name.clone(),
-                    commit: dependency.commit().cloned(),
+                    commit: run.commit(*ix).cloned(),
                     summary: dependency
                         .history
                         .as_deref()
@@ -138,7 +141,12 @@ impl GrantFacts {
                             (Some(outcome), Some(failure))
                         }
                         Some(AttemptEnd::Failed(failure)) => (None, Some(failure)),
-                        Some(AttemptEnd::Cancelled | AttemptEnd::Parked(_)) | None => (None, None),
+                        Some(
+                            AttemptEnd::Cancelled
+                            | AttemptEnd::Parked { .. }
+                            | AttemptEnd::NeverStarted,
+                        )
+                        | None => (None, None),
                     };
                     EarlierAttempt {
                         attempt: earlier.number,
@@ -165,22 +173,35 @@ impl GrantFacts {
         if let Some(source) = &run.source {
             let history = task.history.as_deref()?;
             let base = history.base.clone()?;
-            let made = history.attempts.iter().find(|made| made.number == attempt)?;
+            let made = history
+                .attempts
+                .iter()
+                .find(|made| made.number == attempt)?;
             let (read_ref, commit) = match &made.end {
-                Some(AttemptEnd::Made(Outcome::Commit(commit))) => {
-                    (refs::attempt(&run.name, &task.name, attempt.0), commit.clone())
-                }
+                Some(AttemptEnd::Made(Outcome::Commit(commit))) => (
+                    refs::attempt(&run.name, &task.name, attempt.0),
+                    commit.clone(),
+                ),
                 _ => (base_ref(run, ix), base.clone()),
             };
-            facts.source =
-                Some(SourceFacts { repository: source.repository.clone(), read_ref, commit, base });
+            facts.source = Some(SourceFacts {
+                repository: source.repository.clone(),
+                read_ref,
+                commit,
+                base,
+            });
         }
         Some(facts)
     }
 
     fn of_final_verify(run: &Run, lease: &Lease) -> Option<Self> {
-        let RunPhase::Verifying { commit, .. } = &run.phase else { return None };
-        let verify = run.integrate.as_ref().and_then(|integrate| integrate.verify.as_ref());
+        let RunPhase::Verifying { commit, .. } = &run.phase else {
+            return None;
+        };
+        let verify = run
+            .integrate
+            .as_ref()
+            .and_then(|integrate| integrate.verify.as_ref());
         let mut facts = Self::bare(run, lease, verify_timeout(verify));
         let source = run.source.as_ref()?;
         facts.source = Some(SourceFacts {
@@ -194,23 +215,32 @@ impl GrantFacts {
 }
 
 fn verify_timeout(verify: Option<&VerifySpec>) -> Span {
-    verify.map_or(coordinator_core::limits::VERIFY_TIMEOUT, |verify| verify.timeout)
+    verify.map_or(coordinator_core::limits::VERIFY_TIMEOUT, |verify| {
+        verify.timeout
+    })
 }
 
 /// Names a ref that holds the base of a task, for a lease to read.
 ///
 /// A task without dependencies starts from the run's source; one with a single dependency from
 /// what that dependency made; only merged bases have a ref of their own.
-fn base_ref(run: &Run, ix: TaskIx) -> String {
+pub fn base_ref(run: &Run, ix: TaskIx) -> String {
     let mut ix = ix;
     loop {
-        let Some(task) = run.task(ix) else { return refs::source(&run.name) };
+        let Some(task) = run.task(ix) else {
+            return refs::source(&run.name);
+        };
         match &*task.dependencies {
             [] => return refs::source(&run.name),
             [only] => {
-                let Some(dependency) = run.task(*only) else { return refs::source(&run.name) };
+                let Some(dependency) = run.task(*only) else {
+                    return refs::source(&run.name);
+                };
                 match &dependency.state {
-                    TaskState::Succeeded { outcome: Outcome::Commit(_), .. } => {
+                    TaskState::Succeeded {
+                        outcome: Outcome::Commit(_),
+                        ..
+                    } => {
                         let number = dependency
                             .history
                             .as_deref()

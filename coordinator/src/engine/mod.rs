@@ -15,11 +15,11 @@ pub mod readers;
 use std::sync::Arc;
 
 use coordinator_core::command::Hello;
-use coordinator_core::state::{RunImage, State};
-use coordinator_core::{Command, Rejection, Reply, RunId, Timestamp};
+use coordinator_core::state::RunImage;
+use coordinator_core::{Command, Rejection, Reply, RunId, State, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 
-pub use actor::{Fatal, Options, start};
+pub use actor::{Fatal, Options, Started, start};
 pub use notice::Notices;
 pub use readers::{ReadError, Readers};
 
@@ -52,18 +52,36 @@ pub enum Error {
 }
 
 type Answer<T> = oneshot::Sender<T>;
+type Question = Box<dyn FnOnce(&State, Timestamp) + Send>;
+type StoreAnswer = Result<(), Arc<crate::store::Error>>;
 
 enum Request {
-    Command { command: Command, answer: Answer<Result<Reply, Rejection>> },
-    Open { hello: Hello, out: mpsc::Sender<ToSession>, answer: Answer<Result<Reply, Rejection>> },
-    Query(Box<dyn FnOnce(&State, Timestamp) + Send>),
+    Command {
+        command: Command,
+        answer: Answer<Result<Reply, Rejection>>,
+    },
+    Open {
+        hello: Hello,
+        out: mpsc::Sender<ToSession>,
+        answer: Answer<Result<Reply, Rejection>>,
+    },
+    Query(Question),
     PutSpecs {
         run: Arc<str>,
         specs: Vec<Vec<u8>>,
-        answer: Answer<Result<(), Arc<crate::store::Error>>>,
+        answer: Answer<StoreAnswer>,
     },
-    Hold { holding: bool, answer: Answer<()> },
-    Stop { answer: Answer<()> },
+    /// The run's branches are in place; it goes to the archive once nothing of it is open.
+    Archive {
+        run: RunId,
+    },
+    Hold {
+        holding: bool,
+        answer: Answer<()>,
+    },
+    Stop {
+        answer: Answer<()>,
+    },
 }
 
 /// Talks to the engine; cheap to clone.
@@ -139,7 +157,19 @@ impl Handle {
     /// # Errors
     /// As [`Handle::command`].
     pub async fn reload(&self, image: RunImage) -> Result<(), Error> {
-        self.command(Command::Reload { image: Arc::new(image) }).await.map(|_| ())
+        self.command(Command::Reload {
+            image: Arc::new(image),
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Lets an ended run go to the archive as soon as nothing of it is open.
+    ///
+    /// # Errors
+    /// The engine has ended.
+    pub async fn archive(&self, run: RunId) -> Result<(), Error> {
+        self.send(Request::Archive { run }).await
     }
 
     /// Lets no new lease begin while `holding`.
@@ -168,7 +198,10 @@ impl Handle {
     }
 
     async fn send(&self, request: Request) -> Result<(), Error> {
-        self.requests.send(request).await.map_err(|_| Error::Stopped)
+        self.requests
+            .send(request)
+            .await
+            .map_err(|_| Error::Stopped)
     }
 }
 
@@ -178,5 +211,10 @@ impl Handle {
 /// The engine has ended.
 pub async fn live_run(handle: &Handle, name: &str) -> Result<Option<RunId>, Error> {
     let name = name.to_owned();
-    handle.query(move |state, _| state.run_by_name(&name).map(|run| run.id)).await
+    handle
+        .query(move |state, _| state.run_by_name(&name).map(|run| run.id))
+        .await
 }
+
+#[cfg(test)]
+mod tests;

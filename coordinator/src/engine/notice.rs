@@ -57,7 +57,10 @@ impl Notices {
     /// Signals that a run has new events; the number is its last sequence number.
     #[must_use]
     pub fn run(&self, run: RunId) -> watch::Receiver<u64> {
-        self.lock().entry(run).or_insert_with(|| watch::Sender::new(0)).subscribe()
+        self.lock()
+            .entry(run)
+            .or_insert_with(|| watch::Sender::new(0))
+            .subscribe()
     }
 
     pub(super) fn announce_git_work(&self) {

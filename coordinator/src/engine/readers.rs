@@ -32,8 +32,13 @@ impl Readers {
     /// # Errors
     /// The store's own.
     pub fn open(store: &dyn Store) -> Result<Self, store::Error> {
-        let readers = (0..READERS).map(|_| store.reader()).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { idle: Arc::new(Mutex::new(readers)), room: Arc::new(Semaphore::new(READERS)) })
+        let readers = (0..READERS)
+            .map(|_| store.reader())
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            idle: Arc::new(Mutex::new(readers)),
+            room: Arc::new(Semaphore::new(READERS)),
+        })
     }
 
     /// Runs a read on a blocking thread, after waiting for a reader.
@@ -44,14 +49,23 @@ impl Readers {
         &self,
         read: impl FnOnce(&mut dyn Reader) -> Result<T, store::Error> + Send + 'static,
     ) -> Result<T, ReadError> {
-        let room = self.room.clone().acquire_owned().await.map_err(|_| ReadError::GivenUp)?;
+        let room = self
+            .room
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|_| ReadError::GivenUp)?;
         let idle = self.idle.clone();
         let result = tokio::task::spawn_blocking(move || {
             let _room = room;
             let taken = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some(mut reader) = taken else { return Err(ReadError::GivenUp) };
+            let Some(mut reader) = taken else {
+                return Err(ReadError::GivenUp);
+            };
             let result = read(&mut *reader);
-            idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+            idle.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(reader);
             result.map_err(ReadError::from)
         });
         result.await.map_err(|_| ReadError::GivenUp)?

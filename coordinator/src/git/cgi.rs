@@ -1,6 +1,5 @@
 //! Runs one `git http-backend` for one request: body in, answer out, and nobody left behind.
 
-use std::ffi::OsString;
 use std::io;
 use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
@@ -12,9 +11,10 @@ use axum::body::{Body, Bytes};
 use axum::response::Response;
 use futures::StreamExt as _;
 use http::{HeaderName, HeaderValue, StatusCode, header};
+use muster_git::GitCommand;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -36,6 +36,9 @@ const STDERR_BYTES_MAX: usize = 4 << 10;
 /// The size of one piece of an answer; with [`PIECES`] the most that waits for a slow client.
 const PIECE_BYTES: usize = 64 << 10;
 const PIECES: usize = 4;
+
+/// The mark at the end of an answer: an empty pkt-line.
+const MARK: &[u8] = b"0000";
 
 /// Headers of git's answer that are handed on.
 const HEADERS: [HeaderName; 4] = [
@@ -68,10 +71,8 @@ impl Drop for GaugeGuard {
     }
 }
 
-/// One request for git.
+/// What one request gives to git.
 pub(super) struct Call {
-    /// The whole environment of the process.
-    pub(super) environment: Vec<(String, OsString)>,
     /// What git reads before the body.
     pub(super) head: Vec<u8>,
     /// The request's body, or what is left of it.
@@ -80,7 +81,7 @@ pub(super) struct Call {
     pub(super) body_bytes_max: u64,
     /// Given back when the process has ended.
     pub(super) permit: OwnedSemaphorePermit,
-    /// What the client is told at the end of the answer if git failed.
+    /// What the client is told in place of the rest if git dies in the middle of its answer.
     pub(super) epilogue: Box<dyn FnOnce() -> Option<Vec<u8>> + Send>,
     pub(super) gauge: Gauge,
 }
@@ -113,25 +114,24 @@ enum Broken {
 
 type Piece = Result<Bytes, io::Error>;
 
-/// Starts git and gives its answer as soon as the answer's head is there; the rest is streamed.
+/// Starts `git http-backend` and gives its answer as soon as the answer's head is there; the rest is streamed.
 ///
 /// If the client goes away, before or after the head, the whole process group is ended. The call's
 /// permit and epilogue live until no process is left.
-pub(super) async fn run(call: Call) -> Result<Response, Error> {
-    let mut command = Command::new("git");
-    command
-        .arg("http-backend")
-        .env_clear()
-        .envs(call.environment.iter().map(|(name, value)| (name, value)))
+pub(super) async fn run(command: GitCommand, call: Call) -> Result<Response, Error> {
+    let counted = call.gauge.enter();
+    let mut process = command.into_process();
+    process
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true);
-    let child = command.spawn().map_err(Error::Start)?;
+        .stderr(Stdio::piped());
+    let child = process.spawn().map_err(Error::Start)?;
     let (head_sender, head) = oneshot::channel();
     let (pieces_sender, pieces) = mpsc::channel(PIECES);
-    tokio::spawn(serve(child, call, head_sender, pieces_sender));
+    tokio::spawn(async move {
+        serve(child, call, head_sender, pieces_sender).await;
+        drop(counted);
+    });
 
     let mut response = head.await.map_err(|_| Error::NoAnswer)?;
     let pieces = tokio_stream::wrappers::ReceiverStream::new(pieces);
@@ -146,7 +146,6 @@ async fn serve(
     head: oneshot::Sender<Response>,
     pieces: mpsc::Sender<Piece>,
 ) {
-    let _counted = call.gauge.enter();
     let (Some(stdin), Some(stdout), Some(stderr)) =
         (child.stdin.take(), child.stdout.take(), child.stderr.take())
     else {
@@ -159,18 +158,18 @@ async fn serve(
     };
     let result = tokio::select! {
         result = timeout(REQUEST_TIME_MAX, work) => match result {
-            Ok(result) => result.map(drop),
+            Ok(result) => result.map(|((), end)| end),
             Err(_) => Err(Broken::TooLong),
         },
         () = pieces.closed() => Err(Broken::Gone),
     };
     let status = match &result {
-        Ok(()) => wait_or_end(&mut child).await,
+        Ok(_) => wait_or_end(&mut child).await,
         Err(_) => end(&mut child).await,
     };
     let failed = !status.is_some_and(|status| status.success());
     if failed
-        && result.is_ok()
+        && matches!(result, Ok(End::Cut))
         && let Some(epilogue) = (call.epilogue)()
     {
         // The client may be gone by now, and then nobody is to be told.
@@ -221,12 +220,21 @@ async fn write(stdin: &mut Option<ChildStdin>, bytes: &[u8]) {
     }
 }
 
+/// How an answer of git ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// With the mark that ends every whole answer of git's protocol.
+    Marked,
+    /// Without it: git died, or had nothing to say.
+    Cut,
+}
+
 /// Reads git's answer and hands it on: the head once, then pieces.
 async fn forward(
     mut stdout: ChildStdout,
     head: oneshot::Sender<Response>,
     pieces: &mpsc::Sender<Piece>,
-) -> Result<(), Broken> {
+) -> Result<End, Broken> {
     let mut bytes = Vec::new();
     let (response, rest) = loop {
         if let Some(found) = parse_head(&bytes)? {
@@ -238,13 +246,17 @@ async fn forward(
     };
     head.send(response).map_err(|_| Broken::Gone)?;
     let mut piece = rest;
+    let mut last = Vec::new();
     loop {
         if !piece.is_empty() {
+            let surplus = piece.len().saturating_sub(MARK.len());
+            last.extend_from_slice(piece.get(surplus..).unwrap_or_default());
+            last.drain(..last.len().saturating_sub(MARK.len()));
             let piece = Bytes::from(std::mem::take(&mut piece));
             pieces.send(Ok(piece)).await.map_err(|_| Broken::Gone)?;
         }
         if read(&mut stdout, &mut piece).await? == 0 {
-            return Ok(());
+            return Ok(if last == MARK { End::Marked } else { End::Cut });
         }
     }
 }

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use std::{fs, io};
 
+use muster_git::Git;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -23,7 +24,7 @@ use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 use super::policy::{Fence, Refusal, Scope, decide_update, visible};
-use super::refs::ObjectId;
+use super::refs::RefValue;
 use super::repository::reaches_hidden;
 
 /// The hidden subcommand of the coordinator's executable that [`hook_main`] serves.
@@ -82,7 +83,12 @@ impl HookServer {
     /// an earlier coordinator of the same home left. Errs if the hook cannot be executed where the
     /// home is (`noexec`): git would skip it, and pushes would not be fenced. Must be called inside
     /// a tokio runtime.
-    pub fn start(home: &Path, executable: PathBuf, fence: Arc<dyn Fence>) -> Result<Self, Error> {
+    pub fn start(
+        git: Git,
+        home: &Path,
+        executable: PathBuf,
+        fence: Arc<dyn Fence>,
+    ) -> Result<Self, Error> {
         let hooks = home.join("git-hooks");
         private_folder(&hooks).map_err(at("create", &hooks))?;
         write_script(&hooks.join("reference-transaction"))?;
@@ -104,6 +110,7 @@ impl HookServer {
         }
         let listener = UnixListener::bind(&socket).map_err(at("listen at", &socket))?;
         let pushes = Arc::new(Pushes {
+            git,
             fence,
             open: Mutex::default(),
         });
@@ -181,6 +188,7 @@ struct Entry {
 }
 
 struct Pushes {
+    git: Git,
     fence: Arc<dyn Fence>,
     open: Mutex<HashMap<String, Entry>>,
 }
@@ -216,7 +224,7 @@ impl Pushes {
             tips.push(new);
         }
         if scope.reads_are_limited() {
-            let hidden = reaches_hidden(repository, &visible(scope), &tips).await;
+            let hidden = reaches_hidden(&self.git, repository, &visible(scope), &tips).await;
             match hidden {
                 Ok(false) => {}
                 Ok(true) => return Err(Refusal::ForeignCommits),
@@ -231,10 +239,10 @@ impl Pushes {
     }
 }
 
-fn parse_update(update: &str) -> Option<(ObjectId, ObjectId, &str)> {
+fn parse_update(update: &str) -> Option<(RefValue, RefValue, &str)> {
     let (old, rest) = update.split_once(' ')?;
     let (new, refname) = rest.split_once(' ')?;
-    Some((ObjectId::parse(old)?, ObjectId::parse(new)?, refname))
+    Some((RefValue::parse(old)?, RefValue::parse(new)?, refname))
 }
 
 async fn accept(listener: UnixListener, pushes: Arc<Pushes>) {

@@ -18,13 +18,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures::StreamExt as _;
 use http::{HeaderMap, StatusCode, header};
+use muster_git::{Git, GitCommand, GitError, Mode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use crate::auth::Identity;
+
 use super::cgi::{self, BODY_IDLE_MAX, Call, Gauge};
-use super::hook::HookServer;
+use super::hook::{self, HookServer};
 use super::pktline::{CommandList, Parser};
-use super::policy::{Fence, Identity, Refusal, Scope, decide_update, visible};
+use super::policy::{Fence, Refusal, Scope, decide_update, visible};
 use super::refs::valid_component;
 use super::repository;
 
@@ -40,20 +43,50 @@ const PUSHES_MAX: usize = 16;
 /// The most fetches and ref listings at a time: each is two or three processes.
 const READS_MAX: usize = 32;
 
-/// The longest wait for one of these; a client that waits longer had better come again.
+/// The longest wait for a place among them; a client that waits longer had better come again.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// The longest time for the list of updates; the largest is a megabyte.
+const LIST_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// The longest time to take in a refused push, so that its client gets to the refusal.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(600);
 
 /// From how many objects on a push is kept as one pack; smaller ones become loose objects, so that
 /// a snapshot a minute does not leave a pack a minute.
 const UNPACK_LIMIT: &str = "100";
 
+/// What a client is told when git dies in a push for a reason of its own.
+const DIED: &str = "git failed at the coordinator; see if the ref is there, and try again";
+
 /// How hosted repositories are served.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// The git that does the work.
+    pub git: Git,
     /// The coordinator's home.
     pub home: PathBuf,
+    /// What git's hook runs, as in [`HookServer::start`]: the coordinator's own executable.
+    pub executable: PathBuf,
     /// The largest push, in bytes.
     pub push_bytes_max: u64,
+}
+
+/// Why repositories cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The installed git lacks a part that some systems package apart.
+    #[error("this git has no http-backend: {0}")]
+    NoBackend(String),
+    /// Git could not be run.
+    #[error("cannot try git http-backend")]
+    Git(#[from] GitError),
+    /// What killed processes left could not be removed.
+    #[error(transparent)]
+    Repository(#[from] repository::Error),
+    /// The hook could not be set up.
+    #[error(transparent)]
+    Hook(#[from] hook::Error),
 }
 
 /// The hosted remote; clones share everything.
@@ -72,9 +105,17 @@ struct Inner {
 }
 
 impl GitHost {
-    /// Makes the remote; repositories are those of [`repository::folder`] of the home.
-    pub fn new(options: Options, fence: Arc<dyn Fence>, hooks: HookServer) -> Self {
-        Self {
+    /// Makes the remote; its repositories are those of [`repository::folder`] of the home.
+    ///
+    /// Removes what killed processes left in them, so this must be the only coordinator of the
+    /// home, and no git may work in it yet.
+    pub async fn start(options: Options, fence: Arc<dyn Fence>) -> Result<Self, StartError> {
+        check_backend(&options.git).await?;
+        repository::clean(&options.home)?;
+        let git = options.git.clone();
+        let executable = options.executable.clone();
+        let hooks = HookServer::start(git, &options.home, executable, Arc::clone(&fence))?;
+        Ok(Self {
             inner: Arc::new(Inner {
                 options,
                 fence,
@@ -83,7 +124,7 @@ impl GitHost {
                 reads: Arc::new(Semaphore::new(READS_MAX)),
                 gauge: Gauge::default(),
             }),
-        }
+        })
     }
 
     /// The routes. Authentication is put around them and leaves an [`Identity`] in the request's
@@ -179,23 +220,19 @@ async fn list_refs(
     if service == Service::ReceivePack && !scope.writes() {
         return Err(Refusal::ReadOnly.into());
     }
-    let mut environment = host.environment(service, name, "info/refs", &parts, &scope);
-    set(&mut environment, "REQUEST_METHOD", "GET");
-    set(
-        &mut environment,
-        "QUERY_STRING",
-        &format!("service={}", service.name()),
-    );
-    host.run(Call {
-        environment,
+    let command = host
+        .command(service, name, "info/refs", &parts, &scope)
+        .env("REQUEST_METHOD", "GET")
+        .env("QUERY_STRING", format!("service={}", service.name()));
+    let call = Call {
         head: Vec::new(),
         body: Body::empty(),
         body_bytes_max: 0,
         permit: room(&host.reads).await?,
         epilogue: Box::new(|| None),
         gauge: host.gauge.clone(),
-    })
-    .await
+    };
+    run(command, call).await
 }
 
 /// `POST git-upload-pack`: a fetch.
@@ -208,24 +245,23 @@ async fn fetch(
     let scope = host.scope(&parts).await?;
     let name = host.repository(&repository)?;
     let service = Service::UploadPack;
-    let mut environment = host.environment(service, name, service.name(), &parts, &scope);
-    post_variables(&mut environment, service, &parts.headers)?;
+    let mut command = host.command(service, name, service.name(), &parts, &scope);
+    command = posted(command, service, &parts.headers)?;
     match header_text(&parts.headers, header::CONTENT_ENCODING.as_str()) {
         None | Some("identity") => {}
         // Large requests of git are compressed, and http-backend unpacks them.
-        Some("gzip" | "x-gzip") => set(&mut environment, "HTTP_CONTENT_ENCODING", "gzip"),
+        Some("gzip" | "x-gzip") => command = command.env("HTTP_CONTENT_ENCODING", "gzip"),
         Some(_) => return Err(unknown_encoding()),
     }
-    host.run(Call {
-        environment,
+    let call = Call {
         head: Vec::new(),
         body,
         body_bytes_max: FETCH_BYTES_MAX,
         permit: room(&host.reads).await?,
         epilogue: Box::new(|| None),
         gauge: host.gauge.clone(),
-    })
-    .await
+    };
+    run(command, call).await
 }
 
 /// `POST git-receive-pack`: a push.
@@ -246,12 +282,16 @@ async fn push(
     }
     let service = Service::ReceivePack;
     let scope = host.scope(&parts).await;
-    let (list, rest, body) = read_list(body).await?;
+    let read = timeout(LIST_TIME_MAX, read_list(body)).await;
+    let (list, rest, body) = read.map_err(|_| slow())??;
     let scope = match decide(scope, &list) {
         Ok(scope) => scope,
         Err(refused) => {
             tracing::info!(repository = name, reason = %refused.first(), "a push was refused");
-            drain(body, host.options.push_bytes_max).await?;
+            let drained = drain(body, host.options.push_bytes_max);
+            timeout(DRAIN_TIME_MAX, drained)
+                .await
+                .map_err(|_| slow())??;
             return refused.answer(&list);
         }
     };
@@ -260,20 +300,17 @@ async fn push(
         return Ok(result(Vec::new()));
     }
     let permit = room(&host.pushes).await?;
-    let mut environment = host.environment(service, name, service.name(), &parts, &scope);
+    let command = host.command(service, name, service.name(), &parts, &scope);
     // The list is not as long as the client's, so there is no length: git reads to the end.
-    post_variables(&mut environment, service, &HeaderMap::new())?;
-    let push = host.hooks.open(
-        scope,
-        repository::folder(&host.options.home).join(&repository),
-    );
+    let mut command = posted(command, service, &HeaderMap::new())?;
+    let folder = repository::folder(&host.options.home).join(&repository);
+    let push = host.hooks.open(scope, folder);
     for (variable, value) in push.environment() {
-        environment.push(((*variable).to_owned(), value.clone().into_os_string()));
+        command = command.env(variable, value);
     }
     let mut head = list.encode();
     head.extend_from_slice(&rest);
-    host.run(Call {
-        environment,
+    let call = Call {
         head,
         body,
         body_bytes_max: host.options.push_bytes_max,
@@ -281,12 +318,12 @@ async fn push(
         epilogue: Box::new(move || {
             // Git dies of a hook's refusal without a report, so the report is made here. All
             // updates were one transaction: none has happened.
-            let refusal = push.refused()?;
-            list.refuse(|_| refusal.to_string())
+            let reason = push.refused().map(|refusal| refusal.to_string());
+            list.refuse(|_| reason.as_deref().unwrap_or(DIED).to_owned())
         }),
         gauge: host.gauge.clone(),
-    })
-    .await
+    };
+    run(command, call).await
 }
 
 impl Inner {
@@ -306,51 +343,34 @@ impl Inner {
         name.ok_or_else(|| Denied::new(StatusCode::NOT_FOUND, "no such repository"))
     }
 
-    /// The environment of git, whole: nothing of the coordinator's own gets in but PATH.
-    fn environment(
+    /// `git http-backend` for one request; what depends on the method is left to the caller.
+    fn command(
         &self,
         service: Service,
         repository: &str,
         endpoint: &str,
         parts: &Parts,
         scope: &Scope,
-    ) -> Vec<(String, OsString)> {
-        let mut environment = Vec::new();
-        if let Some(path) = std::env::var_os("PATH") {
-            environment.push(("PATH".to_owned(), path));
-        }
-        let root = repository::folder(&self.options.home);
-        environment.push(("GIT_PROJECT_ROOT".to_owned(), root.into_os_string()));
-        let path = format!("/{repository}.git/{endpoint}");
-        for (name, value) in [
-            ("HOME", "/nonexistent"),
-            ("LC_ALL", "C"),
-            ("GIT_CONFIG_NOSYSTEM", "1"),
-            ("GIT_CONFIG_GLOBAL", "/dev/null"),
-            ("GIT_HTTP_EXPORT_ALL", "1"),
-            ("REMOTE_USER", user(scope)),
-            ("REMOTE_ADDR", "client"),
-            ("PATH_INFO", &path),
-        ] {
-            set(&mut environment, name, value);
-        }
+    ) -> GitCommand {
+        let mut command = self.options.git.command(Mode::Hermetic);
+        command = command
+            .arg("http-backend")
+            .env("HOME", "/nonexistent")
+            .env("GIT_PROJECT_ROOT", repository::folder(&self.options.home))
+            .env("GIT_HTTP_EXPORT_ALL", "1")
+            .env("PATH_INFO", format!("/{repository}.git/{endpoint}"))
+            .env("REMOTE_USER", user(scope))
+            .env("REMOTE_ADDR", "client");
         if !scope.reads_are_limited()
             && service == Service::UploadPack
             && header_text(&parts.headers, "git-protocol") == Some("version=2")
         {
-            set(&mut environment, "GIT_PROTOCOL", "version=2");
+            command = command.env("GIT_PROTOCOL", "version=2");
         }
-        let settings = self.settings(service, scope);
-        set(
-            &mut environment,
-            "GIT_CONFIG_COUNT",
-            &settings.len().to_string(),
-        );
-        for (index, (key, value)) in settings.into_iter().enumerate() {
-            set(&mut environment, &format!("GIT_CONFIG_KEY_{index}"), key);
-            environment.push((format!("GIT_CONFIG_VALUE_{index}"), value));
+        for (key, value) in self.settings(service, scope) {
+            command = command.config(key, value);
         }
-        environment
+        command
     }
 
     /// Git's configuration for one request.
@@ -358,7 +378,6 @@ impl Inner {
         let hooks = self.hooks.hooks().as_os_str().to_owned();
         let mut settings = vec![
             ("core.hooksPath", hooks),
-            ("gc.auto", "0".into()),
             ("http.getanyfile", "false".into()),
         ];
         for rule in visible(scope) {
@@ -388,17 +407,28 @@ impl Inner {
         }
         settings
     }
+}
 
-    async fn run(&self, call: Call) -> Result<Response, Denied> {
-        cgi::run(call).await.map_err(|error| {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "git gave no answer"
-            );
-            let message = "the coordinator could not run git";
-            Denied::new(StatusCode::INTERNAL_SERVER_ERROR, message)
-        })
+async fn check_backend(git: &Git) -> Result<(), StartError> {
+    let output = git
+        .command(Mode::Hermetic)
+        .arg("http-backend")
+        .run()
+        .await?;
+    // Without a request it complains in the form of an HTTP answer.
+    if output.stdout.starts_with(b"Status: ") {
+        return Ok(());
     }
+    Err(StartError::NoBackend(output.stderr))
+}
+
+async fn run(command: GitCommand, call: Call) -> Result<Response, Denied> {
+    cgi::run(command, call).await.map_err(|error| {
+        let error = &error as &dyn std::error::Error;
+        tracing::error!(error, "git gave no answer");
+        let message = "the coordinator could not run git";
+        Denied::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    })
 }
 
 fn identity(parts: &Parts) -> Result<&Identity, Denied> {
@@ -417,25 +447,23 @@ fn user(scope: &Scope) -> &'static str {
     }
 }
 
-fn set(environment: &mut Vec<(String, OsString)>, name: &str, value: &str) {
-    environment.push((name.to_owned(), value.into()));
-}
-
-fn post_variables(
-    environment: &mut Vec<(String, OsString)>,
+fn posted(
+    command: GitCommand,
     service: Service,
     headers: &HeaderMap,
-) -> Result<(), Denied> {
-    set(environment, "REQUEST_METHOD", "POST");
-    let content_type = format!("application/x-{}-request", service.name());
-    set(environment, "CONTENT_TYPE", &content_type);
-    if let Some(length) = header_text(headers, header::CONTENT_LENGTH.as_str()) {
-        let length: u64 = length
-            .parse()
-            .map_err(|_| Denied::new(StatusCode::BAD_REQUEST, "the content length is no number"))?;
-        set(environment, "CONTENT_LENGTH", &length.to_string());
-    }
-    Ok(())
+) -> Result<GitCommand, Denied> {
+    let command = command.env("REQUEST_METHOD", "POST").env(
+        "CONTENT_TYPE",
+        format!("application/x-{}-request", service.name()),
+    );
+    let Some(length) = header_text(headers, header::CONTENT_LENGTH.as_str()) else {
+        return Ok(command);
+    };
+    let message = "the content length is no number";
+    let length: u64 = length
+        .parse()
+        .map_err(|_| Denied::new(StatusCode::BAD_REQUEST, message))?;
+    Ok(command.env("CONTENT_LENGTH", length.to_string()))
 }
 
 fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::refs::ObjectId;
+use super::refs::RefValue;
 
 /// The most ref updates in one push; an attempt needs two.
 pub const COMMANDS_MAX: usize = 1_000;
@@ -48,9 +48,9 @@ pub enum Error {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
     /// The value that the ref should have before; zero if it should not exist.
-    pub old: ObjectId,
+    pub old: RefValue,
     /// The value that it shall get; zero to delete it.
-    pub new: ObjectId,
+    pub new: RefValue,
     /// The full name of the ref: starts with `refs/`, holds no space or control character.
     pub refname: String,
 }
@@ -61,7 +61,7 @@ pub struct CommandList {
     /// The updates, in the client's order; empty when a client only tries its credential.
     pub commands: Vec<Command>,
     /// The commits whose parents the client does not have.
-    shallow: Vec<ObjectId>,
+    shallow: Vec<RefValue>,
     capabilities: Vec<String>,
 }
 
@@ -181,7 +181,7 @@ impl Parser {
         }
         let text = str::from_utf8(payload).map_err(|_| wrong())?;
         if let Some(id) = text.strip_prefix("shallow ") {
-            let id = ObjectId::parse(id).ok_or_else(wrong)?;
+            let id = RefValue::parse(id).ok_or_else(wrong)?;
             self.list.shallow.push(id);
             return Ok(());
         }
@@ -216,7 +216,7 @@ fn pkt_length(hex: &[u8; 4]) -> Option<usize> {
 fn command(update: &str) -> Option<Command> {
     let (old, rest) = update.split_once(' ')?;
     let (new, refname) = rest.split_once(' ')?;
-    let (old, new) = (ObjectId::parse(old)?, ObjectId::parse(new)?);
+    let (old, new) = (RefValue::parse(old)?, RefValue::parse(new)?);
     let plain = !refname.chars().any(|c| c.is_whitespace() || c.is_control());
     let valid = plain && refname.starts_with("refs/") && refname.len() <= REFNAME_BYTES_MAX;
     let valid = valid && old.as_str().len() == new.as_str().len();

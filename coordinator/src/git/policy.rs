@@ -1,30 +1,13 @@
 //! Who may move which ref, and who sees which: pure decisions.
 //!
-//! A credential stands for an [`Identity`]; a [`Fence`] turns it into a [`Scope`] as long as it
-//! lives. All that follows from a scope is decided here, the same way when a push arrives and when
+//! A [`Fence`] turns the [`Identity`] of a request into a [`Scope`] as long as it lives. All that follows from a scope is decided here, the same way when a push arrives and when
 //! its refs are about to move.
 
 use futures::future::BoxFuture;
 
-use super::refs::{AttemptName, ObjectId, ParsedRef};
+use crate::auth::Identity;
 
-/// Whom a request's credential stands for; put into the request's extensions by authentication.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Identity {
-    /// The holder of a lease (of an attempt or of a verify), by the lease's id.
-    Lease(u64),
-    /// A worker's session, by the worker's stable id and its boot incarnation.
-    WorkerSession {
-        /// The worker's stable id.
-        worker: String,
-        /// The incarnation that the session belongs to.
-        incarnation: String,
-    },
-    /// A person or program that submits and controls runs.
-    Operator,
-    /// A person or program that only looks.
-    Viewer,
-}
+use super::refs::{AttemptName, ParsedRef, RefValue};
 
 /// What a credential may do in a hosted repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +33,7 @@ pub enum Scope {
         /// The worker's stable id.
         worker: String,
         /// The incarnation whose session this is.
-        incarnation: String,
+        incarnation: u64,
         /// The attempts that were told to stop, and whose edits are not kept yet.
         attempts: Vec<AttemptName>,
     },
@@ -140,9 +123,9 @@ pub enum Refusal {
 
 /// Tells what credentials stand for, and whether they still do; asked by the hosted remote.
 pub trait Fence: Send + Sync {
-    /// The scope of a credential that was found genuine.
+    /// The scope of an identity that was proven.
     ///
-    /// Errs with the reason when it stands for nothing (any more), for example a lease that ended.
+    /// Errs with the reason when it gives no scope (any more), for example as its lease has ended.
     fn scope<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Scope, Refusal>>;
 
     /// Whether a scope that was given out before still holds, asked at the moment refs move.
@@ -156,8 +139,8 @@ pub trait Fence: Send + Sync {
 pub fn decide_update(
     scope: &Scope,
     refname: &str,
-    old: &ObjectId,
-    new: &ObjectId,
+    old: &RefValue,
+    new: &RefValue,
 ) -> Result<(), Refusal> {
     if !scope.writes() {
         return Err(Refusal::ReadOnly);
@@ -211,12 +194,12 @@ mod tests {
         TaskName::new("r", task).unwrap().attempt(number)
     }
 
-    fn none() -> ObjectId {
-        ObjectId::parse(&"0".repeat(40)).unwrap()
+    fn none() -> RefValue {
+        RefValue::parse(&"0".repeat(40)).unwrap()
     }
 
-    fn some(digit: &str) -> ObjectId {
-        ObjectId::parse(&digit.repeat(40)).unwrap()
+    fn some(digit: &str) -> RefValue {
+        RefValue::parse(&digit.repeat(40)).unwrap()
     }
 
     fn attempt_scope() -> Scope {
@@ -236,7 +219,7 @@ mod tests {
             },
             Scope::Salvage {
                 worker: "w".to_owned(),
-                incarnation: "i".to_owned(),
+                incarnation: 1,
                 attempts: vec![name("api", 1)],
             },
             Scope::Operator,
@@ -260,6 +243,7 @@ mod tests {
             "refs/muster/source/r",
             "refs/heads/muster/r/tasks/api",
             "refs/heads/muster/r/integration",
+            "refs/muster/candidate/r/1",
             "refs/heads/main",
             "refs/tags/v1",
             "HEAD",

@@ -141,6 +141,13 @@ pub enum ParsedRef {
         /// The run's name.
         run: String,
     },
+    /// `refs/muster/candidate/<run>/<generation>`: an integration that waits for its verify.
+    Candidate {
+        /// The run's name.
+        run: String,
+        /// The generation of the integration, from 1.
+        generation: NonZeroU32,
+    },
 }
 
 impl ParsedRef {
@@ -153,6 +160,9 @@ impl ParsedRef {
             ("muster", "salvage") => Self::Salvage(attempt(&mut parts)?),
             ("muster", "base") => Self::Base(task(&mut parts)?),
             ("muster", "source") => Self::source(parts.next()?).ok()?,
+            ("muster", "candidate") => {
+                Self::candidate(parts.next()?, number(parts.next()?)?).ok()?
+            }
             ("heads", "muster") => match (parts.next()?, parts.next()?) {
                 (run, "tasks") => Self::TaskHead(TaskName::new(run, parts.next()?).ok()?),
                 (run, "integration") => Self::integration(run).ok()?,
@@ -171,6 +181,15 @@ impl ParsedRef {
         })
     }
 
+    /// An integration of a run that waits for its verify.
+    pub fn candidate(run: &str, generation: NonZeroU32) -> Result<Self, InvalidName> {
+        valid_component(run)?;
+        Ok(Self::Candidate {
+            run: run.to_owned(),
+            generation,
+        })
+    }
+
     /// The integration branch of a run.
     pub fn integration(run: &str) -> Result<Self, InvalidName> {
         valid_component(run)?;
@@ -186,12 +205,15 @@ fn task<'a>(parts: &mut impl Iterator<Item = &'a str>) -> Option<TaskName> {
 
 fn attempt<'a>(parts: &mut impl Iterator<Item = &'a str>) -> Option<AttemptName> {
     let task = task(parts)?;
-    let digits = parts.next()?;
-    // `parse` also takes "+1" and "01", which would be second spellings of attempt 1.
+    Some(task.attempt(number(parts.next()?)?))
+}
+
+fn number(digits: &str) -> Option<NonZeroU32> {
+    // `parse` also takes "+1" and "01", which would be second spellings of 1.
     if !digits.bytes().all(|b| b.is_ascii_digit()) || digits.starts_with('0') {
         return None;
     }
-    Some(task.attempt(digits.parse().ok()?))
+    digits.parse().ok()
 }
 
 impl fmt::Display for ParsedRef {
@@ -209,23 +231,27 @@ impl fmt::Display for ParsedRef {
             Self::TaskHead(TaskName { run, task }) => {
                 write!(f, "refs/heads/muster/{run}/tasks/{task}")
             }
+            Self::Candidate { run, generation } => {
+                write!(f, "refs/muster/candidate/{run}/{generation}")
+            }
             Self::IntegrationHead { run } => write!(f, "refs/heads/muster/{run}/integration"),
         }
     }
 }
 
-/// The id of a git object, in lower-case hexadecimal (SHA-1 or SHA-256).
+/// What a ref holds as git's protocol spells it: an object's id (SHA-1 or SHA-256), or zeros where
+/// there is no ref.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ObjectId(String);
+pub struct RefValue(String);
 
-impl ObjectId {
-    /// Parses an id; `None` unless it is 40 or 64 lower-case hexadecimal digits.
+impl RefValue {
+    /// Parses a value; `None` unless it is 40 or 64 lower-case hexadecimal digits.
     pub fn parse(hex: &str) -> Option<Self> {
         let digits = hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         (digits && matches!(hex.len(), 40 | 64)).then(|| Self(hex.to_owned()))
     }
 
-    /// Whether this is git's way of saying "no object".
+    /// Whether this says that there is no ref.
     pub fn is_zero(&self) -> bool {
         self.0.bytes().all(|b| b == b'0')
     }
@@ -236,7 +262,7 @@ impl ObjectId {
     }
 }
 
-impl fmt::Display for ObjectId {
+impl fmt::Display for RefValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -290,6 +316,10 @@ mod tests {
             (ParsedRef::source("r1").unwrap(), "refs/muster/source/r1"),
             (ParsedRef::TaskHead(task), "refs/heads/muster/r1/tasks/api"),
             (
+                ParsedRef::candidate("r1", NonZeroU32::MIN).unwrap(),
+                "refs/muster/candidate/r1/1",
+            ),
+            (
                 ParsedRef::integration("r1").unwrap(),
                 "refs/heads/muster/r1/integration",
             ),
@@ -312,6 +342,7 @@ mod tests {
             "refs/muster/attempts/r//1",
             "refs/muster/attempts/../t/1",
             "refs/muster/source/r/",
+            "refs/muster/candidate/r/01",
             "refs/heads/muster/r/integration/x",
             "refs/heads/main",
             "muster/source/r",
@@ -326,7 +357,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_parsed_ref_is_printed_as_it_was_read(
-            name in "refs/(muster|heads)/(attempts|wip|salvage|base|source|muster)/[a-z.0-9/-]{0,20}"
+            name in "refs/(muster|heads)/(attempts|wip|salvage|base|source|candidate|muster)/[a-z.0-9/-]{0,20}"
         ) {
             if let Some(parsed) = ParsedRef::parse(&name) {
                 prop_assert_eq!(parsed.to_string(), name);

@@ -24,7 +24,11 @@ impl Repositories {
     /// Makes the set of repositories of a home.
     #[must_use]
     pub fn new(git: Git, home: PathBuf) -> Self {
-        Self { git, home: home.into(), open: Arc::default() }
+        Self {
+            git,
+            home: home.into(),
+            open: Arc::default(),
+        }
     }
 
     /// Makes a repository, unless it is there.
@@ -36,12 +40,10 @@ impl Repositories {
         if let Some(repository) = open.get(name) {
             return Ok(repository.clone());
         }
-        let hosted = HostedRepository::open_or_init(&self.home, name, format)
+        let hosted = HostedRepository::open_or_init(&self.git, &self.home, name, format)
             .await
             .map_err(|error| status::internal(&error))?;
-        let repository = Repository::open_bare(&self.git, hosted.path())
-            .await
-            .map_err(|error| status::internal(&error))?;
+        let repository = hosted.repository().clone();
         open.insert(name.to_owned(), repository.clone());
         Ok(repository)
     }
@@ -58,8 +60,9 @@ impl Repositories {
             return Ok(repository.clone());
         }
         let folder = repository::folder(&self.home).join(format!("{name}.git"));
-        let repository =
-            Repository::open_bare(&self.git, &folder).await.map_err(|_| unknown())?;
+        let repository = Repository::open_bare(&self.git, &folder)
+            .await
+            .map_err(|_| unknown())?;
         open.insert(name.to_owned(), repository.clone());
         Ok(repository)
     }

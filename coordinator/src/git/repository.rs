@@ -1,24 +1,13 @@
 //! The bare repositories in the coordinator's home.
 
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tokio::process::Command;
+use muster_git::{Git, GitError, Mode, ObjectFormat, Repository};
 use uuid::Uuid;
 
-use super::refs::{InvalidName, ObjectId, valid_component};
-
-/// Settings that every user of a hosted repository shares, written into its own `config`.
-///
-/// A ref that was acknowledged must survive a power cut, so refs and all objects are synced
-/// (`committed`), in batches. Nothing collects garbage on its own: an unreferenced commit may be
-/// known to the journal already.
-const SETTINGS: [(&str, &str); 4] = [
-    ("core.fsync", "committed"),
-    ("core.fsyncMethod", "batch"),
-    ("gc.auto", "0"),
-    ("core.logAllRefUpdates", "false"),
-];
+use super::refs::{InvalidName, RefValue, valid_component};
 
 /// Why a hosted repository could not be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -31,54 +20,69 @@ pub enum Error {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("git cannot {action} {}: {stderr}", path.display())]
-    Git {
-        action: &'static str,
+    #[error("cannot make {} ready", path.display())]
+    Git { path: PathBuf, source: GitError },
+    #[error("{} has object ids of {}, and {} was asked for", path.display(), found.as_str(), wanted.as_str())]
+    Format {
         path: PathBuf,
-        stderr: String,
+        found: ObjectFormat,
+        wanted: ObjectFormat,
     },
 }
+
+/// How the name of a repository starts while it is being made; no name that is served does.
+const UNFINISHED: &str = ".new-";
+
+/// How the folders start in which git receives objects.
+const INCOMING: &str = "tmp_objdir-";
 
 /// A bare repository at `<home>/repos/<name>.git`.
 #[derive(Debug, Clone)]
 pub struct HostedRepository {
     name: String,
-    path: PathBuf,
+    repository: Repository,
 }
 
 impl HostedRepository {
     /// Opens a repository, making it first if it is not there.
     ///
-    /// Making is atomic: after an error or a crash there is either a whole repository or none.
-    /// Locks that a killed git left on refs are removed, so this must be called only by the one
-    /// coordinator of the home and before the repository is served.
-    pub async fn open_or_init(home: &Path, name: &str) -> Result<Self, Error> {
+    /// Making is atomic: after an error or a crash there is either a whole repository or none, and
+    /// the call may be repeated; calls for one name must not run at the same time. A repository
+    /// that is served already may be opened again.
+    pub async fn open_or_init(
+        git: &Git,
+        home: &Path,
+        name: &str,
+        format: ObjectFormat,
+    ) -> Result<Self, Error> {
         valid_component(name).map_err(|source| Error::Name {
             name: name.to_owned(),
             source,
         })?;
         let folder = folder(home);
         let path = folder.join(format!("{name}.git"));
-        let at = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| Error::Io {
-                action,
-                path,
-                source,
-            }
+        let failed = |source| Error::Git {
+            path: path.clone(),
+            source,
         };
-        if path.join("HEAD").is_file() {
-            remove_locks(&path).map_err(at("remove stale locks in", &path))?;
-        } else {
+        if !path.exists() {
             std::fs::create_dir_all(&folder).map_err(at("create", &folder))?;
-            // The name is not servable: it starts with a dot.
-            let fresh = folder.join(format!(".new-{}", Uuid::new_v4()));
-            init(&fresh).await?;
-            std::fs::rename(&fresh, &path).map_err(at("move the new repository to", &path))?;
+            let fresh = folder.join(format!("{UNFINISHED}{}", Uuid::new_v4()));
+            init(git, &fresh, format).await.map_err(failed)?;
+            std::fs::rename(&fresh, &path).map_err(at("move a new repository to", &path))?;
+        }
+        let repository = Repository::open_bare(git, &path).await.map_err(failed)?;
+        let found = repository.object_format().await.map_err(failed)?;
+        if found != format {
+            return Err(Error::Format {
+                path,
+                found,
+                wanted: format,
+            });
         }
         Ok(Self {
             name: name.to_owned(),
-            path,
+            repository,
         })
     }
 
@@ -89,13 +93,28 @@ impl HostedRepository {
 
     /// The folder of the bare repository.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.repository.folder()
+    }
+
+    /// The repository for the coordinator's own merges and refs.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
     }
 }
 
 /// The folder under a coordinator's home that holds the hosted repositories.
 pub fn folder(home: &Path) -> PathBuf {
     home.join("repos")
+}
+
+async fn init(git: &Git, path: &Path, format: ObjectFormat) -> Result<(), GitError> {
+    let repository = Repository::init_bare(git, path, format).await?;
+    // Nothing collects garbage on its own, not even under a person's hands: a commit without a ref
+    // may be known to the journal already.
+    repository.set_config("gc.auto", "0").await?;
+    repository
+        .set_config("core.logAllRefUpdates", "false")
+        .await
 }
 
 /// Whether commits become readable through new tips that only hidden refs reach so far.
@@ -105,153 +124,154 @@ pub fn folder(home: &Path) -> PathBuf {
 /// must be stored already, the refs not moved yet. Looks at commits only: one who knows the id of
 /// another's tree or file can still have it, and ids of those are not told to anybody.
 pub(super) async fn reaches_hidden(
+    git: &Git,
     repository: &Path,
     hide: &[String],
-    tips: &[ObjectId],
-) -> Result<bool, Error> {
+    tips: &[RefValue],
+) -> Result<bool, GitError> {
     let count = |exclude: &'static [&'static str]| {
-        let mut count = git();
-        count.arg("-C").arg(repository);
+        let mut count = git.command(Mode::Hermetic).git_dir(repository);
         for rule in hide {
-            count.arg("-c").arg(format!("transfer.hideRefs={rule}"));
+            count = count.config("transfer.hideRefs", rule);
         }
-        count.args(["rev-list", "--count"]);
-        count.args(tips.iter().map(ObjectId::as_str)).arg("--not");
-        count.args(exclude);
-        checked(count, "count new commits in", repository)
+        count
+            .args(["rev-list", "--count"])
+            .args(tips.iter().map(RefValue::as_str))
+            .arg("--not")
+            .args(exclude)
+            .run_ok()
     };
     let (unseen, new) = tokio::try_join!(
         count(&["--exclude-hidden=uploadpack", "--all"]),
         count(&["--all"])
     )?;
-    Ok(unseen != new)
+    Ok(unseen.stdout != new.stdout)
 }
 
-async fn init(path: &Path) -> Result<(), Error> {
-    let mut init = git();
-    init.args([
-        "init",
-        "--quiet",
-        "--bare",
-        "--template=",
-        "--initial-branch=main",
-    ]);
-    init.arg(path);
-    checked(init, "create", path).await?;
-    for (key, value) in SETTINGS {
-        let mut config = git();
-        config.arg("-C").arg(path).args(["config", key, value]);
-        checked(config, "configure", path).await?;
+/// Removes what git processes and a coordinator leave behind when they are killed.
+///
+/// A ref lock that stays would refuse every later push to that ref; half-received packs and
+/// half-made repositories only take room. Must be called while no git works in the repositories.
+pub(super) fn clean(home: &Path) -> Result<(), Error> {
+    let folder = folder(home);
+    std::fs::create_dir_all(&folder).map_err(at("create", &folder))?;
+    for path in entries(&folder)? {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        if name.starts_with(UNFINISHED) {
+            remove(&path)?;
+        } else if name.ends_with(".git") {
+            clean_repository(&path)?;
+        }
     }
     Ok(())
 }
 
-fn git() -> Command {
-    let mut git = Command::new("git");
-    git.env_clear()
-        .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
-        .env("HOME", "/nonexistent")
-        .env("LC_ALL", "C")
-        .env("GIT_CONFIG_NOSYSTEM", "1")
-        .stdin(std::process::Stdio::null())
-        .kill_on_drop(true);
-    git
-}
-
-/// Runs git and gives what it wrote.
-async fn checked(mut git: Command, action: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
-    let output = git.output().await.map_err(|source| Error::Io {
-        action: "run git for",
-        path: path.to_owned(),
-        source,
-    })?;
-    if output.status.success() {
-        return Ok(output.stdout);
-    }
-    Err(Error::Git {
-        action,
-        path: path.to_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    })
-}
-
-/// Removes what a git process leaves behind when it is killed while it moves refs.
-///
-/// A ref lock that stays would refuse every later push to that ref.
-fn remove_locks(repository: &Path) -> io::Result<()> {
+fn clean_repository(repository: &Path) -> Result<(), Error> {
     let mut folders = vec![repository.join("refs")];
-    let mut stale = vec![
-        repository.join("packed-refs.lock"),
-        repository.join("HEAD.lock"),
-    ];
+    let mut stale: Vec<_> = ["packed-refs.lock", "HEAD.lock", "config.lock"]
+        .map(|name| repository.join(name))
+        .into_iter()
+        .filter(|lock| lock.exists())
+        .collect();
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                folders.push(entry.path());
-            } else if entry.path().extension().is_some_and(|end| end == "lock") {
-                stale.push(entry.path());
+        for path in entries(&folder)? {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "lock") {
+                stale.push(path);
             }
         }
     }
-    for lock in stale {
-        match std::fs::remove_file(&lock) {
-            Ok(()) => tracing::warn!(path = %lock.display(), "removed a stale lock of git"),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
+    let incoming = entries(&repository.join("objects"))?;
+    stale.extend(incoming.into_iter().filter(|path| {
+        let name = path.file_name().and_then(OsStr::to_str);
+        name.is_some_and(|name| name.starts_with(INCOMING))
+    }));
+    stale.iter().try_for_each(|path| remove(path))
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = std::fs::read_dir(folder).map_err(at("read", folder))?;
+    entries
+        .map(|entry| Ok(entry.map_err(at("read", folder))?.path()))
+        .collect()
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    tracing::warn!(path = %path.display(), "removing what a killed process left");
+    let removed = if path.is_dir() {
+        std::fs::remove_dir_all(path)
+    } else {
+        std::fs::remove_file(path)
+    };
+    removed.map_err(at("remove", path))
+}
+
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io {
+        action,
+        path,
+        source,
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_repository_is_made_once_and_then_opened() {
-        let home = tempfile::tempdir().unwrap();
-        let made = HostedRepository::open_or_init(home.path(), "site")
-            .await
-            .unwrap();
-        let marker = made.path().join("refs/marker");
-        std::fs::write(&marker, "").unwrap();
-        let opened = HostedRepository::open_or_init(home.path(), "site")
-            .await
-            .unwrap();
-        assert_eq!(opened.path(), home.path().join("repos/site.git"));
-        assert!(marker.is_file());
-        let config = std::fs::read_to_string(made.path().join("config")).unwrap();
-        assert!(config.contains("fsync = committed"), "{config}");
-        assert_eq!(
-            std::fs::read_dir(home.path().join("repos"))
-                .unwrap()
-                .count(),
-            1
-        );
+    async fn open(home: &Path, name: &str) -> Result<HostedRepository, Error> {
+        let git = Git::find().await.unwrap();
+        HostedRepository::open_or_init(&git, home, name, ObjectFormat::Sha1).await
     }
 
     #[tokio::test]
-    async fn opening_removes_the_locks_of_a_killed_git() {
+    async fn a_repository_is_made_once_and_then_opened() {
         let home = tempfile::tempdir().unwrap();
-        let made = HostedRepository::open_or_init(home.path(), "site")
-            .await
-            .unwrap();
-        let folder = made.path().join("refs/muster/wip/r/t");
-        std::fs::create_dir_all(&folder).unwrap();
-        let lock = folder.join("1.lock");
-        std::fs::write(&lock, "").unwrap();
-        HostedRepository::open_or_init(home.path(), "site")
-            .await
-            .unwrap();
-        assert!(!lock.exists() && folder.exists());
+        let made = open(home.path(), "site").await.unwrap();
+        let marker = made.path().join("refs/marker");
+        std::fs::write(&marker, "").unwrap();
+        let opened = open(home.path(), "site").await.unwrap();
+        assert_eq!(opened.path(), home.path().join("repos/site.git"));
+        assert!(marker.is_file());
+        let config = std::fs::read_to_string(made.path().join("config")).unwrap();
+        assert!(config.contains("fsync = committed,reference"), "{config}");
+        assert_eq!(entries(&folder(home.path())).unwrap(), [opened.path()]);
+
+        let git = Git::find().await.unwrap();
+        let other = ObjectFormat::Sha256;
+        let other = HostedRepository::open_or_init(&git, home.path(), "site", other).await;
+        assert!(matches!(other, Err(Error::Format { .. })));
+    }
+
+    #[tokio::test]
+    async fn cleaning_removes_what_killed_processes_left_and_nothing_else() {
+        let home = tempfile::tempdir().unwrap();
+        let made = open(home.path(), "site").await.unwrap();
+        let refs = made.path().join("refs/muster/wip/r/t");
+        let incoming = made.path().join("objects/tmp_objdir-incoming-x/pack");
+        let unfinished = folder(home.path()).join(".new-x");
+        for folder in [&refs, &incoming, &unfinished] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        let (lock, kept) = (refs.join("1.lock"), refs.join("2"));
+        let packed = made.path().join("packed-refs.lock");
+        for file in [&lock, &kept, &packed] {
+            std::fs::write(file, "").unwrap();
+        }
+        clean(home.path()).unwrap();
+        for gone in [&lock, &packed, &incoming, &unfinished] {
+            assert!(!gone.exists(), "{}", gone.display());
+        }
+        assert!(kept.exists());
+        open(home.path(), "site").await.unwrap();
     }
 
     #[tokio::test]
     async fn a_name_that_leaves_the_folder_is_refused() {
         let home = tempfile::tempdir().unwrap();
         for name in ["../x", "", ".new", "a/b"] {
-            let result = HostedRepository::open_or_init(home.path(), name).await;
+            let result = open(home.path(), name).await;
             assert!(matches!(result, Err(Error::Name { .. })), "{name:?}");
         }
     }

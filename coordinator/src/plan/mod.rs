@@ -18,7 +18,6 @@
 //! A coordinator runs the same steps on a submitted file: it trusts no client's reading.
 
 mod codex;
-mod core_check;
 mod decode;
 mod document;
 mod fields;

@@ -35,6 +35,18 @@ pub struct Problems {
     pub omitted: usize,
 }
 
+impl fmt::Display for Problem {
+    /// Writes `LINE:COLUMN: message` and the hints, each in a line of its own.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Position { line, column } = self.at;
+        write!(f, "{line}:{column}: {}", self.message)?;
+        for hint in &self.hints {
+            write!(f, "\n  hint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
 impl Problems {
     pub(super) fn new(file: &str) -> Self {
         Self {
@@ -92,11 +104,7 @@ impl fmt::Display for Problems {
             if i > 0 {
                 writeln!(f)?;
             }
-            let Position { line, column } = problem.at;
-            write!(f, "{}:{line}:{column}: {}", self.file, problem.message)?;
-            for hint in &problem.hints {
-                write!(f, "\n  hint: {hint}")?;
-            }
+            write!(f, "{}:{problem}", self.file)?;
         }
         if self.omitted > 0 {
             write!(f, "\n{}: and {} more problems", self.file, self.omitted)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use coordinator_core::command::PlanError;
 use coordinator_core::ids::TaskIx;
-use coordinator_core::plan::RunSpec;
+use coordinator_core::validate::validate;
 
 use super::decode::Marks;
 use super::document::{AgentDefinition, AgentKind, Integrate, PlanDocument, TaskEntry};
@@ -71,11 +71,6 @@ pub(super) fn check(
             }
         }
     }
-}
-
-/// Asks the core, whose word counts at admission.
-fn validate(spec: &RunSpec) -> Result<(), Vec<PlanError>> {
-    super::core_check::validate(spec)
 }
 
 fn agent_names<'a>(

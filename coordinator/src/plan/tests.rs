@@ -48,13 +48,9 @@ fn shown(text: &str, problems: &Problems) -> String {
     for problem in &problems.list {
         let Position { line, column } = problem.at;
         let source = text.lines().nth(line as usize - 1).unwrap_or_default();
-        let one = Problems {
-            list: vec![problem.clone()],
-            ..Problems::new("")
-        };
         let _ = writeln!(out, "  | {}", source.replace('\t', " "));
         let _ = writeln!(out, "  | {:>width$}", "^", width = column as usize);
-        let _ = writeln!(out, "{one}");
+        let _ = writeln!(out, "{problem}");
     }
     out
 }

@@ -28,7 +28,11 @@ pub(super) struct Transcript {
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::Io { action, path, source }
+    move |source| Error::Io {
+        action,
+        path,
+        source,
+    }
 }
 
 impl Transcript {
@@ -45,7 +49,12 @@ impl Transcript {
             .open(path)
             .map_err(io("open", path))?;
         file.set_len(position.offset).map_err(io("cut", path))?;
-        Ok(Self { file, last: position.number, bytes: position.offset, truncated: false })
+        Ok(Self {
+            file,
+            last: position.number,
+            bytes: position.offset,
+            truncated: false,
+        })
     }
 
     pub(super) fn append(&mut self, path: &Path, event: &AgentEvent) -> Result<(), Error> {
@@ -55,7 +64,9 @@ impl Transcript {
         record.extend_from_slice(&length.to_le_bytes());
         record.extend_from_slice(&checksum(&body));
         record.extend_from_slice(&body);
-        self.file.write_all(&record).map_err(io("append to", path))?;
+        self.file
+            .write_all(&record)
+            .map_err(io("append to", path))?;
         self.bytes += record.len() as u64;
         self.last = event.number;
         Ok(())
@@ -82,7 +93,12 @@ pub(super) fn read(path: &Path, after: u64, bytes: usize) -> Result<Vec<AgentEve
         }
         events.retain(|event| event.number > after);
         found.append(&mut events);
-        if found.iter().map(|event: &AgentEvent| event.encoded_len()).sum::<usize>() >= bytes {
+        if found
+            .iter()
+            .map(|event: &AgentEvent| event.encoded_len())
+            .sum::<usize>()
+            >= bytes
+        {
             return Ok(found);
         }
     }
@@ -98,7 +114,8 @@ pub(super) fn read_on(
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(io("open", path)(source)),
     };
-    file.seek(SeekFrom::Start(position.offset)).map_err(io("seek in", path))?;
+    file.seek(SeekFrom::Start(position.offset))
+        .map_err(io("seek in", path))?;
     let wanted = bytes.clamp(HEADER, EVENT_BYTES_MAX);
     let mut buffer = Vec::new();
     read_up_to(&mut file, &mut buffer, wanted).map_err(io("read", path))?;
@@ -151,7 +168,11 @@ mod tests {
     use super::*;
 
     fn event(number: u64) -> AgentEvent {
-        AgentEvent { number, at_ms: 7, kind: Some(Kind::Note(format!("note {number}"))) }
+        AgentEvent {
+            number,
+            at_ms: 7,
+            kind: Some(Kind::Note(format!("note {number}"))),
+        }
     }
 
     fn written(path: &Path, count: u64) -> Vec<u8> {
@@ -171,8 +192,11 @@ mod tests {
         for cut in 0..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
             let transcript = Transcript::open(&path).unwrap();
-            let numbers: Vec<u64> =
-                read(&path, 0, usize::MAX).unwrap().iter().map(|event| event.number).collect();
+            let numbers: Vec<u64> = read(&path, 0, usize::MAX)
+                .unwrap()
+                .iter()
+                .map(|event| event.number)
+                .collect();
             assert_eq!(numbers, (1..=transcript.last).collect::<Vec<_>>());
             assert!(transcript.last < 4);
         }

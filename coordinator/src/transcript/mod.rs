@@ -31,7 +31,11 @@ pub enum Error {
         source: std::io::Error,
     },
     #[error("events of lease {lease} have a gap: {expected} was expected, {found} came")]
-    Gap { lease: LeaseId, expected: u64, found: u64 },
+    Gap {
+        lease: LeaseId,
+        expected: u64,
+        found: u64,
+    },
     #[error("the transcript writer has ended")]
     Stopped,
 }
@@ -58,7 +62,9 @@ impl Place {
         let run = root.join(&*self.run);
         match self.work {
             Work::FinalVerify => run.join(name),
-            Work::Attempt { .. } | Work::Verify { .. } => run.join("tasks").join(&*self.task).join(name),
+            Work::Attempt { .. } | Work::Verify { .. } => {
+                run.join("tasks").join(&*self.task).join(name)
+            }
         }
     }
 }
@@ -69,7 +75,12 @@ impl Place {
 ///
 /// # Errors
 /// The file cannot be read. A torn end is not an error: it was never acknowledged.
-pub fn read(root: &Path, place: &Place, after: u64, bytes: usize) -> Result<Vec<AgentEvent>, Error> {
+pub fn read(
+    root: &Path,
+    place: &Place,
+    after: u64,
+    bytes: usize,
+) -> Result<Vec<AgentEvent>, Error> {
     file::read(&place.path(root), after, bytes)
 }
 
@@ -100,10 +111,17 @@ pub fn read_on(
 /// The folder cannot be read.
 pub fn leases(root: &Path, run: &str, task: &str, work: Work) -> Result<Vec<LeaseId>, Error> {
     let lease = LeaseId(0);
-    let place = Place { run: Arc::from(run), task: Arc::from(task), work, lease };
+    let place = Place {
+        run: Arc::from(run),
+        task: Arc::from(task),
+        work,
+        lease,
+    };
     let path = place.path(root);
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
-    else {
+    let (Some(folder), Some(name)) = (
+        path.parent(),
+        path.file_name().and_then(|name| name.to_str()),
+    ) else {
         return Ok(Vec::new());
     };
     let prefix = name.trim_end_matches("0.events");
@@ -111,13 +129,20 @@ pub fn leases(root: &Path, run: &str, task: &str, work: Work) -> Result<Vec<Leas
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => {
-            return Err(Error::Io { action: "list", path: folder.to_owned(), source });
+            return Err(Error::Io {
+                action: "list",
+                path: folder.to_owned(),
+                source,
+            });
         }
     };
     let mut leases: Vec<LeaseId> = entries
         .filter_map(|entry| {
             let name = entry.ok()?.file_name();
-            let number = name.to_str()?.strip_prefix(prefix)?.strip_suffix(".events")?;
+            let number = name
+                .to_str()?
+                .strip_prefix(prefix)?
+                .strip_suffix(".events")?;
             number.parse().ok().map(LeaseId)
         })
         .collect();

@@ -48,7 +48,11 @@ impl Transcripts {
         let (appends, inbox) = mpsc::channel(QUEUE);
         let grown = watch::Sender::new(0);
         let root: Arc<Path> = root.into();
-        let writer = Writer { root: root.clone(), open: BTreeMap::new(), grown: grown.clone() };
+        let writer = Writer {
+            root: root.clone(),
+            open: BTreeMap::new(),
+            grown: grown.clone(),
+        };
         std::thread::Builder::new()
             .name("transcripts".into())
             .spawn(move || writer.run(inbox))
@@ -57,7 +61,11 @@ impl Transcripts {
                 path: root.to_path_buf(),
                 source,
             })?;
-        Ok(Self { root, appends, grown })
+        Ok(Self {
+            root,
+            appends,
+            grown,
+        })
     }
 
     /// Appends events; answers after they are safely on disk. Events that are there already are
@@ -68,7 +76,11 @@ impl Transcripts {
     pub async fn append(&self, place: Place, events: Vec<AgentEvent>) -> Result<Appended, Error> {
         let (answer, result) = oneshot::channel();
         self.appends
-            .send(Append { place, events, answer })
+            .send(Append {
+                place,
+                events,
+                answer,
+            })
             .await
             .map_err(|_| Error::Stopped)?;
         result.await.map_err(|_| Error::Stopped)?
@@ -125,8 +137,11 @@ impl Writer {
                 synced.insert(place, done);
             }
         }
-        let failed: Vec<Place> =
-            synced.iter().filter(|(_, done)| !**done).map(|(place, _)| (*place).clone()).collect();
+        let failed: Vec<Place> = synced
+            .iter()
+            .filter(|(_, done)| !**done)
+            .map(|(place, _)| (*place).clone())
+            .collect();
         for place in &failed {
             // After a failed sync nobody knows what is on disk: opening again reads it.
             self.open.remove(place);
@@ -151,7 +166,9 @@ impl Writer {
         if !self.open.contains_key(place) {
             self.open.insert(place.clone(), Transcript::open(&path)?);
         }
-        let Some(transcript) = self.open.get_mut(place) else { return Err(Error::Stopped) };
+        let Some(transcript) = self.open.get_mut(place) else {
+            return Err(Error::Stopped);
+        };
         let mut written = Ok(());
         for event in events {
             if event.number <= transcript.last {
@@ -205,14 +222,21 @@ mod tests {
         Place {
             run: "r".into(),
             task: "t".into(),
-            work: Work::Attempt { task: TaskIx(0), attempt: AttemptNo(1) },
+            work: Work::Attempt {
+                task: TaskIx(0),
+                attempt: AttemptNo(1),
+            },
             lease: LeaseId(9),
         }
     }
 
     fn notes(numbers: std::ops::RangeInclusive<u64>) -> Vec<AgentEvent> {
         numbers
-            .map(|number| AgentEvent { number, at_ms: 0, kind: Some(Kind::Note("x".into())) })
+            .map(|number| AgentEvent {
+                number,
+                at_ms: 0,
+                kind: Some(Kind::Note("x".into())),
+            })
             .collect()
     }
 
@@ -234,7 +258,14 @@ mod tests {
         let transcripts = Transcripts::start(folder.path().to_owned()).unwrap();
         transcripts.append(place(), notes(1..=1)).await.unwrap();
         let refused = transcripts.append(place(), notes(3..=3)).await;
-        assert!(matches!(refused, Err(Error::Gap { expected: 2, found: 3, .. })));
+        assert!(matches!(
+            refused,
+            Err(Error::Gap {
+                expected: 2,
+                found: 3,
+                ..
+            })
+        ));
     }
 
     #[tokio::test]

@@ -13,13 +13,17 @@ use std::time::{Duration, Instant};
 
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
+use axum::serve::ListenerExt as _;
 use base64::Engine as _;
-use coordinator::git::hook::{HookServer, SUBCOMMAND};
+use coordinator::auth::Identity;
+use coordinator::git::hook::SUBCOMMAND;
 use coordinator::git::host::{GitHost, Options, PUSH_BYTES_MAX};
-use coordinator::git::policy::{Fence, Identity, Refusal, Scope};
+use coordinator::git::policy::{Fence, Refusal, Scope};
 use coordinator::git::refs::{AttemptName, ParsedRef, TaskName};
 use coordinator::git::repository::HostedRepository;
 use futures::future::{BoxFuture, FutureExt as _};
+use muster_connect::TokenId;
+use muster_git::{Git, ObjectFormat};
 
 const EXECUTABLE: &str = env!("CARGO_BIN_EXE_coordinator");
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -55,11 +59,12 @@ impl Fence for FakeFence {
                     incarnation,
                 } => Ok(Scope::Salvage {
                     worker: worker.clone(),
-                    incarnation: incarnation.clone(),
+                    incarnation: *incarnation,
                     attempts: vec![attempt("api", 1)],
                 }),
-                Identity::Operator => Ok(Scope::Operator),
-                Identity::Viewer => Ok(Scope::Viewer),
+                Identity::Operator { .. } | Identity::Admin { .. } => Ok(Scope::Operator),
+                Identity::Viewer { .. } => Ok(Scope::Viewer),
+                Identity::Worker { .. } => Err(Refusal::NoAccess),
             }
         };
         futures::future::ready(answer()).boxed()
@@ -82,6 +87,7 @@ fn one_less(left: &Mutex<Option<u32>>) -> Result<(), Refusal> {
 
 /// Stands for the coordinator's authentication: the user name says who it is.
 async fn authenticate(mut request: Request, next: Next) -> axum::response::Response {
+    let token = TokenId::from_bytes([7; 8]);
     let identity = request
         .headers()
         .get("authorization")
@@ -89,11 +95,11 @@ async fn authenticate(mut request: Request, next: Next) -> axum::response::Respo
         .and_then(|value| base64::prelude::BASE64_STANDARD.decode(value).ok())
         .and_then(|value| String::from_utf8(value).ok())
         .and_then(|value| match value.split_once(':')?.0 {
-            "operator" => Some(Identity::Operator),
-            "viewer" => Some(Identity::Viewer),
+            "operator" => Some(Identity::Operator { token }),
+            "viewer" => Some(Identity::Viewer { token }),
             "worker" => Some(Identity::WorkerSession {
                 worker: "w".to_owned(),
-                incarnation: "i".to_owned(),
+                incarnation: 1,
             }),
             lease => Some(Identity::Lease(lease.strip_prefix("lease-")?.parse().ok()?)),
         });
@@ -128,8 +134,19 @@ impl World {
     }
 
     async fn start_in(home: &str, push_bytes_max: u64) -> Self {
+        let world = Self::start_bare(home, EXECUTABLE, push_bytes_max).await;
+        world.operator_pushes("HEAD:refs/muster/source/run").ok();
+        for task in ["api", "other"] {
+            let base = format!("refs/muster/base/run/{task}");
+            world.in_bare(&["update-ref", &base, &world.head()]).ok();
+        }
+        world
+    }
+
+    async fn start_bare(home: &str, executable: &str, push_bytes_max: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let home = folder.path().join(home);
+        let git = Git::find().await.unwrap();
         let fence = Arc::new(FakeFence::default());
         for (lease, scope) in [
             (1, (attempt("api", 1), Vec::new())),
@@ -156,15 +173,19 @@ impl World {
         };
         fence.leases.lock().unwrap().insert(4, verify);
 
-        let bare = HostedRepository::open_or_init(&home, "site").await.unwrap();
-        let hooks = HookServer::start(&home, EXECUTABLE.into(), fence.clone()).unwrap();
         let options = Options {
+            git: git.clone(),
             home: home.clone(),
+            executable: executable.into(),
             push_bytes_max,
         };
-        let host = GitHost::new(options, fence.clone(), hooks);
+        let host = GitHost::start(options, fence.clone()).await.unwrap();
+        let sha1 = ObjectFormat::Sha1;
+        let bare = HostedRepository::open_or_init(&git, &home, "site", sha1).await;
+        let bare = bare.unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
         let router = host.router().layer(from_fn(authenticate));
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
 
@@ -182,11 +203,6 @@ impl World {
             .git(&["init", "--quiet", "--initial-branch=main"])
             .ok();
         world.commit("base");
-        world.operator_pushes("HEAD:refs/muster/source/run").ok();
-        for task in ["api", "other"] {
-            let base = format!("refs/muster/base/run/{task}");
-            world.in_bare(&["update-ref", &base, &world.head()]).ok();
-        }
         world
     }
 
@@ -588,6 +604,14 @@ async fn a_home_with_a_long_path_still_fences() {
         .refused("the lease has ended");
     *world.fence.moves_left.lock().unwrap() = None;
     world.push("lease-1", &[target]).ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_whose_hook_cannot_run_is_refused() {
+    let world = World::start_bare("home", "/nonexistent", PUSH_BYTES_MAX).await;
+    let push = world.operator_pushes("HEAD:refs/muster/source/next");
+    push.refused("(git failed at the coordinator; see if the ref is there, and try again)");
+    assert_eq!(world.refs(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

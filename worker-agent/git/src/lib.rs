@@ -15,6 +15,7 @@
 mod cache;
 mod command;
 mod diff;
+mod environment;
 mod error;
 mod history;
 mod lock;

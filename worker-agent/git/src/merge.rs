@@ -80,7 +80,7 @@ impl SubprocessMerger {
         Self { repository }
     }
 
-    async fn merge(&self, request: &MergeRequest) -> Result<Merge, GitError> {
+    async fn answer(&self, request: &MergeRequest) -> Result<Merge, GitError> {
         let (ours, theirs) = (request.ours, request.theirs);
         let bases = self.merge_bases(ours, theirs).await?;
         if bases.contains(&theirs) {
@@ -173,7 +173,7 @@ impl SubprocessMerger {
 
 impl Merger for SubprocessMerger {
     fn merge<'a>(&'a self, request: &'a MergeRequest) -> MergeFuture<'a> {
-        Box::pin(self.merge(request))
+        Box::pin(self.answer(request))
     }
 }
 

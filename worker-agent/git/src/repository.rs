@@ -215,15 +215,19 @@ impl Repository {
             .map(|(_, id)| id))
     }
 
-    /// Lists the ref called `prefix` and every ref in the folder of that name, sorted by name.
+    /// Lists the ref called `prefix` and every ref in the folder of that name, sorted by name;
+    /// `refs` lists all.
     ///
     /// Refs whose names Muster would not accept are left out.
     pub async fn list_refs(&self, prefix: &str) -> Result<Vec<(RefName, ObjectId)>, GitError> {
-        let checked = RefName::parse(prefix.trim_end_matches('/'))?;
+        let prefix = prefix.trim_end_matches('/');
+        if prefix != "refs" {
+            RefName::parse(prefix)?;
+        }
         let output = self
             .command()
             .args(["for-each-ref", "--format=%(objectname) %(refname)"])
-            .arg(checked.as_str())
+            .arg(prefix)
             .run_ok()
             .await?;
         Ok(parse_ref_lines(&output.stdout, b' '))

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use tokio::fs;
 
@@ -71,10 +71,10 @@ impl Workspace {
         time: CommitTime,
         parent: ObjectId,
     ) -> Result<Snapshot, GitError> {
-        let _turn = self.turn.lock().await;
+        let mut known = self.nested.lock().await;
         self.check_work_tree().await?;
         self.remove_stale_lock().await?;
-        let notes = self.fill_index().await?;
+        let notes = self.fill_index(&mut known).await?;
         let tree = object_id_from(self.control.command().arg("write-tree")).await?;
         let commit = if tree == self.base_tree {
             None
@@ -120,20 +120,24 @@ impl Workspace {
         }
     }
 
-    /// Makes the index equal to the work tree.
-    async fn fill_index(&self) -> Result<BTreeSet<SnapshotNote>, GitError> {
+    /// Makes the index equal to the work tree; `known` repositories inside it are noted again.
+    async fn fill_index(
+        &self,
+        known: &mut BTreeSet<PathBuf>,
+    ) -> Result<BTreeSet<SnapshotNote>, GitError> {
         let kept = self.settle_submodules().await?;
         let mut notes = BTreeSet::new();
         let mut nested: BTreeSet<PathBuf> = BTreeSet::new();
-        let mut left_out = Vec::new();
-        for _ in 0..NESTING_MAX {
+        let mut left_out: BTreeSet<PathBuf> = BTreeSet::new();
+        for level in 0..=NESTING_MAX {
             let added = self.add_all(&kept).await?;
-            left_out = self.links_but(&kept).await?;
-            let refused = self.nested_among(&added).await;
-            let found = left_out.iter().cloned().chain(refused);
-            let new: BTreeSet<PathBuf> = found.filter(|path| !nested.contains(path)).collect();
-            if new.is_empty() {
+            let linked = self.links_but(&kept).await?;
+            let refused = self.nested_among(&added);
+            let found: BTreeSet<PathBuf> = linked.into_iter().chain(refused).collect();
+            let new: BTreeSet<PathBuf> = found.difference(&nested).cloned().collect();
+            if new.is_empty() || level == NESTING_MAX {
                 notes.extend(unreadable(&added));
+                left_out = found;
                 break;
             }
             self.open_up(&new).await?;
@@ -141,14 +145,13 @@ impl Workspace {
         }
         self.close_up(&nested).await?;
         self.forget(&left_out).await?;
-        notes.extend(nested.iter().map(|path| {
-            let path_text = path.to_string_lossy().into_owned();
-            if left_out.contains(path) {
-                SnapshotNote::LeftOut { path: path_text }
-            } else {
-                SnapshotNote::NestedRepository { path: path_text }
-            }
-        }));
+        let path_text = |path: &PathBuf| path.to_string_lossy().into_owned();
+        known.extend(nested);
+        known.retain(|path| !left_out.contains(path) && self.is_repository(path));
+        let taken_in = known.iter().map(path_text);
+        notes.extend(taken_in.map(|path| SnapshotNote::NestedRepository { path }));
+        let left_out = left_out.iter().map(path_text);
+        notes.extend(left_out.map(|path| SnapshotNote::LeftOut { path }));
         Ok(notes)
     }
 
@@ -160,20 +163,26 @@ impl Workspace {
         for path in &self.gitlinks {
             let folder = self.work().join(path);
             let is_submodule = match fs::symlink_metadata(&folder).await {
-                Ok(found) if found.is_dir() => {
-                    fs::symlink_metadata(folder.join(".git")).await.is_ok()
-                        || is_empty(&folder).await
-                }
+                Ok(found) if found.is_dir() => self.is_repository(path) || is_empty(&folder).await,
                 _ => false,
             };
             if is_submodule {
-                kept.push(path.clone())
+                kept.push(path.clone());
             } else {
-                gone.push(path.clone())
+                gone.push(path.clone());
             }
         }
         self.forget(&gone).await?;
         Ok(kept)
+    }
+
+    /// Tells whether a folder of the work tree looks like a repository of its own.
+    fn is_repository(&self, path: &Path) -> bool {
+        self.work()
+            .join(path)
+            .join(".git")
+            .symlink_metadata()
+            .is_ok()
     }
 
     async fn add_all(&self, without: &[PathBuf]) -> Result<Output, GitError> {
@@ -213,7 +222,7 @@ impl Workspace {
     }
 
     /// Finds the repositories without a commit that git refused to add.
-    async fn nested_among(&self, added: &Output) -> Vec<PathBuf> {
+    fn nested_among(&self, added: &Output) -> Vec<PathBuf> {
         let mut found = Vec::new();
         for line in added.stderr.lines() {
             let named = line
@@ -221,11 +230,11 @@ impl Workspace {
                 .and_then(|line| line.strip_suffix("/' does not have a commit checked out"));
             if let Some(path) = named {
                 let path = PathBuf::from(path);
-                // The text is only a hint; the folder itself must look like a repository.
-                if fs::symlink_metadata(self.work().join(&path).join(".git"))
-                    .await
-                    .is_ok()
-                {
+                // The text is only a hint, which a name with a line break can forge.
+                let is_inside = path
+                    .components()
+                    .all(|part| matches!(part, Component::Normal(name) if name != ".git"));
+                if is_inside && self.is_repository(&path) {
                     found.push(path);
                 }
             }

@@ -10,6 +10,7 @@
 //! `work/.git` what it likes; Muster never runs git on it, since its configuration may name
 //! programs to run. What Muster commits and pushes goes through `control.git`.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -46,8 +47,9 @@ pub struct Workspace {
     pub(crate) format: ObjectFormat,
     /// Submodules of the base, by path.
     pub(crate) gitlinks: Vec<PathBuf>,
-    /// One snapshot at a time: they share an index.
-    pub(crate) turn: Mutex<()>,
+    /// Held by the one snapshot that may use the index: the repositories inside the tree that were
+    /// taken in so far, as far as this process knows.
+    pub(crate) nested: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl Workspace {
@@ -126,7 +128,7 @@ impl Workspace {
     async fn over(folder: PathBuf, control: Repository, base: ObjectId) -> Result<Self, GitError> {
         let base_tree = control.tree_of(base).await?;
         let gitlinks = gitlinks(control.command(), &["ls-tree", "-r", "-z"], Some(base)).await?;
-        let (work, turn) = (folder.join("work"), Mutex::new(()));
+        let (work, nested) = (folder.join("work"), Mutex::default());
         let format = base.format();
         Ok(Self {
             folder,
@@ -136,7 +138,7 @@ impl Workspace {
             base_tree,
             format,
             gitlinks,
-            turn,
+            nested,
         })
     }
 

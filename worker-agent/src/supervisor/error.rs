@@ -58,9 +58,6 @@ pub enum Error {
         /// Where the first damaged record begins.
         offset: u64,
     },
-    /// The supervisor ended without a report and processes of its tree may still be running.
-    #[error("the supervisor of {} was lost and its processes could not all be ended", .0.display())]
-    Unconfirmed(PathBuf),
 }
 
 impl Error {

@@ -1,12 +1,15 @@
 //! The files of a supervised folder, and how they are read and written whole.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tempfile::NamedTempFile;
 
 use super::Error;
 
@@ -25,6 +28,9 @@ pub(super) const COMPLAINTS: &str = "supervisor.err";
 
 /// Prompts and environments are bounded far below this; more is not ours.
 const JSON_BYTES_MAX: u64 = 16 << 20;
+
+/// A report has about 500 bytes; the messages in it come from the kernel.
+const RESERVED_BYTES: u64 = 4096;
 
 /// Opens the lock file, creating it where needed; takes no lock.
 pub(super) fn open_lock(dir: &Path) -> Result<File, Error> {
@@ -63,23 +69,58 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, E
     Ok(Some(value))
 }
 
-/// Writes a JSON file, readable by its owner alone, that appears whole or not at all and stays
-/// after a crash of the host. On an error the old content, or absence, stands.
+/// Writes a JSON file; see [`Reserved`].
 pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
-    let bytes = serde_json::to_vec_pretty(value).map_err(|source| Error::Format {
-        path: path.to_owned(),
-        source,
-    })?;
-    let parent = path.parent().unwrap_or(Path::new("."));
-    // A fresh name with mode 0600, removed again if anything below fails.
-    let mut file = tempfile::NamedTempFile::new_in(parent).map_err(Error::file("write", path))?;
-    file.write_all(&bytes).map_err(Error::file("write", path))?;
-    file.as_file()
-        .sync_all()
-        .map_err(Error::file("sync", path))?;
-    file.persist(path)
-        .map_err(|error| Error::file("replace", path)(error.error))?;
-    File::open(parent)
-        .and_then(|parent| parent.sync_all())
-        .map_err(Error::file("sync the folder of", path))
+    Reserved::create(path)?.write(value)
+}
+
+/// Is room on the disk for one JSON file, taken while there was some: an agent that fills the disk
+/// cannot keep its own end from being written.
+///
+/// The file is readable by its owner alone, appears whole or not at all, and stays after a crash
+/// of the host. On an error the old content, or absence, stands.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    file: NamedTempFile,
+    path: PathBuf,
+}
+
+impl Reserved {
+    pub(super) fn create(path: &Path) -> Result<Self, Error> {
+        // It has mode 0600 and a fresh name, and is removed unless it replaces the path.
+        let file = NamedTempFile::new_in(parent(path)).map_err(Error::file("create", path))?;
+        match fallocate(file.as_file(), FallocateFlags::empty(), 0, RESERVED_BYTES) {
+            // Some file systems cannot promise room; then it is taken when it is needed.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(error) => return Err(Error::file("reserve room for", path)(error.into())),
+        }
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+        })
+    }
+
+    pub(super) fn write<T: Serialize>(self, value: &T) -> Result<(), Error> {
+        let path = &self.path;
+        let bytes = serde_json::to_vec_pretty(value).map_err(|source| Error::Format {
+            path: path.clone(),
+            source,
+        })?;
+        let file = self.file.as_file();
+        file.write_all_at(&bytes, 0)
+            .map_err(Error::file("write", path))?;
+        file.set_len(bytes.len() as u64)
+            .map_err(Error::file("write", path))?;
+        file.sync_all().map_err(Error::file("sync", path))?;
+        self.file
+            .persist(path)
+            .map_err(|error| Error::file("replace", path)(error.error))?;
+        File::open(parent(path))
+            .and_then(|parent| parent.sync_all())
+            .map_err(Error::file("sync the folder of", path))
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
 }

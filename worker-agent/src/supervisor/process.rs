@@ -112,7 +112,7 @@ impl SupervisedProcess {
     /// That the *agent* cannot be started is no error here but an end of the launch.
     pub async fn spawn(executable: &Path, launch: Launch, dir: &Path) -> Result<Self, Error> {
         launch.validate()?;
-        let first = Orders {
+        let launched = Orders {
             deadline: launch.deadline,
             stop: Stop::NotAsked,
         };
@@ -148,10 +148,11 @@ impl SupervisedProcess {
             .stderr(complaints)
             .spawn()
             .map_err(Error::system("start a supervisor"))?;
-        let (orders, orders_seen) = watch::channel(first);
+        let (orders, orders_seen) = watch::channel(launched);
         let (knowing, known) = watch::channel(Known::default());
         let talk = Talk {
             child,
+            launched,
             orders: orders_seen,
             knowing,
             dir: dir.to_owned(),
@@ -228,6 +229,7 @@ impl SupervisedProcess {
 /// Is the task that talks with one supervisor until it has ended.
 struct Talk {
     child: Child,
+    launched: Orders,
     orders: watch::Receiver<Orders>,
     knowing: watch::Sender<Known>,
     dir: PathBuf,
@@ -259,7 +261,8 @@ impl Talk {
         let Some(mut stdout) = self.child.stdout.take() else {
             return Ok(());
         };
-        let mut sent = *self.orders.borrow();
+        // What the launch says, which is not always what the orders say by now.
+        let mut sent = self.launched;
         let mut lines = Lines::default();
         let mut buffer = [0; 4096];
         let mut nudge = interval(NUDGE_INTERVAL);
@@ -274,6 +277,7 @@ impl Talk {
                         (_, Err(_)) | (None, _) => Err(io::ErrorKind::BrokenPipe.into()),
                     };
                     sent = orders;
+                    self.nudge(orders);
                     if passed.is_err() {
                         stdin = None;
                     }

@@ -147,6 +147,11 @@ impl ExitReport {
         files::write_json(&dir.join(files::EXIT), self)
     }
 
+    /// Takes the room that the report will need.
+    pub(super) fn reserve(dir: &Path) -> Result<files::Reserved, Error> {
+        files::Reserved::create(&dir.join(files::EXIT))
+    }
+
     pub(super) fn load(dir: &Path) -> Result<Option<Self>, Error> {
         files::read_json(&dir.join(files::EXIT))
     }

@@ -6,7 +6,7 @@
 //! *host* cuts off is dropped, the death of any process loses nothing.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -116,9 +116,9 @@ impl SpoolWriter {
             self.count.dropped += dropped.len() as u64;
             // A full disk must not stop the draining, without which the agent would hang.
             if stored {
-                self.count.stored += kept
+                self.count.stored += kept;
             } else {
-                self.count.dropped += kept
+                self.count.dropped += kept;
             }
         }
     }
@@ -136,11 +136,7 @@ impl SpoolWriter {
 
     fn write(&mut self, kind: u8, payload: &[u8]) -> io::Result<()> {
         let record = encode(kind, clock::now(), clock::wall_millis(), payload);
-        let written = self
-            .file
-            .write_all_at(&record, self.length)
-            .and_then(|()| self.file.flush());
-        match written {
+        match self.file.write_all_at(&record, self.length) {
             Ok(()) => {
                 self.length += record.len() as u64;
                 Ok(())

@@ -119,6 +119,7 @@ struct Supervisor {
     outputs: Vec<Option<(Stream, OwnedFd)>>,
     buffer: Box<[u8; RECORD_BYTES_MAX]>,
     spool: SpoolWriter,
+    report: files::Reserved,
     ending: Option<(Cause, Ending)>,
     began: Boottime,
     began_unix_ms: u64,
@@ -148,6 +149,7 @@ impl Supervisor {
             outputs: Vec::new(),
             buffer: Box::new([0; RECORD_BYTES_MAX]),
             spool: SpoolWriter::create(dir, launch.output_bytes_max)?,
+            report: ExitReport::reserve(dir)?,
             ending: None,
             began: clock::now(),
             began_unix_ms: clock::wall_millis(),
@@ -480,7 +482,8 @@ impl Supervisor {
                 left = left.saturating_sub(self.read_output(index).max(1));
             }
         }
-        self.spool.finish()?;
+        // A full disk must not hide the end as well; the counts are in the report too.
+        let _ = self.spool.finish();
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove();
         }
@@ -505,7 +508,7 @@ impl Supervisor {
             }),
             output: self.spool.count(),
         };
-        report.store(&self.dir)?;
+        self.report.write(&report)?;
         self.notices.say_output();
         self.notices.say(Notice::Gone);
         self.notices.flush(clock::now());

@@ -64,7 +64,11 @@ impl Progress {
                 }
             }
             Item::Agent(event) => {
-                let last = event.event.as_ref().map(watch::agent_lines).and_then(|mut lines| lines.pop());
+                let last = event
+                    .event
+                    .as_ref()
+                    .map(watch::agent_lines)
+                    .and_then(|mut lines| lines.pop());
                 if let Some(last) = last {
                     self.said.insert(event.task.clone(), last);
                 }

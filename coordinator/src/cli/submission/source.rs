@@ -89,12 +89,7 @@ impl Source {
         asked.is_ok_and(|output| output.text() == "true")
     }
 
-    async fn of_path(
-        git: &Git,
-        output: Output,
-        folder: &Path,
-        base: Option<&str>,
-    ) -> Result<Self> {
+    async fn of_path(git: &Git, output: Output, folder: &Path, base: Option<&str>) -> Result<Self> {
         let shown = folder.display();
         if !folder.is_dir() {
             return Err(CliError::user(format!(
@@ -105,24 +100,23 @@ impl Source {
         let repository = Repository::open_user(git, folder).await.map_err(|error| {
             CliError::new(Kind::User, error)
                 .while_doing(format!("open the repository {shown}"))
-                .hint(
-                    "`repo: {from: DIR}` makes a fresh repository of a folder that is none",
-                )
+                .hint("`repo: {from: DIR}` makes a fresh repository of a folder that is none")
         })?;
-        let base_id = repository
-            .rev_parse(base.unwrap_or("HEAD"))
-            .await
-            .map_err(|error| match (&error, base) {
-                (GitError::UnknownRevision { .. }, None) => {
-                    CliError::user(format!("the repository {shown} has no commit yet"))
-                        .hint("commit something first, or name a branch as `base` in the plan")
-                }
-                (GitError::UnknownRevision { .. }, Some(base)) => {
-                    CliError::user(format!("the repository {shown} has no commit called {base:?}"))
-                        .hint("`base` in the plan is a branch, a tag or a commit")
-                }
-                _ => CliError::from(error),
-            })?;
+        let base_id =
+            repository
+                .rev_parse(base.unwrap_or("HEAD"))
+                .await
+                .map_err(|error| match (&error, base) {
+                    (GitError::UnknownRevision { .. }, None) => {
+                        CliError::user(format!("the repository {shown} has no commit yet"))
+                            .hint("commit something first, or name a branch as `base` in the plan")
+                    }
+                    (GitError::UnknownRevision { .. }, Some(base)) => CliError::user(format!(
+                        "the repository {shown} has no commit called {base:?}"
+                    ))
+                    .hint("`base` in the plan is a branch, a tag or a commit"),
+                    _ => CliError::from(error),
+                })?;
         let ask = |arguments: [&'static str; 2]| {
             git.command(Mode::UserRepository)
                 .directory(folder)
@@ -257,13 +251,17 @@ fn choose(listed: &str, base: Option<&str>) -> Option<(Wanted, ObjectFormat)> {
             let (_, head) = find("HEAD")?;
             Some(Wanted::Commit(*head))
         }
-        Some(base) => [format!("refs/heads/{base}"), format!("refs/tags/{base}"), base.to_owned()]
-            .iter()
-            .find_map(|name| {
-                find(name)?;
-                RefName::parse(name).ok().map(Wanted::Ref)
-            })
-            .or_else(|| ObjectId::parse(base).ok().map(Wanted::Commit)),
+        Some(base) => [
+            format!("refs/heads/{base}"),
+            format!("refs/tags/{base}"),
+            base.to_owned(),
+        ]
+        .iter()
+        .find_map(|name| {
+            find(name)?;
+            RefName::parse(name).ok().map(Wanted::Ref)
+        })
+        .or_else(|| ObjectId::parse(base).ok().map(Wanted::Commit)),
     };
     wanted.map(|wanted| (wanted, format))
 }
@@ -275,7 +273,12 @@ async fn warn_of_uncommitted(git: &Git, output: Output, folder: &Path, base: Obj
         .directory(folder)
         // Looking must not even refresh the index.
         .env("GIT_OPTIONAL_LOCKS", "0")
-        .args(["status", "--porcelain", "--untracked-files=no", "--ignore-submodules"])
+        .args([
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--ignore-submodules",
+        ])
         .run_ok()
         .await;
     // A bare repository has no work tree to ask about.
@@ -335,8 +338,14 @@ mod tests {
         assert_eq!(chosen(Some("v1")), name("refs/heads/v1"));
         assert_eq!(chosen(Some("main")), name("refs/heads/main"));
         assert_eq!(chosen(Some("refs/tags/v1")), name("refs/tags/v1"));
-        assert_eq!(chosen(None), Some(Wanted::Commit(ObjectId::parse(ONE).unwrap())));
-        assert_eq!(chosen(Some(TWO)), Some(Wanted::Commit(ObjectId::parse(TWO).unwrap())));
+        assert_eq!(
+            chosen(None),
+            Some(Wanted::Commit(ObjectId::parse(ONE).unwrap()))
+        );
+        assert_eq!(
+            chosen(Some(TWO)),
+            Some(Wanted::Commit(ObjectId::parse(TWO).unwrap()))
+        );
         assert_eq!(chosen(Some("absent")), None);
         assert_eq!(choose("", None), None);
     }

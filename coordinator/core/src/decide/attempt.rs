@@ -1,0 +1,390 @@
+//! What workers say about their leases, and what a failure leads to.
+
+use std::sync::Arc;
+
+use super::{Decision, head, question, tail};
+use crate::backoff;
+use crate::command::{Reply, Report, ReportAnswer};
+use crate::event::{EventKind, LeaseEnd, Outcome, RunOutcome, Usage, Work};
+use crate::failure::{Failure, FailureClass};
+use crate::ids::{AttemptNo, LeaseId, TaskIx, TaskKey, WorkerId};
+use crate::index::Said;
+use crate::limits;
+use crate::state::{AttemptEnd, Lease, Run, State};
+use crate::time::Timestamp;
+
+pub(super) fn report(
+    state: &State,
+    now: Timestamp,
+    worker: &WorkerId,
+    lease: LeaseId,
+    report: &Report,
+) -> Decision {
+    let held = state.lease(lease).filter(|held| held.worker == *worker);
+    let Some((held, run)) = held.and_then(|held| Some((held, state.run(held.run)?))) else {
+        return answer(repeated(state, worker, lease, report), vec![]);
+    };
+    if matches!(report, Report::Stopped) {
+        let mut events = vec![];
+        if !held.revoked {
+            let text = "the worker stopped the work without a result";
+            let failure = Failure::new(FailureClass::WorkerLost, text);
+            fail(run, held, now, failure, Usage::default(), &mut events);
+        }
+        events.push(closed(held, LeaseEnd::Confirmed));
+        return answer(ReportAnswer::Recorded, events);
+    }
+    if held.revoked {
+        return answer(ReportAnswer::Stale, vec![]);
+    }
+    let mut events = vec![];
+    let recorded = match (report, held.work) {
+        (Report::Started, _) if held.started_at.is_some() => ReportAnswer::AlreadyRecorded,
+        (Report::Started, _) => {
+            events.push(EventKind::WorkStarted {
+                run: held.run,
+                lease,
+            });
+            ReportAnswer::Recorded
+        }
+        (
+            Report::Succeeded {
+                outcome,
+                usage,
+                summary,
+            },
+            Work::Attempt { task, .. },
+        ) => {
+            if fits(run, outcome) {
+                events.push(EventKind::AttemptSucceeded {
+                    run: held.run,
+                    lease,
+                    outcome: outcome.clone(),
+                    usage: *usage,
+                    summary: head(summary, limits::SUMMARY_BYTES),
+                });
+                events.push(closed(held, LeaseEnd::Confirmed));
+                if run.profile(task).is_none_or(|p| p.verify.is_none()) {
+                    events.push(succeeded(held, task, outcome));
+                }
+            } else {
+                let text = "the worker reported an outcome that does not fit the run";
+                let failure = Failure::new(FailureClass::Publish, text);
+                fail(run, held, now, failure, *usage, &mut events);
+                events.push(closed(held, LeaseEnd::Confirmed));
+            }
+            ReportAnswer::Recorded
+        }
+        (Report::Failed { failure, usage }, _) => {
+            fail(run, held, now, workers(failure), *usage, &mut events);
+            events.push(closed(held, LeaseEnd::Confirmed));
+            ReportAnswer::Recorded
+        }
+        (Report::GivenBack { failure }, _) => {
+            given_back(state, run, held, now, failure, &mut events);
+            ReportAnswer::Recorded
+        }
+        (Report::VerifyPassed, Work::Verify { task, .. }) => {
+            events.push(passed(held));
+            events.push(closed(held, LeaseEnd::Confirmed));
+            if let Some(outcome) = made(run, task) {
+                events.push(succeeded(held, task, outcome));
+            }
+            ReportAnswer::Recorded
+        }
+        (Report::VerifyPassed, Work::FinalVerify) => {
+            events.push(passed(held));
+            events.push(closed(held, LeaseEnd::Confirmed));
+            events.push(EventKind::RunEnded {
+                run: held.run,
+                outcome: RunOutcome::Succeeded,
+            });
+            ReportAnswer::Recorded
+        }
+        (Report::Asks { text }, Work::Attempt { task, .. }) => {
+            question::ask(state, held, task, text, &mut events)
+        }
+        (
+            Report::Succeeded { .. } | Report::Asks { .. },
+            Work::Verify { .. } | Work::FinalVerify,
+        )
+        | (Report::VerifyPassed, Work::Attempt { .. })
+        | (Report::Stopped, _) => ReportAnswer::Stale,
+    };
+    answer(recorded, events)
+}
+
+fn answer(answer: ReportAnswer, events: Vec<EventKind>) -> Decision {
+    Decision::new(events, Reply::Report(answer))
+}
+
+/// Recognises the repeat of what ended a lease.
+fn repeated(state: &State, worker: &WorkerId, lease: LeaseId, report: &Report) -> ReportAnswer {
+    let recorded = state.index.recorded.get(&lease);
+    let Some(recorded) = recorded.filter(|recorded| recorded.worker == *worker) else {
+        return ReportAnswer::Stale;
+    };
+    let same = match report {
+        Report::Started => recorded.said != Said::Stopped,
+        Report::Succeeded { .. } | Report::VerifyPassed => recorded.said == Said::Made,
+        Report::Failed { .. } | Report::GivenBack { .. } => recorded.said == Said::NotMade,
+        Report::Stopped => true,
+        Report::Asks { .. } => false,
+    };
+    if same {
+        ReportAnswer::AlreadyRecorded
+    } else {
+        ReportAnswer::Stale
+    }
+}
+
+/// A worker gives a lease back. If nothing had begun, nothing counts; the short delay keeps a
+/// worker that can never begin from being asked without end.
+fn given_back(
+    state: &State,
+    run: &Run,
+    held: &Lease,
+    now: Timestamp,
+    failure: &Failure,
+    events: &mut Vec<EventKind>,
+) {
+    if held.started_at.is_some() || !matches!(held.work, Work::Attempt { .. }) {
+        let mut failure = workers(failure);
+        if failure.class.counts() {
+            failure.class = FailureClass::WorkerLost;
+        }
+        fail(run, held, now, failure, Usage::default(), events);
+        events.push(closed(held, LeaseEnd::Confirmed));
+        return;
+    }
+    events.push(closed(held, LeaseEnd::NeverStarted));
+    if let Work::Attempt { task, .. } = held.work {
+        let key = TaskKey {
+            run: held.run,
+            task,
+        };
+        events.push(EventKind::TaskReady {
+            task: key,
+            base: state.base(key).cloned(),
+            not_before: now + limits::BACKOFF_FIRST,
+        });
+    }
+}
+
+/// Tells whether the outcome is one that the run can have.
+fn fits(run: &Run, outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::NoRepository) == run.source.is_none()
+}
+
+fn succeeded(held: &Lease, task: TaskIx, outcome: &Outcome) -> EventKind {
+    EventKind::TaskSucceeded {
+        task: TaskKey {
+            run: held.run,
+            task,
+        },
+        outcome: outcome.clone(),
+    }
+}
+
+fn passed(held: &Lease) -> EventKind {
+    EventKind::VerifyPassed {
+        run: held.run,
+        lease: held.id,
+    }
+}
+
+pub(super) fn closed(held: &Lease, end: LeaseEnd) -> EventKind {
+    EventKind::LeaseClosed {
+        run: held.run,
+        lease: held.id,
+        end,
+    }
+}
+
+pub(super) fn revoked(held: &Lease) -> EventKind {
+    EventKind::LeaseRevoked {
+        run: held.run,
+        lease: held.id,
+    }
+}
+
+/// Gives what the task's last attempt made.
+fn made(run: &Run, task: TaskIx) -> Option<&Outcome> {
+    match &run.task(task)?.attempts().last()?.end {
+        Some(AttemptEnd::Made(outcome)) => Some(outcome),
+        _ => None,
+    }
+}
+
+/// Takes a worker's failure: bounded, and of a class that is a worker's to claim.
+fn workers(failure: &Failure) -> Failure {
+    let class = match failure.class {
+        FailureClass::BaseConflict
+        | FailureClass::IntegrationConflict
+        | FailureClass::NotPlaced
+        | FailureClass::Internal => FailureClass::Workspace,
+        claimed => claimed,
+    };
+    Failure {
+        class,
+        message: head(&failure.message, limits::FAILURE_MESSAGE_BYTES),
+        output: tail(&failure.output, limits::FAILURE_OUTPUT_BYTES),
+    }
+}
+
+/// Adds what the failure of a live lease's work leads to; the lease is the caller's to end.
+pub(super) fn fail(
+    run: &Run,
+    held: &Lease,
+    now: Timestamp,
+    failure: Failure,
+    usage: Usage,
+    events: &mut Vec<EventKind>,
+) {
+    let lease = held.id;
+    match held.work {
+        Work::Attempt { task, attempt } => {
+            let retry_at = retry_at(run, task, attempt, now, failure.class);
+            events.push(EventKind::AttemptFailed {
+                run: run.id,
+                lease,
+                failure: failure.clone(),
+                usage,
+                retry_at,
+            });
+            if retry_at.is_none() {
+                events.push(task_failed(run, task, failure));
+            }
+        }
+        Work::Verify { task, attempt } if failure.class.counts() => {
+            let failure = as_verify_failed(failure);
+            let retry_at = retry_at(run, task, attempt, now, failure.class);
+            events.push(EventKind::VerifyFailed {
+                run: run.id,
+                lease,
+                failure: failure.clone(),
+                retry_at,
+            });
+            if retry_at.is_none() {
+                events.push(task_failed(run, task, failure));
+            }
+        }
+        Work::FinalVerify if failure.class.counts() => {
+            let failure = as_verify_failed(failure);
+            events.push(EventKind::VerifyFailed {
+                run: run.id,
+                lease,
+                failure: failure.clone(),
+                retry_at: None,
+            });
+            events.push(run_failed(run, failure));
+        }
+        Work::Verify { .. } | Work::FinalVerify => {
+            let lost = verifies_lost(run, held).saturating_add(1);
+            let seed = held.id.0;
+            let retry_at = (lost < limits::VERIFY_CRASH_LIMIT)
+                .then(|| now + backoff::delay(limits::BACKOFF_FIRST, lost, seed));
+            events.push(EventKind::VerifyLost {
+                run: run.id,
+                lease,
+                failure: failure.clone(),
+                retry_at,
+            });
+            if retry_at.is_none() {
+                events.push(match held.work {
+                    Work::Verify { task, .. } | Work::Attempt { task, .. } => {
+                        task_failed(run, task, failure)
+                    }
+                    Work::FinalVerify => run_failed(run, failure),
+                });
+            }
+        }
+    }
+}
+
+pub(super) fn task_failed(run: &Run, task: TaskIx, failure: Failure) -> EventKind {
+    EventKind::TaskFailed {
+        task: TaskKey { run: run.id, task },
+        failure,
+    }
+}
+
+pub(super) fn run_failed(run: &Run, failure: Failure) -> EventKind {
+    EventKind::RunEnded {
+        run: run.id,
+        outcome: RunOutcome::Failed(failure),
+    }
+}
+
+/// A verify that ended badly is a failed verify, whatever its worker calls it.
+fn as_verify_failed(mut failure: Failure) -> Failure {
+    if failure.class != FailureClass::VerifyFailed {
+        let text = format!("the verify failed ({}): {}", failure.class, failure.message);
+        failure.message = head(&text, limits::FAILURE_MESSAGE_BYTES);
+        failure.class = FailureClass::VerifyFailed;
+    }
+    failure
+}
+
+fn verifies_lost(run: &Run, held: &Lease) -> u32 {
+    use crate::state::{RunPhase, TaskState};
+    match held.work {
+        Work::Attempt { .. } => 0,
+        Work::Verify { task, .. } => match run.task(task).map(|task| &task.state) {
+            Some(TaskState::Verifying { verify, .. }) => verify.lost(),
+            _ => 0,
+        },
+        Work::FinalVerify => match &run.phase {
+            RunPhase::Verifying { verify, .. } => verify.lost(),
+            _ => 0,
+        },
+    }
+}
+
+/// Gives when the task may be tried again after one more failure; `None` when it fails.
+fn retry_at(
+    run: &Run,
+    task: TaskIx,
+    attempt: AttemptNo,
+    now: Timestamp,
+    class: FailureClass,
+) -> Option<Timestamp> {
+    if !class.retryable() {
+        return None;
+    }
+    let profile = run.profile(task)?;
+    let history = run.task(task)?.history.as_ref();
+    let (counted, crashes) = history.map_or((0, 0), |h| (h.counted, h.crashes));
+    let allowed = if class.counts() {
+        counted < profile.retries
+    } else {
+        crashes.saturating_add(1) < limits::CRASH_LIMIT
+    };
+    let failures = counted.saturating_add(crashes).saturating_add(1);
+    let seed = backoff::seed(TaskKey { run: run.id, task }, attempt);
+    allowed.then(|| now + backoff::delay(profile.backoff, failures, seed))
+}
+
+/// Adds the end of a lease that was lost: its work failed through no fault of its own.
+pub(super) fn lost(
+    state: &State,
+    held: &Lease,
+    now: Timestamp,
+    text: &str,
+    end: LeaseEnd,
+    events: &mut Vec<EventKind>,
+) {
+    if !held.revoked
+        && let Some(run) = state.run(held.run)
+    {
+        let failure = Failure::new(FailureClass::WorkerLost, text);
+        fail(run, held, now, failure, Usage::default(), events);
+    }
+    events.push(closed(held, end));
+}
+
+/// Gives the name of a task, for messages.
+pub(super) fn name(run: &Run, task: TaskIx) -> Arc<str> {
+    run.task(task)
+        .map_or_else(|| "?".into(), |task| Arc::clone(&task.name))
+}

@@ -1,0 +1,213 @@
+//! What a command leads to. Pure: a decision is events to be recorded, touches of what is
+//! volatile, and an answer; or a refusal, after which nothing has changed.
+
+mod attempt;
+mod cancel;
+mod git;
+mod question;
+mod retry;
+mod session;
+mod submit;
+mod timer;
+
+use crate::command::{Command, Rejection, Reply};
+use crate::event::{Event, EventKind};
+use crate::ids::{LeaseId, WorkerId};
+use crate::settle;
+use crate::state::{Link, State};
+use crate::time::Timestamp;
+
+/// What a command leads to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Decision {
+    pub events: Vec<EventKind>,
+    /// To be applied after the events.
+    pub touches: Vec<Touch>,
+    pub reply: Reply,
+}
+
+/// A change of the volatile part; lost at a restart without harm.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Touch {
+    /// The worker has a session.
+    Up {
+        worker: WorkerId,
+        session: u64,
+        draining: bool,
+    },
+    /// A heartbeat came; `credit` is how many grants the worker takes until the next one.
+    Beat {
+        worker: WorkerId,
+        seq: u64,
+        free_slots: u32,
+        credit: u32,
+        draining: bool,
+    },
+    /// The worker's stream is gone.
+    Down { worker: WorkerId },
+    /// A lease has a full TTL plus grace from now.
+    Renew { lease: LeaseId },
+}
+
+/// What a step did: events in their order, to be persisted before the reply leaves.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Step {
+    pub events: Vec<Event>,
+    pub reply: Reply,
+}
+
+impl Decision {
+    fn new(events: Vec<EventKind>, reply: Reply) -> Self {
+        let touches = Vec::new();
+        Self {
+            events,
+            touches,
+            reply,
+        }
+    }
+
+    fn done(events: Vec<EventKind>) -> Self {
+        Self::new(events, Reply::Done)
+    }
+}
+
+/// Decides what a command leads to, and changes nothing.
+///
+/// # Errors
+/// A [`Rejection`] says why the command is refused.
+pub fn decide(state: &State, now: Timestamp, command: &Command) -> Result<Decision, Rejection> {
+    match command {
+        Command::Submit { spec, key, digest } => submit::submit(state, spec, key.as_ref(), digest),
+        Command::Cancel { target, by, reason } => cancel::cancel(state, *target, by, reason),
+        Command::Retry { target, by } => retry::retry(state, *target, by),
+        Command::Drain {
+            worker,
+            draining,
+            by,
+        } => session::drain(state, worker, *draining, by),
+        Command::Answer {
+            question,
+            answer,
+            by,
+        } => question::answer(state, *question, answer, by),
+        Command::Hello(hello) => session::hello(state, now, hello),
+        Command::Heartbeat(beat) => session::heartbeat(state, beat),
+        Command::SessionClosed {
+            worker,
+            incarnation,
+            session,
+        } => session::disconnect(state, worker, *incarnation, *session),
+        Command::Report {
+            worker,
+            lease,
+            report,
+        } => Ok(attempt::report(state, now, worker, *lease, report)),
+        Command::BaseMade {
+            task,
+            generation,
+            result,
+        } => git::base_made(state, now, *task, *generation, result),
+        Command::IntegrationMade {
+            run,
+            generation,
+            result,
+        } => git::integration_made(state, *run, *generation, result),
+        Command::Archived { run, last_seq } => submit::archived(state, *run, *last_seq),
+        Command::Reload { image } => submit::reload(state, image),
+        Command::Tick => Ok(timer::tick(state, now)),
+    }
+}
+
+/// Decides a command, records its events and all their consequences.
+///
+/// # Errors
+/// A [`Rejection`] says why the command is refused; nothing has changed then.
+pub fn step(state: &mut State, now: Timestamp, command: &Command) -> Result<Step, Rejection> {
+    let decision = decide(state, now, command)?;
+    let mut events = Vec::with_capacity(decision.events.len());
+    for kind in decision.events {
+        events.push(state.record(now, kind));
+    }
+    for touch in decision.touches {
+        state.touch(now, touch);
+    }
+    settle::settle_all(state, now, &mut events);
+    let reply = decision.reply;
+    Ok(Step { events, reply })
+}
+
+impl State {
+    /// Applies a change of the volatile part.
+    pub fn touch(&mut self, now: Timestamp, touch: Touch) {
+        match touch {
+            Touch::Up {
+                worker,
+                session,
+                draining,
+            } => {
+                if let Some(entry) = self.workers.get_mut(&worker) {
+                    entry.aux.credit = 0;
+                }
+                let up = Link::Up {
+                    session,
+                    heartbeat: 0,
+                    heard_at: now,
+                    free_slots: 0,
+                    draining,
+                };
+                self.set_link(&worker, up);
+            }
+            Touch::Beat {
+                worker,
+                seq,
+                free_slots,
+                credit,
+                draining,
+            } => {
+                let Some(entry) = self.workers.get_mut(&worker) else {
+                    return;
+                };
+                if let Link::Up { session, .. } = entry.worker.link {
+                    entry.aux.credit = credit;
+                    let up = Link::Up {
+                        session,
+                        heartbeat: seq,
+                        heard_at: now,
+                        free_slots,
+                        draining,
+                    };
+                    self.set_link(&worker, up);
+                }
+            }
+            Touch::Down { worker } => {
+                if let Some(entry) = self.workers.get_mut(&worker) {
+                    entry.aux.credit = 0;
+                }
+                self.set_link(&worker, Link::Down { since: now });
+            }
+            Touch::Renew { lease } => {
+                if let Some(ttl) = self.lease(lease).map(|lease| lease.ttl) {
+                    self.set_expiry(lease, now + ttl + self.clocks.grace);
+                }
+            }
+        }
+    }
+}
+
+/// Cuts text at a character boundary so that it has at most `max` bytes.
+fn head(text: &str, max: usize) -> Box<str> {
+    let mut end = text.len().min(max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default().into()
+}
+
+/// Keeps the end of a text, at most `max` bytes of it.
+fn tail(text: &str, max: usize) -> Box<str> {
+    let mut begin = text.len().saturating_sub(max);
+    while !text.is_char_boundary(begin) {
+        begin += 1;
+    }
+    text.get(begin..).unwrap_or_default().into()
+}

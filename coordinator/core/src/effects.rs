@@ -1,0 +1,166 @@
+//! What shells have to do: because of events, because of the state, and when to look again.
+
+use crate::event::{Event, EventKind};
+use crate::ids::{CommitId, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId};
+use crate::index::RunEntry;
+use crate::settle::{base_commits, integration_commits};
+use crate::state::{Link, RunPhase, State, TaskState};
+use crate::time::Timestamp;
+
+/// Something to be done outside, after the events that lead to it are committed. Losing one does
+/// no harm: heartbeats, hellos and reconciliation lead to the same end later.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Effect {
+    /// The lease is to be sent to its worker.
+    Grant { worker: WorkerId, lease: LeaseId },
+    /// The worker is to end the lease's processes.
+    Stop { worker: WorkerId, lease: LeaseId },
+    /// The question of a lease has an answer.
+    Answer {
+        worker: WorkerId,
+        lease: LeaseId,
+        question: QuestionId,
+    },
+    /// [`git_work`] has changed.
+    GitWork,
+    /// The run can be archived once its last lease is closed.
+    RunEnded { run: RunId },
+}
+
+/// A merge that the shell has to make. The same step gives the same commit id, since `at` is the
+/// commit's time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum GitStep {
+    /// Answered with [`crate::Command::BaseMade`].
+    Base {
+        task: TaskKey,
+        generation: u32,
+        base: CommitId,
+        /// In plan order, at least two.
+        commits: Vec<(TaskIx, CommitId)>,
+        at: Timestamp,
+    },
+    /// Answered with [`crate::Command::IntegrationMade`].
+    Integration {
+        run: RunId,
+        generation: u32,
+        base: CommitId,
+        /// In topological order; may be empty, then the result is the base.
+        commits: Vec<(TaskIx, CommitId)>,
+        at: Timestamp,
+    },
+}
+
+/// Why the core wants to be asked again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WakeReason {
+    /// A retry delay ends: run [`crate::schedule()`].
+    Delay,
+    /// A deadline passes: send [`crate::Command::Tick`].
+    Deadline,
+}
+
+/// Gives what the events lead to outside, in their order. `state` is the one after the events.
+#[must_use]
+pub fn effects(state: &State, events: &[Event]) -> Vec<Effect> {
+    let mut effects = vec![];
+    let mut git = false;
+    for event in events {
+        match &event.kind {
+            EventKind::LeaseGranted { lease, worker, .. } => effects.push(Effect::Grant {
+                worker: worker.clone(),
+                lease: *lease,
+            }),
+            EventKind::LeaseRevoked { lease, .. } => {
+                if let Some(lease) = state.lease(*lease) {
+                    effects.push(Effect::Stop {
+                        worker: lease.worker.clone(),
+                        lease: lease.id,
+                    });
+                }
+            }
+            EventKind::QuestionAnswered { run, question, .. } => {
+                let mut leases = state.leases_of_run(*run);
+                let lease = leases.find(|lease| {
+                    let answered = state.answered(lease.id);
+                    answered.is_some_and(|answered| answered.id == *question)
+                });
+                effects.extend(lease.map(|lease| Effect::Answer {
+                    worker: lease.worker.clone(),
+                    lease: lease.id,
+                    question: *question,
+                }));
+            }
+            EventKind::TaskBasing { .. } | EventKind::IntegrationStarted { .. } => git = true,
+            EventKind::RunEnded { run, .. } => effects.push(Effect::RunEnded { run: *run }),
+            _ => {}
+        }
+    }
+    if git {
+        effects.push(Effect::GitWork);
+    }
+    effects
+}
+
+/// Gives all merges that are wanted now. Costs nothing when there are none.
+#[must_use]
+pub fn git_work(state: &State) -> Vec<GitStep> {
+    let bases = state.index.basing.iter().filter_map(|key| {
+        let run = state.run(key.run)?;
+        let task = run.task(key.task)?;
+        let TaskState::Basing { since } = task.state else {
+            return None;
+        };
+        Some(GitStep::Base {
+            task: *key,
+            generation: task.generation,
+            base: run.source.as_ref()?.base.clone(),
+            commits: base_commits(run, key.task),
+            at: since,
+        })
+    });
+    let integrations = state.index.integrating.iter().filter_map(|id| {
+        let run = state.run(*id)?;
+        let RunPhase::Integrating { since } = run.phase else {
+            return None;
+        };
+        Some(GitStep::Integration {
+            run: *id,
+            generation: run.generation,
+            base: run.source.as_ref()?.base.clone(),
+            commits: integration_commits(run),
+            at: since,
+        })
+    });
+    bases.chain(integrations).collect()
+}
+
+/// Gives when the core wants to be asked again, and why. What is past is due now.
+#[must_use]
+pub fn next_wakeup(state: &State) -> Option<(Timestamp, WakeReason)> {
+    let delay = state
+        .index
+        .delayed
+        .first()
+        .map(|(at, _)| (*at, WakeReason::Delay));
+    let deadline = state.index.timers.first();
+    let deadline = deadline.map(|(at, _)| (*at, WakeReason::Deadline));
+    delay.into_iter().chain(deadline).min_by_key(|(at, _)| *at)
+}
+
+impl State {
+    /// Gives the ended runs that nothing holds any more, oldest first: they can be archived.
+    pub fn archivable(&self) -> impl Iterator<Item = RunId> {
+        let entries = self.runs.values();
+        let ended = entries.filter(|RunEntry { run, aux }| run.is_ended() && aux.leases.is_empty());
+        ended.map(|entry| entry.run.id)
+    }
+
+    /// Gives the workers that have a session, with its number.
+    pub fn connected(&self) -> impl Iterator<Item = (&WorkerId, u64)> {
+        self.workers().filter_map(|worker| match worker.link {
+            Link::Up { session, .. } => Some((&worker.id, session)),
+            Link::Down { .. } => None,
+        })
+    }
+}

@@ -1,0 +1,596 @@
+//! Why a task is not running, and what would help.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::event::Work;
+use crate::failure::FailureClass;
+use crate::ids::{QuestionId, TaskKey, WorkerId};
+use crate::index::{RunEntry, Wanted, WorkerEntry, may_grow, rank, task_wants};
+use crate::schedule::{Misfit, holder, misfit, never_fits};
+use crate::state::{Link, Run, State, Task, TaskState, VerifyPhase};
+use crate::time::{Span, Timestamp};
+use crate::worker::Requirement;
+
+/// How many tasks, workers or reasons are named; the rest is counted.
+const NAMED: usize = 5;
+
+/// Why a task stands where it stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Explanation {
+    /// No such task is live.
+    Unknown,
+    /// Dependencies have not succeeded yet: their names and states, and how many more there are.
+    Blocked {
+        by: Vec<(Arc<str>, &'static str)>,
+        more: usize,
+    },
+    /// The coordinator merges its dependencies.
+    Merging { since: Timestamp },
+    /// A retry delay; with the class of the last failure, if there was one.
+    Delayed {
+        left: Span,
+        after: Option<FailureClass>,
+        verify: bool,
+    },
+    /// It could run, but nobody takes it.
+    Waiting { verify: bool, why: Waiting },
+    /// It runs, or its verify does.
+    Running { worker: WorkerId, verify: bool },
+    /// Its agent waits for a person; `parked` when it has given up its slot.
+    Asking {
+        question: QuestionId,
+        text: Box<str>,
+        parked: bool,
+    },
+    /// It is final.
+    Final {
+        state: &'static str,
+        /// The failed task because of which it was skipped.
+        because: Option<Arc<str>>,
+        detail: Box<str>,
+    },
+}
+
+/// Why work that could run has no slot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Waiting {
+    /// The run has as many leases as it allows itself.
+    RunLimit { max: u32 },
+    /// A task at work claims an overlapping path.
+    PathHeld { by: Arc<str>, path: Arc<str> },
+    /// No worker is connected.
+    NoWorkers,
+    /// Each connected worker lacks something: what, and how many workers lack it.
+    NoneFits { lacks: Vec<(Lack, usize)> },
+    /// Workers would fit but take nothing now.
+    FittingBusy {
+        /// All slots taken, by their leases or by what they say.
+        full: usize,
+        draining: usize,
+        /// Slots free, but a resource is taken by other leases.
+        resources: usize,
+        /// How much of this run goes first.
+        ahead: usize,
+    },
+    /// A worker is free: the next round grants it.
+    Soon,
+}
+
+/// What a worker lacks for good.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Lack {
+    Pool(Arc<str>),
+    Agent(Arc<str>),
+    Label(Arc<str>),
+    Resource(Arc<str>),
+}
+
+/// Explains why a task is not running. Costs O(dependencies + workers).
+#[must_use]
+pub fn explain(state: &State, now: Timestamp, key: TaskKey) -> Explanation {
+    let found = state
+        .run(key.run)
+        .and_then(|run| Some((run, run.task(key.task)?)));
+    let Some((run, task)) = found else {
+        return Explanation::Unknown;
+    };
+    match &task.state {
+        TaskState::Blocked { .. } => blocked(run, task),
+        TaskState::Basing { since } => Explanation::Merging { since: *since },
+        TaskState::Ready { not_before, .. } => waiting(state, now, run, key, *not_before),
+        TaskState::Verifying {
+            verify: VerifyPhase::Waiting { not_before, .. },
+            ..
+        } => waiting(state, now, run, key, *not_before),
+        TaskState::Leased {
+            awaiting: Some(question),
+            ..
+        } if question.answer.is_none() => Explanation::Asking {
+            question: question.id,
+            text: question.text.clone(),
+            parked: false,
+        },
+        TaskState::Leased { lease, .. } => running(state, *lease, false),
+        TaskState::Verifying {
+            verify: VerifyPhase::Leased { lease, .. },
+            ..
+        } => running(state, *lease, true),
+        TaskState::Parked(parked) => Explanation::Asking {
+            question: parked.question.id,
+            text: parked.question.text.clone(),
+            parked: true,
+        },
+        TaskState::Succeeded { .. }
+        | TaskState::Failed { .. }
+        | TaskState::Cancelled { .. }
+        | TaskState::Aborted { .. }
+        | TaskState::Skipped { .. } => ended(run, task),
+    }
+}
+
+fn blocked(run: &Run, task: &Task) -> Explanation {
+    let dependencies = task.dependencies.iter().filter_map(|ix| run.task(*ix));
+    let unmet = dependencies.filter(|dependency| !dependency.state.is_succeeded());
+    let named = |task: &Task| (Arc::clone(&task.name), task.state.name());
+    let mut by: Vec<_> = unmet.map(named).collect();
+    let more = by.len().saturating_sub(NAMED);
+    by.truncate(NAMED);
+    Explanation::Blocked { by, more }
+}
+
+fn running(state: &State, lease: crate::LeaseId, verify: bool) -> Explanation {
+    state.lease(lease).map_or(Explanation::Unknown, |lease| {
+        let worker = lease.worker.clone();
+        Explanation::Running { worker, verify }
+    })
+}
+
+fn ended(run: &Run, task: &Task) -> Explanation {
+    let mut because = None;
+    let detail: Box<str> = match &task.state {
+        TaskState::Failed { failure, .. } => {
+            format!("{}: {}", failure.class, failure.message).into()
+        }
+        TaskState::Cancelled { by, reason, .. } => format!("by {by}: {reason}").into(),
+        TaskState::Aborted { reason, .. } => reason.clone(),
+        TaskState::Skipped { because: ix, .. } => {
+            because = run.task(*ix).map(|task| Arc::clone(&task.name));
+            let state = run.task(*ix).map_or("gone", |task| task.state.name());
+            state.into()
+        }
+        _ => "".into(),
+    };
+    Explanation::Final {
+        state: task.state.name(),
+        because,
+        detail,
+    }
+}
+
+fn waiting(
+    state: &State,
+    now: Timestamp,
+    run: &Run,
+    key: TaskKey,
+    not_before: Timestamp,
+) -> Explanation {
+    let task = run.task(key.task);
+    let verify = task.is_some_and(|task| matches!(task.state, TaskState::Verifying { .. }));
+    if not_before > now {
+        let history = task.and_then(|task| task.history.as_ref());
+        let last = history.and_then(|history| history.last_failure.as_ref());
+        return Explanation::Delayed {
+            left: not_before.since(now),
+            after: last.map(|failure| failure.class),
+            verify,
+        };
+    }
+    let attempt = crate::AttemptNo(0);
+    let work = if verify {
+        Work::Verify {
+            task: key.task,
+            attempt,
+        }
+    } else {
+        Work::Attempt {
+            task: key.task,
+            attempt,
+        }
+    };
+    let why = match run.requirement(work) {
+        Some(requirement) => unplaced(state, run, key, verify, requirement),
+        None => Waiting::Soon,
+    };
+    Explanation::Waiting { verify, why }
+}
+
+fn unplaced(
+    state: &State,
+    run: &Run,
+    key: TaskKey,
+    verify: bool,
+    requirement: &Requirement,
+) -> Waiting {
+    let Some(RunEntry { aux, .. }) = state.runs.get(&key.run) else {
+        return Waiting::Soon;
+    };
+    if !may_grow(run, aux) {
+        let max = run.max_parallel.map_or(0, |max| max.get());
+        return Waiting::RunLimit { max };
+    }
+    if !verify && let Some((by, path)) = holder(state, key.run, key.task) {
+        let by = run
+            .task(by)
+            .map_or_else(|| "?".into(), |task| Arc::clone(&task.name));
+        return Waiting::PathHeld { by, path };
+    }
+    let connected = state.workers.values();
+    let connected: Vec<&WorkerEntry> = connected
+        .filter(|entry| matches!(entry.worker.link, Link::Up { .. }))
+        .collect();
+    if connected.is_empty() {
+        return Waiting::NoWorkers;
+    }
+    let mut lacks: BTreeMap<Lack, usize> = BTreeMap::new();
+    let (mut full, mut draining, mut resources, mut free) = (0, 0, 0, 0);
+    for entry in &connected {
+        if let Some(lack) = never_fits(&entry.worker.offer, requirement).and_then(Lack::of) {
+            *lacks.entry(lack).or_default() += 1;
+        } else if drains(entry) {
+            draining += 1;
+        } else if entry.aux.listed.is_none() {
+            full += 1;
+        } else if misfit(entry, requirement).is_some() {
+            resources += 1;
+        } else {
+            free += 1;
+        }
+    }
+    if full + draining + resources + free == 0 {
+        let mut lacks: Vec<(Lack, usize)> = lacks.into_iter().collect();
+        lacks.sort_by_key(|(_, workers)| std::cmp::Reverse(*workers));
+        lacks.truncate(NAMED);
+        return Waiting::NoneFits { lacks };
+    }
+    if free > 0 {
+        return Waiting::Soon;
+    }
+    Waiting::FittingBusy {
+        full,
+        draining,
+        resources,
+        ahead: ahead(run, aux, key),
+    }
+}
+
+fn drains(entry: &WorkerEntry) -> bool {
+    entry.worker.draining || matches!(entry.worker.link, Link::Up { draining: true, .. })
+}
+
+/// Counts the work of the run and class that goes before the task.
+fn ahead(run: &Run, aux: &crate::index::RunAux, key: TaskKey) -> usize {
+    let wanted = run.task(key.task).and_then(|task| task_wants(key, task));
+    let Some((wanted, _)) = wanted else {
+        return 0;
+    };
+    let class = crate::index::class_of(run, aux, wanted);
+    let Some(queue) = class.and_then(|class| aux.queues.get(&class)) else {
+        return 0;
+    };
+    let own = rank(run, key.task);
+    match wanted {
+        Wanted::Verify(_) => queue.verifies.range(..own).count(),
+        Wanted::Attempt(_) | Wanted::FinalVerify(_) => {
+            queue.verifies.len() + queue.attempts.range(..own).count()
+        }
+    }
+}
+
+impl Lack {
+    fn of(misfit: Misfit) -> Option<Self> {
+        match misfit {
+            Misfit::Pool(name) => Some(Self::Pool(name)),
+            Misfit::Agent(name) => Some(Self::Agent(name)),
+            Misfit::Label(name) => Some(Self::Label(name)),
+            Misfit::Resource(name) => Some(Self::Resource(name)),
+            Misfit::Busy(_) => None,
+        }
+    }
+}
+
+impl Explanation {
+    /// Gives what would help, as one line; `None` when waiting is all there is.
+    #[must_use]
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Waiting { why, .. } => match why {
+                Waiting::RunLimit { .. } => Some("raise the plan's max_parallel".into()),
+                Waiting::NoWorkers => Some("start a worker".into()),
+                Waiting::NoneFits { lacks } => {
+                    let lack = lacks.first().map(|(lack, _)| lack.to_string());
+                    lack.map(|lack| format!("start a worker with {lack}, or ask for less"))
+                }
+                Waiting::FittingBusy { draining, .. } if *draining > 0 => {
+                    Some("end the draining, or start more workers".into())
+                }
+                Waiting::FittingBusy { .. } => Some("wait, or start more workers".into()),
+                Waiting::PathHeld { .. } | Waiting::Soon => None,
+            },
+            Self::Asking { question, .. } => Some(format!("answer {question}")),
+            Self::Final {
+                because: Some(task),
+                ..
+            } => Some(format!("retry {task}")),
+            Self::Final { state, .. } if *state != "succeeded" => Some("retry it".into()),
+            Self::Unknown
+            | Self::Blocked { .. }
+            | Self::Merging { .. }
+            | Self::Delayed { .. }
+            | Self::Running { .. }
+            | Self::Final { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pool(name) => write!(f, "pool {name}"),
+            Self::Agent(name) => write!(f, "agent {name}"),
+            Self::Label(name) => write!(f, "label {name}"),
+            Self::Resource(name) => write!(f, "enough {name}"),
+        }
+    }
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RunLimit { max } => write!(f, "its run runs {max} at once, as many as it may"),
+            Self::PathHeld { by, path } if path.is_empty() => {
+                write!(f, "task {by} is at work and claims the whole repository")
+            }
+            Self::PathHeld { by, path } => write!(f, "task {by} is at work and claims {path}"),
+            Self::NoWorkers => f.write_str("no worker is connected"),
+            Self::NoneFits { lacks } => {
+                f.write_str("no connected worker fits:")?;
+                for (nth, (lack, workers)) in lacks.iter().enumerate() {
+                    let comma = if nth == 0 { "" } else { "," };
+                    write!(f, "{comma} {workers} without {lack}")?;
+                }
+                Ok(())
+            }
+            Self::FittingBusy {
+                full,
+                draining,
+                resources,
+                ahead,
+            } => {
+                f.write_str("the fitting workers are busy:")?;
+                let parts = [
+                    (*full, "full"),
+                    (*draining, "draining"),
+                    (*resources, "short of a resource"),
+                ];
+                let mut comma = "";
+                for (count, what) in parts.into_iter().filter(|(count, _)| *count > 0) {
+                    write!(f, "{comma} {count} {what}")?;
+                    comma = ",";
+                }
+                if *ahead > 0 {
+                    write!(f, "; {ahead} of its run go first")?;
+                }
+                Ok(())
+            }
+            Self::Soon => f.write_str("a worker is free and takes it at once"),
+        }
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = |verify: bool| if verify { "its verify" } else { "it" };
+        match self {
+            Self::Unknown => f.write_str("no such task is live"),
+            Self::Blocked { by, more } => {
+                f.write_str("it waits for")?;
+                for (nth, (name, state)) in by.iter().enumerate() {
+                    let comma = if nth == 0 { "" } else { "," };
+                    write!(f, "{comma} {name} ({state})")?;
+                }
+                if *more > 0 {
+                    write!(f, " and {more} more")?;
+                }
+                Ok(())
+            }
+            Self::Merging { .. } => {
+                f.write_str("the coordinator is merging its dependencies into its base")
+            }
+            Self::Delayed {
+                left,
+                after,
+                verify,
+            } => {
+                write!(
+                    f,
+                    "{} is tried again in {} s",
+                    what(*verify),
+                    left.ms().div_ceil(1000)
+                )?;
+                match after {
+                    Some(class) => write!(f, ", after {class}"),
+                    None => Ok(()),
+                }
+            }
+            Self::Waiting { verify, why } => write!(f, "{} waits: {why}", what(*verify)),
+            Self::Running { worker, verify } => write!(f, "{} runs on {worker}", what(*verify)),
+            Self::Asking { question, text, .. } => {
+                write!(f, "its agent waits for the answer to {question}: {text}")
+            }
+            Self::Final {
+                state,
+                because: Some(task),
+                detail,
+            } => write!(f, "it was {state} because task {task} was {detail}"),
+            Self::Final { state, detail, .. } if detail.is_empty() => write!(f, "it {state}"),
+            Self::Final { state, detail, .. } => write!(f, "it is {state} ({detail})"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::command::{Report, Target};
+    use crate::failure::FailureClass;
+    use crate::tests::world::*;
+    use crate::time::Span;
+    use crate::worker::Offer;
+    use crate::{Command, RunId};
+
+    fn said(world: &World, run: RunId, task: &str) -> String {
+        let told = super::explain(&world.state, world.now, world.key(run, task));
+        match told.help() {
+            Some(help) => format!("{told} → {help}"),
+            None => told.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_blocked_task_names_what_it_waits_for() {
+        let mut world = World::new();
+        world.join("w", 1);
+        let run = world.submit(plan(&["a", "b", "c: a b"]));
+        assert_eq!(said(&world, run, "c"), "it waits for a (leased), b (ready)");
+        assert_eq!(said(&world, run, "a"), "it runs on w");
+        assert_eq!(
+            said(&world, run, "b"),
+            "it waits: the fitting workers are busy: 1 full → wait, or start more workers"
+        );
+    }
+
+    #[test]
+    fn a_skipped_and_a_failed_task_name_the_cause() {
+        let mut world = World::new();
+        world.join("w", 1);
+        let run = world.submit(plan(&["a", "b: a", "c: b"]));
+        let lease = world.only();
+        world.fail(&lease, FailureClass::AgentFailed);
+        assert_eq!(
+            said(&world, run, "c"),
+            "it was skipped because task a was failed → retry a"
+        );
+        assert_eq!(
+            said(&world, run, "a"),
+            "it is failed (agent_failed: it did not work) → retry it"
+        );
+    }
+
+    #[test]
+    fn what_workers_lack_is_counted() {
+        let mut world = World::new();
+        let mut gpu = plan(&["a"]);
+        gpu.0.tasks[0].profile.requirement.agent = text("claude");
+        let run = world.submit(gpu);
+        assert_eq!(
+            said(&world, run, "a"),
+            "it waits: no worker is connected → start a worker"
+        );
+        world.join("v", 1);
+        world.join("w", 1);
+        assert_eq!(
+            said(&world, run, "a"),
+            "it waits: no connected worker fits: 2 without agent claude → \
+             start a worker with agent claude, or ask for less"
+        );
+    }
+
+    #[test]
+    fn limits_claims_and_resources_are_named() {
+        let mut world = World::new();
+        let gpu = Offer {
+            resources: [(text("gpus"), 1)].into(),
+            ..offer(8)
+        };
+        world.hello("w", 1, gpu);
+        world.beat("w");
+        let one = world.submit(plan(&["a", "b"]).named("one").parallel(1));
+        assert_eq!(
+            said(&world, one, "b"),
+            "it waits: its run runs 1 at once, as many as it may → raise the plan's max_parallel"
+        );
+        let two = plan(&["a", "b"])
+            .named("two")
+            .paths(0, &["src"])
+            .paths(1, &["src/x"]);
+        let two = world.submit(two);
+        assert_eq!(
+            said(&world, two, "b"),
+            "it waits: task a is at work and claims src"
+        );
+        let needy = plan(&["a", "b"]).named("three").each(|task| {
+            task.profile.requirement.resources.insert(text("gpus"), 1);
+        });
+        let three = world.submit(needy);
+        assert_eq!(
+            said(&world, three, "b"),
+            "it waits: the fitting workers are busy: 1 short of a resource → \
+             wait, or start more workers"
+        );
+        let (worker, by) = (worker("w"), text("me"));
+        world.act(&Command::Drain {
+            worker,
+            draining: true,
+            by,
+        });
+        assert_eq!(
+            said(&world, three, "b"),
+            "it waits: the fitting workers are busy: 1 draining → \
+             end the draining, or start more workers"
+        );
+    }
+
+    #[test]
+    fn delays_merges_questions_and_verifies_are_named() {
+        let mut world = World::new();
+        world.join("w", 2);
+        let run = world.submit(plan(&["a", "b", "c: a b"]).retries(1));
+        let live = world.live();
+        world.fail(&live[0], FailureClass::AgentFailed);
+        assert_eq!(
+            said(&world, run, "a"),
+            "it is tried again in 1 s, after agent_failed"
+        );
+        world.say(
+            &live[1],
+            Report::Asks {
+                text: "why?".into(),
+            },
+        );
+        assert_eq!(
+            said(&world, run, "b"),
+            "its agent waits for the answer to Q1: why? → answer Q1"
+        );
+        world.succeed(&live[1]);
+        world.pass(Span::from_secs(2));
+        let again = world.only();
+        world.succeed(&again);
+        assert_eq!(
+            said(&world, run, "c"),
+            "the coordinator is merging its dependencies into its base"
+        );
+        assert_eq!(said(&world, run, "a"), "it succeeded");
+        let checked = world.submit(plan(&["v"]).named("checked").verified());
+        let lease = world.only();
+        world.say(&lease, made("x"));
+        world.beat_with("w", vec![lease.id]);
+        let told = said(&world, checked, "v");
+        assert_eq!(told, "its verify runs on w");
+        world.cancel(Target::Run(checked));
+        assert_eq!(
+            said(&world, checked, "v"),
+            "it is cancelled (by me: enough) → retry it"
+        );
+    }
+}

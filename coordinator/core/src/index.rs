@@ -1,0 +1,662 @@
+//! Everything that is derived from the runs, leases and workers so that no step looks at all of them.
+//!
+//! Each entry is a function of what it indexes: a change takes the old entries out, changes the
+//! thing, and puts the new ones in. [`crate::invariants`] compares all of it with the truth.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::ids::{LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId};
+use crate::limits;
+use crate::state::{Lease, Link, Run, RunPhase, State, Task, TaskState, VerifyPhase, Worker};
+use crate::time::Timestamp;
+use crate::worker::Requirement;
+
+/// Number of an interned requirement.
+pub(crate) type ClassId = u32;
+
+/// Place of a task in its queue: priority, critical path, plan order.
+pub(crate) type Rank = (Reverse<i16>, Reverse<u32>, TaskIx);
+
+/// Place of a run in a class: fewest live leases first, then the one that waited longest.
+pub(crate) type Turn = (u32, u64, RunId);
+
+/// Work that wants a lease.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Wanted {
+    Attempt(TaskKey),
+    Verify(TaskKey),
+    FinalVerify(RunId),
+}
+
+/// What becomes due.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Timer {
+    /// Silence: TTL and grace of a lease have passed.
+    Lease(LeaseId),
+    /// The work of a lease has taken too long.
+    Timeout(LeaseId),
+    /// The deadline of a task's state.
+    Task(TaskKey),
+    /// The deadline of a run's phase.
+    Run(RunId),
+    /// A worker is gone for long.
+    Forget(WorkerId),
+}
+
+/// Work of one run and one class that can be leased now.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Queue {
+    pub(crate) final_verify: bool,
+    pub(crate) verifies: BTreeSet<Rank>,
+    pub(crate) attempts: BTreeSet<Rank>,
+}
+
+impl Queue {
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.final_verify && self.verifies.is_empty() && self.attempts.is_empty()
+    }
+}
+
+/// An interned requirement.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Class {
+    pub(crate) requirement: Arc<Requirement>,
+    /// Runs that name it.
+    pub(crate) users: u32,
+    /// Runs that have queued work of this class and may have one more lease.
+    pub(crate) runs: BTreeSet<Turn>,
+}
+
+/// How a closed lease ended, in its worker's words: a repeat of them is no news.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Said {
+    Made,
+    NotMade,
+    Stopped,
+}
+
+/// Memory of a result, so that a repeated report is recognised.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Recorded {
+    pub(crate) worker: WorkerId,
+    pub(crate) said: Said,
+}
+
+/// What is derived for one run.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(crate) struct RunAux {
+    /// Tasks that are not final.
+    pub(crate) open: u32,
+    /// Leases that are not revoked.
+    pub(crate) live: u32,
+    /// When the run had its last grant, as a number that only grows.
+    pub(crate) stamp: u64,
+    /// All leases, revoked ones too.
+    pub(crate) leases: BTreeSet<LeaseId>,
+    /// Results remembered in [`Index::recorded`].
+    pub(crate) recorded: Vec<LeaseId>,
+    pub(crate) queues: BTreeMap<ClassId, Queue>,
+    /// Paths claimed by tasks at work.
+    pub(crate) claims: BTreeMap<Arc<str>, TaskIx>,
+    /// For each profile: class of its attempts and of its verifies.
+    pub(crate) classes: Vec<(ClassId, Option<ClassId>)>,
+    pub(crate) final_class: Option<ClassId>,
+}
+
+/// What is derived for one worker.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(crate) struct WorkerAux {
+    /// All leases, revoked ones too.
+    pub(crate) leases: BTreeSet<LeaseId>,
+    /// Grants it takes until its next heartbeat. Volatile.
+    pub(crate) credit: u32,
+    /// Resources its leases occupy.
+    pub(crate) used: BTreeMap<Arc<str>, u64>,
+    /// Its place in [`Index::available`].
+    pub(crate) listed: Option<u32>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct RunEntry {
+    pub(crate) run: Run,
+    pub(crate) aux: RunAux,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct WorkerEntry {
+    pub(crate) worker: Worker,
+    pub(crate) aux: WorkerAux,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct LeaseEntry {
+    pub(crate) lease: Lease,
+    /// Its place among the timers.
+    pub(crate) timeout_at: Option<Timestamp>,
+}
+
+/// The indexes over all runs and workers.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Index {
+    pub(crate) names: BTreeMap<Arc<str>, RunId>,
+    pub(crate) classes: BTreeMap<ClassId, Class>,
+    class_ids: BTreeMap<Arc<Requirement>, ClassId>,
+    next_class: ClassId,
+    next_stamp: u64,
+    pub(crate) delayed: BTreeSet<(Timestamp, Wanted)>,
+    pub(crate) timers: BTreeSet<(Timestamp, Timer)>,
+    /// Workers that take something now, most free slots first.
+    pub(crate) available: BTreeSet<(Reverse<u32>, WorkerId)>,
+    pub(crate) questions: BTreeMap<QuestionId, TaskKey>,
+    pub(crate) recorded: BTreeMap<LeaseId, Recorded>,
+    pub(crate) basing: BTreeSet<TaskKey>,
+    pub(crate) integrating: BTreeSet<RunId>,
+    /// Worklists of [`crate::settle`]: tasks whose dependencies have all succeeded, …
+    pub(crate) unblocked: BTreeSet<TaskKey>,
+    /// … blocked tasks with the failed task that dooms them, …
+    pub(crate) doomed: BTreeMap<TaskKey, TaskIx>,
+    /// … and active runs whose tasks are all final.
+    pub(crate) complete: BTreeSet<RunId>,
+}
+
+impl Index {
+    fn intern(&mut self, requirement: &Requirement) -> ClassId {
+        if let Some(&id) = self.class_ids.get(requirement) {
+            if let Some(class) = self.classes.get_mut(&id) {
+                class.users = class.users.saturating_add(1);
+            }
+            return id;
+        }
+        let id = self.next_class;
+        self.next_class = self.next_class.wrapping_add(1);
+        let requirement = Arc::new(requirement.clone());
+        self.class_ids.insert(Arc::clone(&requirement), id);
+        self.classes.insert(
+            id,
+            Class {
+                requirement,
+                users: 1,
+                runs: BTreeSet::new(),
+            },
+        );
+        id
+    }
+
+    fn release(&mut self, id: ClassId) {
+        let Some(class) = self.classes.get_mut(&id) else {
+            return;
+        };
+        class.users = class.users.saturating_sub(1);
+        if class.users == 0 {
+            self.class_ids.remove(&class.requirement);
+            self.classes.remove(&id);
+        }
+    }
+
+    /// Puts the run into, or takes it out of, the classes it has queued work for.
+    fn list_run(&mut self, run: &Run, aux: &RunAux, listed: bool) {
+        let eligible = may_grow(run, aux);
+        for id in aux.queues.keys() {
+            if let Some(class) = self.classes.get_mut(id) {
+                let turn = (aux.live, aux.stamp, run.id);
+                if listed && eligible {
+                    class.runs.insert(turn);
+                } else {
+                    class.runs.remove(&turn);
+                }
+            }
+        }
+    }
+
+    fn enqueue(&mut self, run: &Run, aux: &mut RunAux, wanted: Wanted) {
+        let Some(id) = class_of(run, aux, wanted) else {
+            return;
+        };
+        let queue = aux.queues.entry(id).or_default();
+        let fresh = queue.is_empty();
+        match wanted {
+            Wanted::Attempt(key) => {
+                queue.attempts.insert(rank(run, key.task));
+            }
+            Wanted::Verify(key) => {
+                queue.verifies.insert(rank(run, key.task));
+            }
+            Wanted::FinalVerify(_) => queue.final_verify = true,
+        }
+        if fresh
+            && may_grow(run, aux)
+            && let Some(class) = self.classes.get_mut(&id)
+        {
+            class.runs.insert((aux.live, aux.stamp, run.id));
+        }
+    }
+
+    fn dequeue(&mut self, run: &Run, aux: &mut RunAux, wanted: Wanted) {
+        let Some(id) = class_of(run, aux, wanted) else {
+            return;
+        };
+        let Some(queue) = aux.queues.get_mut(&id) else {
+            return;
+        };
+        match wanted {
+            Wanted::Attempt(key) => {
+                queue.attempts.remove(&rank(run, key.task));
+            }
+            Wanted::Verify(key) => {
+                queue.verifies.remove(&rank(run, key.task));
+            }
+            Wanted::FinalVerify(_) => queue.final_verify = false,
+        }
+        if queue.is_empty() {
+            aux.queues.remove(&id);
+            if let Some(class) = self.classes.get_mut(&id) {
+                class.runs.remove(&(aux.live, aux.stamp, run.id));
+            }
+        }
+    }
+
+    fn want(&mut self, run: &Run, aux: &mut RunAux, wanted: Wanted, at: (Timestamp, Timestamp)) {
+        let (now, not_before) = at;
+        if not_before > now {
+            self.delayed.insert((not_before, wanted));
+        } else {
+            self.enqueue(run, aux, wanted);
+        }
+    }
+
+    fn unwant(&mut self, run: &Run, aux: &mut RunAux, wanted: Wanted, not_before: Timestamp) {
+        if !self.delayed.remove(&(not_before, wanted)) {
+            self.dequeue(run, aux, wanted);
+        }
+    }
+}
+
+/// Tells whether the run may have one more lease.
+pub(crate) fn may_grow(run: &Run, aux: &RunAux) -> bool {
+    run.max_parallel.is_none_or(|max| aux.live < max.get())
+}
+
+/// Gives the place of a task in its queue.
+pub(crate) fn rank(run: &Run, ix: TaskIx) -> Rank {
+    run.task(ix).map_or((Reverse(0), Reverse(0), ix), |task| {
+        (Reverse(task.priority), Reverse(task.height), ix)
+    })
+}
+
+/// Gives the class of wanted work.
+pub(crate) fn class_of(run: &Run, aux: &RunAux, wanted: Wanted) -> Option<ClassId> {
+    let profile = |ix: TaskIx| {
+        let profile = usize::from(run.task(ix)?.profile);
+        aux.classes.get(profile).copied()
+    };
+    match wanted {
+        Wanted::Attempt(key) => profile(key.task).map(|classes| classes.0),
+        Wanted::Verify(key) => profile(key.task).and_then(|classes| classes.1),
+        Wanted::FinalVerify(_) => aux.final_class,
+    }
+}
+
+/// Gives the deadline of a task's state, if the state has one of its own.
+pub(crate) fn task_deadline(task: &Task) -> Option<Timestamp> {
+    match &task.state {
+        TaskState::Basing { since } => Some(*since + limits::GIT_STEP_DEADLINE),
+        TaskState::Ready { since, not_before }
+        | TaskState::Verifying {
+            verify: VerifyPhase::Waiting {
+                since, not_before, ..
+            },
+            ..
+        } => Some((*since).max(*not_before) + limits::QUEUE_DEADLINE),
+        TaskState::Leased { awaiting, .. } => awaiting
+            .as_ref()
+            .filter(|question| question.answer.is_none())
+            .map(|question| question.asked_at + limits::PARK_AFTER),
+        TaskState::Parked(parked) => Some(parked.question.asked_at + limits::QUESTION_DEADLINE),
+        TaskState::Blocked { .. }
+        | TaskState::Verifying { .. }
+        | TaskState::Succeeded { .. }
+        | TaskState::Failed { .. }
+        | TaskState::Cancelled { .. }
+        | TaskState::Aborted { .. }
+        | TaskState::Skipped { .. } => None,
+    }
+}
+
+/// Gives the deadline of a run's phase, if the phase has one of its own.
+pub(crate) fn run_deadline(run: &Run) -> Option<Timestamp> {
+    match &run.phase {
+        RunPhase::Integrating { since } => Some(*since + limits::GIT_STEP_DEADLINE),
+        RunPhase::Verifying {
+            verify: VerifyPhase::Waiting {
+                since, not_before, ..
+            },
+            ..
+        } => Some((*since).max(*not_before) + limits::QUEUE_DEADLINE),
+        RunPhase::Active | RunPhase::Verifying { .. } | RunPhase::Ended { .. } => None,
+    }
+}
+
+/// Gives the work that a task's state wants a lease for, with its earliest time.
+pub(crate) fn task_wants(key: TaskKey, task: &Task) -> Option<(Wanted, Timestamp)> {
+    match &task.state {
+        TaskState::Ready { not_before, .. } => Some((Wanted::Attempt(key), *not_before)),
+        TaskState::Verifying {
+            verify: VerifyPhase::Waiting { not_before, .. },
+            ..
+        } => Some((Wanted::Verify(key), *not_before)),
+        _ => None,
+    }
+}
+
+/// Gives the work that a run's phase wants a lease for, with its earliest time.
+pub(crate) fn run_wants(run: &Run) -> Option<(Wanted, Timestamp)> {
+    match &run.phase {
+        RunPhase::Verifying {
+            verify: VerifyPhase::Waiting { not_before, .. },
+            ..
+        } if run.final_verify().is_some() => Some((Wanted::FinalVerify(run.id), *not_before)),
+        _ => None,
+    }
+}
+
+/// Gives the question a task waits for.
+pub(crate) fn open_question(task: &Task) -> Option<&crate::state::Question> {
+    match &task.state {
+        TaskState::Leased { awaiting, .. } => awaiting.as_ref().filter(|q| q.answer.is_none()),
+        TaskState::Parked(parked) => Some(&parked.question),
+        _ => None,
+    }
+}
+
+fn claims(task: &Task) -> bool {
+    matches!(
+        task.state,
+        TaskState::Leased { .. } | TaskState::Verifying { .. }
+    )
+}
+
+impl State {
+    /// Interns the classes of a run; to be called once, before anything of it is indexed.
+    pub(crate) fn open_run(&mut self, run: Run, at: Timestamp) {
+        let id = run.id;
+        let mut aux = RunAux::default();
+        for profile in &run.profiles {
+            let attempt = self.index.intern(&profile.requirement);
+            let verify = profile.verify.as_ref();
+            let verify = verify.map(|verify| self.index.intern(&verify.requirement));
+            aux.classes.push((attempt, verify));
+        }
+        aux.final_class = run
+            .final_verify()
+            .map(|verify| self.index.intern(&verify.requirement));
+        let open = run.tasks.iter().filter(|task| !task.state.is_final());
+        aux.open = u32::try_from(open.count()).unwrap_or(u32::MAX);
+        aux.stamp = self.next_stamp();
+        self.index.names.insert(Arc::clone(&run.name), id);
+        let tasks = run.tasks.len();
+        self.runs.insert(id, RunEntry { run, aux });
+        for ix in (0..tasks).filter_map(|ix| u32::try_from(ix).ok()) {
+            let key = TaskKey {
+                run: id,
+                task: TaskIx(ix),
+            };
+            self.index_task(key, at);
+        }
+        self.index_run(id, at);
+    }
+
+    /// Takes a run out of memory with everything that is indexed about it.
+    pub(crate) fn close_run(&mut self, id: RunId) {
+        self.unindex_run(id);
+        let tasks = self.runs.get(&id).map_or(0, |entry| entry.run.tasks.len());
+        for ix in (0..tasks).filter_map(|ix| u32::try_from(ix).ok()) {
+            self.unindex_task(TaskKey {
+                run: id,
+                task: TaskIx(ix),
+            });
+        }
+        let Some(RunEntry { run, aux }) = self.runs.remove(&id) else {
+            return;
+        };
+        self.index.names.remove(&run.name);
+        for lease in aux.recorded {
+            self.index.recorded.remove(&lease);
+        }
+        for (attempt, verify) in aux.classes {
+            self.index.release(attempt);
+            verify.into_iter().for_each(|id| self.index.release(id));
+        }
+        aux.final_class
+            .into_iter()
+            .for_each(|id| self.index.release(id));
+    }
+
+    pub(crate) fn next_stamp(&mut self) -> u64 {
+        self.index.next_stamp += 1;
+        self.index.next_stamp
+    }
+
+    pub(crate) fn unindex_task(&mut self, key: TaskKey) {
+        let index = &mut self.index;
+        let Some(RunEntry { run, aux }) = self.runs.get_mut(&key.run) else {
+            return;
+        };
+        let Some(task) = run.task(key.task) else {
+            return;
+        };
+        if let Some(at) = task_deadline(task) {
+            index.timers.remove(&(at, Timer::Task(key)));
+        }
+        if let Some(question) = open_question(task) {
+            index.questions.remove(&question.id);
+        }
+        if claims(task) {
+            for path in &task.paths {
+                if aux.claims.get(path) == Some(&key.task) {
+                    aux.claims.remove(path);
+                }
+            }
+        }
+        match &task.state {
+            TaskState::Blocked { .. } => {
+                index.unblocked.remove(&key);
+                index.doomed.remove(&key);
+            }
+            TaskState::Basing { .. } => {
+                index.basing.remove(&key);
+            }
+            _ => {}
+        }
+        if let Some((wanted, not_before)) = task_wants(key, task) {
+            index.unwant(run, aux, wanted, not_before);
+        }
+    }
+
+    pub(crate) fn index_task(&mut self, key: TaskKey, now: Timestamp) {
+        let index = &mut self.index;
+        let Some(RunEntry { run, aux }) = self.runs.get_mut(&key.run) else {
+            return;
+        };
+        let Some(task) = run.task(key.task) else {
+            return;
+        };
+        if let Some(at) = task_deadline(task) {
+            index.timers.insert((at, Timer::Task(key)));
+        }
+        if let Some(question) = open_question(task) {
+            index.questions.insert(question.id, key);
+        }
+        if claims(task) {
+            for path in &task.paths {
+                aux.claims.insert(Arc::clone(path), key.task);
+            }
+        }
+        match &task.state {
+            TaskState::Blocked { unmet } => {
+                if *unmet == 0 {
+                    index.unblocked.insert(key);
+                } else if let Some(because) = run.doom(task) {
+                    index.doomed.insert(key, because);
+                }
+            }
+            TaskState::Basing { .. } => {
+                index.basing.insert(key);
+            }
+            _ => {}
+        }
+        if let Some((wanted, not_before)) = task_wants(key, task) {
+            index.want(run, aux, wanted, (now, not_before));
+        }
+    }
+
+    pub(crate) fn unindex_run(&mut self, id: RunId) {
+        let index = &mut self.index;
+        let Some(RunEntry { run, aux }) = self.runs.get_mut(&id) else {
+            return;
+        };
+        if let Some(at) = run_deadline(run) {
+            index.timers.remove(&(at, Timer::Run(id)));
+        }
+        index.complete.remove(&id);
+        index.integrating.remove(&id);
+        if let Some((wanted, not_before)) = run_wants(run) {
+            index.unwant(run, aux, wanted, not_before);
+        }
+    }
+
+    pub(crate) fn index_run(&mut self, id: RunId, now: Timestamp) {
+        let index = &mut self.index;
+        let Some(RunEntry { run, aux }) = self.runs.get_mut(&id) else {
+            return;
+        };
+        if let Some(at) = run_deadline(run) {
+            index.timers.insert((at, Timer::Run(id)));
+        }
+        match run.phase {
+            RunPhase::Active if aux.open == 0 => {
+                index.complete.insert(id);
+            }
+            RunPhase::Integrating { .. } => {
+                index.integrating.insert(id);
+            }
+            _ => {}
+        }
+        if let Some((wanted, not_before)) = run_wants(run) {
+            index.want(run, aux, wanted, (now, not_before));
+        }
+    }
+
+    /// Changes how many live leases a run has and when it had its last turn.
+    pub(crate) fn change_live(&mut self, id: RunId, change: impl FnOnce(&mut RunAux)) {
+        let index = &mut self.index;
+        if let Some(RunEntry { run, aux }) = self.runs.get_mut(&id) {
+            index.list_run(run, aux, false);
+            change(aux);
+            index.list_run(run, aux, true);
+        }
+    }
+
+    /// Moves the work whose delay is over into its queue.
+    pub(crate) fn promote(&mut self, now: Timestamp) {
+        while let Some(&(at, wanted)) = self.index.delayed.first() {
+            if at > now {
+                return;
+            }
+            self.index.delayed.pop_first();
+            let id = match wanted {
+                Wanted::Attempt(key) | Wanted::Verify(key) => key.run,
+                Wanted::FinalVerify(run) => run,
+            };
+            if let Some(RunEntry { run, aux }) = self.runs.get_mut(&id) {
+                self.index.enqueue(run, aux, wanted);
+            }
+        }
+    }
+
+    /// Lists the worker by what it can take now, and its deadline of being forgotten.
+    pub(crate) fn relist_worker(&mut self, id: &WorkerId) {
+        let Some(WorkerEntry { worker, aux }) = self.workers.get_mut(id) else {
+            return;
+        };
+        if let Some(free) = aux.listed.take() {
+            self.index.available.remove(&(Reverse(free), id.clone()));
+        }
+        let free = free_slots(worker, aux);
+        if free > 0 {
+            aux.listed = Some(free);
+            self.index.available.insert((Reverse(free), id.clone()));
+        }
+    }
+
+    /// Sets the worker's link and the timer that belongs to it.
+    pub(crate) fn set_link(&mut self, id: &WorkerId, link: Link) {
+        if let Some(entry) = self.workers.get_mut(id) {
+            if let Link::Down { since } = entry.worker.link {
+                let timer = (since + limits::WORKER_FORGET, Timer::Forget(id.clone()));
+                self.index.timers.remove(&timer);
+            }
+            if let Link::Down { since } = link {
+                let timer = (since + limits::WORKER_FORGET, Timer::Forget(id.clone()));
+                self.index.timers.insert(timer);
+            }
+            entry.worker.link = link;
+        }
+        self.relist_worker(id);
+    }
+
+    /// Forgets a worker.
+    pub(crate) fn drop_worker(&mut self, id: &WorkerId) {
+        let Some(WorkerEntry { worker, aux }) = self.workers.remove(id) else {
+            return;
+        };
+        if let Some(free) = aux.listed {
+            self.index.available.remove(&(Reverse(free), id.clone()));
+        }
+        if let Link::Down { since } = worker.link {
+            let timer = (since + limits::WORKER_FORGET, Timer::Forget(id.clone()));
+            self.index.timers.remove(&timer);
+        }
+    }
+
+    /// Moves a lease's deadline of silence.
+    pub(crate) fn set_expiry(&mut self, id: LeaseId, at: Timestamp) {
+        if let Some(LeaseEntry { lease, .. }) = self.leases.get_mut(&id) {
+            let timers = &mut self.index.timers;
+            timers.remove(&(lease.expires_at, Timer::Lease(id)));
+            lease.expires_at = at;
+            timers.insert((at, Timer::Lease(id)));
+        }
+    }
+
+    /// Computes a lease's deadline of work anew: after its start, a question, an answer.
+    pub(crate) fn set_timeout(&mut self, id: LeaseId) {
+        let at = self.leases.get(&id).and_then(|entry| {
+            let run = &self.runs.get(&entry.lease.run)?.run;
+            crate::state::timeout_at(run, &entry.lease)
+        });
+        if let Some(entry) = self.leases.get_mut(&id) {
+            let timers = &mut self.index.timers;
+            if let Some(old) = entry.timeout_at.take() {
+                timers.remove(&(old, Timer::Timeout(id)));
+            }
+            if let Some(at) = at {
+                timers.insert((at, Timer::Timeout(id)));
+            }
+            entry.timeout_at = at;
+        }
+    }
+}
+
+/// Gives how many leases the worker takes now.
+pub(crate) fn free_slots(worker: &Worker, aux: &WorkerAux) -> u32 {
+    let Link::Up { draining, .. } = worker.link else {
+        return 0;
+    };
+    if draining || worker.draining {
+        return 0;
+    }
+    let held = u32::try_from(aux.leases.len()).unwrap_or(u32::MAX);
+    worker.offer.slots.saturating_sub(held).min(aux.credit)
+}

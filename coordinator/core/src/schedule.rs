@@ -1,0 +1,228 @@
+//! Which ready work goes to which free slot.
+//!
+//! One round grants until no work fits. Each grant goes to the class of work whose first run has
+//! the fewest live leases, within that run to verifies before attempts, then by priority and
+//! critical path, and to the fitting worker with most free slots. A class that no worker can take
+//! is left for the rest of the round, so that a blocked class costs one look at the free workers
+//! and not one for each of its tasks.
+
+use std::collections::BTreeSet;
+
+use crate::event::{Event, EventKind, Work};
+use crate::ids::{AttemptNo, RunId, TaskIx, TaskKey, WorkerId};
+use crate::index::{ClassId, Rank, RunEntry, WorkerEntry};
+use crate::limits;
+use crate::state::{AttemptEnd, Run, State};
+use crate::time::Timestamp;
+use crate::worker::{Offer, Requirement};
+
+/// Grants leases for work that is ready, at most [`limits::GRANTS_PER_ROUND`]; to be run at the end
+/// of each batch. The rest is granted in the next round.
+pub fn schedule(state: &mut State, now: Timestamp) -> Vec<Event> {
+    state.promote(now);
+    let mut events = vec![];
+    let mut round = Round::default();
+    while events.len() < limits::GRANTS_PER_ROUND && !state.index.available.is_empty() {
+        let Some((class, run)) = round.next(state) else {
+            break;
+        };
+        let Some(work) = pick(state, class, run) else {
+            round.passed.insert((class, run));
+            continue;
+        };
+        let Some(worker) = place(state, class, run, work) else {
+            round.blocked.insert(class);
+            continue;
+        };
+        events.push(state.record(now, grant(state, run, work, worker)));
+    }
+    events
+}
+
+/// What one round has learned.
+#[derive(Default)]
+struct Round {
+    /// Classes that no worker can take.
+    blocked: BTreeSet<ClassId>,
+    /// Runs whose work of a class is kept back by path claims.
+    passed: BTreeSet<(ClassId, RunId)>,
+}
+
+/// Order of turns: fewest live leases, longest without a grant, run, verifies, priority and
+/// critical path of the first task.
+type Key = (u32, u64, RunId, bool, Option<Rank>);
+
+impl Round {
+    /// Finds the class and run whose turn it is.
+    fn next(&self, state: &State) -> Option<(ClassId, RunId)> {
+        let classes = state.index.classes.iter();
+        let open = classes.filter(|(id, _)| !self.blocked.contains(id));
+        let keys = open.filter_map(|(id, class)| {
+            let mut runs = class.runs.iter();
+            let (live, stamp, run) = *runs.find(|turn| !self.passed.contains(&(*id, turn.2)))?;
+            let queue = state.runs.get(&run)?.aux.queues.get(id)?;
+            let verify = queue.final_verify || !queue.verifies.is_empty();
+            let first = queue.verifies.first().or(queue.attempts.first()).copied();
+            let key: Key = (live, stamp, run, !verify, first);
+            Some((key, *id, run))
+        });
+        keys.min().map(|(_, class, run)| (class, run))
+    }
+}
+
+/// Chooses the run's work of a class; `None` when path claims keep all of it back.
+fn pick(state: &State, class: ClassId, id: RunId) -> Option<Work> {
+    let RunEntry { run, aux } = state.runs.get(&id)?;
+    let queue = aux.queues.get(&class)?;
+    if queue.final_verify {
+        return Some(Work::FinalVerify);
+    }
+    if let Some((_, _, task)) = queue.verifies.first() {
+        let attempt = last_attempt(run, *task);
+        return Some(Work::Verify {
+            task: *task,
+            attempt,
+        });
+    }
+    let attempts = queue.attempts.iter().take(limits::PATH_SCAN);
+    let mut free = attempts.filter(|(_, _, task)| holder(state, id, *task).is_none());
+    let (_, _, task) = free.next()?;
+    let attempt = AttemptNo(last_attempt(run, *task).0.saturating_add(1));
+    Some(Work::Attempt {
+        task: *task,
+        attempt,
+    })
+}
+
+fn last_attempt(run: &Run, ix: TaskIx) -> AttemptNo {
+    let attempts = run.task(ix).map_or(&[][..], |task| task.attempts());
+    attempts.last().map_or(AttemptNo(0), |last| last.number)
+}
+
+/// Finds a task at work whose claim overlaps one of this task's.
+pub(crate) fn holder(
+    state: &State,
+    id: RunId,
+    ix: TaskIx,
+) -> Option<(TaskIx, std::sync::Arc<str>)> {
+    let RunEntry { run, aux } = state.runs.get(&id)?;
+    if aux.claims.is_empty() {
+        return None;
+    }
+    let claims = &aux.claims;
+    run.task(ix)?.paths.iter().find_map(|path| {
+        let above = ancestors(path).find_map(|above| claims.get_key_value(above));
+        let below = || {
+            let mut prefix = path.to_string();
+            if !prefix.is_empty() {
+                prefix.push('/');
+            }
+            let mut from = claims.range::<str, _>((
+                std::ops::Bound::Included(&*prefix),
+                std::ops::Bound::Unbounded,
+            ));
+            from.next().filter(|(claim, _)| claim.starts_with(&prefix))
+        };
+        let (claim, task) = above.or_else(below)?;
+        Some((*task, claim.clone()))
+    })
+}
+
+/// Gives the path itself and every folder above it, the whole repository (empty) last.
+fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(path), |path| {
+        if path.is_empty() {
+            return None;
+        }
+        Some(path.rfind('/').map_or("", |end| &path[..end]))
+    })
+}
+
+/// Finds the worker for the work: the one to go on with a conversation, or the fitting one with
+/// most free slots.
+fn place(state: &State, class: ClassId, run: RunId, work: Work) -> Option<WorkerId> {
+    let requirement = &*state.index.classes.get(&class)?.requirement;
+    if let Work::Attempt { task, .. } = work
+        && let Some(worker) = affinity(state, TaskKey { run, task })
+        && let Some(entry) = state.workers.get(worker)
+        && entry.aux.listed.is_some()
+        && misfit(entry, requirement).is_none()
+    {
+        return Some(worker.clone());
+    }
+    let mut free = state.index.available.iter();
+    let fitting = free.find(|(_, id)| {
+        let entry = state.workers.get(id);
+        entry.is_some_and(|entry| misfit(entry, requirement).is_none())
+    });
+    fitting.map(|(_, id)| id.clone())
+}
+
+/// Gives the worker that ran the attempt that the next one continues.
+fn affinity(state: &State, key: TaskKey) -> Option<&WorkerId> {
+    let last = state.task(key)?.attempts().last()?;
+    matches!(last.end, Some(AttemptEnd::Parked { .. })).then_some(&last.worker)
+}
+
+/// Why a worker cannot take work, apart from its slots.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Misfit {
+    Pool(std::sync::Arc<str>),
+    Agent(std::sync::Arc<str>),
+    Label(std::sync::Arc<str>),
+    /// It has less of the resource in all.
+    Resource(std::sync::Arc<str>),
+    /// It would have enough if its present leases were over.
+    Busy(std::sync::Arc<str>),
+}
+
+/// Gives the first reason why the worker cannot take work of this requirement now.
+pub(crate) fn misfit(entry: &WorkerEntry, requirement: &Requirement) -> Option<Misfit> {
+    let offer = &entry.worker.offer;
+    never_fits(offer, requirement).or_else(|| {
+        let mut needs = requirement.resources.iter();
+        let short = needs.find(|(name, need)| {
+            let total = offer.resources.get(*name).copied().unwrap_or(0);
+            let used = entry.aux.used.get(*name).copied().unwrap_or(0);
+            total.saturating_sub(used) < **need
+        });
+        short.map(|(name, _)| Misfit::Busy(name.clone()))
+    })
+}
+
+/// Gives the first reason why a worker of this offer can never take work of this requirement.
+pub(crate) fn never_fits(offer: &Offer, requirement: &Requirement) -> Option<Misfit> {
+    if let Some(pool) = requirement
+        .pool
+        .as_ref()
+        .filter(|pool| **pool != offer.pool)
+    {
+        return Some(Misfit::Pool(pool.clone()));
+    }
+    if !offer.agents.contains(&requirement.agent) {
+        return Some(Misfit::Agent(requirement.agent.clone()));
+    }
+    if let Some(label) = requirement
+        .labels
+        .iter()
+        .find(|l| !offer.labels.contains(*l))
+    {
+        return Some(Misfit::Label(label.clone()));
+    }
+    let mut needs = requirement.resources.iter();
+    let short =
+        needs.find(|(name, need)| offer.resources.get(*name).copied().unwrap_or(0) < **need);
+    short.map(|(name, _)| Misfit::Resource(name.clone()))
+}
+
+fn grant(state: &State, run: RunId, work: Work, worker: WorkerId) -> EventKind {
+    let incarnation = state.worker(&worker).map(|worker| worker.incarnation);
+    EventKind::LeaseGranted {
+        run,
+        lease: state.next_lease,
+        work,
+        worker,
+        incarnation: incarnation.unwrap_or_default(),
+        ttl: state.clocks.ttl,
+    }
+}

@@ -1,0 +1,9 @@
+//! Scenarios and properties of the whole core, on a world of simulated workers.
+
+mod properties;
+mod retrying;
+mod running;
+mod scheduling;
+mod sessions;
+mod starting;
+pub(crate) mod world;

@@ -1,0 +1,137 @@
+//! New generations, archive and reload.
+
+use std::sync::Arc;
+
+use super::world::*;
+use crate::Command;
+use crate::command::{Report, Target};
+use crate::event::RunOutcome;
+use crate::failure::FailureClass;
+use crate::state::RunPhase;
+
+/// a fails; b succeeds; c waits for a, d for c and b, e for b; x fails too and g waits for x and c.
+fn broken() -> (World, crate::RunId) {
+    let mut world = World::new();
+    world.join("w", 8);
+    let run = world.submit(plan(&["a", "b", "c: a", "d: c b", "e: b", "x", "g: x c"]));
+    let names: Vec<_> = world.live();
+    world.fail(&names[0], FailureClass::AgentFailed);
+    world.succeed(&names[1]);
+    world.fail(&names[2], FailureClass::AgentFailed);
+    let e = world.only();
+    world.succeed(&e);
+    assert_eq!(
+        world.states(run),
+        "a=failed b=succeeded c=skipped d=skipped e=succeeded x=failed g=skipped"
+    );
+    assert!(world.state.run(run).unwrap().is_ended());
+    (world, run)
+}
+
+#[test]
+fn retrying_a_task_reopens_it_and_what_only_it_kept_back() {
+    let (mut world, run) = broken();
+    let a = world.key(run, "a");
+    assert_eq!(world.retry(Target::Task(a)), 3);
+    assert_eq!(
+        world.states(run),
+        "a=leased b=succeeded c=blocked d=blocked e=succeeded x=failed g=skipped"
+    );
+    assert_eq!(*world.phase(run), RunPhase::Active);
+    assert_eq!(world.state.task(a).unwrap().generation, 2);
+    let lease = world.only();
+    assert!(matches!(lease.work, crate::event::Work::Attempt { attempt, .. } if attempt.0 == 2));
+    for _ in ["a", "c"] {
+        let lease = world.only();
+        world.succeed(&lease);
+    }
+    world.merge_all();
+    let d = world.only();
+    world.succeed(&d);
+    assert!(world.state.run(run).unwrap().is_ended());
+    let x = world.key(run, "x");
+    assert_eq!(world.retry(Target::Task(x)), 2);
+    let x = world.only();
+    world.succeed(&x);
+    world.merge_all();
+    let g = world.only();
+    world.succeed(&g);
+    assert!(matches!(
+        world.phase(run),
+        RunPhase::Ended {
+            outcome: RunOutcome::Succeeded,
+            ..
+        }
+    ));
+    world.replayed();
+}
+
+#[test]
+fn retrying_a_run_reopens_all_that_did_not_succeed() {
+    let (mut world, run) = broken();
+    assert_eq!(world.retry(Target::Run(run)), 5);
+    assert_eq!(
+        world.states(run),
+        "a=leased b=succeeded c=blocked d=blocked e=succeeded x=leased g=blocked"
+    );
+}
+
+#[test]
+fn a_skipped_task_is_not_retried_before_what_kept_it_back() {
+    let (mut world, run) = broken();
+    let by = text("me");
+    let g = Target::Task(world.key(run, "g"));
+    let refused = world.refused(&Command::Retry { target: g, by });
+    assert_eq!(
+        refused.to_string(),
+        "task g depends on a, which has not succeeded: retry that"
+    );
+    let by = text("me");
+    let b = Target::Task(world.key(run, "b"));
+    let refused = world.refused(&Command::Retry { target: b, by });
+    assert_eq!(refused.to_string(), "task b is succeeded");
+}
+
+#[test]
+fn a_cancelled_run_can_be_retried_while_its_old_work_still_stops() {
+    let mut world = World::new();
+    world.join("w", 2);
+    let run = world.submit(plan(&["a"]));
+    let old = world.only();
+    world.cancel(Target::Run(run));
+    assert_eq!(world.retry(Target::Run(run)), 1);
+    let new = world.only();
+    assert!(new.id > old.id);
+    world.succeed(&new);
+    assert_eq!(world.states(run), "a=succeeded");
+    assert_eq!(
+        world.say(&old, Report::Stopped),
+        crate::command::ReportAnswer::Recorded
+    );
+    assert!(matches!(
+        world.phase(run),
+        RunPhase::Ended {
+            outcome: RunOutcome::Succeeded,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn an_archived_run_comes_back_with_its_history_and_numbers() {
+    let (mut world, run) = broken();
+    let image = Arc::new(world.state.run_image(run).unwrap());
+    let last = image.run.last_seq;
+    world.act(&Command::Archived {
+        run,
+        last_seq: last,
+    });
+    assert!(world.state.run(run).is_none());
+    let events = world.act(&Command::Reload {
+        image: image.clone(),
+    });
+    assert_eq!(events[0].seq, last + 2);
+    assert_eq!(world.refused(&Command::Reload { image }).code(), "NOT_NOW");
+    assert_eq!(world.retry(Target::Run(run)), 5);
+    world.replayed();
+}

@@ -1,0 +1,224 @@
+//! Workers come, fall silent, and come back.
+
+use super::world::*;
+use crate::command::{Report, ReportAnswer, Verdict};
+use crate::event::{EventKind, LeaseEnd};
+use crate::ids::LeaseId;
+use crate::state::Lease;
+use crate::time::Span;
+use crate::{Command, limits};
+
+fn one() -> (World, crate::RunId, Lease) {
+    let mut world = World::new();
+    world.join("w", 2);
+    let run = world.submit(plan(&["a"]));
+    let lease = world.only();
+    (world, run, lease)
+}
+
+fn ends(world: &World) -> Vec<LeaseEnd> {
+    let ends = world.log.iter().filter_map(|event| match event.kind {
+        EventKind::LeaseClosed { end, .. } => Some(end),
+        _ => None,
+    });
+    ends.collect()
+}
+
+fn losses(world: &World, run: crate::RunId) -> (u32, u32) {
+    let task = world.state.task(world.key(run, "a")).unwrap();
+    let history = task.history.as_ref().unwrap();
+    (history.counted, history.crashes)
+}
+
+#[test]
+fn a_silent_worker_loses_its_lease_after_ttl_and_grace_and_not_before() {
+    let (mut world, run, lease) = one();
+    world.started(&lease);
+    world.close("w");
+    let allowed = limits::LEASE_TTL + limits::LEASE_GRACE;
+    world.pass(Span::from_ms(allowed.ms() - 1));
+    assert_eq!(world.states(run), "a=leased");
+    world.pass(Span::from_ms(1));
+    assert_eq!(world.states(run), "a=ready");
+    assert_eq!(
+        (ends(&world), losses(&world, run)),
+        (vec![LeaseEnd::Expired], (0, 1))
+    );
+    assert_eq!(world.say(&lease, made("late")), ReportAnswer::Stale);
+    assert_eq!(world.states(run), "a=ready");
+}
+
+#[test]
+fn heartbeats_renew_only_what_is_held() {
+    let (mut world, run, lease) = one();
+    world.started(&lease);
+    for _ in 0..30 {
+        world.pass(Span::from_secs(10));
+        world.beat("w");
+    }
+    assert_eq!(world.states(run), "a=leased");
+    for _ in 0..8 {
+        world.pass(Span::from_secs(10));
+        world.beat_with("w", vec![]);
+    }
+    assert_eq!(ends(&world), [LeaseEnd::Expired]);
+}
+
+#[test]
+fn a_reconnecting_worker_keeps_its_work() {
+    let (mut world, run, lease) = one();
+    world.started(&lease);
+    world.close("w");
+    world.pass(Span::from_secs(70));
+    let verdicts = world.hello_with("w", 1, offer(2), vec![lease.id, LeaseId(99)]);
+    assert_eq!(
+        verdicts,
+        [(lease.id, Verdict::Keep), (LeaseId(99), Verdict::Stop)]
+    );
+    world.pass(Span::from_secs(70));
+    assert_eq!(world.states(run), "a=leased");
+    world.succeed(&lease);
+    assert_eq!(world.states(run), "a=succeeded");
+}
+
+#[test]
+fn a_grant_that_never_arrived_is_released_at_once_and_counts_nothing() {
+    let (mut world, run, lease) = one();
+    world.hello_with("w", 1, offer(2), vec![]);
+    assert_eq!(ends(&world), [LeaseEnd::NeverStarted]);
+    assert_eq!(losses(&world, run), (0, 0));
+    world.beat("w");
+    assert!(world.only().id > lease.id);
+}
+
+#[test]
+fn started_work_that_the_worker_no_longer_holds_is_lost() {
+    let (mut world, run, lease) = one();
+    world.started(&lease);
+    world.hello_with("w", 1, offer(2), vec![]);
+    assert_eq!(
+        (ends(&world), losses(&world, run)),
+        (vec![LeaseEnd::Confirmed], (0, 1))
+    );
+}
+
+#[test]
+fn a_newer_incarnation_ends_what_it_does_not_hold() {
+    let (mut world, run, lease) = one();
+    world.started(&lease);
+    world.hello_with("w", 2, offer(2), vec![]);
+    assert_eq!(
+        (ends(&world), losses(&world, run)),
+        (vec![LeaseEnd::Superseded], (0, 1))
+    );
+    assert_eq!(world.say(&lease, made("late")), ReportAnswer::Stale);
+}
+
+#[test]
+fn a_newer_incarnation_may_bring_the_result_of_the_older_one() {
+    let (mut world, run, lease) = one();
+    world.started(&lease);
+    let verdicts = world.hello_with("w", 2, offer(2), vec![lease.id]);
+    assert_eq!(verdicts, [(lease.id, Verdict::Keep)]);
+    world.succeed(&lease);
+    assert_eq!(world.states(run), "a=succeeded");
+}
+
+#[test]
+fn an_older_incarnation_and_a_replaced_session_are_refused() {
+    let mut world = World::new();
+    world.hello("w", 2, offer(1));
+    let hello = |incarnation, session| {
+        Command::Hello(crate::command::Hello {
+            worker: worker("w"),
+            incarnation: crate::Incarnation(incarnation),
+            session,
+            offer: std::sync::Arc::new(offer(1)),
+            held: vec![],
+            draining: false,
+        })
+    };
+    assert_eq!(world.refused(&hello(1, 9)).code(), "SESSION_SUPERSEDED");
+    let old = world.heartbeat("w", vec![]).unwrap();
+    world.act(&hello(2, 9));
+    assert_eq!(world.refused(&old).code(), "SESSION_SUPERSEDED");
+    assert_eq!(world.refused(&hello(2, 8)).code(), "SESSION_SUPERSEDED");
+}
+
+#[test]
+fn a_repeated_result_counts_once() {
+    let (mut world, run, lease) = one();
+    let result = made("c");
+    assert_eq!(world.say(&lease, result.clone()), ReportAnswer::Recorded);
+    let length = world.log.len();
+    assert_eq!(
+        world.say(&lease, result.clone()),
+        ReportAnswer::AlreadyRecorded
+    );
+    let verdicts = world.hello_with("w", 1, offer(2), vec![lease.id]);
+    assert_eq!(verdicts, [(lease.id, Verdict::Keep)]);
+    assert_eq!(world.log.len(), length);
+    let thief = Lease {
+        worker: worker("v"),
+        ..lease.clone()
+    };
+    assert_eq!(world.say(&thief, result.clone()), ReportAnswer::Stale);
+    world.restart();
+    assert_eq!(world.say(&lease, result), ReportAnswer::AlreadyRecorded);
+    assert_eq!(world.states(run), "a=succeeded");
+}
+
+#[test]
+fn another_workers_word_about_a_lease_is_stale() {
+    let (mut world, run, lease) = one();
+    let thief = Lease {
+        worker: worker("v"),
+        ..lease
+    };
+    assert_eq!(world.say(&thief, made("c")), ReportAnswer::Stale);
+    assert_eq!(world.say(&thief, Report::Stopped), ReportAnswer::Stale);
+    assert_eq!(world.states(run), "a=leased");
+}
+
+#[test]
+fn a_restart_runs_nothing_again_that_still_runs() {
+    let (mut world, run, lease) = one();
+    world.started(&lease);
+    world.pass(Span::from_secs(70));
+    world.restart();
+    assert_eq!(world.states(run), "a=leased");
+    world.pass(Span::from_secs(74));
+    assert_eq!(world.states(run), "a=leased");
+    world.hello("w", 1, offer(2));
+    world.beat("w");
+    world.succeed(&lease);
+    assert_eq!(world.states(run), "a=succeeded");
+    assert_eq!(world.state.epoch().0, 1);
+}
+
+#[test]
+fn a_worker_that_is_long_gone_is_forgotten() {
+    let mut world = World::new();
+    world.join("w", 1);
+    world.close("w");
+    world.pass(limits::WORKER_FORGET);
+    assert_eq!(world.state.workers().len(), 0);
+    world.replayed();
+}
+
+#[test]
+fn a_draining_worker_gets_nothing_more() {
+    let mut world = World::new();
+    world.join("w", 1);
+    let drain = |draining| Command::Drain {
+        worker: worker("w"),
+        draining,
+        by: text("me"),
+    };
+    world.act(&drain(true));
+    world.submit(plan(&["a"]));
+    world.beat("w");
+    assert_eq!(world.live(), vec![]);
+    world.act(&drain(false));
+    assert_eq!(world.at_work(), ["a"]);
+}

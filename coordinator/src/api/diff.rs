@@ -1,0 +1,151 @@
+//! What a task or a run changed.
+
+use coordinator_core::event::Outcome;
+use coordinator_core::state::{AttemptEnd, Run, RunPhase};
+use coordinator_core::{AttemptNo, CommitId};
+use muster_git::{ObjectId, Repository};
+use muster_proto::v1::{GetDiffRequest, GetDiffResponse};
+use tonic::Status;
+
+use super::runs::Runs;
+use super::status;
+use crate::git::repositories::Repositories;
+
+/// Bytes of a patch in one answer.
+const PATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+struct Ends {
+    repository: String,
+    from: CommitId,
+    to: CommitId,
+}
+
+/// Gives the difference that is asked for.
+///
+/// # Errors
+/// `NOT_FOUND` and `FAILED_PRECONDITION` that say what is not there (yet).
+pub(super) async fn of(
+    runs: &Runs,
+    repositories: &Repositories,
+    request: &GetDiffRequest,
+) -> Result<GetDiffResponse, Status> {
+    let (task, attempt) = (request.task.clone(), request.attempt);
+    let ends = runs
+        .read(&request.run, move |run, _| ends(run, &task, attempt))
+        .await??;
+    let repository = repositories.open(&ends.repository).await?;
+    let (from, to) = (id(&ends.from)?, id(&ends.to)?);
+    let (patch, truncated) = patch(&repository, from, to, request.stat).await?;
+    Ok(GetDiffResponse {
+        patch,
+        truncated,
+        from: ends.from.to_string(),
+        to: ends.to.to_string(),
+    })
+}
+
+fn id(commit: &CommitId) -> Result<ObjectId, Status> {
+    ObjectId::parse(commit.as_str()).map_err(|error| status::internal(&error))
+}
+
+async fn patch(
+    repository: &Repository,
+    from: ObjectId,
+    to: ObjectId,
+    stat: bool,
+) -> Result<(Vec<u8>, bool), Status> {
+    if stat {
+        let command = repository
+            .command()
+            .args([
+                "diff",
+                "--stat=100",
+                "--no-ext-diff",
+                "--no-textconv",
+                "--no-color",
+            ])
+            .arg("--end-of-options")
+            .arg(from.to_string())
+            .arg(to.to_string())
+            .stdout_limit(PATCH_BYTES_MAX);
+        let output = command
+            .run_truncated()
+            .await
+            .map_err(|error| status::internal(&error))?;
+        return Ok((output.stdout, output.truncated));
+    }
+    let patch = repository
+        .patch(from, to, PATCH_BYTES_MAX)
+        .await
+        .map_err(|error| status::internal(&error))?;
+    Ok((patch.text.into_bytes(), patch.truncated))
+}
+
+fn ends(run: &Run, name: &str, attempt: u32) -> Result<Ends, Status> {
+    let source = run
+        .source
+        .as_ref()
+        .ok_or_else(|| Status::failed_precondition("the run has no repository"))?;
+    let repository = source.repository.to_string();
+    if name.is_empty() {
+        let to = match &run.phase {
+            RunPhase::Verifying { commit, .. }
+            | RunPhase::Ended {
+                integrated: Some(commit),
+                ..
+            } => commit.clone(),
+            RunPhase::Active | RunPhase::Integrating { .. } | RunPhase::Ended { .. } => {
+                return Err(Status::failed_precondition(
+                    "nothing is integrated; name a task to see its change",
+                ));
+            }
+        };
+        return Ok(Ends {
+            repository,
+            from: source.base.clone(),
+            to,
+        });
+    }
+    let task = run
+        .tasks
+        .iter()
+        .find(|task| *task.name == *name)
+        .ok_or_else(|| Status::not_found(format!("no task {name:?} in run {}", run.name)))?;
+    let nothing = || Status::failed_precondition(format!("task {name} has published nothing yet"));
+    let history = task.history.as_deref().ok_or_else(nothing)?;
+    let from = history.base.clone().ok_or_else(nothing)?;
+    let made = |end: &Option<AttemptEnd>| match end {
+        Some(
+            AttemptEnd::Made(outcome)
+            | AttemptEnd::Succeeded(outcome)
+            | AttemptEnd::VerifyFailed { outcome, .. },
+        ) => match outcome {
+            Outcome::Commit(commit) => Some(commit.clone()),
+            Outcome::NoChange | Outcome::NoRepository => Some(from.clone()),
+        },
+        Some(
+            AttemptEnd::Failed(_)
+            | AttemptEnd::Cancelled
+            | AttemptEnd::Parked { .. }
+            | AttemptEnd::NeverStarted,
+        )
+        | None => None,
+    };
+    let to = match attempt {
+        0 => history
+            .attempts
+            .iter()
+            .rev()
+            .find_map(|tried| made(&tried.end)),
+        number => history
+            .attempts
+            .iter()
+            .find(|tried| tried.number == AttemptNo(number))
+            .and_then(|tried| made(&tried.end)),
+    };
+    Ok(Ends {
+        repository,
+        to: to.ok_or_else(nothing)?,
+        from,
+    })
+}

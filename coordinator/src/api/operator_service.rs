@@ -1,0 +1,553 @@
+//! What people and programs ask of the coordinator.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use coordinator_core::command::Target;
+use coordinator_core::event::Work;
+use coordinator_core::state::Link;
+use coordinator_core::{Command, Epoch, Reply, RunId, Span, State, TaskKey, Timestamp, WorkerId};
+use futures::Stream;
+use muster_proto::v1::operator_service_server::OperatorService;
+use muster_proto::v1::{self, ProtocolVersion};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::diff;
+use super::log;
+use super::runs::Runs;
+use super::submit::Submissions;
+use super::watch::{self, Cursor, Wish};
+use super::{convert, status, view};
+use crate::auth::{Access, Authenticator, Identity, NewToken, Role};
+use crate::git::repositories::Repositories;
+
+/// Responses of a stream that wait for a slow client.
+const STREAM_QUEUE: usize = 32;
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What a person is told about the coordinator.
+#[derive(Clone, Debug)]
+pub struct About {
+    pub epoch: Epoch,
+    pub address: String,
+    pub mode: &'static str,
+}
+
+/// Serves operators.
+pub struct Operators {
+    runs: Runs,
+    submissions: Submissions,
+    repositories: Repositories,
+    auth: Arc<Authenticator>,
+    about: About,
+    /// Cancelled when an admin asks for the end.
+    shutdown: CancellationToken,
+    ending: CancellationToken,
+}
+
+impl Operators {
+    /// Makes the service. `shutdown` is cancelled on request; streams end when `ending` is.
+    #[must_use]
+    pub fn new(
+        runs: Runs,
+        submissions: Submissions,
+        repositories: Repositories,
+        auth: Arc<Authenticator>,
+        about: About,
+        shutdown: CancellationToken,
+        ending: CancellationToken,
+    ) -> Self {
+        Self {
+            runs,
+            submissions,
+            repositories,
+            auth,
+            about,
+            shutdown,
+            ending,
+        }
+    }
+
+    async fn target(&self, run: &str, task: &str, revive: bool) -> Result<Target, Status> {
+        let id = if revive {
+            self.runs.revive(run).await?
+        } else {
+            match crate::engine::live_run(self.runs.engine(), run)
+                .await
+                .map_err(status::of)?
+            {
+                Some(run) => run,
+                None => {
+                    self.runs.archived(run).await?;
+                    return Err(Status::failed_precondition(format!("run {run} has ended")));
+                }
+            }
+        };
+        if task.is_empty() {
+            return Ok(Target::Run(id));
+        }
+        let key = self.task(id, task).await?;
+        Ok(Target::Task(key))
+    }
+
+    async fn task(&self, run: RunId, task: &str) -> Result<TaskKey, Status> {
+        let name = task.to_owned();
+        let found = self
+            .runs
+            .engine()
+            .query(move |state, _| {
+                let run = state.run(run)?;
+                run.tasks.iter().position(|task| *task.name == *name)
+            })
+            .await
+            .map_err(status::of)?;
+        found
+            .and_then(|ix| u32::try_from(ix).ok())
+            .map(|ix| TaskKey {
+                run,
+                task: coordinator_core::TaskIx(ix),
+            })
+            .ok_or_else(|| Status::not_found(format!("no task {task:?} in that run")))
+    }
+
+    async fn touch(&self, command: Command) -> Result<u32, Status> {
+        match self
+            .runs
+            .engine()
+            .command(command)
+            .await
+            .map_err(status::of)?
+        {
+            Reply::Touched { tasks } => Ok(u32::try_from(tasks).unwrap_or(u32::MAX)),
+            _ => Ok(0),
+        }
+    }
+
+    /// Ends a stream of responses when the coordinator ends.
+    fn stream<T: Send + 'static>(
+        &self,
+        produce: impl Future<Output = ()> + Send + 'static,
+        out: mpsc::Sender<Result<T, Status>>,
+        inbox: mpsc::Receiver<Result<T, Status>>,
+    ) -> Response<Streamed<T>> {
+        let ending = self.ending.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = ending.cancelled() => {
+                    // The client may have gone.
+                    drop(out.send(Err(Status::unavailable("the coordinator is stopping"))).await);
+                }
+                () = produce => {}
+            }
+        });
+        Response::new(Box::pin(ReceiverStream::new(inbox)))
+    }
+}
+
+fn allowed<T>(request: &Request<T>, access: Access) -> Result<String, Status> {
+    let identity = Identity::of(request.extensions())?;
+    identity.require(access)?;
+    Ok(identity.to_string())
+}
+
+#[tonic::async_trait]
+impl OperatorService for Operators {
+    async fn get_info(
+        &self,
+        request: Request<v1::GetInfoRequest>,
+    ) -> Result<Response<v1::GetInfoResponse>, Status> {
+        allowed(&request, Access::View)?;
+        if let Some(theirs) = &request.get_ref().version
+            && !theirs.is_compatible()
+        {
+            return Err(status::incompatible(theirs));
+        }
+        let (workers, slots, runs) = self
+            .runs
+            .engine()
+            .query(|state, _| {
+                let up = state
+                    .workers()
+                    .filter(|worker| matches!(worker.link, Link::Up { .. }));
+                let slots: Vec<u32> = up.map(|worker| worker.offer.slots).collect();
+                (slots.len(), slots.iter().sum::<u32>(), state.runs().count())
+            })
+            .await
+            .map_err(status::of)?;
+        Ok(Response::new(v1::GetInfoResponse {
+            version: Some(ProtocolVersion::current(crate::SOFTWARE)),
+            epoch: self.about.epoch.0,
+            address: self.about.address.clone(),
+            workers_connected: u32::try_from(workers).unwrap_or(u32::MAX),
+            live_runs: u32::try_from(runs).unwrap_or(u32::MAX),
+            slots,
+            mode: self.about.mode.to_owned(),
+        }))
+    }
+
+    async fn prepare_run(
+        &self,
+        request: Request<v1::PrepareRunRequest>,
+    ) -> Result<Response<v1::PrepareRunResponse>, Status> {
+        allowed(&request, Access::Operate)?;
+        self.submissions
+            .prepare(request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn submit_run(
+        &self,
+        request: Request<v1::SubmitRunRequest>,
+    ) -> Result<Response<v1::SubmitRunResponse>, Status> {
+        let by = allowed(&request, Access::Operate)?;
+        self.submissions
+            .submit(request.into_inner(), &by)
+            .await
+            .map(Response::new)
+    }
+
+    async fn get_run(
+        &self,
+        request: Request<v1::GetRunRequest>,
+    ) -> Result<Response<v1::GetRunResponse>, Status> {
+        allowed(&request, Access::View)?;
+        let run = self.runs.read(&request.get_ref().run, view::run).await?;
+        Ok(Response::new(v1::GetRunResponse { run: Some(run) }))
+    }
+
+    async fn list_runs(
+        &self,
+        request: Request<v1::ListRunsRequest>,
+    ) -> Result<Response<v1::ListRunsResponse>, Status> {
+        allowed(&request, Access::View)?;
+        self.runs.list(request.get_ref()).await.map(Response::new)
+    }
+
+    type WatchRunStream = Streamed<v1::WatchRunResponse>;
+
+    async fn watch_run(
+        &self,
+        request: Request<v1::WatchRunRequest>,
+    ) -> Result<Response<Self::WatchRunStream>, Status> {
+        allowed(&request, Access::View)?;
+        let request = request.into_inner();
+        let mut cursor = Cursor::parse(&request.cursor)?;
+        if request.cursor.is_empty() {
+            cursor.seq = request.after_seq;
+        }
+        let wish = Wish {
+            run: request.run,
+            cursor,
+            agent_events: request.agent_events,
+            follow_after_end: request.follow_after_end,
+        };
+        let (out, inbox) = mpsc::channel(STREAM_QUEUE);
+        let produce = watch::follow(self.runs.clone(), wish, out.clone());
+        Ok(self.stream(produce, out, inbox))
+    }
+
+    type ReadLogStream = Streamed<v1::ReadLogResponse>;
+
+    async fn read_log(
+        &self,
+        request: Request<v1::ReadLogRequest>,
+    ) -> Result<Response<Self::ReadLogStream>, Status> {
+        allowed(&request, Access::View)?;
+        let request = request.into_inner();
+        let log = log::find(&self.runs, &request).await?;
+        let (out, inbox) = mpsc::channel(STREAM_QUEUE);
+        let produce = log::send(
+            self.runs.clone(),
+            log,
+            request.after,
+            request.follow,
+            out.clone(),
+        );
+        Ok(self.stream(produce, out, inbox))
+    }
+
+    async fn get_diff(
+        &self,
+        request: Request<v1::GetDiffRequest>,
+    ) -> Result<Response<v1::GetDiffResponse>, Status> {
+        allowed(&request, Access::View)?;
+        diff::of(&self.runs, &self.repositories, request.get_ref())
+            .await
+            .map(Response::new)
+    }
+
+    async fn explain_task(
+        &self,
+        request: Request<v1::ExplainTaskRequest>,
+    ) -> Result<Response<v1::ExplainTaskResponse>, Status> {
+        allowed(&request, Access::View)?;
+        let v1::ExplainTaskRequest { run, task } = request.into_inner();
+        let live = crate::engine::live_run(self.runs.engine(), &run)
+            .await
+            .map_err(status::of)?;
+        let response = match live {
+            Some(id) => {
+                let key = self.task(id, &task).await?;
+                self.runs
+                    .engine()
+                    .query(move |state, now| super::explain::live(state, now, key))
+                    .await
+                    .map_err(status::of)?
+            }
+            None => super::explain::archived(&self.runs.archived(&run).await?.run, &task)?,
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn cancel(
+        &self,
+        request: Request<v1::CancelRequest>,
+    ) -> Result<Response<v1::CancelResponse>, Status> {
+        let by = allowed(&request, Access::Operate)?;
+        let v1::CancelRequest { run, task, reason } = request.into_inner();
+        let target = self.target(&run, &task, false).await?;
+        let reason = convert::clip(&reason, coordinator_core::limits::TEXT_BYTES).into();
+        let tasks = self
+            .touch(Command::Cancel {
+                target,
+                by: by.into(),
+                reason,
+            })
+            .await?;
+        Ok(Response::new(v1::CancelResponse { tasks }))
+    }
+
+    async fn retry(
+        &self,
+        request: Request<v1::RetryRequest>,
+    ) -> Result<Response<v1::RetryResponse>, Status> {
+        let by = allowed(&request, Access::Operate)?;
+        let v1::RetryRequest { run, task } = request.into_inner();
+        let target = self.target(&run, &task, true).await?;
+        let tasks = self
+            .touch(Command::Retry {
+                target,
+                by: by.into(),
+            })
+            .await?;
+        Ok(Response::new(v1::RetryResponse { tasks }))
+    }
+
+    async fn list_workers(
+        &self,
+        request: Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        allowed(&request, Access::View)?;
+        let workers = self.runs.engine().query(|state, _| workers(state)).await;
+        Ok(Response::new(v1::ListWorkersResponse {
+            workers: workers.map_err(status::of)?,
+        }))
+    }
+
+    async fn drain_worker(
+        &self,
+        request: Request<v1::DrainWorkerRequest>,
+    ) -> Result<Response<v1::DrainWorkerResponse>, Status> {
+        let by = allowed(&request, Access::Operate)?;
+        let v1::DrainWorkerRequest { worker, undo } = request.into_inner();
+        let worker = WorkerId::new(&worker);
+        let command = Command::Drain {
+            worker,
+            draining: !undo,
+            by: by.into(),
+        };
+        self.runs
+            .engine()
+            .command(command)
+            .await
+            .map_err(status::of)?;
+        Ok(Response::new(v1::DrainWorkerResponse {}))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        allowed(&request, Access::Administer)?;
+        let request = request.into_inner();
+        let role = match request.role.as_str() {
+            "worker" => Role::Worker {
+                pool: if request.pool.is_empty() {
+                    "default".to_owned()
+                } else {
+                    request.pool
+                },
+            },
+            "viewer" => Role::Viewer,
+            "operator" => Role::Operator,
+            "admin" => Role::Admin,
+            other => {
+                return Err(Status::invalid_argument(format!(
+                    "role: {:?} is none of worker, viewer, operator, admin",
+                    convert::clip(other, 40)
+                )));
+            }
+        };
+        let now = jiff::Timestamp::now();
+        let expires = request.valid_for.as_ref().map(|valid| {
+            let span: Span = convert::span(valid);
+            let millis = i64::try_from(span.ms()).unwrap_or(i64::MAX);
+            now.checked_add(jiff::SignedDuration::from_millis(millis))
+                .unwrap_or(jiff::Timestamp::MAX)
+        });
+        let auth = self.auth.clone();
+        let new = NewToken {
+            role,
+            name: request.name,
+            expires,
+        };
+        let token = tokio::task::spawn_blocking(move || auth.create_token(&new, now))
+            .await
+            .map_err(|error| status::internal(&error))?
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let response = v1::CreateTokenResponse {
+            token: token.reveal(),
+            id: token.id.to_string(),
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn list_tokens(
+        &self,
+        request: Request<v1::ListTokensRequest>,
+    ) -> Result<Response<v1::ListTokensResponse>, Status> {
+        allowed(&request, Access::Administer)?;
+        let auth = self.auth.clone();
+        let records = tokio::task::spawn_blocking(move || auth.tokens().list())
+            .await
+            .map_err(|error| status::internal(&error))?
+            .map_err(|error| status::internal(&error))?;
+        let tokens = records
+            .into_iter()
+            .map(|record| {
+                let (role, pool) = match record.role {
+                    Role::Worker { pool } => ("worker", pool),
+                    Role::Viewer => ("viewer", String::new()),
+                    Role::Operator => ("operator", String::new()),
+                    Role::Admin => ("admin", String::new()),
+                };
+                v1::TokenInfo {
+                    id: record.id.to_string(),
+                    role: role.to_owned(),
+                    pool,
+                    name: record.name,
+                    created_at: Some(wall(record.created)),
+                    expires_at: record.expires.map(wall),
+                    revoked: record.revoked.is_some(),
+                }
+            })
+            .collect();
+        Ok(Response::new(v1::ListTokensResponse { tokens }))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<v1::RevokeTokenRequest>,
+    ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
+        allowed(&request, Access::Administer)?;
+        let id = request
+            .get_ref()
+            .id
+            .parse()
+            .map_err(|_| Status::invalid_argument("id: not the id of a token"))?;
+        let auth = self.auth.clone();
+        tokio::task::spawn_blocking(move || auth.tokens().revoke(id, jiff::Timestamp::now()))
+            .await
+            .map_err(|error| status::internal(&error))?
+            .map_err(|error| Status::not_found(error.to_string()))?;
+        Ok(Response::new(v1::RevokeTokenResponse {}))
+    }
+
+    async fn shutdown(
+        &self,
+        request: Request<v1::ShutdownRequest>,
+    ) -> Result<Response<v1::ShutdownResponse>, Status> {
+        allowed(&request, Access::Administer)?;
+        self.runs.engine().hold(true).await.map_err(status::of)?;
+        if request.get_ref().now {
+            self.shutdown.cancel();
+        }
+        Ok(Response::new(v1::ShutdownResponse {}))
+    }
+}
+
+fn wall(at: jiff::Timestamp) -> prost_types::Timestamp {
+    convert::timestamp(Timestamp::from_ms(
+        u64::try_from(at.as_millisecond()).unwrap_or(0),
+    ))
+}
+
+fn workers(state: &State) -> Vec<v1::Worker> {
+    state
+        .workers()
+        .map(|worker| {
+            let held: Vec<_> = state.leases_of_worker(&worker.id).collect();
+            let tasks = held
+                .iter()
+                .filter_map(|lease| {
+                    let run = state.run(lease.run)?;
+                    let task = match lease.work {
+                        Work::Attempt { task, .. } | Work::Verify { task, .. } => run.task(task),
+                        Work::FinalVerify => None,
+                    };
+                    Some(match task {
+                        Some(task) => format!("{}/{}", run.name, task.name),
+                        None => run.name.to_string(),
+                    })
+                })
+                .collect();
+            let (link, heard_at) = match worker.link {
+                Link::Up {
+                    heard_at, draining, ..
+                } => (
+                    if draining || worker.draining {
+                        "draining"
+                    } else {
+                        "connected"
+                    },
+                    heard_at,
+                ),
+                Link::Down { since } => ("lost", since),
+            };
+            v1::Worker {
+                worker: worker.id.to_string(),
+                host: worker.offer.host.to_string(),
+                pool: worker.offer.pool.to_string(),
+                state: link.to_owned(),
+                slots: worker.offer.slots,
+                leases: u32::try_from(held.len()).unwrap_or(u32::MAX),
+                labels: worker
+                    .offer
+                    .labels
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
+                resources: worker
+                    .offer
+                    .resources
+                    .iter()
+                    .map(|(name, amount)| (name.to_string(), *amount))
+                    .collect(),
+                agents: worker
+                    .offer
+                    .agents
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
+                heard_at: Some(convert::timestamp(heard_at)),
+                incarnation: worker.incarnation.0,
+                tasks,
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,201 @@
+//! What credentials stand for, asked of the engine: the fence of the hosted remote.
+
+use std::num::NonZeroU32;
+
+use coordinator_core::event::Work;
+use coordinator_core::state::{AttemptEnd, Lease, Run};
+use coordinator_core::{LeaseId, State, TaskIx, WorkerId};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+
+use super::policy::{Fence, Refusal, Scope};
+use super::projection::Projection;
+use super::refs::{AttemptName, ParsedRef, TaskName};
+use crate::auth::Identity;
+use crate::engine::Handle;
+use crate::engine::grant;
+
+/// Attempts of one worker whose salvage a session's credential opens at once.
+const SALVAGE_MAX: usize = 256;
+
+/// Answers from the engine's committed state.
+#[derive(Clone)]
+pub struct EngineFence {
+    engine: Handle,
+    projection: Projection,
+}
+
+impl EngineFence {
+    /// Makes the fence.
+    #[must_use]
+    pub fn new(engine: Handle, projection: Projection) -> Self {
+        Self { engine, projection }
+    }
+
+    async fn ask(
+        &self,
+        read: impl FnOnce(&State) -> Result<Scope, Refusal> + Send + 'static,
+    ) -> Result<Scope, Refusal> {
+        match self.engine.query(move |state, _| read(state)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Refusal::Unavailable),
+        }
+    }
+}
+
+impl Fence for EngineFence {
+    fn scope<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Scope, Refusal>> {
+        async move {
+            match identity {
+                Identity::Lease(lease) => {
+                    let lease = LeaseId(*lease);
+                    self.ask(move |state| of_lease(state, lease)).await
+                }
+                Identity::WorkerSession {
+                    worker,
+                    incarnation,
+                } => {
+                    let worker = WorkerId::new(worker);
+                    let incarnation = *incarnation;
+                    self.ask(move |state| Ok(of_session(state, &worker, incarnation)))
+                        .await
+                }
+                Identity::Operator { .. } | Identity::Admin { .. } => {
+                    self.show().await?;
+                    Ok(Scope::Operator)
+                }
+                Identity::Viewer { .. } => {
+                    self.show().await?;
+                    Ok(Scope::Viewer)
+                }
+                Identity::Worker { .. } => Err(Refusal::NoAccess),
+            }
+        }
+        .boxed()
+    }
+
+    fn still_live<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<(), Refusal>> {
+        async move {
+            match scope {
+                Scope::Attempt { lease, .. } | Scope::Verify { lease, .. } => {
+                    let lease = LeaseId(*lease);
+                    self.ask(move |state| of_lease(state, lease))
+                        .await
+                        .map(|_| ())
+                }
+                Scope::Salvage {
+                    worker,
+                    incarnation,
+                    ..
+                } => {
+                    let (worker, incarnation) = (WorkerId::new(worker), *incarnation);
+                    self.ask(move |state| {
+                        let known = state
+                            .worker(&worker)
+                            .is_some_and(|known| known.incarnation.0 == incarnation);
+                        if known {
+                            Ok(Scope::Viewer)
+                        } else {
+                            Err(Refusal::LeaseEnded)
+                        }
+                    })
+                    .await
+                    .map(|_| ())
+                }
+                Scope::Operator | Scope::Viewer => Ok(()),
+            }
+        }
+        .boxed()
+    }
+}
+
+impl EngineFence {
+    /// Waits until the branches say what the journal says, since a person is about to see them.
+    async fn show(&self) -> Result<(), Refusal> {
+        self.projection.settle().await.map(|_| ()).map_err(|error| {
+            tracing::warn!(error = %error, "failed to move branches before they were read");
+            Refusal::Unavailable
+        })
+    }
+}
+
+fn attempt_name(run: &Run, task: TaskIx, number: u32) -> Option<AttemptName> {
+    let name = TaskName::new(&run.name, &run.task(task)?.name).ok()?;
+    Some(name.attempt(NonZeroU32::new(number)?))
+}
+
+fn of_lease(state: &State, id: LeaseId) -> Result<Scope, Refusal> {
+    let lease = state
+        .lease(id)
+        .filter(|lease| !lease.revoked)
+        .ok_or(Refusal::LeaseEnded)?;
+    let run = state.run(lease.run).ok_or(Refusal::LeaseEnded)?;
+    scope_of(run, lease).ok_or(Refusal::NoAccess)
+}
+
+fn scope_of(run: &Run, lease: &Lease) -> Option<Scope> {
+    let read = |name: &str| ParsedRef::parse(name);
+    Some(match lease.work {
+        Work::Attempt { task, attempt } => {
+            let mut reads: Vec<ParsedRef> = read(&grant::base_ref(run, task)).into_iter().collect();
+            for earlier in run.task(task)?.attempts() {
+                if earlier.number >= attempt {
+                    continue;
+                }
+                let name = attempt_name(run, task, earlier.number.0)?;
+                reads.push(ParsedRef::Attempt(name.clone()));
+                reads.push(ParsedRef::Wip(name));
+            }
+            Scope::Attempt {
+                lease: lease.id.0,
+                attempt: attempt_name(run, task, attempt.0)?,
+                reads,
+            }
+        }
+        Work::Verify { task, attempt } => {
+            let published = ParsedRef::Attempt(attempt_name(run, task, attempt.0)?);
+            let base = read(&grant::base_ref(run, task));
+            Scope::Verify {
+                lease: lease.id.0,
+                reads: base.into_iter().chain([published]).collect(),
+            }
+        }
+        Work::FinalVerify => Scope::Verify {
+            lease: lease.id.0,
+            reads: read(&super::names::candidate(&run.name, run.generation))
+                .into_iter()
+                .collect(),
+        },
+    })
+}
+
+/// Names the attempts whose unfinished edits a worker may still bring: its own, of live runs,
+/// that did not publish and are not its live leases.
+fn of_session(state: &State, worker: &WorkerId, incarnation: u64) -> Scope {
+    let known = state
+        .worker(worker)
+        .is_some_and(|known| known.incarnation.0 == incarnation);
+    let mut attempts = Vec::new();
+    if known {
+        for run in state.runs().rev() {
+            for (ix, task) in run.indexed() {
+                for tried in task.attempts() {
+                    let live = state.lease(tried.lease).is_some_and(|lease| !lease.revoked);
+                    let published = matches!(
+                        tried.end,
+                        Some(AttemptEnd::Made(_) | AttemptEnd::Succeeded(_))
+                    );
+                    if tried.worker == *worker && !live && !published {
+                        attempts.extend(attempt_name(run, ix, tried.number.0));
+                    }
+                }
+            }
+        }
+        attempts.truncate(SALVAGE_MAX);
+    }
+    Scope::Salvage {
+        worker: worker.to_string(),
+        incarnation,
+        attempts,
+    }
+}

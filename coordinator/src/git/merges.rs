@@ -1,0 +1,282 @@
+//! Makes the merges that the core wants: bases of tasks and integrations of runs.
+//!
+//! A reconciler: it asks the state what is wanted, does that, reports, and asks again. A signal
+//! only makes it sooner. Merges are deterministic, so one that was made and not reported before a
+//! restart is simply made again.
+
+use std::time::Duration;
+
+use coordinator_core::command::GitStepFailure;
+use coordinator_core::event::MergeConflict;
+use coordinator_core::{Command, CommitId, GitStep, RunId, TaskIx, Timestamp, git_work};
+use muster_git::{
+    CommitTime, Expected, Fold, GitError, Identity, ObjectId, RefName, RefUpdate, Repository,
+    SubprocessMerger, Update, fold,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::names;
+use super::repositories::Repositories;
+use crate::api::convert::clip;
+use crate::engine::{self, Handle};
+
+/// Steps taken from the state at once.
+const STEPS_PER_ROUND: usize = 64;
+/// How often a step that fails for a reason of its own is repeated before the core hears of it.
+const TRIES: u32 = 3;
+/// Pause between the tries of a step.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Files of a conflict that are reported.
+const CONFLICT_FILES: usize = 100;
+/// Bytes of what git says about a conflict.
+const CONFLICT_DETAIL_BYTES: usize = 4_096;
+
+/// Who makes the merges.
+///
+/// # Errors
+/// Never in practice: the texts are constant and plain.
+pub fn identity() -> Result<Identity, GitError> {
+    Identity::new("Muster", "coordinator@muster.invalid")
+}
+
+/// Makes wanted merges until cancelled or the engine ends.
+pub async fn run(engine: Handle, repositories: Repositories, ending: CancellationToken) {
+    let mut wanted = engine.notices().git_work();
+    loop {
+        wanted.mark_unchanged();
+        let Ok(steps) = engine
+            .query(|state, _| {
+                let steps: Vec<Step> = git_work(state)
+                    .into_iter()
+                    .take(STEPS_PER_ROUND)
+                    .filter_map(|step| Step::of(state, step))
+                    .collect();
+                steps
+            })
+            .await
+        else {
+            return;
+        };
+        if steps.is_empty() {
+            tokio::select! {
+                () = ending.cancelled() => return,
+                changed = wanted.changed() => if changed.is_err() { return },
+            }
+            continue;
+        }
+        for step in steps {
+            let made = tokio::select! {
+                () = ending.cancelled() => return,
+                made = attempt(&repositories, &step) => made,
+            };
+            match engine.command(step.report(made)).await {
+                // A step that is no longer wanted was overtaken by a cancel or a retry.
+                Ok(_) | Err(engine::Error::Rejected(_)) => {}
+                Err(engine::Error::Stopped | engine::Error::Store(_)) => return,
+            }
+        }
+    }
+}
+
+/// A wanted merge with the names that git needs.
+struct Step {
+    step: GitStep,
+    repository: String,
+    run: String,
+    /// Ref that keeps the result and lets leases read it.
+    keep: String,
+    base: CommitId,
+    /// Each with the message of its merge.
+    commits: Vec<(TaskIx, CommitId, String)>,
+    /// The merges' time.
+    at: Timestamp,
+}
+
+type Parts<'a> = (RunId, &'a CommitId, &'a [(TaskIx, CommitId)], Timestamp);
+
+fn parts(step: &GitStep) -> Parts<'_> {
+    match step {
+        GitStep::Base {
+            task,
+            base,
+            commits,
+            at,
+            ..
+        } => (task.run, base, commits, *at),
+        GitStep::Integration {
+            run,
+            base,
+            commits,
+            at,
+            ..
+        } => (*run, base, commits, *at),
+    }
+}
+
+impl Step {
+    fn of(state: &coordinator_core::state::State, step: GitStep) -> Option<Self> {
+        let (run, base, commits, at) = parts(&step);
+        let run = state.run(run)?;
+        let source = run.source.as_ref()?;
+        let keep = match &step {
+            GitStep::Base { task, .. } => names::base(&run.name, &run.task(task.task)?.name),
+            GitStep::Integration { generation, .. } => names::candidate(&run.name, *generation),
+        };
+        let base = base.clone();
+        let commits = commits
+            .iter()
+            .filter_map(|(ix, commit)| {
+                let name = &run.task(*ix)?.name;
+                Some((
+                    *ix,
+                    commit.clone(),
+                    format!("Merge task {name} of run {}", run.name),
+                ))
+            })
+            .collect();
+        Some(Self {
+            repository: source.repository.to_string(),
+            run: run.name.to_string(),
+            keep,
+            base,
+            commits,
+            at,
+            step,
+        })
+    }
+
+    fn report(&self, result: Result<CommitId, GitStepFailure>) -> Command {
+        match &self.step {
+            GitStep::Base {
+                task, generation, ..
+            } => Command::BaseMade {
+                task: *task,
+                generation: *generation,
+                result,
+            },
+            GitStep::Integration {
+                run, generation, ..
+            } => Command::IntegrationMade {
+                run: *run,
+                generation: *generation,
+                result,
+            },
+        }
+    }
+}
+
+/// Why a step could not be made, in our own words.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Git(#[from] GitError),
+    #[error("{0}")]
+    Other(String),
+}
+
+async fn attempt(repositories: &Repositories, step: &Step) -> Result<CommitId, GitStepFailure> {
+    let mut tried = 1;
+    loop {
+        match make(repositories, step).await {
+            Ok(result) => return result.map_err(GitStepFailure::Conflict),
+            Err(error) if tried < TRIES => {
+                warn!(run = step.run, error = %error, tried, "a merge failed and is tried again");
+                tried += 1;
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => {
+                warn!(run = step.run, error = %error, "a merge failed for good");
+                return Err(GitStepFailure::Error(
+                    clip(&error.to_string(), 1_000).into(),
+                ));
+            }
+        }
+    }
+}
+
+fn id(commit: &CommitId) -> Result<ObjectId, Failure> {
+    Ok(ObjectId::parse(commit.as_str())?)
+}
+
+async fn make(
+    repositories: &Repositories,
+    step: &Step,
+) -> Result<Result<CommitId, MergeConflict>, Failure> {
+    let repository = repositories
+        .open(&step.repository)
+        .await
+        .map_err(|status| Failure::Other(status.message().to_owned()))?;
+    let merger = SubprocessMerger::new(repository.clone());
+    let base = id(&step.base)?;
+    let commits = step
+        .commits
+        .iter()
+        .map(|(_, commit, message)| Ok((id(commit)?, message.clone())))
+        .collect::<Result<Vec<_>, Failure>>()?;
+    let time = CommitTime::from_unix_seconds(step.at.ms() / 1000);
+    match fold(&merger, base, &commits, &identity()?, time).await? {
+        Fold::Merged(commit) => {
+            keep(&repository, &step.keep, commit).await?;
+            Ok(Ok(CommitId::new(&commit.to_string())))
+        }
+        Fold::Conflict {
+            index,
+            files,
+            messages,
+            ..
+        } => {
+            let paths: Vec<Box<str>> = files
+                .iter()
+                .take(CONFLICT_FILES)
+                .map(|file| file.path.as_str().into())
+                .collect();
+            let tasks = conflicting(&repository, step, index, &paths).await?;
+            let detail = messages.join("\n");
+            Ok(Err(MergeConflict {
+                tasks,
+                files: paths,
+                detail: clip(&detail, CONFLICT_DETAIL_BYTES).into(),
+            }))
+        }
+    }
+}
+
+/// Names the task that does not merge and those merged before it that touched the same files.
+async fn conflicting(
+    repository: &Repository,
+    step: &Step,
+    index: usize,
+    paths: &[Box<str>],
+) -> Result<Vec<TaskIx>, Failure> {
+    let mut tasks = Vec::new();
+    let base = id(&step.base)?;
+    for (ix, commit, _) in step.commits.iter().take(index) {
+        let changes = repository.changes(base, id(commit)?).await?;
+        let touched = |path: &str| paths.iter().any(|conflict| **conflict == *path);
+        if changes.iter().any(|change| touched(&change.path)) {
+            tasks.push(*ix);
+        }
+    }
+    // The latest to touch the file comes first to mind; keep the list short.
+    let from = tasks.len().saturating_sub(4);
+    tasks.drain(..from);
+    if let Some((ix, ..)) = step.commits.get(index) {
+        tasks.push(*ix);
+    }
+    Ok(tasks)
+}
+
+/// Keeps a merge under a ref of the coordinator's own, whatever the ref was before.
+async fn keep(repository: &Repository, name: &str, commit: ObjectId) -> Result<(), Failure> {
+    let name = RefName::parse(name)?;
+    let update = RefUpdate {
+        name,
+        new: Some(commit),
+        expected: Expected::Any,
+    };
+    match repository.update_refs(&[update]).await? {
+        Update::Done => Ok(()),
+        Update::Refused { name, .. } => Err(Failure::Other(format!("{name} could not be moved"))),
+    }
+}

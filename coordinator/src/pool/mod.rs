@@ -1,0 +1,3 @@
+//! Where workers come from.
+
+pub mod local;

@@ -1,0 +1,196 @@
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use coordinator_core::state::Run;
+use serde::Serialize;
+
+use super::*;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("src/store/form/golden")
+        .join(name)
+}
+
+/// Compares what today's writer writes with a golden file, byte for byte. `UPDATE=1` writes files
+/// that are not there; it never changes one, since a released form never changes.
+fn check_golden(name: &str, written: &str) -> Vec<u8> {
+    let path = golden(name);
+    if std::env::var_os("UPDATE").is_some() && !path.exists() {
+        std::fs::write(&path, written).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(kept, written, "{name}");
+    kept.into_bytes()
+}
+
+fn pretty(form: &impl Serialize) -> String {
+    serde_json::to_string_pretty(form).unwrap() + "\n"
+}
+
+fn batch() -> Batch {
+    Batch {
+        epoch: samples::EPOCH,
+        at: samples::at(0),
+        events: samples::events(),
+    }
+}
+
+fn head() -> Head {
+    Head::new(samples::at(41), &samples::image())
+}
+
+fn summary() -> Summary {
+    Summary::of(&samples::run_image().run).unwrap()
+}
+
+#[test]
+fn golden_batch_loads_and_is_written_alike() {
+    let batch = batch();
+    let body = encode_batch(batch.epoch, batch.at, &batch.events).unwrap();
+    // One event a line; the file is otherwise the body as it is.
+    let lines = String::from_utf8(body)
+        .unwrap()
+        .replace(r#"{"seq""#, "\n{\"seq\"");
+    let kept = check_golden("v1-batch.json", &(lines + "\n"));
+    assert_eq!(decode_batch(1, &kept).unwrap(), batch);
+}
+
+#[test]
+fn golden_run_image_loads_and_is_written_alike() {
+    let image = samples::run_image();
+    let kept = check_golden("v1-run.json", &pretty(&run::RunV1::from(&image.run)));
+    assert_eq!(decode_run(1, &kept).unwrap(), image);
+    let body = encode_run(&image.run).unwrap();
+    assert_eq!(decode_run(1, &body).unwrap(), image);
+}
+
+#[test]
+fn golden_snapshot_loads_and_is_written_alike() {
+    let head = head();
+    let kept = check_golden("v1-snapshot.json", &pretty(&snapshot::HeadV1::from(&head)));
+    assert_eq!(decode_head(1, &kept).unwrap(), head);
+    let body = encode_head(&head).unwrap();
+    let image = decode_head(1, &body)
+        .unwrap()
+        .with_runs(samples::image().runs);
+    assert_eq!(image, samples::image());
+}
+
+#[test]
+fn golden_summary_loads_and_is_written_alike() {
+    let kept = check_golden(
+        "v1-summary.json",
+        &pretty(&run::SummaryV1::from(&summary())),
+    );
+    assert_eq!(decode_summary(1, &kept).unwrap(), summary());
+    let body = encode_summary(&summary()).unwrap();
+    assert_eq!(decode_summary(1, &body).unwrap(), summary());
+}
+
+#[test]
+fn golden_files_hold_every_variant() {
+    let set = |names: &[&'static str]| names.iter().copied().collect::<BTreeSet<_>>();
+    let events = samples::events();
+    let kinds: BTreeSet<_> = events
+        .iter()
+        .map(|event| samples::kind_name(&event.kind))
+        .collect();
+    assert_eq!(kinds, set(samples::KINDS));
+
+    let tasks = samples::run_image().run.tasks;
+    let states: BTreeSet<_> = tasks
+        .iter()
+        .map(|task| samples::task_state_name(&task.state))
+        .collect();
+    assert_eq!(states, set(samples::TASK_STATES));
+
+    let ends: BTreeSet<_> = tasks
+        .iter()
+        .filter_map(|task| task.history.as_ref())
+        .flat_map(|history| &history.attempts)
+        .filter_map(|attempt| attempt.end.as_ref())
+        .map(samples::attempt_end_name)
+        .collect();
+    assert_eq!(ends, set(samples::ATTEMPT_ENDS));
+}
+
+#[test]
+fn runs_in_every_phase_survive_the_way_there_and_back() {
+    let runs = samples::image().runs;
+    let phases: BTreeSet<_> = runs
+        .iter()
+        .map(|run| samples::run_phase_name(&run.phase))
+        .collect();
+    assert_eq!(phases, samples::RUN_PHASES.iter().copied().collect());
+    for run in runs {
+        let body = encode_run(&run).unwrap();
+        assert_eq!(decode_run(1, &body).unwrap(), RunImage { run });
+    }
+}
+
+#[test]
+fn events_alone_read_as_in_a_batch() {
+    let events = samples::events();
+    let bodies: Vec<_> = events
+        .iter()
+        .map(|event| event_json(event).unwrap())
+        .collect();
+    let array = format!("[{}]", bodies.join(","));
+    assert_eq!(decode_events(1, array.as_bytes()).unwrap(), events);
+}
+
+#[test]
+fn event_of_an_unknown_kind_is_refused_as_newer() {
+    let body = br#"{"epoch":1,"at":2,"events":[{"seq":1,"at":2,"ev":{"k":"run_paused","run":7}}]}"#;
+    let error = decode_batch(1, body).unwrap_err();
+    assert!(matches!(error, Error::NewerEvent), "{error:?}");
+    assert!(error.to_string().contains("written by a newer Muster"));
+}
+
+#[test]
+fn unknown_failure_class_is_refused_as_newer_by_the_name_of_its_field() {
+    let body = br#"{"epoch":1,"at":2,"events":[{"seq":1,"at":2,"ev":
+        {"k":"task_failed","run":7,"task":0,"failure":{"class":"bored","message":"m"}}}]}"#;
+    let error = decode_batch(1, body).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "failure.class \"bored\" is unknown: written by a newer Muster"
+    );
+}
+
+#[test]
+fn unknown_field_is_refused_rather_than_lost() {
+    let body = br#"{"epoch":1,"at":2,"events":[{"seq":1,"at":2,"ev":
+        {"k":"run_archived","run":7,"where":"s3"}}]}"#;
+    let error = decode_batch(1, body).unwrap_err();
+    assert!(
+        matches!(error, Error::Json { what: "batch", .. }),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn form_of_a_higher_number_is_refused_as_newer() {
+    let error = decode_run(FORM + 1, b"{}").unwrap_err();
+    assert!(matches!(error, Error::NewerForm { .. }), "{error:?}");
+}
+
+#[test]
+fn index_outside_the_run_is_refused_by_the_name_of_its_field() {
+    let with = |change: fn(&mut Run)| {
+        let mut run = samples::run_image().run;
+        change(&mut run);
+        decode_run(1, &encode_run(&run).unwrap())
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(with(|run| run.profiles.truncate(1)).starts_with("tasks.profile is 1"));
+    assert!(with(|run| run.tasks.truncate(11)).starts_with("tasks.dependents is 11"));
+}
+
+#[test]
+fn equal_profiles_are_written_once() {
+    let body = event_json(&samples::events()[4]).unwrap();
+    assert_eq!(body.matches(r#""retries":2"#).count(), 1, "{body}");
+}

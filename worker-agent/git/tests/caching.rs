@@ -1,0 +1,159 @@
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use muster_git::{Cache, GitError, ObjectFormat, ObjectId, RefName, Remote, Workspace};
+use tokio::task::JoinSet;
+
+use crate::world::{World, ada, file, time};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_workspaces_at_once_all_succeed() {
+    for format in [ObjectFormat::Sha1, ObjectFormat::Sha256] {
+        let world = World::with_format(format).await;
+        let base = world.commit(&[], &[("a", "1"), ("d/b", "2")]).await;
+        let mut commits = Vec::new();
+        for number in 0..5 {
+            let commit = world.commit(&[base], &[("n", &number.to_string())]).await;
+            commits.push((
+                world.set(&format!("refs/heads/b{number}"), commit).await,
+                commit,
+            ));
+        }
+        let mut creations = JoinSet::new();
+        for number in 0..50_usize {
+            let (name, commit) = commits[number % commits.len()].clone();
+            let (git, remote) = (world.git.clone(), world.remote());
+            let (root, folder) = (
+                world.path("cache"),
+                world.path(&format!("attempts/{number}")),
+            );
+            creations.spawn(async move {
+                // A cache of its own, as another process would have.
+                let cache = Cache::open(&git, &root).await?;
+                let cached = cache.ensure_commit(&remote, &name, commit).await?;
+                let workspace = Workspace::create(&cached, &folder, &ada()).await?;
+                std::fs::write(workspace.work().join("own"), number.to_string()).unwrap();
+                let taken = workspace.snapshot("Work", &ada(), time(3), commit).await?;
+                let own = file(workspace.control(), taken.commit.unwrap(), "own").await;
+                assert_eq!(own, number.to_string());
+                Ok::<_, GitError>(())
+            });
+        }
+        let results = creations.join_all().await;
+        assert_eq!(results.len(), 50);
+        for result in results {
+            result.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_here_is_not_fetched_again() {
+    let world = World::new().await;
+    let commit = world.commit(&[], &[("a", "1")]).await;
+    let cached = world.cached(commit).await;
+    std::fs::rename(world.origin.folder(), world.path("away")).unwrap();
+    let cache = Cache::open(&world.git, &world.path("cache")).await.unwrap();
+    let name = RefName::parse("refs/heads/main").unwrap();
+    let again = cache
+        .ensure_commit(&world.remote(), &name, commit)
+        .await
+        .unwrap();
+    assert_eq!(again.repository.folder(), cached.repository.folder());
+    let other = ObjectId::parse(&"3".repeat(40)).unwrap();
+    assert!(
+        cache
+            .ensure_commit(&world.remote(), &name, other)
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn a_commit_behind_or_beside_the_ref_is_found() {
+    let world = World::new().await;
+    let old = world.commit(&[], &[("a", "1")]).await;
+    let new = world.commit(&[old], &[("a", "2")]).await;
+    let beside = world.commit(&[], &[("a", "3")]).await;
+    let name = world.set("refs/muster/wip/r/t/1", new).await;
+    let cache = Cache::open(&world.git, &world.path("cache")).await.unwrap();
+    let remote = world.remote();
+    for commit in [old, new, beside] {
+        let cached = cache.ensure_commit(&remote, &name, commit).await.unwrap();
+        assert!(
+            cached
+                .repository
+                .exists(world.origin.tree_of(commit).await.unwrap())
+                .await
+                .unwrap()
+        );
+    }
+    let missing = ObjectId::parse(&"3".repeat(40)).unwrap();
+    let error = cache
+        .ensure_commit(&remote, &name, missing)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, GitError::CommitNotOnRemote { .. }),
+        "{error}"
+    );
+    let nowhere = Remote::new(world.path("nowhere").to_str().unwrap()).unwrap();
+    let error = cache.ensure_commit(&nowhere, &name, old).await.unwrap_err();
+    assert!(matches!(error, GitError::Failed { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn waiting_for_another_process_blocks_nobody_else() {
+    let world = World::new().await;
+    let commit = world.commit(&[], &[("a", "1")]).await;
+    let name = world.set("refs/heads/main", commit).await;
+    let cache = Cache::open(&world.git, &world.path("cache")).await.unwrap();
+    let remote = world.remote();
+    let cached = cache.ensure_commit(&remote, &name, commit).await.unwrap();
+    let lock = cached.repository.folder().with_extension("lock");
+    let holder = std::fs::File::open(lock).unwrap();
+    holder.lock().unwrap();
+    let next = world.commit(&[commit], &[("a", "2")]).await;
+    let name = world.set("refs/heads/main", next).await;
+    let mut waiting = Box::pin(cache.ensure_commit(&remote, &name, next));
+    // One thread runs this test: it is free to do other work while the other waits.
+    let mut free = Box::pin(cache.ensure_commit(&remote, &name, commit));
+    tokio::select! {
+        biased;
+        early = &mut waiting => panic!("did not wait: {early:?}"),
+        here = &mut free => assert_eq!(here.unwrap().commit, commit),
+    }
+    holder.unlock().unwrap();
+    let done = tokio::time::timeout(Duration::from_secs(30), waiting)
+        .await
+        .unwrap();
+    assert_eq!(done.unwrap().commit, next);
+}
+
+#[tokio::test]
+async fn workspaces_are_never_created_over_something_or_opened_half_made() {
+    let world = World::new().await;
+    let commit = world.commit(&[], &[("a", "1")]).await;
+    let cached = world.cached(commit).await;
+    let folder = world.path("attempt");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("precious"), "").unwrap();
+    let error = Workspace::create(&cached, &folder, &ada())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, GitError::Occupied { .. }), "{error}");
+    let error = Workspace::open(&world.git, &folder).await.unwrap_err();
+    assert!(matches!(error, GitError::NotAWorkspace { .. }), "{error}");
+    std::fs::remove_file(folder.join("precious")).unwrap();
+    let workspace = Workspace::create(&cached, &folder, &ada()).await.unwrap();
+    std::fs::remove_file(folder.join("control.git/refs/muster/base")).unwrap();
+    let error = Workspace::open(&world.git, &folder).await.unwrap_err();
+    assert!(matches!(error, GitError::NotAWorkspace { .. }), "{error}");
+    let locked = workspace.work().join("locked/deep");
+    std::fs::create_dir_all(&locked).unwrap();
+    std::fs::write(locked.join("file"), "").unwrap();
+    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o500)).unwrap();
+    workspace.remove().await.unwrap();
+    assert!(!folder.exists());
+    assert!(cached.repository.exists(commit).await.unwrap());
+}

@@ -1,0 +1,213 @@
+//! The folder of one lease.
+//!
+//! ```text
+//! <lease>/grant          what the lease is for, without its credential
+//! <lease>/events         spool of what happened
+//! <lease>/context.json   for MUSTER_CONTEXT_FILE
+//! <lease>/tmp/           TMPDIR of its processes
+//! <lease>/workspace/     its checkout; `work` in it is where they run
+//! <lease>/launch-<n>/    folder of its n-th supervisor
+//! <lease>/published      exists once nothing in the workspace is unpublished
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use muster_connect::private_file;
+use muster_proto::v1::Grant;
+use prost::Message as _;
+
+use crate::identity::create_private;
+
+const GRANT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// The folder of one lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LeaseFolder {
+    path: PathBuf,
+}
+
+impl LeaseFolder {
+    /// Gives the folder of a lease among those of all leases.
+    pub(crate) fn of(leases: &Path, lease: u64) -> Self {
+        Self {
+            path: leases.join(lease.to_string()),
+        }
+    }
+
+    /// Lists the leases that have folders.
+    pub(crate) fn list(leases: &Path) -> io::Result<Vec<u64>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(leases)? {
+            if let Some(lease) = entry?
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            {
+                found.push(lease);
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Creates it and stores what the lease is for.
+    pub(crate) fn create(&self, grant: &Grant) -> io::Result<()> {
+        create_private(&self.path).map_err(io::Error::other)?;
+        create_private(&self.tmp()).map_err(io::Error::other)?;
+        // Whoever reads this later is a newer incarnation, for which the credential is dead.
+        let grant_without_secret = Grant {
+            credential: String::new(),
+            ..grant.clone()
+        };
+        private_file::replace(&self.grant_path(), &grant_without_secret.encode_to_vec())?;
+        private_file::replace(&self.context(), &grant.context)
+    }
+
+    /// Reads what the lease was for; `None` if its folder was not created completely.
+    pub(crate) fn grant(&self) -> io::Result<Option<Grant>> {
+        match private_file::read_bounded(&self.grant_path(), GRANT_BYTES_MAX) {
+            Ok(bytes) => Grant::decode(bytes.as_slice())
+                .map(Some)
+                .map_err(io::Error::other),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn grant_path(&self) -> PathBuf {
+        self.path.join("grant")
+    }
+
+    pub(crate) fn events(&self) -> PathBuf {
+        self.path.join("events")
+    }
+
+    pub(crate) fn context(&self) -> PathBuf {
+        self.path.join("context.json")
+    }
+
+    pub(crate) fn tmp(&self) -> PathBuf {
+        self.path.join("tmp")
+    }
+
+    pub(crate) fn workspace(&self) -> PathBuf {
+        self.path.join("workspace")
+    }
+
+    pub(crate) fn launch(&self, number: u32) -> PathBuf {
+        self.path.join(format!("launch-{number}"))
+    }
+
+    /// Numbers of the launches that were begun.
+    pub(crate) fn launches(&self) -> io::Result<Vec<u32>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("launch-"));
+            if let Some(number) = number.and_then(|number| number.parse().ok()) {
+                found.push(number);
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Tells whether nothing in the workspace is unpublished.
+    pub(crate) fn is_published(&self) -> bool {
+        self.path.join("published").exists()
+    }
+
+    /// Notes that nothing in the workspace is unpublished.
+    ///
+    /// A note that gets lost only means that edits are salvaged that need not be.
+    pub(crate) fn mark_published(&self) {
+        if let Err(error) = std::fs::write(self.path.join("published"), b"") {
+            tracing::warn!(%error, folder = %self.path.display(), "cannot note what is published");
+        }
+    }
+
+    /// Moves the workspace to a folder that outlives the lease's.
+    pub(crate) fn keep_workspace(&self, kept: &Path, name: &str) -> io::Result<PathBuf> {
+        create_private(kept).map_err(io::Error::other)?;
+        let target = kept.join(name);
+        std::fs::rename(self.workspace(), &target)?;
+        Ok(target)
+    }
+
+    /// Deletes it; only for a caller who knows that it holds nothing unpublished.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        let removed = std::fs::remove_dir_all(&self.path);
+        match removed {
+            // An agent may have taken permissions away from its own folders.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                allow_deletion(&self.path)?;
+                std::fs::remove_dir_all(&self.path)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+}
+
+fn allow_deletion(folder: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700))?;
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            // The type of the entry itself: a symbolic link is not followed.
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_found_again_without_its_credential() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let leases = tempfile::tempdir().unwrap();
+        let folder = LeaseFolder::of(leases.path(), 7);
+        let grant = Grant {
+            lease: 7,
+            run: "r".into(),
+            credential: "secret".into(),
+            context: b"{}".to_vec(),
+            ..Grant::default()
+        };
+        folder.create(&grant).unwrap();
+        std::fs::create_dir(leases.path().join("other")).unwrap();
+        std::fs::create_dir(folder.launch(2)).unwrap();
+        assert_eq!(LeaseFolder::list(leases.path()).unwrap(), [7]);
+        assert_eq!(folder.launches().unwrap(), [2]);
+        let credential = String::new();
+        let expected = Grant {
+            credential,
+            ..grant
+        };
+        assert_eq!(folder.grant().unwrap(), Some(expected));
+        let mode = folder.context().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_folder_is_deleted_although_its_permissions_were_taken_away() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let leases = tempfile::tempdir().unwrap();
+        let folder = LeaseFolder::of(leases.path(), 7);
+        folder.create(&Grant::default()).unwrap();
+        let locked = folder.workspace().join("locked");
+        std::fs::create_dir_all(&locked).unwrap();
+        std::fs::write(locked.join("file"), b"x").unwrap();
+        std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o500)).unwrap();
+        folder.remove().unwrap();
+        assert!(LeaseFolder::list(leases.path()).unwrap().is_empty());
+    }
+}

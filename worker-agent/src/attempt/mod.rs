@@ -1,0 +1,78 @@
+//! The work of one lease, from its grant to its report.
+
+mod environment;
+mod folder;
+mod launch;
+mod leftover;
+mod machine;
+mod publish;
+mod runner;
+mod scribe;
+mod verify;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use muster_git::{Cache, Git, Identity};
+use muster_proto::v1::report;
+use tokio::sync::{mpsc, watch};
+
+use crate::clock::Boottime;
+use crate::options::Repositories;
+use crate::session::link::Access;
+
+pub(crate) use folder::LeaseFolder;
+pub use leftover::Error as LeftoverError;
+pub(crate) use leftover::find;
+pub(crate) use runner::Runner;
+
+/// What all leases of a worker share.
+#[derive(Debug)]
+pub(crate) struct Site {
+    /// Calls [`crate::supervisor::dispatch`].
+    pub(crate) executable: PathBuf,
+    /// Folders of leases.
+    pub(crate) leases: PathBuf,
+    /// Where edits go that the coordinator does not take.
+    pub(crate) kept: PathBuf,
+    /// Name of this host, for people.
+    pub(crate) host: String,
+    pub(crate) git: Git,
+    pub(crate) cache: Cache,
+    pub(crate) repositories: Repositories,
+    /// Who commits.
+    pub(crate) identity: Identity,
+    /// How the coordinator is reached; `None` outside a session.
+    pub(crate) access: watch::Receiver<Option<Access>>,
+    pub(crate) told: mpsc::Sender<FromLease>,
+    /// How often edits of running agents are kept, unless as usual.
+    pub(crate) wip_interval: Option<Duration>,
+}
+
+/// What a lease tells its worker.
+#[derive(Debug)]
+pub(crate) enum FromLease {
+    /// A word for the coordinator.
+    Report { lease: u64, kind: report::Kind },
+    /// Events up to this number are on disk.
+    Events { lease: u64, last: u64 },
+    /// Its folder holds nothing unpublished and gets no more events.
+    Finished { lease: u64 },
+}
+
+/// Why a lease's work is to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The lease is over: its edits are kept for people.
+    Salvage,
+    /// The worker leaves: the lease is given back.
+    Leave,
+}
+
+/// What a worker tells a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Orders {
+    /// When its processes must be gone.
+    pub(crate) deadline: Boottime,
+    pub(crate) stop: Option<Stop>,
+}

@@ -1,0 +1,335 @@
+//! Commits an attempt's edits and gets them to the coordinator's repository.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_git::{
+    Auth, CommitTime, Expected, GitError, ObjectId, PushOutcome, RefName, Remote, Snapshot,
+    Workspace,
+};
+use muster_proto::v1::{GitSource, Grant};
+use tokio_util::sync::CancellationToken;
+
+use super::Site;
+use super::environment::attempt_number;
+use super::folder::LeaseFolder;
+use super::scribe::Scribe;
+use crate::clock;
+use crate::failure::chain;
+use crate::options::Repositories;
+use crate::session::link::Access;
+
+/// How often a workspace is looked at for changes. With the push that follows, an edit is kept
+/// within a minute.
+const WIP_INTERVAL: Duration = Duration::from_secs(45);
+/// Pauses between tries of a push.
+const PAUSE_FIRST: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(15);
+/// Refusals after which a push is given up: a ref that is being repaired is refused once or twice.
+const REFUSALS_MAX: u32 = 3;
+/// Tries after which a salvage is given up while the coordinator can be reached. It takes a lease
+/// for alive longer than the worker does, and refuses until it is over: some minutes of patience.
+const SALVAGE_TRIES_MAX: u32 = 40;
+
+/// Which credential a push uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Credential<'a> {
+    /// Good for the lease's own refs while it lives.
+    Lease(&'a str),
+    /// Good for salvage refs.
+    Session,
+}
+
+/// Why a commit is not where it should be.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// The coordinator refused the ref.
+    #[error("the coordinator refuses {name}: {reason}")]
+    Refused { name: RefName, reason: String },
+    /// Git failed.
+    #[error(transparent)]
+    Git(#[from] GitError),
+}
+
+impl Site {
+    /// Gives the remote that holds a lease's refs, once there is a session.
+    pub(super) async fn remote(
+        &self,
+        source: &GitSource,
+        credential: Credential<'_>,
+    ) -> Result<Remote, GitError> {
+        let name = &source.repository;
+        match &self.repositories {
+            Repositories::Below(base) => Remote::new(&format!("{base}/{name}.git")),
+            Repositories::Hosted => {
+                let access = self.access().await;
+                let token = match credential {
+                    Credential::Lease(credential) => credential.to_owned(),
+                    Credential::Session => access.session_credential,
+                };
+                let auth = Auth {
+                    token,
+                    ca_file: Some(access.ca_file),
+                };
+                Remote::coordinator(&access.address, &format!("git/{name}.git"), auth)
+            }
+        }
+    }
+
+    /// Waits for a session.
+    async fn access(&self) -> Access {
+        let mut access = self.access.clone();
+        let known = access.wait_for(Option::is_some).await;
+        match known.ok().and_then(|access| access.clone()) {
+            Some(access) => access,
+            // The worker is ending; whatever waited here goes with it.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Commits a workspace as it is now.
+    pub(super) async fn snapshot(
+        &self,
+        workspace: &Workspace,
+        grant: &Grant,
+        subject: &str,
+    ) -> Result<Snapshot, GitError> {
+        let seconds = clock::wall_millis() / 1000;
+        let time = CommitTime::from_unix_seconds(seconds);
+        let message = message(grant, subject);
+        let parent = workspace.base();
+        workspace
+            .snapshot(&message, &self.identity, time, parent)
+            .await
+    }
+
+    /// Pushes until it is done or was refused; repeats what may have failed by accident.
+    pub(super) async fn push(
+        &self,
+        workspace: &Workspace,
+        source: &GitSource,
+        credential: Credential<'_>,
+        commit: ObjectId,
+        (name, expected): (&RefName, Expected),
+    ) -> Result<(), Error> {
+        let mut pause = PAUSE_FIRST;
+        let mut refusals = 0;
+        loop {
+            match self
+                .push_once(workspace, source, credential, commit, (name, expected))
+                .await
+            {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    if matches!(error, Error::Refused { .. }) {
+                        refusals += 1;
+                        if refusals >= REFUSALS_MAX {
+                            return Err(error);
+                        }
+                    }
+                    let error = chain(&error);
+                    tracing::warn!(error, name = %name, "a push failed; trying again");
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn push_once(
+        &self,
+        workspace: &Workspace,
+        source: &GitSource,
+        credential: Credential<'_>,
+        commit: ObjectId,
+        (name, expected): (&RefName, Expected),
+    ) -> Result<(), Error> {
+        let remote = self.remote(source, credential).await?;
+        let pushed = workspace.push(&remote, commit, name, expected).await?;
+        match pushed.outcome {
+            PushOutcome::Created | PushOutcome::Moved | PushOutcome::UpToDate => Ok(()),
+            PushOutcome::Rejected {
+                reason,
+                remote_says,
+            } => Err(Error::Refused {
+                name: name.clone(),
+                reason: format!("{reason} {remote_says}").trim().to_owned(),
+            }),
+        }
+    }
+
+    /// Pushes edits to the WIP ref once; tells what was pushed, if there was anything.
+    pub(super) async fn push_wip(
+        &self,
+        workspace: &Workspace,
+        grant: &Grant,
+        source: &GitSource,
+    ) -> Result<Option<ObjectId>, Error> {
+        let snapshot = self
+            .snapshot(workspace, grant, "work in progress of")
+            .await?;
+        let Some(commit) = snapshot.commit else {
+            return Ok(None);
+        };
+        let name = RefName::parse(&source.wip_ref)?;
+        let credential = Credential::Lease(&grant.credential);
+        self.push_once(
+            workspace,
+            source,
+            credential,
+            commit,
+            (&name, Expected::Any),
+        )
+        .await?;
+        Ok(Some(commit))
+    }
+
+    /// Keeps edits on the WIP ref while an agent works, until `done`.
+    pub(super) async fn keep_wip(
+        self: Arc<Self>,
+        workspace: Arc<Workspace>,
+        grant: Grant,
+        source: GitSource,
+        done: CancellationToken,
+    ) {
+        let mut kept = None;
+        loop {
+            let wait = tokio::time::sleep(self.wip_interval.unwrap_or(WIP_INTERVAL));
+            if done.run_until_cancelled(wait).await.is_none() {
+                return;
+            }
+            let keep = async {
+                let snapshot = self
+                    .snapshot(&workspace, &grant, "work in progress of")
+                    .await?;
+                if snapshot.commit.is_none() || Some(snapshot.tree) == kept {
+                    return Ok(None);
+                }
+                self.push_wip(&workspace, &grant, &source).await?;
+                Ok::<_, Error>(Some(snapshot.tree))
+            };
+            match done.run_until_cancelled(keep).await {
+                None => return,
+                Some(Ok(Some(tree))) => kept = Some(tree),
+                Some(Ok(None)) => {}
+                Some(Err(error)) => {
+                    let error = chain(&error);
+                    tracing::warn!(lease = grant.lease, error, "cannot keep work in progress");
+                }
+            }
+        }
+    }
+
+    /// Gets the edits of a lease that is over to its salvage ref. Returns when nothing in the
+    /// folder is unpublished any more: they were pushed, there are none, or they were moved to a
+    /// folder of their own because the coordinator does not take them.
+    pub(super) async fn salvage(
+        &self,
+        folder: &LeaseFolder,
+        workspace: &Workspace,
+        grant: &Grant,
+        source: &GitSource,
+        scribe: &Scribe,
+    ) {
+        let mut commit = None;
+        let mut pause = PAUSE_FIRST;
+        for _ in 0..SALVAGE_TRIES_MAX {
+            match self
+                .try_salvage(workspace, grant, source, &mut commit)
+                .await
+            {
+                Ok(None) => return folder.mark_published(),
+                Ok(Some(commit)) => {
+                    let name = &source.salvage_ref;
+                    scribe
+                        .note(format!("unfinished edits are kept as {commit} at {name}"))
+                        .await;
+                    return folder.mark_published();
+                }
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::warn!(lease = grant.lease, error, "cannot salvage edits yet");
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+        self.keep_aside(folder, grant, scribe).await;
+    }
+
+    async fn try_salvage(
+        &self,
+        workspace: &Workspace,
+        grant: &Grant,
+        source: &GitSource,
+        commit: &mut Option<ObjectId>,
+    ) -> Result<Option<ObjectId>, Error> {
+        // Made once: the ref is created once, so a repeated push must bring the same commit.
+        if commit.is_none() {
+            *commit = self
+                .snapshot(workspace, grant, "unfinished work of")
+                .await?
+                .commit;
+        }
+        let Some(commit) = *commit else {
+            return Ok(None);
+        };
+        let name = RefName::parse(&source.salvage_ref)?;
+        let target = (&name, Expected::Absent);
+        self.push_once(workspace, source, Credential::Session, commit, target)
+            .await?;
+        Ok(Some(commit))
+    }
+
+    async fn keep_aside(&self, folder: &LeaseFolder, grant: &Grant, scribe: &Scribe) {
+        let attempt = attempt_number(grant).unwrap_or_default();
+        let name = format!("{}-{}-{attempt}-{}", grant.run, grant.task, grant.lease);
+        let plain = |character: char| match character {
+            '/' | '\0' => '_',
+            character => character,
+        };
+        let name: String = name.chars().map(plain).collect();
+        match folder.keep_workspace(&self.kept, &name) {
+            Ok(path) => {
+                let path = path.display();
+                tracing::error!(lease = grant.lease, %path, "edits could not be published; kept");
+                let host = &self.host;
+                scribe
+                    .note(format!("unfinished edits are kept on {host} in {path}"))
+                    .await;
+                folder.mark_published();
+            }
+            Err(error) => {
+                tracing::error!(lease = grant.lease, %error, "cannot move unpublished edits aside");
+            }
+        }
+    }
+}
+
+/// Message of a commit: what it is of, and which attempt made it.
+fn message(grant: &Grant, subject: &str) -> String {
+    let separator = if subject.is_empty() { "" } else { " " };
+    let (task, run) = (&grant.task, &grant.run);
+    let attempt = attempt_number(grant).unwrap_or_default();
+    format!(
+        "{subject}{separator}{task}\n\nMuster-Run: {run}\nMuster-Task: {task}\n\
+         Muster-Attempt: {attempt}\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_names_its_task_and_its_attempt() {
+        let grant = Grant {
+            run: "r1".into(),
+            task: "api".into(),
+            ..Grant::default()
+        };
+        let trailers = "\n\nMuster-Run: r1\nMuster-Task: api\nMuster-Attempt: 0\n";
+        assert_eq!(message(&grant, ""), format!("api{trailers}"));
+        assert_eq!(message(&grant, "wip of"), format!("wip of api{trailers}"));
+    }
+}

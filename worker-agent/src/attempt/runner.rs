@@ -1,0 +1,456 @@
+//! Carries a lease through its phases.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_git::{Expected, GitError, ObjectId, RefName, Workspace};
+use muster_proto::v1::{Empty, Failure, GitSource, Grant, Outcome, Usage, outcome, report, work};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::environment::environment;
+use super::folder::LeaseFolder;
+use super::launch::{self, Launched, Program, Ran};
+use super::machine::{Happened, Next, Phase};
+use super::publish::{self, Credential};
+use super::scribe::Scribe;
+use super::{FromLease, Orders, Site, Stop};
+use crate::agent::agent_of;
+use crate::clock::{self, Boottime};
+use crate::document::TaskDocument;
+use crate::failure::{chain, class, failure};
+use crate::identity::create_private;
+use crate::spool::{OUTPUT_BYTES_MAX, Spool};
+use crate::supervisor::{End, StopCause, TERM_GRACE};
+
+/// Tries of fetching and checking out, and the pause before the second; doubles.
+const PREPARE_TRIES: u32 = 4;
+const PREPARE_PAUSE: Duration = Duration::from_secs(1);
+/// How long a result may take to be pushed: an outage of the coordinator's disk, not of a person.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(600);
+/// How long a failed attempt's report waits for its edits to be kept.
+const KEEP_LIMIT: Duration = Duration::from_secs(30);
+/// Limit of work whose grant and document name none.
+const TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
+
+/// The work of one lease.
+pub(crate) struct Runner {
+    pub(super) site: Arc<Site>,
+    pub(super) grant: Grant,
+    pub(super) folder: LeaseFolder,
+    pub(super) orders: watch::Receiver<Orders>,
+    pub(super) began: Boottime,
+    run_time: Duration,
+}
+
+impl Runner {
+    /// Takes a lease; `orders` renew and stop it.
+    pub(crate) fn new(site: Arc<Site>, grant: Grant, orders: watch::Receiver<Orders>) -> Self {
+        let folder = LeaseFolder::of(&site.leases, grant.lease);
+        Self {
+            site,
+            grant,
+            folder,
+            orders,
+            began: clock::now(),
+            run_time: Duration::ZERO,
+        }
+    }
+
+    /// Works until the lease was reported and holds nothing unpublished.
+    pub(crate) async fn run(mut self) {
+        let lease = self.grant.lease;
+        let opened = match self.folder.create(&self.grant) {
+            Ok(()) => Spool::open(&self.folder.events(), OUTPUT_BYTES_MAX).map_err(|e| chain(&e)),
+            Err(error) => Err(format!("cannot create the attempt's folder: {error}")),
+        };
+        let spool = match opened {
+            Ok(spool) => spool,
+            Err(message) => {
+                let failure = failure(class::WORKSPACE, &message, b"");
+                self.tell(report::Kind::GivenBack(failure)).await;
+                self.folder.mark_published();
+                return self.finished().await;
+            }
+        };
+        let (scribe, writing) = Scribe::start(lease, spool, self.site.told.clone());
+        self.tell(report::Kind::Started(Empty {})).await;
+        let is_attempt = matches!(
+            self.grant.work.as_ref().and_then(|work| work.kind.as_ref()),
+            Some(work::Kind::Attempt(_))
+        );
+        if is_attempt {
+            self.attempt(&scribe).await;
+        } else {
+            let kind = self.verify(&scribe).await;
+            self.tell(kind).await;
+            self.folder.mark_published();
+        }
+        scribe.phase(Phase::Reported.name(), "").await;
+        drop(scribe);
+        // Fails only if the writer panicked.
+        let _ = writing.await;
+        self.finished().await;
+    }
+
+    async fn finished(&self) {
+        let lease = self.grant.lease;
+        // A worker that does not listen any more is ending.
+        let _ = self.site.told.send(FromLease::Finished { lease }).await;
+    }
+
+    pub(super) async fn tell(&self, kind: report::Kind) {
+        let lease = self.grant.lease;
+        let _ = self.site.told.send(FromLease::Report { lease, kind }).await;
+    }
+
+    async fn attempt(&mut self, scribe: &Scribe) {
+        let mut phase = Phase::Preparing;
+        scribe.phase(phase.name(), "").await;
+        let mut workspace = None;
+        let mut happened = self.prepared(&mut workspace).await;
+        loop {
+            let (next_phase, next) = phase.next(happened, self.usage());
+            phase = next_phase;
+            if phase != Phase::Reported {
+                scribe.phase(phase.name(), "").await;
+            }
+            happened = match next {
+                Next::Run => self.agent(workspace.as_ref(), scribe).await,
+                Next::Publish => self.publish(workspace.as_deref()).await,
+                Next::KeepThenReport(kind) => {
+                    return self.keep(workspace.as_deref(), kind, scribe).await;
+                }
+                Next::SalvageThenReport(kind) => {
+                    return self.salvage(workspace.as_deref(), kind, scribe).await;
+                }
+                Next::Report(kind) => {
+                    self.folder.mark_published();
+                    return self.tell(kind).await;
+                }
+            };
+        }
+    }
+
+    async fn prepared(&mut self, workspace: &mut Option<Arc<Workspace>>) -> Happened {
+        let site = Arc::clone(&self.site);
+        let (grant, folder) = (self.grant.clone(), self.folder.clone());
+        match until_stopped(&mut self.orders, prepare(&site, &grant, &folder)).await {
+            Err(stop) => Happened::Stopped(stop),
+            Ok(Err(failure)) => Happened::Failed(failure),
+            Ok(Ok(made)) => {
+                *workspace = made.map(Arc::new);
+                Happened::Prepared
+            }
+        }
+    }
+
+    async fn agent(&mut self, workspace: Option<&Arc<Workspace>>, scribe: &Scribe) -> Happened {
+        let invoked = TaskDocument::parse(&self.grant.document)
+            .map_err(|error| failure(class::AGENT_UNAVAILABLE, &chain(&error), b""))
+            .and_then(|task| {
+                if task.in_place {
+                    let message = "this worker cannot work in a user's own folder";
+                    return Err(failure(class::AGENT_UNAVAILABLE, message, b""));
+                }
+                let agent = agent_of(&task)?;
+                let invocation = agent.invocation(&task)?;
+                Ok((task, agent, invocation))
+            });
+        let (task, agent, invocation) = match invoked {
+            Ok(invoked) => invoked,
+            Err(failure) => return Happened::Failed(failure),
+        };
+        let done = CancellationToken::new();
+        let _done_with_this = done.clone().drop_guard();
+        let wip = match (workspace, &self.grant.source) {
+            (Some(workspace), Some(source)) => {
+                let site = Arc::clone(&self.site);
+                let (workspace, grant) = (Arc::clone(workspace), self.grant.clone());
+                Some(tokio::spawn(site.keep_wip(
+                    workspace,
+                    grant,
+                    source.clone(),
+                    done.clone(),
+                )))
+            }
+            _ => None,
+        };
+        let work = self.work_folder();
+        let mut program = self.program(&task, 1, invocation.argv);
+        program.cwd = task
+            .folder
+            .as_ref()
+            .map_or(work.clone(), |folder| work.join(folder));
+        program.env.extend(invocation.env);
+        program.ends_at = self.began.after(self.limit(task.timeout_ms));
+        program.idle = task.idle_timeout_ms.map(Duration::from_millis);
+        let launched = self.launch(program, scribe).await;
+        done.cancel();
+        if let Some(wip) = wip {
+            // Fails only if it panicked.
+            let _ = wip.await;
+        }
+        match launched {
+            Err(happened) => happened,
+            Ok(Launched { report, tail, .. }) => match agent.judge(&report.end, &tail) {
+                Ok(()) => Happened::Done,
+                Err(failure) => Happened::Failed(failure),
+            },
+        }
+    }
+
+    /// Describes a program of this lease that runs in its work tree.
+    pub(super) fn program(&self, task: &TaskDocument, number: u32, argv: Vec<String>) -> Program {
+        let own = |name: &str| std::env::var(name).ok();
+        let ttl = self.grant.ttl.and_then(|ttl| Duration::try_from(ttl).ok());
+        Program {
+            argv,
+            cwd: self.work_folder(),
+            env: environment(own, &self.folder, &self.grant, task),
+            number,
+            folder: self.folder.launch(number),
+            // Half of the margin that work ends before its lease does.
+            term_grace: TERM_GRACE.min(ttl.unwrap_or_default() / 12),
+            ends_at: self.began.after(TIMEOUT),
+            idle: None,
+        }
+    }
+
+    /// Limit from start to finish: the grant's, else the document's.
+    pub(super) fn limit(&self, document_ms: Option<u64>) -> Duration {
+        let granted = self
+            .grant
+            .timeout
+            .and_then(|limit| Duration::try_from(limit).ok());
+        let granted = granted.filter(|limit| !limit.is_zero());
+        granted
+            .or(document_ms.map(Duration::from_millis))
+            .unwrap_or(TIMEOUT)
+    }
+
+    fn work_folder(&self) -> PathBuf {
+        self.folder.workspace().join("work")
+    }
+
+    /// Runs a program; an end that is not its own is told as what happened.
+    pub(super) async fn launch(
+        &mut self,
+        program: Program,
+        scribe: &Scribe,
+    ) -> Result<Launched, Happened> {
+        let failed = |class, message: &str, tail: &[u8]| {
+            Err(Happened::Failed(failure(class, message, tail)))
+        };
+        if let Err(error) = create_private(&program.folder) {
+            return failed(class::WORKSPACE, &chain(&error), b"");
+        }
+        let (ends_at, idle) = (program.ends_at, program.idle);
+        let executable = self.site.executable.clone();
+        let launched = launch::run(&executable, program, &mut self.orders, scribe).await;
+        let launched = match launched {
+            Ok(launched) => launched,
+            Err(error) => return failed(class::WORKSPACE, &chain(&error), b""),
+        };
+        let ran_ms = launched.report.times.and_then(|times| times.ran_ms);
+        self.run_time += Duration::from_millis(ran_ms.unwrap_or_default());
+        match launched.ran {
+            Ran::Stopped(stop) => Err(Happened::Stopped(stop)),
+            Ran::TimedOut => {
+                let limit = ends_at.since(self.began);
+                let message = format!("not finished within its time limit of {limit:?}");
+                failed(class::TIMED_OUT, &message, &launched.tail)
+            }
+            Ran::Stalled => {
+                let limit = idle.unwrap_or_default();
+                let message = format!("silent for its idle limit of {limit:?}");
+                failed(class::STALLED, &message, &launched.tail)
+            }
+            Ran::Ended => match launched.report.end {
+                // The supervisor was first to see that the lease has run out.
+                End::Stopped {
+                    by: StopCause::Deadline,
+                    ..
+                } => Err(Happened::Stopped(Stop::Salvage)),
+                _ => Ok(launched),
+            },
+        }
+    }
+
+    async fn publish(&mut self, workspace: Option<&Workspace>) -> Happened {
+        let outcome = |kind| Happened::Published(Outcome { kind: Some(kind) });
+        let (Some(workspace), Some(source)) = (workspace, self.grant.source.clone()) else {
+            return outcome(outcome::Kind::NoRepository(Empty {}));
+        };
+        let (site, grant) = (Arc::clone(&self.site), self.grant.clone());
+        let publishing = publish_result(&site, workspace, &grant, &source);
+        let publishing = tokio::time::timeout(PUBLISH_LIMIT, publishing);
+        match until_stopped(&mut self.orders, publishing).await {
+            Err(stop) => Happened::Stopped(stop),
+            Ok(Ok(Ok(Some(commit)))) => outcome(outcome::Kind::Commit(commit.to_string())),
+            Ok(Ok(Ok(None))) => outcome(outcome::Kind::NoChange(Empty {})),
+            Ok(Ok(Err(error))) => Happened::Failed(failure(class::PUBLISH, &chain(&error), b"")),
+            Ok(Err(_)) => {
+                let message = format!("the result could not be pushed within {PUBLISH_LIMIT:?}");
+                Happened::Failed(failure(class::PUBLISH, &message, b""))
+            }
+        }
+    }
+
+    /// Pushes edits to the WIP ref while the lease lives, reports, and salvages what is not there.
+    async fn keep(&mut self, workspace: Option<&Workspace>, kind: report::Kind, scribe: &Scribe) {
+        let (Some(workspace), Some(source)) = (workspace, self.grant.source.clone()) else {
+            self.folder.mark_published();
+            return self.tell(kind).await;
+        };
+        let pushing = self.site.push_wip(workspace, &self.grant, &source);
+        match tokio::time::timeout(KEEP_LIMIT, pushing).await {
+            Ok(Ok(kept)) => {
+                if let Some(commit) = kept {
+                    let name = &source.wip_ref;
+                    scribe
+                        .note(format!("edits are kept as {commit} at {name}"))
+                        .await;
+                }
+                self.folder.mark_published();
+                self.tell(kind).await;
+            }
+            pushed => {
+                let error = pushed.map_or_else(
+                    |_| "it took too long".to_owned(),
+                    |pushed| pushed.err().map(|error| chain(&error)).unwrap_or_default(),
+                );
+                tracing::warn!(
+                    lease = self.grant.lease,
+                    error,
+                    "cannot keep edits at their ref"
+                );
+                self.tell(kind).await;
+                let (grant, folder) = (&self.grant, &self.folder);
+                self.site
+                    .salvage(folder, workspace, grant, &source, scribe)
+                    .await;
+            }
+        }
+    }
+
+    /// Keeps the edits of a lease that is over, and says that its processes are gone: after the
+    /// edits are safe if that is quick, since this frees the task for another attempt.
+    async fn salvage(
+        &mut self,
+        workspace: Option<&Workspace>,
+        kind: report::Kind,
+        scribe: &Scribe,
+    ) {
+        let (Some(workspace), Some(source)) = (workspace, self.grant.source.clone()) else {
+            self.folder.mark_published();
+            return self.tell(kind).await;
+        };
+        let (grant, folder) = (&self.grant, &self.folder);
+        let salvaging = self.site.salvage(folder, workspace, grant, &source, scribe);
+        tokio::pin!(salvaging);
+        let done = tokio::time::timeout(KEEP_LIMIT, &mut salvaging).await;
+        self.tell(kind).await;
+        if done.is_err() {
+            salvaging.await;
+        }
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            run_time: self.run_time.try_into().ok(),
+            ..Usage::default()
+        }
+    }
+}
+
+/// Waits for something unless the lease is to stop before.
+pub(super) async fn until_stopped<T>(
+    orders: &mut watch::Receiver<Orders>,
+    what: impl Future<Output = T>,
+) -> Result<T, Stop> {
+    let mut orders = orders.clone();
+    let stopped = async {
+        match orders.wait_for(|orders| orders.stop.is_some()).await {
+            Ok(orders) => orders.stop.unwrap_or(Stop::Leave),
+            // A worker that gives no orders any more is ending.
+            Err(_) => Stop::Leave,
+        }
+    };
+    tokio::select! {
+        biased;
+        stop = stopped => Err(stop),
+        done = what => Ok(done),
+    }
+}
+
+/// Makes the folder in which the lease's processes run: a checkout, or an empty one.
+pub(super) async fn prepare(
+    site: &Site,
+    grant: &Grant,
+    folder: &LeaseFolder,
+) -> Result<Option<Workspace>, Failure> {
+    let Some(source) = &grant.source else {
+        let empty = folder.workspace().join("work");
+        create_private(&empty).map_err(|error| failure(class::WORKSPACE, &chain(&error), b""))?;
+        return Ok(None);
+    };
+    let mut pause = PREPARE_PAUSE;
+    let mut tries = 0;
+    loop {
+        match checkout(site, grant, source, folder).await {
+            Ok(workspace) => return Ok(Some(workspace)),
+            Err(error) => {
+                tries += 1;
+                if tries == PREPARE_TRIES {
+                    return Err(failure(class::WORKSPACE, &chain(&error), b""));
+                }
+                let error = chain(&error);
+                tracing::warn!(
+                    lease = grant.lease,
+                    error,
+                    "cannot prepare yet; trying again"
+                );
+                // What was made of it is in the way of the next try.
+                let half_made = folder.workspace();
+                let _ = tokio::fs::remove_dir_all(half_made).await;
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+}
+
+async fn checkout(
+    site: &Site,
+    grant: &Grant,
+    source: &GitSource,
+    folder: &LeaseFolder,
+) -> Result<Workspace, GitError> {
+    let commit = ObjectId::parse(&source.commit)?;
+    let name = RefName::parse(&source.read_ref)?;
+    let remote = site
+        .remote(source, Credential::Lease(&grant.credential))
+        .await?;
+    let cached = site.cache.ensure_commit(&remote, &name, commit).await?;
+    Workspace::create(&cached, &folder.workspace(), &site.identity).await
+}
+
+/// Commits and pushes; `None` if there is nothing to publish.
+async fn publish_result(
+    site: &Site,
+    workspace: &Workspace,
+    grant: &Grant,
+    source: &GitSource,
+) -> Result<Option<ObjectId>, publish::Error> {
+    let Some(commit) = site.snapshot(workspace, grant, "").await?.commit else {
+        return Ok(None);
+    };
+    let name = RefName::parse(&source.attempt_ref)?;
+    let credential = Credential::Lease(&grant.credential);
+    let target = (&name, Expected::Absent);
+    site.push(workspace, source, credential, commit, target)
+        .await?;
+    Ok(Some(commit))
+}

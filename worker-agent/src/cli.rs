@@ -1,0 +1,239 @@
+//! The command line of a worker; also a hidden subcommand of the coordinator's executable.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::failure::chain;
+use crate::identity::StateDir;
+use crate::options::{Coordinator, Options, Repositories, Wish};
+use crate::worker;
+
+/// Exit code of a worker that the coordinator refuses: starting it again would not help.
+pub const EXIT_REFUSED: u8 = 3;
+/// Exit code of a worker that was told a third time to end.
+const EXIT_AT_ONCE: i32 = 130;
+/// Pool managers may remove a variable's value by setting it to nothing.
+const ALLOCATION_VARIABLES: [&str; 2] = ["MUSTER_ALLOCATION", "SLURM_JOB_ID"];
+
+/// Leases tasks from a coordinator and runs agents.
+///
+/// The first TERM or INT drains: nothing new is taken and what is held is finished. The second
+/// stops the agents, keeps their edits and gives their tasks back. The third ends at once.
+#[derive(Clone, Debug, Args)]
+pub struct WorkerArgs {
+    /// Where the coordinator is.
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "MUSTER_COORDINATOR",
+        required_unless_present = "address_file"
+    )]
+    coordinator: Option<String>,
+    /// File that says where the local coordinator is; read again at each connection.
+    #[arg(long, value_name = "FILE", conflicts_with = "coordinator", hide = true)]
+    address_file: Option<PathBuf>,
+    /// File with the join token.
+    #[arg(long, value_name = "FILE", env = "MUSTER_TOKEN_FILE")]
+    token_file: PathBuf,
+    /// Attempts and verifies to hold at once.
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=4_096))]
+    slots: u32,
+    /// Folder for the worker's state.
+    ///
+    /// Default: the node's scratch in a Slurm job, else the first free place in the `worker`
+    /// folder of MUSTER_HOME or of the platform's state folder.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Label that tasks can ask for; may be repeated.
+    #[arg(long = "label", value_name = "KEY[=VALUE]")]
+    labels: Vec<String>,
+    /// Amount that tasks can ask for, such as `cpus=4`; may be repeated.
+    #[arg(long = "resource", value_name = "NAME=AMOUNT", value_parser = resource)]
+    resources: Vec<(String, u64)>,
+    /// Pool that the token must be for.
+    #[arg(long, value_name = "POOL", default_value = "")]
+    pool: String,
+    /// End after holding nothing for so long, such as `90s`, `10m` or `2h`.
+    #[arg(long, value_name = "DURATION", visible_alias = "ephemeral", value_parser = duration)]
+    idle_exit: Option<Duration>,
+}
+
+/// Runs a worker as the arguments say, from a `main` without a runtime.
+///
+/// The executable must call [`crate::supervisor::dispatch`] before anything else.
+pub fn main(arguments: WorkerArgs) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let ended = match runtime {
+        Ok(runtime) => {
+            let ended = runtime.block_on(run(arguments));
+            // A disk that hangs must not keep a worker that has nothing more to say.
+            runtime.shutdown_timeout(Duration::from_secs(5));
+            ended
+        }
+        Err(error) => Err(Failed {
+            text: format!("cannot start threads: {error}"),
+            code: 1,
+        }),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failed { text, code }) => {
+            // If there is no standard error there is nobody to tell.
+            let _ = writeln!(std::io::stderr(), "error: {text}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+struct Failed {
+    text: String,
+    code: u8,
+}
+
+impl Failed {
+    fn of(error: &dyn std::error::Error) -> Self {
+        Self {
+            text: chain(error),
+            code: 1,
+        }
+    }
+}
+
+async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
+    let options = arguments
+        .options()
+        .map_err(|text| Failed { text, code: 1 })?;
+    let interrupt = signal(SignalKind::interrupt()).map_err(|error| Failed::of(&error))?;
+    let terminate = signal(SignalKind::terminate()).map_err(|error| Failed::of(&error))?;
+    let (wish, wishes) = watch::channel(Wish::Work);
+    tokio::spawn(listen(interrupt, terminate, wish));
+    match worker::run(options, wishes).await {
+        Ok(ended) => {
+            tracing::info!(?ended, "worker ends");
+            Ok(())
+        }
+        Err(error) => Err(Failed {
+            code: match error {
+                worker::Error::Refused(_) => EXIT_REFUSED,
+                _ => 1,
+            },
+            ..Failed::of(&error)
+        }),
+    }
+}
+
+/// Turns signals into wishes; each one is a stronger wish.
+async fn listen(mut interrupt: Signal, mut terminate: Signal, wish: watch::Sender<Wish>) {
+    for stronger in [Wish::Drain, Wish::Leave] {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        wish.send_replace(stronger);
+    }
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    // Supervisors notice that their worker is gone, and end its agents.
+    std::process::exit(EXIT_AT_ONCE);
+}
+
+impl WorkerArgs {
+    fn options(self) -> Result<Options, String> {
+        let token = muster_connect::read_token_file(&self.token_file).map_err(|e| chain(&e))?;
+        let coordinator = match (self.coordinator, self.address_file) {
+            (Some(address), _) => Coordinator::Address(address),
+            (None, Some(file)) => {
+                let home = file.parent().unwrap_or(Path::new("."));
+                Coordinator::Home(home.to_owned())
+            }
+            (None, None) => return Err("name the coordinator with --coordinator".to_owned()),
+        };
+        let variable = |name: &str| std::env::var(name).ok();
+        let state = match self.state_dir {
+            Some(folder) => StateDir::At(folder),
+            None => StateDir::find(variable).map_err(|error| chain(&error))?,
+        };
+        let set = |name: &&str| variable(name).filter(|value| !value.is_empty());
+        let mut resources = BTreeMap::new();
+        for (name, amount) in self.resources {
+            if resources.insert(name.clone(), amount).is_some() {
+                return Err(format!("--resource {name} is given twice"));
+            }
+        }
+        Ok(Options {
+            coordinator,
+            token,
+            slots: self.slots,
+            state,
+            labels: self.labels,
+            resources,
+            pool: self.pool,
+            allocation: ALLOCATION_VARIABLES.iter().find_map(set),
+            idle_exit: self.idle_exit,
+            // Still this program after its file was replaced by a newer one.
+            executable: PathBuf::from("/proc/self/exe"),
+            repositories: Repositories::Hosted,
+            wip_interval: None,
+        })
+    }
+}
+
+fn resource(text: &str) -> Result<(String, u64), String> {
+    let (name, amount) = text.split_once('=').ok_or("write it as name=amount")?;
+    if name.is_empty() {
+        return Err("the name is missing".to_owned());
+    }
+    let amount = amount
+        .parse()
+        .map_err(|_| format!("{amount:?} is not a whole number"))?;
+    Ok((name.to_owned(), amount))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "write it as 90s, 10m or 2h".to_owned())?;
+    let unit = match text.get(digits.len()..) {
+        Some("s") => 1,
+        Some("m") => 60,
+        Some("h") => 3_600,
+        Some("d") => 86_400,
+        _ => return Err("write it as 90s, 10m or 2h".to_owned()),
+    };
+    Ok(Duration::from_secs(number.saturating_mul(unit)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7_200)));
+        for wrong in ["", "5", "m", "5x", "-1s", "1.5h"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn resources_are_named_amounts() {
+        assert_eq!(resource("cpus=4"), Ok(("cpus".to_owned(), 4)));
+        for wrong in ["cpus", "=4", "cpus=four", "cpus=-1"] {
+            assert!(resource(wrong).is_err(), "{wrong}");
+        }
+    }
+}

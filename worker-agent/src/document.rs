@@ -1,0 +1,115 @@
+//! The task as its coordinator describes it, as far as a worker needs it.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path};
+
+use serde::Deserialize;
+
+/// What is to be done; fields that this version does not know are ignored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct TaskDocument {
+    /// The task's name.
+    pub(crate) name: String,
+    /// Who does it.
+    pub(crate) agent: AgentDocument,
+    /// What a model is asked to do.
+    pub(crate) prompt: Option<String>,
+    /// Script for `/bin/sh -c`.
+    pub(crate) run: Option<String>,
+    /// Scripts for `/bin/sh -c`; all must succeed.
+    pub(crate) verify: Vec<String>,
+    /// Variables for everything that runs.
+    pub(crate) env: BTreeMap<String, String>,
+    /// Limit of an attempt from start to finish, in milliseconds; that of the grant comes first.
+    pub(crate) timeout_ms: Option<u64>,
+    /// Longest silence of the agent, in milliseconds.
+    pub(crate) idle_timeout_ms: Option<u64>,
+    /// Limit of a verify from start to finish, in milliseconds; that of the grant comes first.
+    pub(crate) verify_timeout_ms: Option<u64>,
+    /// Folder within the work tree in which the agent starts.
+    pub(crate) folder: Option<String>,
+    /// The agent is to work in the user's own folder.
+    pub(crate) in_place: bool,
+}
+
+/// The agent of a task.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct AgentDocument {
+    /// Its name in the plan.
+    #[serde(default)]
+    pub(crate) name: String,
+    /// Which protocol it speaks: `command`, `codex`, `claude`, `acp`.
+    #[serde(default = "command")]
+    pub(crate) kind: String,
+    /// Program and arguments; empty for the kind's own.
+    #[serde(default)]
+    pub(crate) command: Vec<String>,
+}
+
+impl Default for AgentDocument {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            kind: command(),
+            command: Vec::new(),
+        }
+    }
+}
+
+fn command() -> String {
+    "command".to_owned()
+}
+
+impl TaskDocument {
+    /// Reads a grant's document.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        let document: Self = serde_json::from_slice(bytes)?;
+        if let Some(folder) = &document.folder {
+            let inside = Path::new(folder)
+                .components()
+                .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+            if !inside {
+                return Err(Error::Outside(folder.clone()));
+            }
+        }
+        Ok(document)
+    }
+}
+
+/// Why a task's document cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// It is not JSON of the right shape.
+    #[error("understand the task's document")]
+    Json(#[from] serde_json::Error),
+    /// Its folder is not within the work tree.
+    #[error("the task's folder {0:?} is not within the work tree")]
+    Outside(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_fields_are_ignored_and_missing_ones_have_defaults() {
+        let json = br#"{"name":"t","agent":{"name":"x","kind":"codex","new":1},"run":"true",
+            "verify":["a"],"timeout_ms":5,"later":{}}"#;
+        let document = TaskDocument::parse(json).unwrap();
+        assert_eq!(document.agent.kind, "codex");
+        assert_eq!(document.timeout_ms, Some(5));
+        let integrate = TaskDocument::parse(br#"{"verify":["b"],"on_conflict":"fail"}"#).unwrap();
+        assert_eq!(integrate.agent.kind, "command");
+        assert_eq!(integrate.verify, ["b"]);
+    }
+
+    #[test]
+    fn a_folder_outside_of_the_work_tree_is_refused() {
+        for folder in ["../x", "/etc", "a/../../b"] {
+            let json = format!(r#"{{"folder":"{folder}"}}"#);
+            assert!(TaskDocument::parse(json.as_bytes()).is_err(), "{folder}");
+        }
+        assert!(TaskDocument::parse(br#"{"folder":"a/b"}"#).is_ok());
+    }
+}

@@ -1,0 +1,324 @@
+//! Who a worker is, and the folder that is its alone.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use muster_connect::private_file;
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
+
+const LOCK: &str = "lock";
+const IDENTITY: &str = "identity.json";
+const IDENTITY_BYTES_MAX: u64 = 16 * 1024;
+/// Workers of one user on one host; more is a mistake of the starter.
+const PLACES_MAX: u32 = 4_096;
+/// Longest host name and allocation in a worker's id; with its other parts the id stays below the
+/// wire's 200 bytes.
+const PART_BYTES_MAX: usize = 80;
+
+/// Where workers keep their state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StateDir {
+    /// Exactly this folder.
+    At(PathBuf),
+    /// The first free of the numbered folders in this one.
+    Within(PathBuf),
+}
+
+impl StateDir {
+    /// Finds the default: node-local scratch in an allocation, else the `worker` folder in
+    /// `MUSTER_HOME` or in the platform's state folder.
+    pub fn find(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
+        let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
+        if let (Some(allocation), Some(scratch)) = (
+            variable("SLURM_JOB_ID"),
+            variable("SLURM_TMPDIR").or_else(|| variable("TMPDIR")),
+        ) {
+            let name = format!("muster-{}", plain(&allocation));
+            return Ok(Self::Within(Path::new(&scratch).join(name).join("worker")));
+        }
+        let home = variable("MUSTER_HOME").map(PathBuf::from);
+        let state = || variable("XDG_STATE_HOME").map(|state| Path::new(&state).join("muster"));
+        let user = || variable("HOME").map(|home| Path::new(&home).join(".local/state/muster"));
+        let home = home.or_else(state).or_else(user).ok_or(Error::NoHome)?;
+        Ok(Self::Within(home.join("worker")))
+    }
+}
+
+/// A worker's identity; its folder stays locked for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    /// Stable id: host, allocation, and place on the host.
+    pub(crate) worker: String,
+    /// Name of the host.
+    pub(crate) host: String,
+    /// Number of this start; larger than that of any earlier one.
+    pub(crate) incarnation: u64,
+    /// The folder that is this worker's alone.
+    pub(crate) folder: PathBuf,
+    /// Where workers of this host keep what they share.
+    pub(crate) shared: PathBuf,
+    _lock: File,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Stored {
+    worker: String,
+    incarnation: u64,
+}
+
+impl Identity {
+    /// Takes a free folder and stores the new incarnation, durably, before it returns.
+    pub(crate) fn take(
+        state: &StateDir,
+        host: &str,
+        allocation: Option<&str>,
+    ) -> Result<Self, Error> {
+        let host = plain(host);
+        let prefix = match allocation
+            .map(plain)
+            .filter(|allocation| !allocation.is_empty())
+        {
+            Some(allocation) => format!("{host}-{allocation}"),
+            None => host.clone(),
+        };
+        match state {
+            StateDir::At(folder) => {
+                create_private(folder)?;
+                let folder = folder
+                    .canonicalize()
+                    .map_err(Error::file("find the absolute path of", folder))?;
+                // Two workers with folders of their own must not share an id on one host.
+                let place = blake3::hash(folder.as_os_str().as_encoded_bytes()).to_hex();
+                let place = place.get(..8).unwrap_or_default();
+                let lock = lock(&folder)?.ok_or_else(|| Error::Taken(folder.clone()))?;
+                let shared = folder.join("cache");
+                Self::begin(folder, shared, format!("{prefix}-{place}"), host, lock)
+            }
+            StateDir::Within(base) => {
+                create_private(base)?;
+                let base = base
+                    .canonicalize()
+                    .map_err(Error::file("find the absolute path of", base))?;
+                for place in 1..=PLACES_MAX {
+                    let folder = base.join(place.to_string());
+                    let worker = format!("{prefix}-{place}");
+                    create_private(&folder)?;
+                    let Some(lock) = lock(&folder)? else {
+                        continue;
+                    };
+                    // In a home shared by hosts, a folder stays with the host that began it: its
+                    // leftovers can be confirmed only there.
+                    if stored(&folder)?.is_some_and(|stored| stored.worker != worker) {
+                        continue;
+                    }
+                    let shared = base.join("cache").join(&host);
+                    return Self::begin(folder, shared, worker, host, lock);
+                }
+                Err(Error::NoPlace(base))
+            }
+        }
+    }
+
+    fn begin(
+        folder: PathBuf,
+        shared: PathBuf,
+        worker: String,
+        host: String,
+        lock: File,
+    ) -> Result<Self, Error> {
+        let before = stored(&folder)?.map_or(0, |stored| stored.incarnation);
+        let incarnation = before.saturating_add(1).max(clock::wall_millis());
+        let stored = Stored {
+            worker,
+            incarnation,
+        };
+        let path = folder.join(IDENTITY);
+        let bytes = serde_json::to_vec_pretty(&stored)
+            .map_err(io::Error::from)
+            .map_err(Error::file("write", &path))?;
+        private_file::replace(&path, &bytes).map_err(Error::file("write", &path))?;
+        create_private(&shared)?;
+        Ok(Self {
+            worker: stored.worker,
+            host,
+            incarnation,
+            folder,
+            shared,
+            _lock: lock,
+        })
+    }
+}
+
+/// Name of this host.
+pub fn host_name() -> String {
+    let name = rustix::system::uname();
+    let name = name.nodename().to_string_lossy();
+    match name.split('.').next() {
+        Some(short) if !short.is_empty() => short.to_owned(),
+        _ => "localhost".to_owned(),
+    }
+}
+
+/// Takes the folder's lock and leaves the process id in it, for whoever wants this worker to leave.
+fn lock(folder: &Path) -> Result<Option<File>, Error> {
+    let path = folder.join(LOCK);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(Error::file("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {
+            file.set_len(0)
+                .and_then(|()| writeln!(file, "{}", std::process::id()))
+                .map_err(Error::file("write", &path))?;
+            Ok(Some(file))
+        }
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(source)) => Err(Error::file("lock", &path)(source)),
+    }
+}
+
+fn stored(folder: &Path) -> Result<Option<Stored>, Error> {
+    let path = folder.join(IDENTITY);
+    match private_file::read_bounded(&path, IDENTITY_BYTES_MAX) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(io::Error::from)
+            .map_err(Error::file("understand", &path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::file("read", &path)(source)),
+    }
+}
+
+/// Creates a folder, and those it is in, for this user alone.
+pub(crate) fn create_private(folder: &Path) -> Result<(), Error> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(Error::file("create the folder", folder))
+}
+
+fn plain(text: &str) -> String {
+    let plain = |character: &char| character.is_ascii_alphanumeric() || "._-".contains(*character);
+    text.chars().filter(plain).take(PART_BYTES_MAX).collect()
+}
+
+/// Why a worker could not get its folder.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No variable says where state belongs.
+    #[error("neither MUSTER_HOME nor HOME is set; name a folder with --state-dir")]
+    NoHome,
+    /// Another worker runs there.
+    #[error("another worker uses {}; name another folder with --state-dir", .0.display())]
+    Taken(PathBuf),
+    /// All places are taken.
+    #[error("all {PLACES_MAX} places in {} are taken by other workers or hosts", .0.display())]
+    NoPlace(PathBuf),
+    /// The file system refused.
+    #[error("cannot {doing} {}", path.display())]
+    File {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File {
+            doing,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_taken_in_order_and_incarnations_only_grow() {
+        let base = tempfile::tempdir().unwrap();
+        let state = StateDir::Within(base.path().to_owned());
+        let first = Identity::take(&state, "host", None).unwrap();
+        let second = Identity::take(&state, "host", Some("42")).unwrap();
+        assert_eq!(
+            (first.worker.as_str(), second.worker.as_str()),
+            ("host-1", "host-42-2")
+        );
+        let before = first.incarnation;
+        drop(first);
+        let again = Identity::take(&state, "host", None).unwrap();
+        assert_eq!(again.worker, "host-1");
+        assert!(again.incarnation > before);
+    }
+
+    #[test]
+    fn an_incarnation_grows_although_the_wall_clock_went_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::At(folder.path().to_owned());
+        let worker = Identity::take(&state, "host", None).unwrap().worker;
+        let incarnation = u64::MAX - 5;
+        let stored = serde_json::to_vec(&Stored {
+            worker,
+            incarnation,
+        })
+        .unwrap();
+        std::fs::write(folder.path().join(IDENTITY), stored).unwrap();
+        let identity = Identity::take(&state, "host", None).unwrap();
+        assert_eq!(identity.incarnation, u64::MAX - 4);
+        let taken = Identity::take(&state, "host", None);
+        assert!(matches!(taken, Err(Error::Taken(_))));
+    }
+
+    #[test]
+    fn a_place_stays_with_the_host_that_began_it() {
+        let base = tempfile::tempdir().unwrap();
+        let state = StateDir::Within(base.path().to_owned());
+        drop(Identity::take(&state, "one", None).unwrap());
+        assert_eq!(Identity::take(&state, "two", None).unwrap().worker, "two-2");
+        assert_eq!(Identity::take(&state, "one", None).unwrap().worker, "one-1");
+    }
+
+    #[test]
+    fn an_allocation_keeps_its_state_on_the_nodes_scratch() {
+        let variables = |set: &'static [(&str, &str)]| {
+            move |name: &str| {
+                let found = set.iter().find(|(set, _)| *set == name);
+                found.map(|(_, value)| (*value).to_owned())
+            }
+        };
+        let within = |path: &str| StateDir::Within(path.into());
+        let slurm = variables(&[
+            ("SLURM_JOB_ID", "7"),
+            ("TMPDIR", "/scratch"),
+            ("HOME", "/h"),
+        ]);
+        assert_eq!(
+            StateDir::find(slurm).unwrap(),
+            within("/scratch/muster-7/worker")
+        );
+        let home = variables(&[("MUSTER_HOME", "/m"), ("HOME", "/h")]);
+        assert_eq!(StateDir::find(home).unwrap(), within("/m/worker"));
+        let user = variables(&[("HOME", "/h"), ("XDG_STATE_HOME", "")]);
+        assert_eq!(
+            StateDir::find(user).unwrap(),
+            within("/h/.local/state/muster/worker")
+        );
+        assert!(matches!(StateDir::find(variables(&[])), Err(Error::NoHome)));
+    }
+}

@@ -1,0 +1,77 @@
+//! What a worker is started with.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use muster_connect::Token;
+
+use crate::identity::StateDir;
+
+/// What a worker is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where its coordinator is.
+    pub coordinator: Coordinator,
+    /// What it joins with; its pool is the worker's.
+    pub token: Token,
+    /// Attempts and verifies held at once, 1 to 4,096.
+    pub slots: u32,
+    /// Where its state is.
+    pub state: StateDir,
+    /// `key` or `key=value`.
+    pub labels: Vec<String>,
+    /// Amounts by name, such as `cpus`.
+    pub resources: BTreeMap<String, u64>,
+    /// The pool it expects to be in; the token's when empty.
+    pub pool: String,
+    /// Identifies the allocation it runs in, such as a Slurm job.
+    pub allocation: Option<String>,
+    /// It ends by itself after holding nothing for so long.
+    pub idle_exit: Option<Duration>,
+    /// An executable that calls [`crate::supervisor::dispatch`] first.
+    pub executable: PathBuf,
+    /// Where repositories are.
+    pub repositories: Repositories,
+    /// How often edits of running agents are kept at their WIP ref; as usual when absent.
+    pub wip_interval: Option<Duration>,
+}
+
+/// Where a coordinator is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Coordinator {
+    /// At `host:port`.
+    Address(String),
+    /// Where the address file of this home says, which is read again at each connection.
+    Home(PathBuf),
+}
+
+/// Where repositories are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Repositories {
+    /// On the coordinator's port, as `/git/<name>.git`.
+    Hosted,
+    /// At `<base>/<name>.git`, without credentials; for tests of a worker alone.
+    Below(String),
+}
+
+/// What a worker is asked by those who started it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wish {
+    /// Work.
+    #[default]
+    Work,
+    /// Take nothing new, finish what is held, then end.
+    Drain,
+    /// Stop what is held, keep its edits, give it back, and end.
+    Leave,
+}
+
+/// Why a worker ended without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was drained and owes nothing.
+    Drained,
+    /// It was told to leave.
+    Left,
+}

@@ -1,0 +1,645 @@
+//! What a worker holds, what it may say next, and when it must let go. Pure: no clock, no I/O.
+//!
+//! Three rules keep the worker's promises:
+//!
+//! - A lease's TTL counts from when the heartbeat was *sent* that its grant or renewal names, and
+//!   work ends a margin before that, so that it is surely over when the coordinator reclaims it.
+//! - A report is said only after it was stored, and again after each reconnect until acknowledged.
+//! - Events are sent in order, within the coordinator's window, from what it last confirmed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use muster_proto::v1::{
+    EventAck, Grant, Heartbeat, Report, ReportAck, ReportBatch, ReportVerdict, Verdict, Welcome,
+    coordinator_message, report, worker_message,
+};
+
+use crate::clock::Boottime;
+use crate::failure::{class, failure};
+use crate::outbox::is_final;
+
+/// Share of its TTL that a lease's work ends before the TTL does: a sixth. Of a minute that is
+/// ten seconds, enough for TERM, five seconds of grace and KILL.
+const MARGIN_SHARE: u32 = 6;
+/// Heartbeats whose sending time is remembered; a grant or renewal that names an older one has
+/// been on its way for hours.
+const HEARTBEATS_REMEMBERED: usize = 1024;
+/// TTL of a grant that names none or a senseless one.
+const TTL_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// Reports in one message.
+const REPORTS_PER_BATCH: usize = 256;
+
+/// Why a lease's processes must end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StopCause {
+    /// The coordinator said so.
+    Told,
+    /// The lease ran out without a renewal.
+    Expired,
+}
+
+/// What the shell is to do, in this order.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Output {
+    /// Say this.
+    Send(worker_message::Kind),
+    /// Put these into the outbox, then call [`Machine::stored`].
+    Store(Vec<Report>),
+    /// Begin the work of a lease, which must be over at `deadline`.
+    Start {
+        grant: Box<Grant>,
+        deadline: Boottime,
+    },
+    /// The work of a lease may go on until `deadline`.
+    Renew { lease: u64, deadline: Boottime },
+    /// End the processes of a lease and keep its edits; then report it as stopped.
+    Stop { lease: u64, cause: StopCause },
+    /// Forget these reports.
+    Acknowledged(Vec<u64>),
+    /// Everything up to `number` is with the coordinator.
+    EventsAcknowledged { lease: u64, number: u64 },
+    /// Nothing is owed for this lease any more.
+    Drop { lease: u64 },
+}
+
+/// Which events to send next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NextEvents {
+    pub(crate) lease: u64,
+    /// Number of the last event that was sent.
+    pub(crate) after: u64,
+    /// Number of the last event that may be sent.
+    pub(crate) last: u64,
+    /// Room in the window; an event larger than the whole window goes alone.
+    pub(crate) bytes_max: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// Processes may run until a margin before `end`.
+    Working { end: Boottime, ttl: Duration },
+    /// Processes are being ended.
+    Stopping,
+    /// The final report was made.
+    Reported,
+    /// The final report was acknowledged, or this incarnation never held the lease.
+    Over,
+}
+
+#[derive(Clone, Debug)]
+struct Lease {
+    work: Work,
+    /// Nothing more will be added to its events, and its folder holds nothing unpublished.
+    finished: bool,
+    /// Numbers of the last event on disk, sent in this session, and confirmed.
+    events_stored: u64,
+    events_sent: u64,
+    events_acknowledged: u64,
+    /// Sent batches: last number, bytes.
+    in_flight: VecDeque<(u64, u64)>,
+}
+
+impl Lease {
+    fn new(work: Work) -> Self {
+        Self {
+            work,
+            finished: false,
+            events_stored: 0,
+            events_sent: 0,
+            events_acknowledged: 0,
+            in_flight: VecDeque::new(),
+        }
+    }
+
+    fn is_held(&self) -> bool {
+        self.work != Work::Over
+    }
+
+    fn takes_slot(&self) -> bool {
+        matches!(self.work, Work::Working { .. } | Work::Stopping)
+    }
+
+    fn bytes_in_flight(&self) -> u64 {
+        self.in_flight.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn acknowledge(&mut self, number: u64) {
+        // A peer that confirms what does not exist confirms what does.
+        let number = number.min(self.events_stored);
+        self.events_acknowledged = self.events_acknowledged.max(number);
+        self.events_sent = self.events_sent.max(self.events_acknowledged);
+        while let Some((last, _)) = self.in_flight.front()
+            && *last <= self.events_acknowledged
+        {
+            self.in_flight.pop_front();
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.work == Work::Over && self.finished && self.events_acknowledged >= self.events_stored
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Pending {
+    report: Report,
+    stored: bool,
+    sent: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Session {
+    last_heartbeat: u64,
+    sent_at: VecDeque<(u64, Boottime)>,
+    event_window_bytes: u64,
+    report_window: usize,
+}
+
+/// The worker's side of a session, and what outlives sessions.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    slots: u32,
+    draining: bool,
+    leases: BTreeMap<u64, Lease>,
+    reports: BTreeMap<u64, Pending>,
+    next_report: u64,
+    session: Option<Session>,
+    /// Lease whose events were sent last, so that no lease starves the others.
+    last_served: u64,
+}
+
+impl Machine {
+    /// Makes a machine for a worker of `slots` slots whose outbox goes on at `next_report`.
+    pub(crate) fn new(slots: u32, next_report: u64) -> Self {
+        Self {
+            slots,
+            draining: false,
+            leases: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            next_report,
+            session: None,
+            last_served: 0,
+        }
+    }
+
+    /// Takes a report that an earlier incarnation left in the outbox.
+    ///
+    /// A lease whose final report this is counts as held until it is acknowledged.
+    pub(crate) fn restore_report(&mut self, report: Report) {
+        if report.kind.as_ref().is_some_and(is_final) {
+            self.lease(report.lease).work = Work::Reported;
+        }
+        self.next_report = self.next_report.max(report.number.saturating_add(1));
+        let pending = Pending {
+            report,
+            stored: true,
+            sent: false,
+        };
+        self.reports.insert(pending.report.number, pending);
+    }
+
+    /// Takes a lease whose folder an earlier incarnation left, with events up to `last`.
+    pub(crate) fn restore_lease(&mut self, lease: u64, last: u64) {
+        let lease = self.lease(lease);
+        lease.finished = false;
+        lease.events_stored = last;
+    }
+
+    fn lease(&mut self, lease: u64) -> &mut Lease {
+        self.leases.entry(lease).or_insert_with(|| Lease {
+            finished: true,
+            ..Lease::new(Work::Over)
+        })
+    }
+
+    /// Leases whose work or unacknowledged result the worker has.
+    pub(crate) fn held(&self) -> Vec<u64> {
+        let held = self.leases.iter().filter(|(_, lease)| lease.is_held());
+        held.map(|(id, _)| *id).collect()
+    }
+
+    /// Leases it could take now.
+    pub(crate) fn free_slots(&self) -> u32 {
+        let taken = self.leases.values().filter(|lease| lease.takes_slot());
+        let taken = u32::try_from(taken.count()).unwrap_or(u32::MAX);
+        if self.draining {
+            0
+        } else {
+            self.slots.saturating_sub(taken)
+        }
+    }
+
+    /// Tells whether it takes nothing new.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Takes nothing new from here on.
+    pub(crate) fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Tells whether no process runs and no result waits to be said.
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.reports.is_empty() && !self.leases.values().any(Lease::is_held)
+    }
+
+    /// Tells whether nothing at all is owed: no lease, no report, no event, no unpublished edit.
+    pub(crate) fn owes_nothing(&self) -> bool {
+        self.reports.is_empty() && self.leases.is_empty()
+    }
+
+    /// Begins a session with the coordinator's answer to the hello.
+    pub(crate) fn welcomed(&mut self, welcome: &Welcome, now: Boottime) -> Vec<Output> {
+        self.disconnected();
+        self.session = Some(Session {
+            last_heartbeat: 0,
+            sent_at: VecDeque::new(),
+            event_window_bytes: welcome.event_window_bytes.max(1),
+            report_window: usize::try_from(welcome.report_window.max(1)).unwrap_or(1),
+        });
+        let mut outputs = Vec::new();
+        for verdict in &welcome.verdicts {
+            match verdict.verdict() {
+                // No renewal: the first heartbeat follows at once, and its answer renews.
+                Verdict::Keep => {
+                    self.events_acknowledged(verdict.lease, verdict.events_stored, &mut outputs);
+                }
+                Verdict::Stop => self.stop(verdict.lease, StopCause::Told, &mut outputs),
+                Verdict::Unspecified => {}
+            }
+        }
+        outputs.push(self.heartbeat_message(now));
+        self.send_reports(&mut outputs);
+        outputs
+    }
+
+    /// Ends the session: what was not confirmed will be said again.
+    pub(crate) fn disconnected(&mut self) {
+        self.session = None;
+        for pending in self.reports.values_mut() {
+            pending.sent = false;
+        }
+        for lease in self.leases.values_mut() {
+            lease.in_flight.clear();
+            lease.events_sent = lease.events_acknowledged;
+        }
+    }
+
+    /// Makes the next heartbeat and remembers when it was sent; `None` outside a session.
+    pub(crate) fn heartbeat(&mut self, now: Boottime) -> Option<Heartbeat> {
+        let (held_leases, free_slots) = (self.held(), self.free_slots());
+        let draining = self.draining;
+        let session = self.session.as_mut()?;
+        session.last_heartbeat += 1;
+        if session.sent_at.len() == HEARTBEATS_REMEMBERED {
+            session.sent_at.pop_front();
+        }
+        session.sent_at.push_back((session.last_heartbeat, now));
+        Some(Heartbeat {
+            seq: session.last_heartbeat,
+            held_leases,
+            free_slots,
+            draining,
+        })
+    }
+
+    fn heartbeat_message(&mut self, now: Boottime) -> Output {
+        let heartbeat = self.heartbeat(now).unwrap_or_default();
+        Output::Send(worker_message::Kind::Heartbeat(heartbeat))
+    }
+
+    /// Takes a message that is not the welcome.
+    pub(crate) fn received(
+        &mut self,
+        message: coordinator_message::Kind,
+        now: Boottime,
+    ) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        match message {
+            // Only the first message is a welcome, and the shell has taken that one.
+            coordinator_message::Kind::Welcome(_) => {}
+            coordinator_message::Kind::Renewal(renewal) => {
+                for verdict in &renewal.verdicts {
+                    match verdict.verdict() {
+                        Verdict::Keep => self.renew(verdict.lease, renewal.seq, &mut outputs),
+                        Verdict::Stop => self.stop(verdict.lease, StopCause::Told, &mut outputs),
+                        Verdict::Unspecified => {}
+                    }
+                }
+            }
+            coordinator_message::Kind::Grants(batch) => {
+                for grant in batch.grants {
+                    self.granted(grant, now, &mut outputs);
+                }
+            }
+            coordinator_message::Kind::ReportAcks(acks) => {
+                self.reports_acknowledged(&acks.acks, &mut outputs);
+            }
+            coordinator_message::Kind::EventAcks(acks) => {
+                for EventAck { lease, number } in acks.acks {
+                    self.events_acknowledged(lease, number, &mut outputs);
+                }
+            }
+            coordinator_message::Kind::Stop(stop) => {
+                for lease in stop.leases {
+                    self.stop(lease, StopCause::Told, &mut outputs);
+                }
+            }
+            coordinator_message::Kind::Drain(_) => {
+                self.draining = true;
+                outputs.push(self.heartbeat_message(now));
+            }
+        }
+        outputs
+    }
+
+    /// Ends leases whose time is over.
+    pub(crate) fn tick(&mut self, now: Boottime) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        let expired = self
+            .leases
+            .iter()
+            .filter_map(|(id, lease)| match lease.work {
+                Work::Working { end, ttl } if now >= work_end(end, ttl) => Some(*id),
+                _ => None,
+            });
+        for lease in expired.collect::<Vec<_>>() {
+            self.stop(lease, StopCause::Expired, &mut outputs);
+        }
+        outputs
+    }
+
+    /// When [`Machine::tick`] next has something to do.
+    pub(crate) fn wakeup(&self) -> Option<Boottime> {
+        let ends = self.leases.values().filter_map(|lease| match lease.work {
+            Work::Working { end, ttl } => Some(work_end(end, ttl)),
+            _ => None,
+        });
+        ends.min()
+    }
+
+    /// Numbers a word about a lease; it is said once it is stored.
+    ///
+    /// What comes after the final word about a lease is ignored.
+    pub(crate) fn report(&mut self, lease: u64, kind: report::Kind) -> Vec<Output> {
+        let Some(state) = self.leases.get_mut(&lease) else {
+            return Vec::new();
+        };
+        if !state.takes_slot() {
+            return Vec::new();
+        }
+        if is_final(&kind) {
+            state.work = Work::Reported;
+        }
+        vec![Output::Store(vec![self.number(lease, kind)])]
+    }
+
+    fn number(&mut self, lease: u64, kind: report::Kind) -> Report {
+        let report = Report {
+            number: self.next_report,
+            lease,
+            kind: Some(kind),
+        };
+        self.next_report += 1;
+        let pending = Pending {
+            report: report.clone(),
+            stored: false,
+            sent: false,
+        };
+        self.reports.insert(report.number, pending);
+        report
+    }
+
+    /// Says reports that are now in the outbox, and that slots may have become free.
+    pub(crate) fn stored(&mut self, numbers: &[u64], now: Boottime) -> Vec<Output> {
+        let mut slots_changed = false;
+        for number in numbers {
+            if let Some(pending) = self.reports.get_mut(number) {
+                pending.stored = true;
+                slots_changed |= pending.report.kind.as_ref().is_some_and(is_final);
+            }
+        }
+        let mut outputs = Vec::new();
+        self.send_reports(&mut outputs);
+        if slots_changed && self.session.is_some() {
+            outputs.push(self.heartbeat_message(now));
+        }
+        outputs
+    }
+
+    fn send_reports(&mut self, outputs: &mut Vec<Output>) {
+        let Some(session) = &self.session else {
+            return;
+        };
+        let in_flight = self.reports.values().filter(|report| report.sent).count();
+        let room = session.report_window.saturating_sub(in_flight);
+        // In order and without gaps: "started" is said before the result.
+        let ready = self.reports.values_mut().filter(|pending| !pending.sent);
+        let ready = ready.take_while(|pending| pending.stored).take(room);
+        let mut reports: Vec<Report> = ready
+            .map(|pending| {
+                pending.sent = true;
+                pending.report.clone()
+            })
+            .collect();
+        while !reports.is_empty() {
+            let rest = reports.split_off(reports.len().min(REPORTS_PER_BATCH));
+            let batch = ReportBatch { reports };
+            outputs.push(Output::Send(worker_message::Kind::Reports(batch)));
+            reports = rest;
+        }
+    }
+
+    fn reports_acknowledged(&mut self, acks: &[ReportAck], outputs: &mut Vec<Output>) {
+        let mut numbers = Vec::new();
+        let mut done = Vec::new();
+        for ack in acks {
+            if ack.verdict() == ReportVerdict::Unspecified {
+                continue;
+            }
+            // Only what was said in this session can be answered in it.
+            if !self
+                .reports
+                .get(&ack.number)
+                .is_some_and(|report| report.sent)
+            {
+                continue;
+            }
+            let Some(Pending { report, .. }) = self.reports.remove(&ack.number) else {
+                continue;
+            };
+            numbers.push(report.number);
+            if report.kind.as_ref().is_some_and(is_final)
+                && let Some(lease) = self.leases.get_mut(&report.lease)
+            {
+                lease.work = Work::Over;
+                done.push(report.lease);
+            }
+        }
+        if !numbers.is_empty() {
+            outputs.push(Output::Acknowledged(numbers));
+        }
+        for lease in done {
+            self.drop_if_done(lease, outputs);
+        }
+        self.send_reports(outputs);
+    }
+
+    fn granted(&mut self, grant: Grant, now: Boottime, outputs: &mut Vec<Output>) {
+        let lease = grant.lease;
+        // Sent twice, or a lease that was over long ago: what is known about it stands.
+        if self.leases.contains_key(&lease) {
+            return;
+        }
+        let ttl = grant.ttl.and_then(|ttl| Duration::try_from(ttl).ok());
+        let ttl = ttl.unwrap_or_default().min(TTL_MAX);
+        let end = self
+            .sent_at(grant.heartbeat_seq)
+            .map(|sent| sent.after(ttl));
+        let refusal = match end {
+            _ if self.draining => Some((class::PREEMPTED, "the worker takes nothing new")),
+            _ if self.free_slots() == 0 => {
+                Some((class::WORKER_LOST, "the worker has no free slot"))
+            }
+            Some(end) if now < work_end(end, ttl) => None,
+            _ => Some((
+                class::WORKER_LOST,
+                "the grant arrived when its time had passed",
+            )),
+        };
+        match (refusal, end) {
+            (None, Some(end)) => {
+                self.leases
+                    .insert(lease, Lease::new(Work::Working { end, ttl }));
+                outputs.push(Output::Start {
+                    grant: Box::new(grant),
+                    deadline: work_end(end, ttl),
+                });
+            }
+            (refusal, _) => {
+                let (class, message) =
+                    refusal.unwrap_or((class::WORKER_LOST, "the grant has no time"));
+                let mut given_back = Lease::new(Work::Reported);
+                given_back.finished = true;
+                self.leases.insert(lease, given_back);
+                let failure = failure(class, message, b"");
+                let report = self.number(lease, report::Kind::GivenBack(failure));
+                outputs.push(Output::Store(vec![report]));
+            }
+        }
+    }
+
+    fn sent_at(&self, seq: u64) -> Option<Boottime> {
+        let mut sent_at = self.session.as_ref()?.sent_at.iter();
+        sent_at.find(|(sent, _)| *sent == seq).map(|(_, at)| *at)
+    }
+
+    fn renew(&mut self, lease: u64, seq: u64, outputs: &mut Vec<Output>) {
+        let Some(sent) = self.sent_at(seq) else {
+            return;
+        };
+        if let Some(state) = self.leases.get_mut(&lease)
+            && let Work::Working { end, ttl } = &mut state.work
+            && *end < sent.after(*ttl)
+        {
+            *end = sent.after(*ttl);
+            let deadline = work_end(*end, *ttl);
+            outputs.push(Output::Renew { lease, deadline });
+        }
+    }
+
+    fn stop(&mut self, lease: u64, cause: StopCause, outputs: &mut Vec<Output>) {
+        if let Some(state) = self.leases.get_mut(&lease)
+            && matches!(state.work, Work::Working { .. })
+        {
+            state.work = Work::Stopping;
+            outputs.push(Output::Stop { lease, cause });
+        }
+    }
+
+    /// Notes that events up to `last` are on disk.
+    pub(crate) fn events_stored(&mut self, lease: u64, last: u64) {
+        if let Some(lease) = self.leases.get_mut(&lease) {
+            lease.events_stored = lease.events_stored.max(last);
+        }
+    }
+
+    /// Notes that a lease's folder holds nothing unpublished and gets no more events.
+    pub(crate) fn finished(&mut self, lease: u64) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        if let Some(state) = self.leases.get_mut(&lease) {
+            state.finished = true;
+        }
+        self.drop_if_done(lease, &mut outputs);
+        outputs
+    }
+
+    fn events_acknowledged(&mut self, lease: u64, number: u64, outputs: &mut Vec<Output>) {
+        if let Some(state) = self.leases.get_mut(&lease) {
+            state.acknowledge(number);
+            let number = state.events_acknowledged;
+            outputs.push(Output::EventsAcknowledged { lease, number });
+        }
+        self.drop_if_done(lease, outputs);
+    }
+
+    fn drop_if_done(&mut self, lease: u64, outputs: &mut Vec<Output>) {
+        if self.leases.get(&lease).is_some_and(Lease::is_done) {
+            self.leases.remove(&lease);
+            outputs.push(Output::Drop { lease });
+        }
+    }
+
+    /// Which events fit into the window now; leases take turns.
+    pub(crate) fn next_events(&self) -> Option<NextEvents> {
+        let window = self.session.as_ref()?.event_window_bytes;
+        let in_flight: u64 = self.leases.values().map(Lease::bytes_in_flight).sum();
+        let bytes_max = window.checked_sub(in_flight).filter(|room| *room > 0)?;
+        let after = self.leases.range(self.last_served.saturating_add(1)..);
+        let turns = after.chain(self.leases.range(..=self.last_served));
+        let mut waiting = turns.filter(|(_, lease)| lease.events_sent < lease.events_stored);
+        waiting.next().map(|(id, lease)| NextEvents {
+            lease: *id,
+            after: lease.events_sent,
+            last: lease.events_stored,
+            bytes_max,
+        })
+    }
+
+    /// Notes that events up to `last`, of `bytes` together, were sent.
+    ///
+    /// A batch that exceeds the window's room is taken all the same: events are not cut.
+    pub(crate) fn events_sent(&mut self, lease: u64, last: u64, bytes: u64) {
+        self.last_served = lease;
+        if let Some(state) = self.leases.get_mut(&lease)
+            && last > state.events_sent
+        {
+            state.events_sent = last;
+            state.in_flight.push_back((last, bytes));
+        }
+    }
+
+    /// Notes that a lease's events cannot be read: those on disk are given up.
+    pub(crate) fn events_lost(&mut self, lease: u64) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        if let Some(state) = self.leases.get_mut(&lease) {
+            state.events_stored = state.events_sent;
+            if state.in_flight.is_empty() {
+                state.events_acknowledged = state.events_sent;
+            }
+        }
+        self.drop_if_done(lease, &mut outputs);
+        outputs
+    }
+}
+
+/// Moment at which work under a lease must be over.
+fn work_end(end: Boottime, ttl: Duration) -> Boottime {
+    let margin = u64::try_from((ttl / MARGIN_SHARE).as_millis()).unwrap_or(u64::MAX);
+    Boottime::from_millis(end.as_millis().saturating_sub(margin))
+}
+
+#[cfg(test)]
+mod tests;

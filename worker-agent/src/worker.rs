@@ -1,0 +1,515 @@
+//! The worker's loop: between the session machine, the disk, the link and the leases.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use muster_git::{Cache, Git, GitError, Identity as Author};
+use muster_proto::v1::{
+    EventBatch, Goodbye, Grant, LeaseEvents, Report, WorkerMessage, worker_message,
+};
+use prost::Message as _;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::agent;
+use crate::attempt::{self, FromLease, LeaseFolder, Orders, Runner, Site, Stop};
+use crate::clock::{self, Boottime};
+use crate::failure::chain;
+use crate::frames;
+use crate::identity::{self, Identity, create_private};
+use crate::options::{Ended, Options, Wish};
+use crate::outbox::Outbox;
+use crate::session::link::{self, Access, Link, LinkEvent, Outgoing, Up};
+use crate::session::machine::{Machine, Output};
+use crate::spool::SpoolReader;
+
+/// Messages between the loop and the link, and between the loop and its leases.
+const WAITING_MAX: usize = 1_024;
+/// Bytes of events in one message: small enough that heartbeats hardly wait behind it.
+const EVENT_BATCH_BYTES: u64 = 256 * 1024;
+/// Longest wait before deadlines are looked at again: tokio's timers stand still while the host
+/// sleeps, leases do not.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a worker that leaves tries to say what became of its leases; its next start says the
+/// rest.
+const LEAVE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs a worker until it is drained, told to leave, or refused.
+///
+/// The folder of its state is its alone meanwhile. On an error its attempts have been stopped;
+/// what they made and did not publish stays in that folder for the next start.
+pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ended, Error> {
+    let host = identity::host_name();
+    let identity = Identity::take(&options.state, &host, options.allocation.as_deref())?;
+    let mut worker = Worker::prepare(&options, &identity, wishes).await?;
+    tracing::info!(
+        worker = identity.worker,
+        incarnation = identity.incarnation,
+        slots = options.slots,
+        state = %identity.folder.display(),
+        "worker starts"
+    );
+    let path = std::env::var("PATH").unwrap_or_default();
+    let (events, link_events) = mpsc::channel(WAITING_MAX);
+    let machine = Arc::clone(&worker.machine);
+    let link = Link::new(options, &identity, agent::offers(&path), machine, events);
+    // Ends with this function, however that ends.
+    let mut linking = JoinSet::new();
+    linking.spawn(link.run());
+    let ended = worker.work(link_events, &mut linking).await;
+    worker.stop_everything().await;
+    ended
+}
+
+struct Worker {
+    site: Arc<Site>,
+    machine: Arc<Mutex<Machine>>,
+    outbox: Option<Outbox>,
+    unstored: Vec<Report>,
+    leases: BTreeMap<u64, Lease>,
+    runners: JoinSet<()>,
+    told: mpsc::Receiver<FromLease>,
+    access: watch::Sender<Option<Access>>,
+    outgoing: Option<Outgoing>,
+    wishes: watch::Receiver<Wish>,
+    idle_exit: Option<Duration>,
+    idle_since: Boottime,
+    leave_at: Option<Boottime>,
+}
+
+struct Lease {
+    orders: watch::Sender<Orders>,
+    grant: Grant,
+    spool: SpoolReader,
+}
+
+impl Worker {
+    async fn prepare(
+        options: &Options,
+        identity: &Identity,
+        wishes: watch::Receiver<Wish>,
+    ) -> Result<Self, Error> {
+        let git = Git::find().await?;
+        let cache = Cache::open(&git, &identity.shared).await?;
+        let leases = identity.folder.join("leases");
+        create_private(&leases)?;
+        let (told_by, told) = mpsc::channel(WAITING_MAX);
+        let (access, access_seen) = watch::channel(None);
+        let site = Arc::new(Site {
+            executable: options.executable.clone(),
+            leases,
+            kept: identity.folder.join("kept"),
+            host: identity.host.clone(),
+            git,
+            cache,
+            repositories: options.repositories.clone(),
+            identity: Author::new("Muster", "muster@localhost")?,
+            access: access_seen,
+            told: told_by,
+            wip_interval: options.wip_interval,
+        });
+        let outbox = Outbox::open(&identity.folder)?;
+        let mut machine = Machine::new(options.slots, outbox.next_number());
+        for report in outbox.pending() {
+            machine.restore_report(report.clone());
+        }
+        let mut worker = Self {
+            site: Arc::clone(&site),
+            machine: Arc::new(Mutex::new(machine)),
+            outbox: Some(outbox),
+            unstored: Vec::new(),
+            leases: BTreeMap::new(),
+            runners: JoinSet::new(),
+            told,
+            access,
+            outgoing: None,
+            wishes,
+            idle_exit: options.idle_exit,
+            idle_since: clock::now(),
+            leave_at: None,
+        };
+        for found in attempt::find(&site).await? {
+            let lease = found.grant.lease;
+            worker.lock().restore_lease(lease, found.last_event());
+            worker.add_lease(found.grant.clone(), &found.folder, clock::now());
+            worker.runners.spawn(found.settle(Arc::clone(&site)));
+        }
+        Ok(worker)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add_lease(
+        &mut self,
+        mut grant: Grant,
+        folder: &LeaseFolder,
+        deadline: Boottime,
+    ) -> watch::Receiver<Orders> {
+        let stop = None;
+        let (orders, orders_seen) = watch::channel(Orders { deadline, stop });
+        // Only what names the lease is needed here, and prompts are large.
+        grant.document.clear();
+        grant.context.clear();
+        let lease = Lease {
+            orders,
+            spool: SpoolReader::new(&folder.events()),
+            grant,
+        };
+        self.leases.insert(lease.grant.lease, lease);
+        orders_seen
+    }
+
+    async fn work(
+        &mut self,
+        mut link_events: mpsc::Receiver<LinkEvent>,
+        link: &mut JoinSet<link::Error>,
+    ) -> Result<Ended, Error> {
+        // A wish from before the start counts.
+        self.wished();
+        loop {
+            if let Some(ended) = self.ended().await {
+                return Ok(ended);
+            }
+            let wake = self.lock().wakeup();
+            let wait = wake.map_or(LOOK_AGAIN, |at| at.since(clock::now()).min(LOOK_AGAIN));
+            let waiting_events = self.lock().next_events().is_some();
+            let events = self
+                .outgoing
+                .as_ref()
+                .map(|outgoing| outgoing.events.clone());
+            let room = async {
+                match events {
+                    Some(events) if waiting_events => events.reserve_owned().await,
+                    _ => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(error) = link.join_next() => return Err(match error {
+                    Ok(error) => Error::Refused(error),
+                    Err(_) => Error::LinkLost,
+                }),
+                Some(event) = link_events.recv() => self.heard(event).await,
+                Some(told) = self.told.recv() => self.told(told).await,
+                Ok(permit) = room => self.send_events(permit).await,
+                Ok(()) = self.wishes.changed() => self.wished(),
+                () = tokio::time::sleep(wait) => {}
+            }
+            self.step(|machine, now| machine.tick(now)).await;
+            self.store().await;
+        }
+    }
+
+    /// Lets the machine decide something, and does what follows from it.
+    async fn step(&mut self, decide: impl FnOnce(&mut Machine, Boottime) -> Vec<Output>) {
+        let mut waiting = VecDeque::new();
+        {
+            let mut machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+            let outputs = decide(&mut machine, clock::now());
+            self.say(outputs, &mut waiting);
+        }
+        while let Some(output) = waiting.pop_front() {
+            self.carry_out(output).await;
+        }
+    }
+
+    /// Says what is to be said while the machine is still locked, so that heartbeats keep their
+    /// order; keeps the rest.
+    fn say(&self, outputs: Vec<Output>, rest: &mut VecDeque<Output>) {
+        for output in outputs {
+            match (output, &self.outgoing) {
+                (Output::Send(kind), Some(outgoing)) => outgoing.say(kind),
+                (Output::Send(_), None) => {}
+                (output, _) => rest.push_back(output),
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Send(_) => {}
+            Output::Store(reports) => self.unstored.extend(reports),
+            Output::Start { grant, deadline } => self.start(*grant, deadline),
+            Output::Renew { lease, deadline } => {
+                self.order(lease, |orders| orders.deadline = deadline);
+            }
+            Output::Stop { lease, cause } => {
+                tracing::info!(lease, ?cause, "a lease is to stop");
+                self.order(lease, |orders| {
+                    orders.stop.get_or_insert(Stop::Salvage);
+                });
+            }
+            Output::Acknowledged(numbers) => {
+                let done = self
+                    .with_outbox(move |outbox| outbox.acknowledged(&numbers))
+                    .await;
+                if let Err(error) = done {
+                    // They are said again after a restart, and answered as already recorded.
+                    tracing::warn!(error = chain(&error), "cannot clear the outbox");
+                }
+            }
+            Output::EventsAcknowledged { lease, number } => {
+                if let Some(lease) = self.leases.get_mut(&lease) {
+                    lease.spool.acknowledged(number);
+                }
+            }
+            Output::Drop { lease } => {
+                self.leases.remove(&lease);
+                let folder = LeaseFolder::of(&self.site.leases, lease);
+                tokio::task::spawn_blocking(move || {
+                    if let Err(error) = folder.remove() {
+                        tracing::warn!(lease, %error, "cannot delete a lease's folder");
+                    }
+                });
+            }
+        }
+    }
+
+    fn start(&mut self, grant: Grant, deadline: Boottime) {
+        let lease = grant.lease;
+        tracing::info!(lease, run = grant.run, task = grant.task, "a lease begins");
+        let folder = LeaseFolder::of(&self.site.leases, lease);
+        let orders = self.add_lease(grant.clone(), &folder, deadline);
+        let runner = Runner::new(Arc::clone(&self.site), grant, orders);
+        self.runners.spawn(runner.run());
+        if self.leave_at.is_some() {
+            self.order(lease, |orders| orders.stop = Some(Stop::Leave));
+        }
+    }
+
+    fn order(&self, lease: u64, change: impl FnOnce(&mut Orders)) {
+        if let Some(lease) = self.leases.get(&lease) {
+            lease.orders.send_modify(change);
+        }
+    }
+
+    async fn heard(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up(up) => {
+                let Up {
+                    welcome,
+                    access,
+                    outgoing,
+                } = *up;
+                tracing::info!(
+                    session = welcome.session,
+                    epoch = welcome.epoch,
+                    "session begins"
+                );
+                self.outgoing = Some(outgoing);
+                self.access.send_replace(Some(access));
+                self.step(|machine, now| machine.welcomed(&welcome, now))
+                    .await;
+            }
+            LinkEvent::Message(kind) => self.step(|machine, now| machine.received(kind, now)).await,
+            LinkEvent::Down => {
+                self.outgoing = None;
+                self.access.send_replace(None);
+                self.lock().disconnected();
+            }
+        }
+    }
+
+    async fn told(&mut self, told: FromLease) {
+        match told {
+            FromLease::Report { lease, kind } => {
+                self.step(|machine, _| machine.report(lease, kind)).await;
+            }
+            FromLease::Events { lease, last } => self.lock().events_stored(lease, last),
+            FromLease::Finished { lease } => self.step(|machine, _| machine.finished(lease)).await,
+        }
+        // Finished runners need not be remembered.
+        while self.runners.try_join_next().is_some() {}
+    }
+
+    /// Puts reports into the outbox; those that the disk refuses are tried again in the next turn.
+    async fn store(&mut self) {
+        if self.unstored.is_empty() {
+            return;
+        }
+        let reports = self.unstored.clone();
+        let stored = self.with_outbox(move |outbox| outbox.store(&reports)).await;
+        match stored {
+            Ok(()) => {
+                let reports = std::mem::take(&mut self.unstored);
+                let numbers: Vec<u64> = reports.iter().map(|report| report.number).collect();
+                self.step(|machine, now| machine.stored(&numbers, now))
+                    .await;
+            }
+            Err(error) => {
+                tracing::error!(error = chain(&error), "cannot store a report; trying again");
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        }
+    }
+
+    async fn with_outbox<T: Send + 'static>(
+        &mut self,
+        what: impl FnOnce(&mut Outbox) -> Result<T, frames::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let mut outbox = self.outbox.take().ok_or(Error::OutboxLost)?;
+        let done = tokio::task::spawn_blocking(move || {
+            let done = what(&mut outbox);
+            (outbox, done)
+        });
+        let (outbox, done) = done.await.map_err(|_| Error::OutboxLost)?;
+        self.outbox = Some(outbox);
+        Ok(done?)
+    }
+
+    async fn send_events(&mut self, permit: mpsc::OwnedPermit<WorkerMessage>) {
+        let Some(next) = self.lock().next_events() else {
+            return;
+        };
+        let bytes_max = next.bytes_max.min(EVENT_BATCH_BYTES);
+        let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+        let Some(lease) = self.leases.get_mut(&next.lease) else {
+            self.step(|machine, _| machine.events_lost(next.lease))
+                .await;
+            return;
+        };
+        let read = lease.spool.read(next.after, next.last, bytes_max);
+        let events = match read {
+            Ok(events) if !events.is_empty() => events,
+            read => {
+                let error = read.err().map(|error| chain(&error)).unwrap_or_default();
+                tracing::error!(
+                    lease = next.lease,
+                    error,
+                    "cannot read events; they are lost"
+                );
+                self.step(|machine, _| machine.events_lost(next.lease))
+                    .await;
+                return;
+            }
+        };
+        let last = events.last().map_or(next.after, |event| event.number);
+        let grant = &lease.grant;
+        let events = LeaseEvents {
+            lease: next.lease,
+            run: grant.run.clone(),
+            task: grant.task.clone(),
+            work: grant.work,
+            events,
+        };
+        let bytes = events.encoded_len() as u64;
+        let leases = vec![events];
+        permit.send(WorkerMessage {
+            kind: Some(worker_message::Kind::Events(EventBatch { leases })),
+        });
+        self.lock().events_sent(next.lease, last, bytes);
+    }
+
+    fn wished(&mut self) {
+        let wish = *self.wishes.borrow_and_update();
+        if wish >= Wish::Drain {
+            self.drain();
+        }
+        if wish == Wish::Leave && self.leave_at.is_none() {
+            tracing::info!("leaving: attempts are stopped and given back");
+            self.leave_at = Some(clock::now().after(LEAVE_LIMIT));
+            for lease in self.leases.values() {
+                lease.orders.send_modify(|orders| {
+                    orders.stop.get_or_insert(Stop::Leave);
+                });
+            }
+        }
+    }
+
+    fn drain(&self) {
+        let mut machine = self.lock();
+        if machine.is_draining() {
+            return;
+        }
+        tracing::info!("draining: nothing new is taken");
+        machine.drain();
+        if let (Some(heartbeat), Some(outgoing)) = (machine.heartbeat(clock::now()), &self.outgoing)
+        {
+            outgoing.say(worker_message::Kind::Heartbeat(heartbeat));
+        }
+    }
+
+    /// Tells whether there is nothing more to do, and says goodbye then.
+    async fn ended(&mut self) -> Option<Ended> {
+        let now = clock::now();
+        let (holds_nothing, owes_nothing, is_draining) = {
+            let machine = self.lock();
+            let (holds, owes) = (machine.holds_nothing(), machine.owes_nothing());
+            (holds, owes, machine.is_draining())
+        };
+        if !holds_nothing {
+            self.idle_since = now;
+        }
+        if let Some(limit) = self.idle_exit
+            && now.since(self.idle_since) >= limit
+        {
+            self.drain();
+        }
+        let ended = match self.leave_at {
+            Some(at) if owes_nothing || now >= at => Ended::Left,
+            None if is_draining && owes_nothing => Ended::Drained,
+            _ => return None,
+        };
+        if let Some(outgoing) = self.outgoing.take() {
+            let reason = match ended {
+                Ended::Drained => "drained",
+                Ended::Left => "told to leave",
+            };
+            if holds_nothing {
+                outgoing.say(worker_message::Kind::Goodbye(Goodbye {
+                    reason: reason.to_owned(),
+                }));
+            }
+            // A connection that takes nothing any more must not keep the worker.
+            let _ = tokio::time::timeout(LOOK_AGAIN, outgoing.flush()).await;
+        }
+        Some(ended)
+    }
+
+    /// Stops what still runs, and waits until its processes are gone.
+    async fn stop_everything(&mut self) {
+        self.access.send_replace(None);
+        for lease in self.leases.values() {
+            lease.orders.send_modify(|orders| {
+                orders.stop.get_or_insert(Stop::Leave);
+            });
+        }
+        self.told.close();
+        let all_stopped = async { while self.runners.join_next().await.is_some() {} };
+        // What goes on beyond this are pushes that cannot be made, and supervisors that end their
+        // trees whether the worker waits or not.
+        let _ = tokio::time::timeout(STOP_LIMIT, all_stopped).await;
+        self.runners.abort_all();
+    }
+}
+
+/// How long stopped attempts may take to end when the worker ends: TERM, grace, KILL.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why a worker ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its folder or id could not be had.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// Git is missing or too old, or its cache cannot be used.
+    #[error(transparent)]
+    Git(#[from] GitError),
+    /// Its outbox or a spool cannot be used.
+    #[error(transparent)]
+    Files(#[from] frames::Error),
+    /// What an earlier start left cannot be dealt with.
+    #[error(transparent)]
+    Leftover(#[from] attempt::LeftoverError),
+    /// The coordinator refuses it for good.
+    #[error(transparent)]
+    Refused(link::Error),
+    /// The task that talks to the coordinator ended in a panic.
+    #[error("the session's task has ended unexpectedly")]
+    LinkLost,
+    /// The task that writes the outbox ended in a panic.
+    #[error("the outbox's task has ended unexpectedly")]
+    OutboxLost,
+}

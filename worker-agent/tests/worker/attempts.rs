@@ -1,0 +1,265 @@
+//! What becomes of one lease.
+
+use std::time::Duration;
+
+use muster_proto::v1::{Outcome, outcome, report};
+use serde_json::json;
+use worker_agent::Wish;
+
+use super::bench::{Bench, stopped, until};
+
+fn failure(kind: report::Kind) -> (String, String, String) {
+    let failure = match kind {
+        report::Kind::Failed(failed) => failed.failure.unwrap(),
+        report::Kind::GivenBack(failure) => failure,
+        other => panic!("{other:?}"),
+    };
+    (failure.class, failure.message, failure.output)
+}
+
+fn outcome_of(kind: report::Kind) -> outcome::Kind {
+    match kind {
+        report::Kind::Succeeded(succeeded) => match succeeded.outcome {
+            Some(Outcome { kind: Some(kind) }) => kind,
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agents_edits_become_a_published_commit_and_its_folder_goes() {
+    let bench = Bench::new().await;
+    let worker = bench.worker();
+    let script = r#"echo "hello $MUSTER_RUN/$MUSTER_TASK/$MUSTER_ATTEMPT"
+        test "$MUSTER_BASE" = "$(git rev-parse HEAD)" && cat "$MUSTER_CONTEXT_FILE"
+        touch "$TMPDIR/x"; echo edited > file; echo new > new"#;
+    bench.fake.grant(bench.run(7, script)).await;
+    let kind = bench.fake.last_word(7).await;
+    let outcome::Kind::Commit(commit) = outcome_of(kind) else {
+        panic!("no commit");
+    };
+    assert_eq!(
+        bench.remote(&["rev-parse", "refs/muster/attempts/r/t/7"]),
+        commit
+    );
+    assert_eq!(
+        bench.remote(&["rev-parse", &format!("{commit}^")]),
+        bench.base
+    );
+    assert_eq!(bench.remote_file(&commit, "file").unwrap(), "edited\n");
+    assert_eq!(bench.remote_file(&commit, "new").unwrap(), "new\n");
+    let message = bench.remote(&["log", "-1", "--format=%an <%ae>%n%B", &commit]);
+    assert!(
+        message.starts_with("Muster <muster@localhost>\nt\n"),
+        "{message}"
+    );
+    assert!(
+        message.contains("Muster-Run: r\nMuster-Task: t\nMuster-Attempt: 1"),
+        "{message}"
+    );
+    bench.forgotten(7).await;
+    let output = bench.fake.with(|state| state.output(7));
+    assert_eq!(output, "hello r/t/1\n{\"prompt\":\"do it\"}");
+    worker.wish(Wish::Drain);
+    worker.ended().await.unwrap();
+    assert!(bench.fake.with(|state| state.goodbye.is_some()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unchanged_tree_is_reported_as_no_change() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    bench.fake.grant(bench.run(7, "echo base > file")).await;
+    let outcome = outcome_of(bench.fake.last_word(7).await);
+    assert!(matches!(outcome, outcome::Kind::NoChange(_)), "{outcome:?}");
+    bench.forgotten(7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_without_a_repository_works_in_an_empty_folder() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let mut grant = bench.run(7, "ls -A; echo made > file");
+    grant.source = None;
+    bench.fake.grant(grant).await;
+    let outcome = outcome_of(bench.fake.last_word(7).await);
+    assert!(
+        matches!(outcome, outcome::Kind::NoRepository(_)),
+        "{outcome:?}"
+    );
+    bench.forgotten(7).await;
+    assert_eq!(bench.fake.with(|state| state.output(7)), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_agent_is_reported_with_its_output_and_its_edits_are_kept() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    bench
+        .fake
+        .grant(bench.run(7, "echo half > file; echo oops >&2; exit 3"))
+        .await;
+    let (class, message, output) = failure(bench.fake.last_word(7).await);
+    assert_eq!(
+        (class.as_str(), message.as_str(), output.as_str()),
+        ("agent_failed", "the agent ended with exit code 3", "oops\n")
+    );
+    assert_eq!(
+        bench.remote_file("refs/muster/wip/r/t/7", "file").unwrap(),
+        "half\n"
+    );
+    bench.forgotten(7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_cannot_be_had_is_not_the_tasks_fault() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let kind = |kind: &str, command: &[&str]| json!({"agent": {"name": "a", "kind": kind, "command": command}});
+    bench
+        .fake
+        .grant(bench.attempt(7, &kind("command", &["/no/such/program"])))
+        .await;
+    let (class, message, _) = failure(bench.fake.last_word(7).await);
+    assert_eq!(class, "agent_unavailable", "{message}");
+    bench
+        .fake
+        .grant(bench.attempt(8, &kind("telepathy", &[])))
+        .await;
+    let (class, message, _) = failure(bench.fake.last_word(8).await);
+    assert_eq!(class, "agent_unavailable");
+    assert!(message.contains("telepathy"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn time_limits_end_an_agent_and_keep_its_edits() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let mut grant = bench.run(7, "echo slow > file; echo begun; sleep 600");
+    grant.timeout = Duration::from_millis(1500).try_into().ok();
+    bench.fake.grant(grant).await;
+    let document = json!({"run": "echo talking; sleep 600", "idle_timeout_ms": 700});
+    bench.fake.grant(bench.attempt(8, &document)).await;
+    let (class, _, output) = failure(bench.fake.last_word(7).await);
+    assert_eq!((class.as_str(), output.as_str()), ("timed_out", "begun\n"));
+    assert_eq!(
+        bench.remote_file("refs/muster/wip/r/t/7", "file").unwrap(),
+        "slow\n"
+    );
+    let (class, _, _) = failure(bench.fake.last_word(8).await);
+    assert_eq!(class, "stalled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_in_progress_is_kept_while_the_agent_works() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    bench
+        .fake
+        .grant(bench.run(7, "echo one > file; sleep 600"))
+        .await;
+    let wip = || bench.remote_file("refs/muster/wip/r/t/7", "file");
+    until("work in progress", || wip().filter(|text| text == "one\n")).await;
+    bench.fake.stop(7).await;
+    bench.fake.last_word(7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_lease_ends_its_processes_and_salvages_its_edits() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let pid_file = bench.folder.path().join("pid");
+    let script = format!(
+        "echo half > file; echo $$ > {}; sleep 600",
+        pid_file.display()
+    );
+    bench.fake.grant(bench.run(7, &script)).await;
+    let pid = until("the agent", || {
+        let pid = std::fs::read_to_string(&pid_file).ok()?;
+        pid.trim().parse::<u32>().ok()
+    })
+    .await;
+    bench.fake.stop(7).await;
+    assert_eq!(bench.fake.last_word(7).await, stopped());
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    assert_eq!(
+        bench
+            .remote_file("refs/muster/salvage/r/t/7", "file")
+            .unwrap(),
+        "half\n"
+    );
+    assert_eq!(
+        bench.remote_file("refs/muster/attempts/r/t/7", "file"),
+        None
+    );
+    bench.forgotten(7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_is_not_renewed_stops_by_itself_before_its_end() {
+    let bench = Bench::new().await;
+    bench.fake.with(|state| {
+        state.ttl = Duration::from_millis(2400);
+        state.renews = false;
+    });
+    let _worker = bench.worker();
+    let began = std::time::Instant::now();
+    bench
+        .fake
+        .grant(bench.run(7, "echo half > file; sleep 600"))
+        .await;
+    assert_eq!(bench.fake.last_word(7).await, stopped());
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(
+        bench
+            .remote_file("refs/muster/salvage/r/t/7", "file")
+            .unwrap(),
+        "half\n"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_commands_run_in_order_in_a_clean_checkout() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    bench
+        .fake
+        .grant(bench.verify(7, &["cat file", "test ! -e new; touch new", "ls"]))
+        .await;
+    let kind = bench.fake.last_word(7).await;
+    assert!(matches!(kind, report::Kind::VerifyPassed(_)), "{kind:?}");
+    bench
+        .fake
+        .grant(bench.verify(8, &["true", "echo bad; exit 4", "touch never"]))
+        .await;
+    let (class, message, output) = failure(bench.fake.last_word(8).await);
+    assert_eq!(
+        (class.as_str(), output.as_str()),
+        ("verify_failed", "bad\n")
+    );
+    assert_eq!(message, "`echo bad; exit 4` ended with exit code 4");
+    bench.forgotten(7).await;
+    bench.forgotten(8).await;
+    assert_eq!(
+        bench.fake.with(|state| state.output(7)),
+        "base\nfile\nnew\n"
+    );
+    assert_eq!(bench.remote(&["for-each-ref", "refs/muster"]), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_the_coordinator_does_not_have_is_a_workspace_failure() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let mut grant = bench.run(7, "true");
+    grant.source.as_mut().unwrap().commit = "a".repeat(40);
+    bench.fake.grant(grant).await;
+    let (class, _, _) = failure(bench.fake.last_word(7).await);
+    assert_eq!(class, "workspace");
+    bench.forgotten(7).await;
+}

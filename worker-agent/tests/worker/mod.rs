@@ -1,0 +1,6 @@
+//! A worker from its hello to its goodbye, with a fake coordinator and real processes.
+
+mod attempts;
+mod bench;
+mod fake;
+mod sessions;

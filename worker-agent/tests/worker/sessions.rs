@@ -1,0 +1,299 @@
+//! What outlives a session, a worker, and a coordinator that is away.
+
+use muster_proto::v1::{Grant, GrantBatch, coordinator_message, report};
+use tonic::Status;
+use worker_agent::{Ended, Error, Wish};
+
+use super::bench::{Bench, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hello_says_who_the_worker_is() {
+    let bench = Bench::new().await;
+    let worker = bench.worker();
+    let first = bench
+        .fake
+        .until("a hello", |state| state.hellos.first().cloned())
+        .await;
+    assert_eq!(
+        (first.slots, first.labels.as_slice()),
+        (2, &["os=linux".to_owned()][..])
+    );
+    assert_eq!(first.resources.get("cpus"), Some(&4));
+    assert_eq!(first.agents[0].name, "command");
+    assert_eq!(first.sandbox_levels, ["none"]);
+    worker.wish(Wish::Drain);
+    assert_eq!(worker.ended().await.unwrap(), Ended::Drained);
+    let worker = bench.worker();
+    let second = bench
+        .fake
+        .until("a hello", |state| state.hellos.get(1).cloned())
+        .await;
+    assert_eq!(second.worker, first.worker);
+    assert!(second.incarnation > first.incarnation);
+    drop(worker);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_grant_is_given_back() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    bench
+        .fake
+        .until("heartbeats", |state| (state.heartbeat > 1).then_some(()))
+        .await;
+    // Its time has passed: it names a heartbeat, but no TTL.
+    let grant = Grant {
+        heartbeat_seq: 1,
+        ..bench.run(7, "true")
+    };
+    let grants = vec![grant];
+    bench
+        .fake
+        .say(coordinator_message::Kind::Grants(GrantBatch { grants }))
+        .await;
+    let kind = bench.fake.last_word(7).await;
+    assert!(matches!(kind, report::Kind::GivenBack(_)), "{kind:?}");
+    assert!(!bench.state().join("leases/7").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_session_loses_no_event_and_doubles_none() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let go = bench.folder.path().join("go");
+    let script = format!(
+        "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo line $i; \
+         [ $i = 150 ] && while [ ! -e {} ]; do sleep 0.02; done; done",
+        go.display()
+    );
+    bench.fake.with(|state| state.acks_events = false);
+    bench.fake.grant(bench.run(7, &script)).await;
+    bench
+        .fake
+        .until("output", |state| {
+            state.output(7).contains("line 150").then_some(())
+        })
+        .await;
+    bench.fake.cut();
+    std::fs::write(&go, "").unwrap();
+    bench.fake.with(|state| state.acks_events = true);
+    let kind = bench.fake.last_word(7).await;
+    assert!(matches!(kind, report::Kind::Succeeded(_)), "{kind:?}");
+    bench.forgotten(7).await;
+    let expected: String = (1..=300).map(|line| format!("line {line}\n")).collect();
+    bench.fake.with(|state| {
+        assert_eq!(state.output(7), expected);
+        assert_eq!(state.hellos[1].held_leases, [7]);
+        assert_eq!(state.finals(7).len(), 1);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_survives_a_coordinator_that_is_away_and_reports_afterwards() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    bench.fake.with(|state| state.acks_reports = false);
+    bench.fake.grant(bench.run(7, "echo x > file")).await;
+    bench.fake.last_word(7).await;
+    bench.fake.cut();
+    bench.fake.with(|state| state.acks_reports = true);
+    bench.forgotten(7).await;
+    let finals = bench
+        .fake
+        .with(|state| state.finals(7).into_iter().cloned().collect::<Vec<_>>());
+    assert_eq!(finals.len(), 2, "said again since it was not acknowledged");
+    assert_eq!(finals[0], finals[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_worker_reports_a_finished_result_once() {
+    let bench = Bench::new().await;
+    let worker = bench.worker();
+    bench.fake.with(|state| {
+        state.acks_reports = false;
+        state.acks_events = false;
+    });
+    bench
+        .fake
+        .grant(bench.run(7, "echo said; echo x > file"))
+        .await;
+    let before = bench.fake.last_word(7).await;
+    worker.crash().await;
+    bench.fake.with(|state| {
+        state.acks_reports = true;
+        state.acks_events = true;
+        state.reports.clear();
+    });
+    let worker = bench.worker();
+    bench.forgotten(7).await;
+    bench.fake.with(|state| {
+        assert_eq!(state.hellos.last().unwrap().held_leases, [7]);
+        assert_eq!(state.finals(7), [&before]);
+        assert_eq!(state.output(7), "said\n");
+    });
+    worker.wish(Wish::Drain);
+    worker.ended().await.unwrap();
+    let _worker = bench.worker();
+    bench
+        .fake
+        .until("a third hello", |state| state.hellos.get(2).cloned())
+        .await;
+    assert_eq!(bench.fake.with(|state| state.finals(7).len()), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_worker_does_not_hold_unfinished_work_but_salvages_it() {
+    let bench = Bench::new().await;
+    let worker = bench.worker();
+    let pid_file = bench.folder.path().join("pid");
+    let script = format!(
+        "echo half > file; echo said; echo $$ > {}; sleep 600",
+        pid_file.display()
+    );
+    bench.fake.grant(bench.run(7, &script)).await;
+    let pid = until("the agent", || {
+        let pid = std::fs::read_to_string(&pid_file).ok()?;
+        pid.trim().parse::<u32>().ok()
+    })
+    .await;
+    worker.crash().await;
+    let _worker = bench.worker();
+    let hello = bench
+        .fake
+        .until("a hello", |state| state.hellos.get(1).cloned())
+        .await;
+    assert_eq!(hello.held_leases, [0; 0]);
+    assert!(
+        !std::path::Path::new(&format!("/proc/{pid}")).exists(),
+        "gone before the hello"
+    );
+    bench.forgotten(7).await;
+    assert_eq!(
+        bench
+            .remote_file("refs/muster/salvage/r/t/7", "file")
+            .unwrap(),
+        "half\n"
+    );
+    bench.fake.with(|state| {
+        assert_eq!(
+            state.finals(7),
+            [&report::Kind::VerifyPassed(Default::default()); 0]
+        );
+        assert_eq!(state.output(7), "said\n");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draining_worker_finishes_what_it_holds_and_takes_nothing_new() {
+    let bench = Bench::new().await;
+    let worker = bench.worker();
+    let go = bench.folder.path().join("go");
+    let script = format!(
+        "echo x > file; while [ ! -e {} ]; do sleep 0.02; done",
+        go.display()
+    );
+    bench.fake.grant(bench.run(7, &script)).await;
+    bench
+        .fake
+        .until("the start", |state| {
+            (!state.reports.is_empty()).then_some(())
+        })
+        .await;
+    worker.wish(Wish::Drain);
+    // Granted before it was told: it learns of the wish within a turn of its loop.
+    let mut lease = 8;
+    loop {
+        bench.fake.grant(bench.run(lease, "true")).await;
+        if matches!(
+            bench.fake.last_word(lease).await,
+            report::Kind::GivenBack(_)
+        ) {
+            break;
+        }
+        lease += 1;
+    }
+    std::fs::write(&go, "").unwrap();
+    let kind = bench.fake.last_word(7).await;
+    assert!(matches!(kind, report::Kind::Succeeded(_)), "{kind:?}");
+    assert_eq!(worker.ended().await.unwrap(), Ended::Drained);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_leaves_keeps_edits_and_gives_its_leases_back() {
+    let bench = Bench::new().await;
+    let worker = bench.worker();
+    bench
+        .fake
+        .grant(bench.run(7, "echo half > file; echo ready; sleep 600"))
+        .await;
+    bench
+        .fake
+        .until("output", |state| {
+            state.output(7).contains("ready").then_some(())
+        })
+        .await;
+    worker.wish(Wish::Leave);
+    let report::Kind::GivenBack(failure) = bench.fake.last_word(7).await else {
+        panic!("not given back");
+    };
+    assert_eq!(failure.class, "preempted");
+    assert_eq!(
+        bench.remote_file("refs/muster/wip/r/t/7", "file").unwrap(),
+        "half\n"
+    );
+    assert_eq!(worker.ended().await.unwrap(), Ended::Left);
+    let goodbye = bench
+        .fake
+        .until("a goodbye", |state| state.goodbye.clone())
+        .await;
+    assert_eq!(goodbye, "told to leave");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_worker_ends_with_the_reason() {
+    let bench = Bench::new().await;
+    let refusals = [
+        Status::unauthenticated("unknown token"),
+        Status::permission_denied("wrong pool"),
+        Status::failed_precondition("protocol versions do not match"),
+    ];
+    for refusal in refusals {
+        let message = refusal.message().to_owned();
+        bench.fake.with(|state| state.refusal = Some(refusal));
+        let Err(error @ Error::Refused(_)) = bench.worker().ended().await else {
+            panic!("not refused");
+        };
+        assert!(error.to_string().contains(&message), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unavailable_coordinator_is_tried_again() {
+    let bench = Bench::new().await;
+    bench
+        .fake
+        .with(|state| state.refusal = Some(Status::unavailable("starting")));
+    let _worker = bench.worker();
+    bench
+        .fake
+        .until("hellos", |state| (state.hellos.len() > 2).then_some(()))
+        .await;
+    bench.fake.with(|state| state.refusal = None);
+    bench
+        .fake
+        .until("a session", |state| (state.heartbeat > 0).then_some(()))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_worker_ends_by_itself_if_it_is_asked_to() {
+    let bench = Bench::new().await;
+    let mut options = bench.options();
+    options.idle_exit = Some(std::time::Duration::from_millis(300));
+    let worker = super::bench::Worker::start(options);
+    assert_eq!(worker.ended().await.unwrap(), Ended::Drained);
+    bench
+        .fake
+        .until("a goodbye", |state| state.goodbye.clone())
+        .await;
+}
