@@ -42,6 +42,8 @@ use crate::transcript::{self, Transcripts};
 const ENGINE_ENDS: Duration = Duration::from_secs(20);
 /// Largest message a worker may send: twice its event window.
 const WORKER_MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// File of the journal in the home.
+const JOURNAL: &str = "journal.db";
 /// Pool of the workers that the coordinator starts itself.
 pub const LOCAL_POOL: &str = "local";
 
@@ -125,7 +127,7 @@ impl App {
         let home = Home::own(&options.home)?;
         let git = Git::find().await?;
         let auth = Authenticator::open(home.path()).map_err(|error| Error::Auth(error.into()))?;
-        let store = SqliteStore::open(home.path())?;
+        let store = SqliteStore::open(&home.path().join(JOURNAL))?;
         let readers = Readers::open(&store)?;
         let tls = server_config(auth.clone()).map_err(|error| Error::Auth(error.into()))?;
         // Before anything is journaled: an address that is taken must leave no trace.
