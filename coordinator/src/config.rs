@@ -245,7 +245,7 @@ fn load_with(
 
     let usual = LeaseClocks::default();
     let mut span = |key: &'static str, name, in_file, default: Span| {
-        let (value, origin) = pick(None, name, in_file, format!("{}ms", default.ms()));
+        let (value, origin) = pick(None, name, in_file, written(default));
         let parsed = Duration::parse(&value).filter(|length| length.0.ms() > 0);
         let length = parsed.ok_or_else(|| Error::Value {
             key,
@@ -326,6 +326,16 @@ fn entry(key: &str, value: String, origin: Origin) -> Shown {
         key: key.to_owned(),
         value,
         origin,
+    }
+}
+
+/// Writes a length of time in the largest unit that fits it.
+fn written(length: Span) -> String {
+    let ms = length.ms();
+    match ms {
+        _ if ms == 0 || ms % 1_000 != 0 => format!("{ms}ms"),
+        _ if ms % 60_000 != 0 => format!("{}s", ms / 1_000),
+        _ => format!("{}m", ms / 60_000),
     }
 }
 

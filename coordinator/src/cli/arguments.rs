@@ -478,8 +478,8 @@ pub(crate) struct TokenCreate {
     #[arg(long, value_name = "POOL")]
     pub(crate) pool: Option<String>,
     /// What it is for, to be recognised in the list
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    pub(crate) name: String,
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) name: Option<String>,
     /// How long it is valid, such as `12h` or `90d` [default: until it is revoked]
     #[arg(long, value_name = "TIME")]
     pub(crate) valid_for: Option<String>,
@@ -592,6 +592,9 @@ All keys of the file, with their defaults:
   listen = \"127.0.0.1:7733\"    # where `serve` listens                (MUSTER_LISTEN)
   slots = 8                     # attempts at once of `run`; the cores (MUSTER_SLOTS)
   log = \"info\"                  # what the log holds                   (MUSTER_LOG)
+  lease-ttl = \"1m\"              # life of a lease without a heartbeat  (MUSTER_LEASE_TTL)
+  lease-grace = \"15s\"           # after that, until work is given away (MUSTER_LEASE_GRACE)
+  heartbeat-interval = \"10s\"    # at most a third of lease-ttl   (MUSTER_HEARTBEAT_INTERVAL)
 
   [agents.big-codex]            # agents that every plan may name
   kind = \"codex\"                # command, codex, claude or acp

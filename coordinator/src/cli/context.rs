@@ -105,7 +105,7 @@ impl Context {
             Err(Trouble::NotRunning(error)) => error,
             Err(Trouble::Other(error)) => return Err(error),
         };
-        let is_home = self.home.join("admin.token").exists();
+        let is_home = self.home.join(app::JOURNAL).exists();
         let Some(home) = self.local_home().filter(|_| is_home) else {
             return Err(not_running);
         };

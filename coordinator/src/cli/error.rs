@@ -150,6 +150,14 @@ impl CliError {
         }
     }
 
+    /// Says it as something that is so, not as something that went wrong.
+    pub(crate) fn mention(&self, output: Output) {
+        output.say(&harmless(&self.error.to_string()));
+        for hint in &self.hints {
+            output.say(&format!("{} {}", output.talk_paint.cyan("hint:"), harmless(hint)));
+        }
+    }
+
     fn text(&self, paint: output::Paint) -> String {
         let mut text = String::new();
         if let Some(findings) = &self.findings {

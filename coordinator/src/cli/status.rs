@@ -27,7 +27,7 @@ pub(crate) async fn status(context: &Context, options: Status) -> Result<Exit> {
                 && error.kind() == Kind::Connection
                 && context.local_home().is_some() =>
         {
-            error.report(context.output);
+            error.mention(context.output);
             if options.json {
                 context
                     .output

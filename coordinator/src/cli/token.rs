@@ -55,13 +55,17 @@ async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
             ))
         }
     };
+    let name = options
+        .name
+        .clone()
+        .unwrap_or_else(|| format!("{} token", options.role.as_str()));
     let pool = options.pool.as_deref().unwrap_or(POOL_DEFAULT);
     let (token, id) = match store(context)? {
         Some(store) => {
             let now = Timestamp::now();
             let new = NewToken {
                 role: role(options.role, pool),
-                name: options.name.clone(),
+                name: name.clone(),
                 expires: valid_for.and_then(|length| now.checked_add(length).ok()),
             };
             let token = store
@@ -73,7 +77,7 @@ async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
             let request = v1::CreateTokenRequest {
                 role: options.role.as_str().to_owned(),
                 pool: pool.to_owned(),
-                name: options.name.clone(),
+                name: name.clone(),
                 valid_for: valid_for.map(|length| prost_types::Duration {
                     seconds: length.as_secs(),
                     nanos: length.subsec_nanos(),
