@@ -36,8 +36,9 @@ pub struct WorkerArgs {
         required_unless_present = "address_file"
     )]
     coordinator: Option<String>,
-    /// File that says where the local coordinator is; read again at each connection.
-    #[arg(long, value_name = "FILE", conflicts_with = "coordinator", hide = true)]
+    /// File that says where the local coordinator is; read again at each connection. It comes
+    /// before `--coordinator`, which a person's environment may set.
+    #[arg(long, value_name = "FILE", hide = true)]
     address_file: Option<PathBuf>,
     /// File with the join token.
     #[arg(long, value_name = "FILE", env = "MUSTER_TOKEN_FILE")]
@@ -153,11 +154,11 @@ impl WorkerArgs {
     fn options(self) -> Result<Options, String> {
         let token = muster_connect::read_token_file(&self.token_file).map_err(|e| chain(&e))?;
         let coordinator = match (self.coordinator, self.address_file) {
-            (Some(address), _) => Coordinator::Address(address),
-            (None, Some(file)) => {
+            (_, Some(file)) => {
                 let home = file.parent().unwrap_or(Path::new("."));
                 Coordinator::Home(home.to_owned())
             }
+            (Some(address), None) => Coordinator::Address(address),
             (None, None) => return Err("name the coordinator with --coordinator".to_owned()),
         };
         let variable = |name: &str| std::env::var(name).ok();

@@ -8,7 +8,8 @@ use prost::Message as _;
 
 use crate::frames::{self, Error, FrameFile};
 
-const NAME: &str = "outbox.log";
+/// Name of the outbox in a worker's folder.
+pub(crate) const NAME: &str = "outbox.log";
 /// Size above which acknowledged reports are cleared out; small enough to rewrite in no time.
 const COMPACT_BYTES: u64 = 1 << 20;
 

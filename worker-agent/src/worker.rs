@@ -1,16 +1,19 @@
 //! The worker's loop: between the session machine, the disk, the link and the leases.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use muster_git::{Cache, Git, GitError, Identity as Author};
 use muster_proto::v1::{
-    EventBatch, Goodbye, Grant, LeaseEvents, Report, WorkerMessage, worker_message,
+    EventBatch, Goodbye, Grant, LeaseEvents, Report, WorkerMessage, coordinator_message,
+    worker_message,
 };
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::agent;
 use crate::attempt::{self, FromLease, LeaseFolder, Orders, Runner, Site, Stop};
@@ -19,13 +22,15 @@ use crate::failure::chain;
 use crate::frames;
 use crate::identity::{self, Identity, create_private};
 use crate::options::{Ended, Options, Wish};
-use crate::outbox::Outbox;
+use crate::outbox::{self, Outbox};
 use crate::session::link::{self, Access, Link, LinkEvent, Outgoing, Up};
 use crate::session::machine::{Machine, Output};
 use crate::spool::SpoolReader;
 
 /// Messages between the loop and the link, and between the loop and its leases.
 const WAITING_MAX: usize = 1_024;
+/// What leases told that is stored with one sync.
+const TOLD_AT_ONCE: usize = 64;
 /// Bytes of events in one message: small enough that heartbeats hardly wait behind it.
 const EVENT_BATCH_BYTES: u64 = 256 * 1024;
 /// Longest wait before deadlines are looked at again: tokio's timers stand still while the host
@@ -51,13 +56,24 @@ pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ende
         "worker starts"
     );
     let path = std::env::var("PATH").unwrap_or_default();
-    let (events, link_events) = mpsc::channel(WAITING_MAX);
+    let (events, mut link_events) = mpsc::channel(WAITING_MAX);
     let machine = Arc::clone(&worker.machine);
-    let link = Link::new(options, &identity, agent::offers(&path), machine, events);
+    let no_more = worker.no_more.clone();
+    let link = Link::new(
+        options,
+        &identity,
+        agent::offers(&path),
+        machine,
+        events,
+        no_more,
+    );
     // Ends with this function, however that ends.
     let mut linking = JoinSet::new();
     linking.spawn(link.run());
-    let ended = worker.work(link_events, &mut linking).await;
+    let ended = worker.work(&mut link_events, &mut linking).await;
+    if let Ok(ended) = &ended {
+        worker.say_goodbye(*ended, &mut link_events).await;
+    }
     worker.stop_everything().await;
     ended
 }
@@ -66,7 +82,9 @@ struct Worker {
     site: Arc<Site>,
     machine: Arc<Mutex<Machine>>,
     outbox: Option<Outbox>,
+    /// Reports that are not in the outbox yet, and when to try again to put them there.
     unstored: Vec<Report>,
+    store_again_at: Boottime,
     leases: BTreeMap<u64, Lease>,
     runners: JoinSet<()>,
     told: mpsc::Receiver<FromLease>,
@@ -76,6 +94,8 @@ struct Worker {
     idle_exit: Option<Duration>,
     idle_since: Boottime,
     leave_at: Option<Boottime>,
+    /// Tells the link that no further session is wanted.
+    no_more: CancellationToken,
 }
 
 struct Lease {
@@ -109,6 +129,12 @@ impl Worker {
             told: told_by,
             wip_interval: options.wip_interval,
         });
+        if link::knows_another_coordinator(options, &identity.folder) {
+            // Its leases have numbers that this one gives to others.
+            attempt::find(&site).await?;
+            set_aside(&identity.folder)?;
+            create_private(&site.leases)?;
+        }
         let outbox = Outbox::open(&identity.folder)?;
         let mut machine = Machine::new(options.slots, outbox.next_number());
         for report in outbox.pending() {
@@ -119,6 +145,7 @@ impl Worker {
             machine: Arc::new(Mutex::new(machine)),
             outbox: Some(outbox),
             unstored: Vec::new(),
+            store_again_at: clock::now(),
             leases: BTreeMap::new(),
             runners: JoinSet::new(),
             told,
@@ -128,6 +155,7 @@ impl Worker {
             idle_exit: options.idle_exit,
             idle_since: clock::now(),
             leave_at: None,
+            no_more: CancellationToken::new(),
         };
         for found in attempt::find(&site).await? {
             let lease = found.grant.lease;
@@ -164,13 +192,14 @@ impl Worker {
 
     async fn work(
         &mut self,
-        mut link_events: mpsc::Receiver<LinkEvent>,
+        link_events: &mut mpsc::Receiver<LinkEvent>,
         link: &mut JoinSet<link::Error>,
     ) -> Result<Ended, Error> {
         // A wish from before the start counts.
         self.wished();
+        let mut told = Vec::with_capacity(TOLD_AT_ONCE);
         loop {
-            if let Some(ended) = self.ended().await {
+            if let Some(ended) = self.ended() {
                 return Ok(ended);
             }
             let wake = self.lock().wakeup();
@@ -192,7 +221,11 @@ impl Worker {
                     Err(_) => Error::LinkLost,
                 }),
                 Some(event) = link_events.recv() => self.heard(event).await,
-                Some(told) = self.told.recv() => self.told(told).await,
+                heard = self.told.recv_many(&mut told, TOLD_AT_ONCE) => {
+                    for told in told.drain(..heard) {
+                        self.told(told).await;
+                    }
+                }
                 Ok(permit) = room => self.send_events(permit).await,
                 Ok(()) = self.wishes.changed() => self.wished(),
                 () = tokio::time::sleep(wait) => {}
@@ -303,7 +336,12 @@ impl Worker {
                 self.step(|machine, now| machine.welcomed(&welcome, now))
                     .await;
             }
-            LinkEvent::Message(kind) => self.step(|machine, now| machine.received(kind, now)).await,
+            LinkEvent::Message(kind) => {
+                if matches!(kind, coordinator_message::Kind::Drain(_)) {
+                    tracing::info!("the coordinator gives this worker nothing new");
+                }
+                self.step(|machine, now| machine.received(kind, now)).await;
+            }
             LinkEvent::Down => {
                 self.outgoing = None;
                 self.access.send_replace(None);
@@ -326,7 +364,7 @@ impl Worker {
 
     /// Puts reports into the outbox; those that the disk refuses are tried again in the next turn.
     async fn store(&mut self) {
-        if self.unstored.is_empty() {
+        if self.unstored.is_empty() || clock::now() < self.store_again_at {
             return;
         }
         let reports = self.unstored.clone();
@@ -340,7 +378,7 @@ impl Worker {
             }
             Err(error) => {
                 tracing::error!(error = chain(&error), "cannot store a report; trying again");
-                tokio::time::sleep(LOOK_AGAIN).await;
+                self.store_again_at = clock::now().after(LOOK_AGAIN);
             }
         }
     }
@@ -431,8 +469,8 @@ impl Worker {
         }
     }
 
-    /// Tells whether there is nothing more to do, and says goodbye then.
-    async fn ended(&mut self) -> Option<Ended> {
+    /// Tells whether there is nothing more to do.
+    fn ended(&mut self) -> Option<Ended> {
         let now = clock::now();
         let (holds_nothing, owes_nothing, is_draining) = {
             let machine = self.lock();
@@ -447,25 +485,38 @@ impl Worker {
         {
             self.drain();
         }
-        let ended = match self.leave_at {
-            Some(at) if owes_nothing || now >= at => Ended::Left,
-            None if is_draining && owes_nothing => Ended::Drained,
-            _ => return None,
-        };
-        if let Some(outgoing) = self.outgoing.take() {
-            let reason = match ended {
-                Ended::Drained => "drained",
-                Ended::Left => "told to leave",
-            };
-            if holds_nothing {
-                outgoing.say(worker_message::Kind::Goodbye(Goodbye {
-                    reason: reason.to_owned(),
-                }));
-            }
-            // A connection that takes nothing any more must not keep the worker.
-            let _ = tokio::time::timeout(LOOK_AGAIN, outgoing.flush()).await;
+        match self.leave_at {
+            Some(at) if owes_nothing || now >= at => Some(Ended::Left),
+            None if is_draining && owes_nothing => Some(Ended::Drained),
+            _ => None,
         }
-        Some(ended)
+    }
+
+    /// Says goodbye if nothing is held, and waits a moment for the coordinator to end the session.
+    async fn say_goodbye(&mut self, ended: Ended, link_events: &mut mpsc::Receiver<LinkEvent>) {
+        self.no_more.cancel();
+        let Some(outgoing) = self.outgoing.take() else {
+            return;
+        };
+        let reason = match ended {
+            Ended::Drained => "drained",
+            Ended::Left => "told to leave",
+        };
+        if self.lock().holds_nothing() {
+            let reason = reason.to_owned();
+            outgoing.say(worker_message::Kind::Goodbye(Goodbye { reason }));
+        }
+        // Ends the worker's side of the stream, once what was said has been taken.
+        drop(outgoing);
+        let session_ends = async {
+            while let Some(event) = link_events.recv().await {
+                if matches!(event, LinkEvent::Down) {
+                    return;
+                }
+            }
+        };
+        // A connection that takes nothing any more must not keep the worker.
+        let _ = tokio::time::timeout(LOOK_AGAIN, session_ends).await;
     }
 
     /// Stops what still runs, and waits until its processes are gone.
@@ -483,6 +534,25 @@ impl Worker {
         let _ = tokio::time::timeout(STOP_LIMIT, all_stopped).await;
         self.runners.abort_all();
     }
+}
+
+/// Moves what belongs to another coordinator out of the way; a person may want it.
+fn set_aside(folder: &Path) -> Result<(), frames::Error> {
+    let other = folder.join(format!("other-coordinator-{}", clock::wall_millis()));
+    let fail = |source| frames::Error::File {
+        doing: "set aside what belongs to another coordinator in",
+        path: folder.to_owned(),
+        source,
+    };
+    tracing::warn!(to = %other.display(), "leases of another coordinator are set aside");
+    std::fs::create_dir(&other).map_err(fail)?;
+    for name in ["leases", outbox::NAME] {
+        match std::fs::rename(folder.join(name), other.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fail(error)),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// How long stopped attempts may take to end when the worker ends: TERM, grace, KILL.

@@ -19,6 +19,8 @@ use prost::Message as _;
 
 use crate::identity::create_private;
 
+/// Begins the names of folders that are being deleted.
+const DELETED: &str = "deleted-";
 const GRANT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// The folder of one lease.
@@ -137,16 +139,37 @@ impl LeaseFolder {
 
     /// Deletes it; only for a caller who knows that it holds nothing unpublished.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        let removed = std::fs::remove_dir_all(&self.path);
-        match removed {
-            // An agent may have taken permissions away from its own folders.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                allow_deletion(&self.path)?;
-                std::fs::remove_dir_all(&self.path)
-            }
+        let Some(name) = self.path.file_name().and_then(|name| name.to_str()) else {
+            return Ok(());
+        };
+        // In one step, so that a half-deleted work tree is never taken for somebody's edits.
+        let deleted = self.path.with_file_name(format!("{DELETED}{name}"));
+        match std::fs::rename(&self.path, &deleted) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
+            renamed => renamed.and_then(|()| remove_tree(&deleted)),
         }
+    }
+
+    /// Deletes what [`LeaseFolder::remove`] was interrupted in.
+    pub(crate) fn remove_deleted(leases: &Path) -> io::Result<()> {
+        for entry in std::fs::read_dir(leases)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(DELETED) {
+                remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn remove_tree(folder: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        // An agent may have taken permissions away from its own folders.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            allow_deletion(folder)?;
+            std::fs::remove_dir_all(folder)
+        }
+        removed => removed,
     }
 }
 
@@ -208,6 +231,15 @@ mod tests {
         std::fs::write(locked.join("file"), b"x").unwrap();
         std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o500)).unwrap();
         folder.remove().unwrap();
+        assert_eq!(std::fs::read_dir(leases.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_interrupted_deletion_is_finished_and_is_no_lease() {
+        let leases = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(leases.path().join("deleted-7/workspace")).unwrap();
         assert!(LeaseFolder::list(leases.path()).unwrap().is_empty());
+        LeaseFolder::remove_deleted(leases.path()).unwrap();
+        assert_eq!(std::fs::read_dir(leases.path()).unwrap().count(), 0);
     }
 }

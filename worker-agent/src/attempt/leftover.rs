@@ -34,6 +34,9 @@ pub(crate) struct Found {
 /// That may take as long as a supervisor takes to end its tree; a process that withstands KILL
 /// keeps it waiting, since saying hello would declare its lease free.
 pub(crate) async fn find(site: &Site) -> Result<Vec<Found>, Error> {
+    if let Err(error) = LeaseFolder::remove_deleted(&site.leases) {
+        tracing::warn!(%error, "cannot delete what an earlier start meant to");
+    }
     let leases = LeaseFolder::list(&site.leases).map_err(Error::Folder)?;
     let looks = leases.into_iter().map(|lease| look(site, lease));
     let found = futures::future::try_join_all(looks).await?;
@@ -129,7 +132,7 @@ async fn salvage(site: &Site, grant: &Grant, folder: &LeaseFolder, scribe: &Scri
     match Workspace::open(&site.git, &folder.workspace()).await {
         Ok(workspace) => {
             site.salvage(folder, &workspace, grant, source, scribe)
-                .await
+                .await;
         }
         Err(error) => {
             // No agent runs before its workspace is complete.

@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn the_way_to_success_has_three_steps() {
         let usage = Usage::default();
-        let (phase, next) = Phase::Preparing.next(Happened::Prepared, usage.clone());
+        let (phase, next) = Phase::Preparing.next(Happened::Prepared, usage);
         assert_eq!((phase, next), (Phase::Running, Next::Run));
         let (phase, next) = phase.next(Happened::Done, usage);
         assert_eq!((phase, next), (Phase::Publishing, Next::Publish));

@@ -77,7 +77,7 @@ impl Site {
     }
 
     /// Waits for a session.
-    async fn access(&self) -> Access {
+    pub(super) async fn access(&self) -> Access {
         let mut access = self.access.clone();
         let known = access.wait_for(Option::is_some).await;
         match known.ok().and_then(|access| access.clone()) {
@@ -188,7 +188,7 @@ impl Site {
     pub(super) async fn keep_wip(
         self: Arc<Self>,
         workspace: Arc<Workspace>,
-        grant: Grant,
+        grant: Arc<Grant>,
         source: GitSource,
         done: CancellationToken,
     ) {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_git::{Expected, GitError, ObjectId, RefName, Workspace};
-use muster_proto::v1::{Empty, Failure, GitSource, Grant, Outcome, Usage, outcome, report, work};
+use muster_proto::v1::{
+    Empty, Failed, Failure, GitSource, Grant, Outcome, Usage, outcome, report, work,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +39,7 @@ const TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
 /// The work of one lease.
 pub(crate) struct Runner {
     pub(super) site: Arc<Site>,
-    pub(super) grant: Grant,
+    pub(super) grant: Arc<Grant>,
     pub(super) folder: LeaseFolder,
     pub(super) orders: watch::Receiver<Orders>,
     pub(super) began: Boottime,
@@ -50,7 +52,7 @@ impl Runner {
         let folder = LeaseFolder::of(&site.leases, grant.lease);
         Self {
             site,
-            grant,
+            grant: Arc::new(grant),
             folder,
             orders,
             began: clock::now(),
@@ -69,7 +71,11 @@ impl Runner {
             Ok(spool) => spool,
             Err(message) => {
                 let failure = failure(class::WORKSPACE, &message, b"");
-                self.tell(report::Kind::GivenBack(failure)).await;
+                let failed = Failed {
+                    failure: Some(failure),
+                    usage: None,
+                };
+                self.tell(report::Kind::Failed(failed)).await;
                 self.folder.mark_published();
                 return self.finished().await;
             }
@@ -135,7 +141,7 @@ impl Runner {
 
     async fn prepared(&mut self, workspace: &mut Option<Arc<Workspace>>) -> Happened {
         let site = Arc::clone(&self.site);
-        let (grant, folder) = (self.grant.clone(), self.folder.clone());
+        let (grant, folder) = (Arc::clone(&self.grant), self.folder.clone());
         match until_stopped(&mut self.orders, prepare(&site, &grant, &folder)).await {
             Err(stop) => Happened::Stopped(stop),
             Ok(Err(failure)) => Happened::Failed(failure),
@@ -167,7 +173,7 @@ impl Runner {
         let wip = match (workspace, &self.grant.source) {
             (Some(workspace), Some(source)) => {
                 let site = Arc::clone(&self.site);
-                let (workspace, grant) = (Arc::clone(workspace), self.grant.clone());
+                let (workspace, grant) = (Arc::clone(workspace), Arc::clone(&self.grant));
                 Some(tokio::spawn(site.keep_wip(
                     workspace,
                     grant,
@@ -283,7 +289,7 @@ impl Runner {
         let (Some(workspace), Some(source)) = (workspace, self.grant.source.clone()) else {
             return outcome(outcome::Kind::NoRepository(Empty {}));
         };
-        let (site, grant) = (Arc::clone(&self.site), self.grant.clone());
+        let (site, grant) = (Arc::clone(&self.site), Arc::clone(&self.grant));
         let publishing = publish_result(&site, workspace, &grant, &source);
         let publishing = tokio::time::timeout(PUBLISH_LIMIT, publishing);
         match until_stopped(&mut self.orders, publishing).await {
@@ -304,7 +310,10 @@ impl Runner {
             self.folder.mark_published();
             return self.tell(kind).await;
         };
-        let pushing = self.site.push_wip(workspace, &self.grant, &source);
+        // Without a session there is nobody to report to either, so there is no hurry.
+        let site = Arc::clone(&self.site);
+        let _ = until_stopped(&mut self.orders, site.access()).await;
+        let pushing = site.push_wip(workspace, &self.grant, &source);
         match tokio::time::timeout(KEEP_LIMIT, pushing).await {
             Ok(Ok(kept)) => {
                 if let Some(commit) = kept {

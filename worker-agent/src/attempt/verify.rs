@@ -22,7 +22,7 @@ impl Runner {
             Err(error) => return failed(failure(class::WORKSPACE, &chain(&error), b"")),
         };
         let site = Arc::clone(&self.site);
-        let (grant, folder) = (self.grant.clone(), self.folder.clone());
+        let (grant, folder) = (Arc::clone(&self.grant), self.folder.clone());
         match until_stopped(&mut self.orders, prepare(&site, &grant, &folder)).await {
             Err(stop) => return stopped(stop),
             Ok(Err(failure)) => return failed(failure),

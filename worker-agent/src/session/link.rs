@@ -95,12 +95,6 @@ impl Outgoing {
             self.cut.cancel();
         }
     }
-
-    /// Waits until everything said has been taken by the connection or that has ended.
-    pub(crate) async fn flush(&self) {
-        let all = self.urgent.reserve_many(URGENT_WAITING_MAX);
-        let _permits = all.await;
-    }
 }
 
 fn send(urgent: &mpsc::Sender<WorkerMessage>, kind: worker_message::Kind) -> bool {
@@ -117,6 +111,8 @@ pub(crate) struct Link {
     agents: Vec<AgentOffer>,
     machine: Arc<Mutex<Machine>>,
     events: mpsc::Sender<LinkEvent>,
+    /// Once cancelled, no further session is begun.
+    no_more: CancellationToken,
 }
 
 impl Link {
@@ -126,6 +122,7 @@ impl Link {
         agents: Vec<AgentOffer>,
         machine: Arc<Mutex<Machine>>,
         events: mpsc::Sender<LinkEvent>,
+        no_more: CancellationToken,
     ) -> Self {
         Self {
             options,
@@ -136,6 +133,7 @@ impl Link {
             agents,
             machine,
             events,
+            no_more,
         }
     }
 
@@ -149,6 +147,9 @@ impl Link {
                 if self.events.send(LinkEvent::Down).await.is_err() {
                     return Error::Abandoned;
                 }
+            }
+            if self.no_more.is_cancelled() {
+                return Error::Abandoned;
             }
             if error.is_final() {
                 return error;
@@ -323,6 +324,11 @@ fn ordered(
         };
         Some((message, (urgent, events)))
     })
+}
+
+/// Tells whether the folder's worker has joined another coordinator before.
+pub(crate) fn knows_another_coordinator(options: &Options, folder: &Path) -> bool {
+    CaCertificate::read(&folder.join(CA)).is_ok_and(|ca| ca.fingerprint() != options.token.ca)
 }
 
 /// Finds the coordinator and its certificate, fetching that by the token's fingerprint if needed.

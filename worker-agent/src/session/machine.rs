@@ -41,6 +41,10 @@ pub(crate) enum StopCause {
 
 /// What the shell is to do, in this order.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most are messages, and none is kept"
+)]
 pub(crate) enum Output {
     /// Say this.
     Send(worker_message::Kind),
@@ -347,10 +351,9 @@ impl Machine {
                     self.stop(lease, StopCause::Told, &mut outputs);
                 }
             }
-            coordinator_message::Kind::Drain(_) => {
-                self.draining = true;
-                outputs.push(self.heartbeat_message(now));
-            }
+            // The coordinator keeps to it itself, and may take it back without a word: a grant
+            // after it is meant.
+            coordinator_message::Kind::Drain(_) => {}
         }
         outputs
     }

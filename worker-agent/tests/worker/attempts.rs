@@ -63,7 +63,8 @@ async fn an_agents_edits_become_a_published_commit_and_its_folder_goes() {
     assert_eq!(output, "hello r/t/1\n{\"prompt\":\"do it\"}");
     worker.wish(Wish::Drain);
     worker.ended().await.unwrap();
-    assert!(bench.fake.with(|state| state.goodbye.is_some()));
+    let goodbye = bench.fake.with(|state| state.goodbye.clone());
+    assert_eq!(goodbye.as_deref(), Some("drained"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use muster_proto::v1::{AttemptWork, Empty, GitSource, Grant, VerifyWork, Work, report, work};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use worker_agent::{Coordinator, Ended, Error, Options, Repositories, StateDir, Wish};
@@ -22,10 +23,19 @@ pub(crate) struct Bench {
     pub(crate) base: String,
 }
 
-/// A worker in this process; its supervisors and agents are real processes.
+/// A worker with threads of its own; its supervisors and agents are real processes.
 pub(crate) struct Worker {
     wish: watch::Sender<Wish>,
     task: JoinHandle<Result<Ended, Error>>,
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Bench {
@@ -161,9 +171,15 @@ impl Bench {
 impl Worker {
     pub(crate) fn start(options: Options) -> Self {
         let (wish, wishes) = watch::channel(Wish::Work);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         Self {
             wish,
-            task: tokio::spawn(worker_agent::run(options, wishes)),
+            task: runtime.spawn(worker_agent::run(options, wishes)),
+            runtime: Some(runtime),
         }
     }
 
@@ -171,17 +187,19 @@ impl Worker {
         self.wish.send_replace(wish);
     }
 
-    pub(crate) async fn ended(self) -> Result<Ended, Error> {
-        tokio::time::timeout(LIMIT, self.task)
+    pub(crate) async fn ended(mut self) -> Result<Ended, Error> {
+        tokio::time::timeout(LIMIT, &mut self.task)
             .await
             .expect("the worker to end")
             .unwrap()
     }
 
-    /// Ends the worker as a crash would: nothing is said, nothing is waited for.
-    pub(crate) async fn crash(self) {
-        self.task.abort();
-        let _ = self.task.await;
+    /// Ends the worker as a crash would: all its tasks stop where they are.
+    pub(crate) async fn crash(mut self) {
+        let runtime = self.runtime.take();
+        tokio::task::spawn_blocking(move || drop(runtime))
+            .await
+            .unwrap();
     }
 }
 

@@ -2,5 +2,6 @@
 
 mod attempts;
 mod bench;
+mod command_line;
 mod fake;
 mod sessions;

@@ -63,7 +63,7 @@ async fn a_broken_session_loses_no_event_and_doubles_none() {
     let go = bench.folder.path().join("go");
     let script = format!(
         "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo line $i; \
-         [ $i = 150 ] && while [ ! -e {} ]; do sleep 0.02; done; done",
+         [ $i = 150 ] && while [ ! -e {} ]; do sleep 0.02; done; done; true",
         go.display()
     );
     bench.fake.with(|state| state.acks_events = false);
@@ -175,10 +175,7 @@ async fn a_restarted_worker_does_not_hold_unfinished_work_but_salvages_it() {
         "half\n"
     );
     bench.fake.with(|state| {
-        assert_eq!(
-            state.finals(7),
-            [&report::Kind::VerifyPassed(Default::default()); 0]
-        );
+        assert!(state.finals(7).is_empty());
         assert_eq!(state.output(7), "said\n");
     });
 }
@@ -296,4 +293,28 @@ async fn an_idle_worker_ends_by_itself_if_it_is_asked_to() {
         .fake
         .until("a goodbye", |state| state.goodbye.clone())
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_of_another_coordinator_are_set_aside() {
+    let first = Bench::new().await;
+    let worker = first.worker();
+    first
+        .fake
+        .grant(first.run(7, "echo ready; sleep 600"))
+        .await;
+    first
+        .fake
+        .until("output", |state| {
+            state.output(7).contains("ready").then_some(())
+        })
+        .await;
+    worker.crash().await;
+    let second = Bench::new().await;
+    let mut options = second.options();
+    options.state = first.options().state;
+    let _worker = super::bench::Worker::start(options);
+    second.fake.grant(second.run(7, "echo x > file")).await;
+    let kind = second.fake.last_word(7).await;
+    assert!(matches!(kind, report::Kind::Succeeded(_)), "{kind:?}");
 }
