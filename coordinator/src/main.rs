@@ -14,5 +14,8 @@ fn main() -> ExitCode {
     if let Some(code) = worker_agent::supervisor::dispatch(std::env::args_os()) {
         return code;
     }
+    if let Some(code) = coordinator::cli::worker::dispatch(std::env::args_os()) {
+        return code;
+    }
     coordinator::cli::main()
 }

@@ -154,7 +154,11 @@ impl CliError {
     pub(crate) fn mention(&self, output: Output) {
         output.say(&harmless(&self.error.to_string()));
         for hint in &self.hints {
-            output.say(&format!("{} {}", output.talk_paint.cyan("hint:"), harmless(hint)));
+            output.say(&format!(
+                "{} {}",
+                output.talk_paint.cyan("hint:"),
+                harmless(hint)
+            ));
         }
     }
 

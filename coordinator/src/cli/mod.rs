@@ -35,6 +35,7 @@ mod table;
 mod token;
 mod view;
 mod watch;
+pub mod worker;
 mod workers;
 
 use std::process::ExitCode;
