@@ -333,8 +333,8 @@ fn entry(key: &str, value: String, origin: Origin) -> Shown {
 fn written(length: Span) -> String {
     let ms = length.ms();
     match ms {
-        _ if ms == 0 || ms % 1_000 != 0 => format!("{ms}ms"),
-        _ if ms % 60_000 != 0 => format!("{}s", ms / 1_000),
+        _ if ms == 0 || !ms.is_multiple_of(1_000) => format!("{ms}ms"),
+        _ if !ms.is_multiple_of(60_000) => format!("{}s", ms / 1_000),
         _ => format!("{}m", ms / 60_000),
     }
 }

@@ -625,3 +625,81 @@ pub(crate) struct Completions {
     /// Shell
     pub(crate) shell: clap_complete::Shell,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_every_command_reads_as_it_should() {
+        fn add(text: &mut String, command: &mut clap::Command, name: &str) {
+            // Options of every command are shown once.
+            let hidden = [
+                "home",
+                "coordinator",
+                "token_file",
+                "color",
+                "quiet",
+                "help",
+            ];
+            let of_all = name == "coordinator";
+            let mut shown = command.clone().bin_name(name).term_width(100);
+            if !of_all {
+                shown = shown.mut_args(|argument| {
+                    let hide = hidden.contains(&argument.get_id().as_str());
+                    argument.hide(hide)
+                });
+            }
+            let _ = writeln!(text, "==== {name}\n{}", shown.render_long_help());
+            for below in command.get_subcommands_mut() {
+                let name = format!("{name} {}", below.get_name());
+                add(text, below, &name);
+            }
+        }
+        let mut text = String::new();
+        add(&mut text, &mut Arguments::command(), "coordinator");
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn a_coordinator_elsewhere_needs_a_token() {
+        let parse = |arguments: &[&str]| Arguments::try_parse_from(arguments).map(|_| ());
+        assert!(parse(&["coordinator", "--coordinator", "h:1", "status"]).is_err());
+        assert!(
+            parse(&[
+                "coordinator",
+                "status",
+                "--coordinator",
+                "h:1",
+                "--token-file",
+                "t"
+            ])
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn run_takes_a_plan_or_resumes() {
+        let parse = |arguments: &[&str]| Arguments::try_parse_from(arguments);
+        assert!(parse(&["coordinator", "run"]).is_err());
+        assert!(parse(&["coordinator", "run", "plan.yaml", "--resume"]).is_err());
+        for (arguments, wanted) in [
+            (&["coordinator", "run", "--resume"][..], "@last"),
+            (&["coordinator", "run", "--resume", "a-1"][..], "a-1"),
+        ] {
+            match parse(arguments).map(|parsed| parsed.command) {
+                Ok(Command::Run(run)) => assert_eq!(run.resume.as_deref(), Some(wanted)),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}

@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use muster_connect::{
@@ -44,13 +45,10 @@ pub(crate) struct Client {
 
 /// How git reaches the hosted repositories.
 #[derive(Clone)]
-enum Hosted {
-    Coordinator {
-        auth: Auth,
-        _ca: Option<std::sync::Arc<tempfile::TempPath>>,
-    },
-    #[cfg(test)]
-    Folder(PathBuf),
+struct Hosted {
+    auth: Auth,
+    /// Keeps the file with the authority's certificate, if it was made for this client.
+    _ca: Option<Arc<tempfile::TempPath>>,
 }
 
 /// Why there is no client.
@@ -111,7 +109,7 @@ impl Client {
             token: token.credential(),
             ca_file: Some(file.ca_path),
         };
-        let hosted = Hosted::Coordinator { auth, _ca: None };
+        let hosted = Hosted { auth, _ca: None };
         Ok(Self::greet(channel, file.address, hosted).await?)
     }
 
@@ -143,9 +141,9 @@ impl Client {
             token: token.credential(),
             ca_file: Some(file.to_path_buf()),
         };
-        let hosted = Hosted::Coordinator {
+        let hosted = Hosted {
             auth,
-            _ca: Some(std::sync::Arc::new(file)),
+            _ca: Some(Arc::new(file)),
         };
         Self::greet(channel, address.to_owned(), hosted).await
     }
@@ -193,24 +191,12 @@ impl Client {
 
     /// Gives the way to a hosted repository.
     pub(crate) fn hosted(&self, repository: &str) -> Result<Remote> {
-        Ok(match &self.hosted {
-            Hosted::Coordinator { auth, .. } => Remote::coordinator(
-                &self.address,
-                &format!("git/{repository}.git"),
-                auth.clone(),
-            )?,
-            #[cfg(test)]
-            Hosted::Folder(folder) => {
-                Remote::new(&folder.join(format!("{repository}.git")).to_string_lossy())?
-            }
-        })
-    }
-
-    /// Keeps hosted repositories in a folder instead.
-    #[cfg(test)]
-    pub(crate) fn with_folder(mut self, folder: &Path) -> Self {
-        self.hosted = Hosted::Folder(folder.to_owned());
-        self
+        let path = format!("git/{repository}.git");
+        Ok(Remote::coordinator(
+            &self.address,
+            &path,
+            self.hosted.auth.clone(),
+        )?)
     }
 }
 

@@ -143,6 +143,11 @@ impl CliError {
         self.code
     }
 
+    /// Gives the message with its chain, on one line.
+    pub(crate) fn message(&self) -> String {
+        format!("{:#}", self.error)
+    }
+
     /// Says everything on standard error.
     pub(crate) fn report(&self, output: Output) {
         if self.kind != Kind::BrokenPipe {

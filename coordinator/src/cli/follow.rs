@@ -52,7 +52,7 @@ pub(crate) enum News {
         item: Item,
     },
     /// The connection broke; it is being taken up again.
-    Away(CliError),
+    Away,
 }
 
 /// Starts to follow. The receiver ends with the run, or after an error that will not pass.
@@ -103,7 +103,7 @@ async fn follow(
             Some(_) => {}
             None => {
                 away_since = Some(now);
-                if sender.send(Ok(News::Away(error))).await.is_err() {
+                if sender.send(Ok(News::Away)).await.is_err() {
                     return Ok(());
                 }
             }

@@ -171,10 +171,9 @@ pub(crate) fn watched(
                 "attempt": attempt_of(event.work.as_ref()),
                 "lease": event.lease,
             });
-            if let (Value::Object(value), Some(of)) = (&mut value, &event.event) {
-                if let Value::Object(more) = agent_event(of) {
-                    value.extend(more);
-                }
+            let more = event.event.as_ref().map(agent_event);
+            if let (Value::Object(value), Some(Value::Object(more))) = (&mut value, more) {
+                value.extend(more);
             }
             value
         }
@@ -230,5 +229,80 @@ fn attempt_of(work: Option<&v1::Work>) -> Option<u32> {
         Kind::Attempt(attempt) => Some(attempt.attempt),
         Kind::Verify(verify) => Some(verify.attempt),
         Kind::FinalVerify(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::canned;
+
+    #[test]
+    fn the_result_of_a_run_has_the_keys_that_scripts_rely_on() {
+        let value = result(&canned::succeeded());
+        assert_eq!(value["run"], "add-auth-b7itx33");
+        assert_eq!(value["state"], "succeeded");
+        let tasks = json!({
+            "succeeded": 2, "failed": 0, "cancelled": 0, "aborted": 0, "skipped": 0,
+        });
+        assert_eq!(value["tasks"], tasks);
+        assert_eq!(
+            value["integration"]["branch"],
+            "muster/add-auth-b7itx33/integration"
+        );
+        assert_eq!(value["integration"]["commit"], "c".repeat(40));
+        assert_eq!(result(&canned::failed())["integration"], Value::Null);
+        assert_eq!(
+            result(&canned::conflicting())["integration"]["commit"],
+            Value::Null
+        );
+    }
+
+    #[test]
+    fn a_whole_run_holds_all_that_its_result_does() {
+        let canned = canned::failed();
+        let whole = run(&canned);
+        for (key, value) in result(&canned).as_object().unwrap() {
+            assert_eq!(whole.get(key), Some(value), "{key}");
+        }
+        insta::assert_snapshot!(serde_json::to_string_pretty(&whole).unwrap());
+    }
+
+    #[test]
+    fn each_watched_event_carries_the_journals_number_and_a_cursor() {
+        use v1::watch_run_response::Item;
+        let journal = Item::Journal(v1::JournalEvent {
+            seq: 5,
+            kind: "lease_granted".to_owned(),
+            task: Some("api".to_owned()),
+            attempt: Some(1),
+            json: "{\"k\":1}".to_owned(),
+            ..v1::JournalEvent::default()
+        });
+        let value = watched("r", 5, "5", &journal);
+        assert_eq!((&value["seq"], &value["cursor"]), (&json!(5), &json!("5")));
+        assert_eq!(value["event"], json!({ "k": 1 }));
+
+        let agent = Item::Agent(v1::TaskAgentEvent {
+            task: "api".to_owned(),
+            lease: 9,
+            work: Some(v1::Work {
+                kind: Some(v1::work::Kind::Verify(v1::VerifyWork { attempt: 2 })),
+            }),
+            event: Some(v1::AgentEvent {
+                number: 3,
+                at_ms: 1_700_000_000_000,
+                kind: Some(v1::agent_event::Kind::Output(v1::Output {
+                    stream: v1::Stream::Stderr.into(),
+                    data: b"caf\xc3\xa9\n".to_vec(),
+                })),
+            }),
+        });
+        let expected = json!({
+            "seq": 5, "cursor": "5;9:3", "run": "r", "task": "api", "work": "verify", "attempt": 2,
+            "lease": 9, "kind": "agent_output", "number": 3, "at": "2023-11-14T22:13:20.000Z",
+            "stream": "stderr", "output": "café\n",
+        });
+        assert_eq!(watched("r", 5, "5;9:3", &agent), expected);
     }
 }

@@ -5,6 +5,8 @@
 
 mod arguments;
 mod cancel;
+#[cfg(test)]
+mod canned;
 mod client;
 mod completions;
 mod config;

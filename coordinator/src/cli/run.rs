@@ -51,13 +51,12 @@ pub(crate) async fn run(context: &Context, options: Run) -> Result<Exit> {
     let ended = Box::pin(hosted(context, &host, &git, read, &options, interrupts)).await;
     let Host { client, own } = host;
     drop(client);
-    if let Some(app) = own {
-        if let Err(error) = app.stop(true).await {
-            // Everything that was promised is in the journal already.
-            context
-                .output
-                .complain(&format!("the coordinator did not stop in order: {error}"));
-        }
+    if let Some(app) = own
+        && let Err(error) = app.stop(true).await
+    {
+        // Everything that was promised is in the journal already.
+        let message = format!("the coordinator did not stop in order: {error}");
+        context.output.complain(&message);
     }
     ended
 }
@@ -178,7 +177,7 @@ pub(crate) fn make_home(home: &Path) -> Result<()> {
 }
 
 enum Followed {
-    Ended(v1::Run),
+    Ended(Box<v1::Run>),
     Interrupted,
 }
 
@@ -203,7 +202,7 @@ async fn follow(
             next = news.recv() => match next {
                 None => break Ok(true),
                 Some(Err(error)) => break Err(error),
-                Some(Ok(News::Away(_))) => progress.notice("the coordinator is away; waiting for it"),
+                Some(Ok(News::Away)) => progress.notice("the coordinator is away; waiting for it"),
                 Some(Ok(News::Item { seq, cursor, item })) => {
                     if as_json {
                         context.output.json(&json::watched(name, seq, &cursor, &item))?;
@@ -232,7 +231,9 @@ async fn follow(
     };
     progress.finish();
     match ended {
-        Ok(true) => Ok(Followed::Ended(find::get(&host.client, name).await?)),
+        Ok(true) => Ok(Followed::Ended(Box::new(
+            find::get(&host.client, name).await?,
+        ))),
         Ok(false) => Ok(Followed::Interrupted),
         Err(error) => Err(error),
     }

@@ -277,3 +277,71 @@ pub(crate) fn quoted(word: &str) -> String {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::canned;
+
+    fn shown(run: &v1::Run) -> String {
+        text(run, &canned::place(), canned::at(20), Paint::new(false))
+    }
+
+    #[test]
+    fn a_success_says_where_the_result_is_and_how_to_get_it() {
+        insta::assert_snapshot!(shown(&canned::succeeded()));
+    }
+
+    #[test]
+    fn a_failure_shows_the_end_of_the_output_and_where_to_read_on() {
+        insta::assert_snapshot!(shown(&canned::failed()));
+    }
+
+    #[test]
+    fn a_conflict_names_tasks_and_files() {
+        insta::assert_snapshot!(shown(&canned::conflicting()));
+    }
+
+    #[test]
+    fn a_run_that_goes_on_is_shown_as_it_is() {
+        insta::assert_snapshot!(shown(&canned::live()));
+    }
+
+    #[test]
+    fn the_state_of_a_run_decides_the_exit_code() {
+        assert_eq!(exit(&canned::succeeded()), Exit::Success);
+        assert_eq!(exit(&canned::failed()), Exit::RunFailed);
+        assert_eq!(exit(&canned::conflicting()), Exit::IntegrationConflict);
+        assert_eq!(exit(&canned::live()), Exit::Success);
+        let cancelled = v1::Run {
+            state: "cancelled".to_owned(),
+            ..canned::live()
+        };
+        assert_eq!(exit(&cancelled), Exit::Cancelled);
+    }
+
+    #[test]
+    fn a_coordinator_elsewhere_is_fetched_from_by_this_program() {
+        let place = Place {
+            program: "coordinator --coordinator host:7733 --token-file t".to_owned(),
+            home: None,
+        };
+        let text = text(
+            &canned::succeeded(),
+            &place,
+            canned::at(80),
+            Paint::new(false),
+        );
+        let wanted = "coordinator --coordinator host:7733 --token-file t fetch add-auth-b7itx33";
+        assert!(text.contains(wanted), "{text}");
+        assert!(!text.contains("git fetch"), "{text}");
+    }
+
+    #[test]
+    fn words_are_quoted_for_a_shell_only_where_they_must_be() {
+        assert_eq!(quoted("/a/b-c.git"), "/a/b-c.git");
+        assert_eq!(quoted("/my home/x"), "'/my home/x'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+}

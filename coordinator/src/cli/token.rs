@@ -152,7 +152,7 @@ async fn list(context: &Context, options: &TokenList) -> Result<Exit> {
             listed.tokens.iter().map(Row::of_wire).collect()
         }
     };
-    tokens.sort_by(|a, b| a.created.cmp(&b.created));
+    tokens.sort_by_key(|token| token.created);
     if options.json {
         let tokens: Vec<_> = tokens
             .iter()

@@ -254,3 +254,82 @@ fn frame(drawn: usize, lines: &[String]) -> String {
     frame.push_str("\x1b[J\x1b[?2026l");
     frame
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::canned;
+
+    fn drawn(run: &v1::Run, width: usize, height: usize) -> String {
+        let said = BTreeMap::from([
+            (
+                "api".to_owned(),
+                "editing src/api.rs, then running the tests again".to_owned(),
+            ),
+            ("docs".to_owned(), "checking links".to_owned()),
+        ]);
+        let picture = Picture {
+            run,
+            said: &said,
+            now: canned::at(20),
+            notice: None,
+        };
+        picture.lines(width, height, Paint::new(false)).join("\n")
+    }
+
+    fn many() -> v1::Run {
+        let mut run = canned::live();
+        run.tasks = (0..300)
+            .map(|number| {
+                let name = format!("part-{number:03}");
+                match number {
+                    0..200 => v1::Task {
+                        attempts: vec![canned::attempt(1, "succeeded", number, Some(number + 1))],
+                        ..canned::task(&name, "succeeded")
+                    },
+                    200..203 => v1::Task {
+                        attempts: vec![canned::attempt(1, "running", 10, None)],
+                        ..canned::task(&name, "leased")
+                    },
+                    203 => v1::Task {
+                        attempts: vec![canned::attempt(1, "failed", 10, Some(11))],
+                        ..canned::task(&name, "failed")
+                    },
+                    _ => canned::task(&name, "blocked"),
+                }
+            })
+            .collect();
+        run
+    }
+
+    #[test]
+    fn a_live_run_shows_each_task_with_its_attempt_and_its_last_line() {
+        insta::assert_snapshot!(drawn(&canned::live(), 100, 24));
+    }
+
+    #[test]
+    fn of_hundreds_of_tasks_those_that_matter_are_shown() {
+        insta::assert_snapshot!(drawn(&many(), 80, 14));
+    }
+
+    #[test]
+    fn the_picture_fits_any_window() {
+        let run = many();
+        for (width, height) in [(1, 1), (10, 2), (20, 5), (33, 8), (200, 100)] {
+            let text = drawn(&run, width, height);
+            assert!(text.lines().count() <= height, "{width}x{height}: {text}");
+            for line in text.lines() {
+                assert!(
+                    console::measure_text_width(line) <= width,
+                    "{width}x{height}: {line}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_goes_back_over_the_one_before_and_leaves_nothing_of_it() {
+        let frame = frame(2, &["a".to_owned()]);
+        assert_eq!(frame, "\x1b[?2026h\r\x1b[2Aa\x1b[K\r\n\x1b[J\x1b[?2026l");
+    }
+}

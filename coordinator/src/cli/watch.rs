@@ -9,7 +9,7 @@ use super::error::{Exit, Result};
 use super::follow::{self, News, Wish};
 use super::interrupt::Interrupts;
 use super::{find, json, show, summary};
-use crate::output::{Paint, one_line};
+use crate::output::{Paint, harmless, one_line};
 
 pub(crate) async fn watch(context: &Context, options: Watch) -> Result<Exit> {
     let session = context.session().await?;
@@ -37,7 +37,7 @@ async fn watched(context: &Context, session: &Session, options: &Watch) -> Resul
         match next {
             None => break,
             Some(Err(error)) => return Err(error),
-            Some(Ok(News::Away(_))) => context
+            Some(Ok(News::Away)) => context
                 .output
                 .say("the coordinator is away; waiting for it"),
             Some(Ok(News::Item { seq, cursor, item })) if options.json => {
@@ -92,8 +92,10 @@ fn lines(item: &Item, paint: Paint) -> Vec<String> {
 /// Names the task of an event, and its attempt, before what has happened.
 pub(crate) fn subject(event: &v1::JournalEvent, paint: Paint) -> String {
     match (&event.task, event.attempt) {
-        (Some(task), Some(attempt)) => format!("{} (attempt {attempt}): ", paint.bold(task)),
-        (Some(task), None) => format!("{}: ", paint.bold(task)),
+        (Some(task), Some(attempt)) if !event.text.contains("attempt ") => {
+            format!("{} (attempt {attempt}): ", paint.bold(&harmless(task)))
+        }
+        (Some(task), _) => format!("{}: ", paint.bold(&harmless(task))),
         (None, _) => String::new(),
     }
 }

@@ -49,7 +49,9 @@ impl Progress {
         match item {
             Item::Journal(event) => {
                 self.stale = true;
-                if self.painter.is_none() && !silent {
+                // That a lease has closed is book-keeping: its result was said just before.
+                let dull = event.kind == "lease_closed";
+                if self.painter.is_none() && !silent && !dull {
                     let submitted = show::time(self.run.submitted_at.as_ref());
                     let elapsed = show::time(event.at.as_ref())
                         .zip(submitted)
