@@ -15,6 +15,7 @@ use muster_git::Git;
 use muster_proto::MESSAGE_BYTES_MAX;
 use muster_proto::v1::operator_service_server::OperatorServiceServer;
 use muster_proto::v1::worker_service_server::WorkerServiceServer;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -33,7 +34,7 @@ use crate::git::projection::Projection;
 use crate::git::repositories::Repositories;
 use crate::home::{self, Home};
 use crate::plan::AgentDefinition;
-use crate::pool::local;
+use crate::pool::local::{self, Parting};
 use crate::store;
 use crate::store::sqlite::SqliteStore;
 use crate::transcript::{self, Transcripts};
@@ -111,8 +112,9 @@ pub struct App {
     ending: CancellationToken,
     /// Ends the port, after the streams.
     port: CancellationToken,
-    /// The local worker is to leave, too.
-    leave: CancellationToken,
+    /// Tells the local worker's keeper how to part with it.
+    parting: watch::Sender<Option<Parting>>,
+    keeper: Option<tokio::task::JoinHandle<()>>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -218,7 +220,8 @@ impl App {
             }
         });
 
-        let leave = CancellationToken::new();
+        let (parting, told) = watch::channel(None);
+        let mut keeper = None;
         if options.local_slots > 0 {
             let token_file = local_token(&auth, home.path())?;
             let local = local::Options {
@@ -227,7 +230,7 @@ impl App {
                 token_file,
                 slots: options.local_slots,
             };
-            tasks.spawn(local::run(local, ending.clone(), leave.clone()));
+            keeper = Some(tokio::spawn(local::run(local, told)));
         }
         let ca_path = auth.ca().certificate_path().to_owned();
         let here = AddressFile {
@@ -246,7 +249,8 @@ impl App {
             engine_thread: Some(thread),
             ending,
             port,
-            leave,
+            parting,
+            keeper,
             shutdown,
             tasks,
         })
@@ -309,14 +313,17 @@ impl App {
         }
     }
 
-    /// Ends the coordinator: streams first, then reconcilers, then the engine after its last
-    /// commit, then the port. With `workers` the local worker is asked to leave as well.
+    /// Ends the coordinator: the local worker first as `parting` says, then streams, reconcilers
+    /// and the port, and the engine after its last commit.
     ///
     /// # Errors
     /// The reason for which the engine had ended by itself.
-    pub async fn stop(mut self, workers: bool) -> Result<(), engine::Fatal> {
-        if workers {
-            self.leave.cancel();
+    pub async fn stop(mut self, parting: Parting) -> Result<(), engine::Fatal> {
+        // While the port is open, so that the worker's last words are heard.
+        self.parting.send_replace(Some(parting));
+        if let Some(keeper) = self.keeper.take() {
+            // It only fails when it panicked; there is no worker to wait for then.
+            drop(keeper.await);
         }
         self.ending.cancel();
         self.port.cancel();

@@ -1,6 +1,6 @@
 //! Prints what the core costs: time of a grant with its report, memory of a waiting task, time of a
 //! replay. Run with `cargo run --release -p coordinator-core --example core_bench`.
-#![allow(
+#![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
     clippy::disallowed_methods,

@@ -244,6 +244,18 @@ impl Rejection {
     }
 }
 
+/// Shows a cycle; of a long one its begin, since a plan may be one cycle of all its tasks.
+fn shown_cycle(names: &[String]) -> String {
+    let shown = names
+        .get(..names.len().min(20))
+        .unwrap_or_default()
+        .join(" → ");
+    match names.len().checked_sub(20) {
+        None | Some(0) => shown,
+        Some(more) => format!("{shown} → … ({more} more)"),
+    }
+}
+
 /// What is wrong with a plan, with the tasks it concerns so that a shell can name their lines.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PlanError {
@@ -275,7 +287,7 @@ pub enum PlanError {
         dependency: Box<str>,
     },
     /// The cycle's tasks in order; the last depends on the first.
-    #[error("tasks depend on each other in a cycle: {}", names.join(" → "))]
+    #[error("tasks depend on each other in a cycle: {}", shown_cycle(names))]
     Cycle {
         tasks: Vec<TaskIx>,
         names: Vec<String>,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::event::Work;
 use crate::ids::{LeaseId, TaskKey};
-use crate::index::{RunEntry, Timer, Wanted, class_of, may_grow, rank};
+use crate::index::{ClassId, RunEntry, Timer, Wanted, class_of, may_grow, rank};
 use crate::index::{free_slots, open_question, run_deadline, run_wants, task_deadline, task_wants};
 use crate::limits;
 use crate::state::{Lease, Link, Run, RunPhase, State, Task, TaskState, VerifyPhase, timeout_at};
@@ -356,11 +356,24 @@ fn check_queues(state: &State) -> Checked {
     ensure(in_delay == delayed, || {
         format!("{in_delay} delayed of {delayed}")
     })?;
-    for class in state.index.classes.values() {
-        for (_, _, run) in &class.runs {
-            ensure(state.runs.contains_key(run), || {
-                format!("{run} is listed but gone")
-            })?;
+    let mut users: BTreeMap<ClassId, u32> = BTreeMap::new();
+    for RunEntry { aux, .. } in state.runs.values() {
+        let verifies = aux.classes.iter().filter_map(|(_, verify)| *verify);
+        let attempts = aux.classes.iter().map(|(attempt, _)| *attempt);
+        for id in attempts.chain(verifies).chain(aux.final_class) {
+            *users.entry(id).or_default() += 1;
+        }
+    }
+    for (id, class) in &state.index.classes {
+        ensure(users.get(id) == Some(&class.users), || {
+            format!("class {id} counts {} users", class.users)
+        })?;
+        for (live, stamp, run) in &class.runs {
+            let entry = state.runs.get(run);
+            let right = entry.is_some_and(|RunEntry { aux, .. }| {
+                aux.queues.contains_key(id) && (aux.live, aux.stamp) == (*live, *stamp)
+            });
+            ensure(right, || format!("{run} is listed wrongly"))?;
         }
     }
     Ok(())

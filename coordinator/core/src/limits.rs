@@ -80,3 +80,5 @@ pub const PLAN_ERRORS: usize = 20;
 pub const SUGGESTION_SCAN: usize = 10_000;
 /// Files and tasks of a merge conflict that are kept.
 pub const CONFLICT_ITEMS: usize = 256;
+/// Tasks up to which debug builds check every invariant after every step.
+pub const TASKS_CHECKED: usize = 200;

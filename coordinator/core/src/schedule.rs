@@ -12,7 +12,7 @@ use crate::event::{Event, EventKind, Work};
 use crate::ids::{AttemptNo, RunId, TaskIx, TaskKey, WorkerId};
 use crate::index::{ClassId, Rank, RunEntry, WorkerEntry};
 use crate::limits;
-use crate::state::{AttemptEnd, Run, State};
+use crate::state::{AttemptEnd, Link, Run, State};
 use crate::time::Timestamp;
 use crate::worker::{Offer, Requirement};
 
@@ -30,7 +30,7 @@ pub fn schedule(state: &mut State, now: Timestamp) -> Vec<Event> {
             round.passed.insert((class, run));
             continue;
         };
-        let Some(worker) = place(state, class, run, work) else {
+        let Some(worker) = place(state, now, class, run, work) else {
             round.blocked.insert(class);
             continue;
         };
@@ -140,12 +140,19 @@ fn ancestors(path: &str) -> impl Iterator<Item = &str> {
 
 /// Finds the worker for the work: the one to go on with a conversation, or the fitting one with
 /// most free slots.
-fn place(state: &State, class: ClassId, run: RunId, work: Work) -> Option<WorkerId> {
+fn place(
+    state: &State,
+    now: Timestamp,
+    class: ClassId,
+    run: RunId,
+    work: Work,
+) -> Option<WorkerId> {
     let requirement = &*state.index.classes.get(&class)?.requirement;
     if let Work::Attempt { task, .. } = work
         && let Some(worker) = affinity(state, TaskKey { run, task })
         && let Some(entry) = state.workers.get(worker)
         && entry.aux.listed.is_some()
+        && heard(state, entry, now)
         && misfit(entry, requirement).is_none()
     {
         return Some(worker.clone());
@@ -153,9 +160,18 @@ fn place(state: &State, class: ClassId, run: RunId, work: Work) -> Option<Worker
     let mut free = state.index.available.iter();
     let fitting = free.find(|(_, id)| {
         let entry = state.workers.get(id);
-        entry.is_some_and(|entry| misfit(entry, requirement).is_none())
+        entry.is_some_and(|entry| heard(state, entry, now) && misfit(entry, requirement).is_none())
     });
     fitting.map(|(_, id)| id.clone())
+}
+
+/// Tells whether the worker was heard lately. A grant answers the worker's last heartbeat, and the
+/// lease's time runs from there: with half a TTL gone it would be over too soon.
+pub(crate) fn heard(state: &State, entry: &WorkerEntry, now: Timestamp) -> bool {
+    match entry.worker.link {
+        Link::Up { heard_at, .. } => now.since(heard_at).ms() <= state.clocks.ttl.ms() / 2,
+        Link::Down { .. } => false,
+    }
 }
 
 /// Gives the worker that ran the attempt that the next one continues.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 /// A worker whose coordinator never comes back ends by itself; one that is merely idle is started
@@ -72,36 +72,37 @@ impl Options {
     }
 }
 
-/// Asks a worker that an earlier coordinator on this home had started to leave, if it still runs.
-fn stop_inherited(options: &Options) {
-    let Ok(mut lock) = std::fs::File::open(options.state_dir().join("lock")) else {
-        return;
-    };
-    let held = matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock));
-    let mut text = String::new();
-    if held
-        && lock.read_to_string(&mut text).is_ok()
-        && let Some(id) = text.trim().parse().ok().and_then(Pid::from_raw)
-        && let Err(error) = kill_process(id, Signal::TERM)
-    {
-        warn!(error = %error, "failed to ask the local worker to leave");
+/// What becomes of the local worker when its coordinator ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// It goes on, and meets the next coordinator on this home.
+    Keep,
+    /// It finishes what it holds, and ends.
+    Drain,
+    /// It ends its agents, keeps their edits and gives their tasks back.
+    Stop,
+}
+
+impl Parting {
+    /// How many TERM signals say so to a worker.
+    fn signals(self) -> usize {
+        match self {
+            Self::Keep => 0,
+            Self::Drain => 1,
+            Self::Stop => 2,
+        }
     }
 }
 
-/// Keeps a local worker running until `ending`; asks it to leave then if `leave` is set.
-pub async fn run(options: Options, ending: CancellationToken, leave: CancellationToken) {
+/// Keeps a local worker running until told how to part with it.
+pub async fn run(options: Options, mut parting: watch::Receiver<Option<Parting>>) {
     let mut pause = PAUSE;
     loop {
         let begun = tokio::time::Instant::now();
         match options.command().spawn() {
             Ok(mut child) => {
                 tokio::select! {
-                    () = ending.cancelled() => {
-                        if leave.is_cancelled() {
-                            stop(&mut child).await;
-                        }
-                        return;
-                    }
+                    how = told(&mut parting) => return part(&mut child, how).await,
                     ended = child.wait() => {
                         let ended = ended.map_or_else(|error| error.to_string(), |how| how.to_string());
                         info!(ended, "the local worker has ended");
@@ -116,26 +117,56 @@ pub async fn run(options: Options, ending: CancellationToken, leave: Cancellatio
             (pause * 2).min(PAUSE_MAX)
         };
         tokio::select! {
-            () = ending.cancelled() => {
-                if leave.is_cancelled() {
-                    stop_inherited(&options);
-                }
-                return;
-            }
+            how = told(&mut parting) => return part_with_inherited(&options, how),
             () = tokio::time::sleep(pause) => {}
         }
     }
 }
 
-/// Asks a worker to leave, and leaves it alone if it takes too long: it holds work.
-async fn stop(child: &mut Child) {
-    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok())
-        && let Some(id) = Pid::from_raw(id)
-        && let Err(error) = kill_process(id, Signal::TERM)
+async fn told(parting: &mut watch::Receiver<Option<Parting>>) -> Parting {
+    match parting.wait_for(Option::is_some).await {
+        Ok(how) => how.unwrap_or(Parting::Keep),
+        // The coordinator is gone without a word.
+        Err(_) => Parting::Keep,
+    }
+}
+
+fn terminate(id: Pid, how: Parting) {
+    for _ in 0..how.signals() {
+        if let Err(error) = kill_process(id, Signal::TERM) {
+            warn!(error = %error, "failed to ask the local worker to leave");
+        }
+    }
+}
+
+/// Parts with our own worker, and leaves it alone if that takes too long: it holds work.
+async fn part(child: &mut Child, how: Parting) {
+    if how == Parting::Keep {
+        return;
+    }
+    if let Some(id) = child
+        .id()
+        .and_then(|id| i32::try_from(id).ok())
+        .and_then(Pid::from_raw)
     {
-        warn!(error = %error, "failed to ask the local worker to leave");
+        terminate(id, how);
     }
     if tokio::time::timeout(LEAVE, child.wait()).await.is_err() {
         warn!("the local worker has not left yet; it goes on by itself until its leases end");
+    }
+}
+
+/// Parts with a worker that an earlier coordinator on this home had started, if it still runs.
+fn part_with_inherited(options: &Options, how: Parting) {
+    let Ok(mut lock) = std::fs::File::open(options.state_dir().join("lock")) else {
+        return;
+    };
+    let is_held = matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock));
+    let mut text = String::new();
+    if is_held
+        && lock.read_to_string(&mut text).is_ok()
+        && let Some(id) = text.trim().parse().ok().and_then(Pid::from_raw)
+    {
+        terminate(id, how);
     }
 }

@@ -16,17 +16,12 @@ pub(super) fn cancel(
 ) -> Result<Decision, Rejection> {
     let reason = head(reason, limits::TEXT_BYTES);
     match target {
-        Target::Run(run) => cancel_run(state, run, by, reason),
+        Target::Run(run) => cancel_run(state, run, by, &reason),
         Target::Task(task) => cancel_task(state, task, by, reason),
     }
 }
 
-fn cancel_run(
-    state: &State,
-    id: RunId,
-    by: &Actor,
-    reason: Box<str>,
-) -> Result<Decision, Rejection> {
+fn cancel_run(state: &State, id: RunId, by: &Actor, reason: &str) -> Result<Decision, Rejection> {
     let run = state.run(id).ok_or(Rejection::UnknownTarget)?;
     if let RunPhase::Ended { outcome, .. } = &run.phase {
         if matches!(outcome, RunOutcome::Cancelled { .. }) {
@@ -37,7 +32,7 @@ fn cancel_run(
     let mut events = vec![EventKind::CancelRequested {
         run: id,
         by: by.clone(),
-        reason: reason.clone(),
+        reason: reason.into(),
     }];
     let live = state.leases_of_run(id).filter(|lease| !lease.revoked);
     events.extend(live.map(revoked));
@@ -47,7 +42,7 @@ fn cancel_run(
         events.push(EventKind::TaskCancelled {
             task: TaskKey { run: id, task },
             by: by.clone(),
-            reason: reason.clone(),
+            reason: reason.into(),
         });
     }
     events.push(EventKind::RunEnded {

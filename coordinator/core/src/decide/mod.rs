@@ -132,6 +132,8 @@ pub fn step(state: &mut State, now: Timestamp, command: &Command) -> Result<Step
         state.touch(now, touch);
     }
     settle::settle_all(state, now, &mut events);
+    #[cfg(all(debug_assertions, not(test)))]
+    check_small(state);
     let reply = decision.reply;
     Ok(Step { events, reply })
 }
@@ -191,6 +193,15 @@ impl State {
                 }
             }
         }
+    }
+}
+
+/// Checks the invariants in debug builds while that is quick.
+#[cfg(all(debug_assertions, not(test)))]
+fn check_small(state: &State) {
+    let tasks: usize = state.runs().map(|run| run.tasks.len()).sum();
+    if tasks <= crate::limits::TASKS_CHECKED {
+        debug_assert_eq!(crate::invariants::check(state), Ok(()));
     }
 }
 

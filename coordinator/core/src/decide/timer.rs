@@ -1,5 +1,7 @@
 //! Deadlines that have passed.
 
+use std::collections::BTreeSet;
+
 use super::Decision;
 use super::attempt::{fail, lost, revoked, run_failed, task_failed};
 use crate::event::{EventKind, LeaseEnd, Usage};
@@ -13,12 +15,14 @@ use crate::time::Timestamp;
 /// Handles what is due, at most [`limits::TIMERS_PER_TICK`] of it; the rest is due at once again.
 pub(super) fn tick(state: &State, now: Timestamp) -> Decision {
     let mut events = vec![];
+    // A lease that fell silent can have other timers that are due: it is lost once, by the first.
+    let mut gone = BTreeSet::new();
     let due = state.index.timers.iter().take_while(|(at, _)| *at <= now);
     for (_, timer) in due.take(limits::TIMERS_PER_TICK) {
         match timer {
-            Timer::Lease(lease) => expire(state, now, *lease, &mut events),
-            Timer::Timeout(lease) => time_out(state, now, *lease, &mut events),
-            Timer::Task(task) => task_due(state, now, *task, &mut events),
+            Timer::Lease(lease) => expire(state, now, *lease, &mut gone, &mut events),
+            Timer::Timeout(lease) => time_out(state, now, *lease, &mut gone, &mut events),
+            Timer::Task(task) => task_due(state, now, *task, &mut gone, &mut events),
             Timer::Run(run) => run_due(state, *run, &mut events),
             Timer::Forget(worker) => {
                 let mut leases = state.leases_of_worker(worker);
@@ -32,28 +36,48 @@ pub(super) fn tick(state: &State, now: Timestamp) -> Decision {
     Decision::done(events)
 }
 
-fn expire(state: &State, now: Timestamp, lease: LeaseId, events: &mut Vec<EventKind>) {
-    if let Some(lease) = state.lease(lease) {
+fn expire(
+    state: &State,
+    now: Timestamp,
+    lease: LeaseId,
+    gone: &mut BTreeSet<LeaseId>,
+    events: &mut Vec<EventKind>,
+) {
+    if let Some(lease) = state.lease(lease).filter(|lease| gone.insert(lease.id)) {
         let text = format!("worker {} fell silent", lease.worker);
         lost(state, lease, now, &text, LeaseEnd::Expired, events);
     }
 }
 
 /// Revokes the lease of work that takes too long. One that is silent as well has expired instead.
-fn time_out(state: &State, now: Timestamp, lease: LeaseId, events: &mut Vec<EventKind>) {
-    let Some(held) = state.lease(lease).filter(|lease| lease.expires_at > now) else {
+fn time_out(
+    state: &State,
+    now: Timestamp,
+    lease: LeaseId,
+    gone: &mut BTreeSet<LeaseId>,
+    events: &mut Vec<EventKind>,
+) {
+    let held = state.lease(lease);
+    let Some((held, run)) = held.and_then(|held| Some((held, state.run(held.run)?))) else {
         return;
     };
-    let Some(run) = state.run(held.run) else {
+    if held.expires_at <= now {
+        expire(state, now, lease, gone, events);
         return;
-    };
+    }
     let text = "the time limit has passed and the worker did not end the work";
     let failure = Failure::new(FailureClass::TimedOut, text);
     fail(run, held, now, failure, Usage::default(), events);
     events.push(revoked(held));
 }
 
-fn task_due(state: &State, now: Timestamp, key: TaskKey, events: &mut Vec<EventKind>) {
+fn task_due(
+    state: &State,
+    now: Timestamp,
+    key: TaskKey,
+    gone: &mut BTreeSet<LeaseId>,
+    events: &mut Vec<EventKind>,
+) {
     let Some((run, task)) = state
         .run(key.run)
         .and_then(|run| Some((run, run.task(key.task)?)))
@@ -89,7 +113,12 @@ fn task_due(state: &State, now: Timestamp, key: TaskKey, events: &mut Vec<EventK
             awaiting: Some(question),
             ..
         } => {
-            if let Some(lease) = state.lease(*lease).filter(|lease| lease.expires_at > now) {
+            let Some(lease) = state.lease(*lease) else {
+                return;
+            };
+            if lease.expires_at <= now {
+                expire(state, now, lease.id, gone, events);
+            } else {
                 events.push(EventKind::TaskParked {
                     run: key.run,
                     lease: lease.id,

@@ -282,7 +282,9 @@ impl Play {
                 let name = format!("run-{}", self.runs);
                 let command = Command::Submit {
                     spec: Arc::new(random_plan(*seed, &name).0),
-                    key: (seed % 3 == 0).then(|| text(&format!("key-{}", seed % 5))),
+                    key: seed
+                        .is_multiple_of(3)
+                        .then(|| text(&format!("key-{}", seed % 5))),
                     digest: text(&format!("digest-{}", seed % 2)),
                 };
                 self.run(&command);
@@ -383,7 +385,7 @@ impl Play {
     fn report(&mut self, nth: u64, what: u8, thief: bool) {
         let open: Vec<LeaseId> = self.model.open.keys().copied().collect();
         // Mostly an open lease, now and then any other number.
-        let lease = if nth % 8 == 0 || open.is_empty() {
+        let lease = if nth.is_multiple_of(8) || open.is_empty() {
             LeaseId(nth / 8 % (self.model.last_lease + 2))
         } else {
             open[(nth / 8) as usize % open.len()]
@@ -410,7 +412,8 @@ impl Play {
         let Some(Reply::Report(answer)) = reply else {
             panic!("a report is always answered");
         };
-        if !live && !(mine && report == Report::Stopped) {
+        let counts = live || (mine && report == Report::Stopped);
+        if !counts {
             assert_ne!(answer, ReportAnswer::Recorded, "{lease}: {report:?}");
             assert_eq!(
                 self.world.log.len(),

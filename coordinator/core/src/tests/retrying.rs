@@ -67,6 +67,24 @@ fn retrying_a_task_reopens_it_and_what_only_it_kept_back() {
 }
 
 #[test]
+fn a_base_of_an_earlier_generation_is_not_wanted_any_more() {
+    let mut world = World::new();
+    world.join("w", 2);
+    let run = world.submit(plan(&["a", "b", "c: a b"]));
+    for lease in world.live() {
+        world.succeed(&lease);
+    }
+    let old = crate::git_work(&world.state);
+    let c = world.key(run, "c");
+    world.cancel(Target::Task(c));
+    assert_eq!(world.retry(Target::Task(c)), 1);
+    assert_eq!(world.states(run), "a=succeeded b=succeeded c=basing");
+    assert_eq!(world.refused(&merged(&old[0], Ok(()))).code(), "STEP_STALE");
+    world.merge_all();
+    assert_eq!(world.at_work(), ["c"]);
+}
+
+#[test]
 fn retrying_a_run_reopens_all_that_did_not_succeed() {
     let (mut world, run) = broken();
     assert_eq!(world.retry(Target::Run(run)), 5);

@@ -222,3 +222,34 @@ fn a_draining_worker_gets_nothing_more() {
     world.act(&drain(false));
     assert_eq!(world.at_work(), ["a"]);
 }
+
+#[test]
+fn a_long_pause_with_many_timers_ends_every_lease() {
+    let tasks = limits::TIMERS_PER_TICK + 100;
+    let names: Vec<String> = (0..tasks).map(|n| format!("t{n}")).collect();
+    let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+    let mut world = World::new();
+    world.join("w", 2_000);
+    world.submit(plan(&names).each(|task| task.profile.timeout = Span::ZERO));
+    assert_eq!(world.live().len(), tasks);
+    world.pass_beating(Span::from_secs(100), &["w"]);
+    // The process slept: the time limits, then the leases themselves are overdue together.
+    world.now = world.now + Span::from_secs(100);
+    world.close("w");
+    for _ in 0..8 {
+        world.act(&Command::Tick);
+    }
+    assert_eq!(world.live(), vec![]);
+    assert_eq!(ends(&world), vec![LeaseEnd::Expired; tasks]);
+}
+
+#[test]
+fn a_worker_that_was_not_heard_lately_is_granted_nothing() {
+    let mut world = World::new();
+    world.join("w", 1);
+    world.pass(Span::from_ms(limits::LEASE_TTL.ms() / 2 + 1));
+    world.submit(plan(&["a"]));
+    assert_eq!(world.live(), vec![]);
+    world.beat("w");
+    assert_eq!(world.at_work(), ["a"]);
+}

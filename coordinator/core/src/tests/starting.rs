@@ -24,6 +24,16 @@ fn a_state_comes_back_from_its_image() {
 }
 
 #[test]
+fn leases_from_an_old_image_have_their_full_time() {
+    let image = busy().state.image();
+    let later = crate::Timestamp::from_ms(1_000_000_000);
+    let state = State::from_image(image, later).unwrap();
+    let full = crate::limits::LEASE_TTL + crate::limits::LEASE_GRACE;
+    assert_ne!(state.leases().len(), 0);
+    assert!(state.leases().all(|lease| lease.expires_at == later + full));
+}
+
+#[test]
 fn an_image_whose_leases_hang_loose_is_refused() {
     let mut image = busy().state.image();
     image.runs.clear();

@@ -1,0 +1,154 @@
+//! What people are told about tasks that do not run.
+
+use super::world::*;
+use crate::command::{Report, Target};
+use crate::explain::explain;
+use crate::failure::FailureClass;
+use crate::time::Span;
+use crate::worker::Offer;
+use crate::{Command, RunId};
+
+fn said(world: &World, run: RunId, task: &str) -> String {
+    let told = explain(&world.state, world.now, world.key(run, task));
+    match told.help() {
+        Some(help) => format!("{told} → {help}"),
+        None => told.to_string(),
+    }
+}
+
+#[test]
+fn a_blocked_task_names_what_it_waits_for() {
+    let mut world = World::new();
+    world.join("w", 1);
+    let run = world.submit(plan(&["a", "b", "c: a b"]));
+    assert_eq!(said(&world, run, "c"), "it waits for a (leased), b (ready)");
+    assert_eq!(said(&world, run, "a"), "it runs on w");
+    assert_eq!(
+        said(&world, run, "b"),
+        "it waits: the fitting workers are busy: 1 full → wait, or start more workers"
+    );
+}
+
+#[test]
+fn a_skipped_and_a_failed_task_name_the_cause() {
+    let mut world = World::new();
+    world.join("w", 1);
+    let run = world.submit(plan(&["a", "b: a", "c: b"]));
+    let lease = world.only();
+    world.fail(&lease, FailureClass::AgentFailed);
+    assert_eq!(
+        said(&world, run, "c"),
+        "it was skipped because task a was failed → retry a"
+    );
+    assert_eq!(
+        said(&world, run, "a"),
+        "it is failed (agent_failed: it did not work) → retry it"
+    );
+}
+
+#[test]
+fn what_workers_lack_is_counted() {
+    let mut world = World::new();
+    let mut gpu = plan(&["a"]);
+    gpu.0.tasks[0].profile.requirement.agent = text("claude");
+    let run = world.submit(gpu);
+    assert_eq!(
+        said(&world, run, "a"),
+        "it waits: no worker is connected → start a worker"
+    );
+    world.join("v", 1);
+    world.join("w", 1);
+    assert_eq!(
+        said(&world, run, "a"),
+        "it waits: no connected worker fits: 2 without agent claude → \
+         start a worker with agent claude, or ask for less"
+    );
+}
+
+#[test]
+fn limits_claims_and_resources_are_named() {
+    let mut world = World::new();
+    let gpu = Offer {
+        resources: [(text("gpus"), 1)].into(),
+        ..offer(8)
+    };
+    world.hello("w", 1, gpu);
+    world.beat("w");
+    let one = world.submit(plan(&["a", "b"]).named("one").parallel(1));
+    assert_eq!(
+        said(&world, one, "b"),
+        "it waits: its run runs 1 at once, as many as it may → raise the plan's max_parallel"
+    );
+    let two = plan(&["a", "b"])
+        .named("two")
+        .paths(0, &["src"])
+        .paths(1, &["src/x"]);
+    let two = world.submit(two);
+    assert_eq!(
+        said(&world, two, "b"),
+        "it waits: task a is at work and claims src"
+    );
+    let needy = plan(&["a", "b"]).named("three").each(|task| {
+        task.profile.requirement.resources.insert(text("gpus"), 1);
+    });
+    let three = world.submit(needy);
+    assert_eq!(
+        said(&world, three, "b"),
+        "it waits: the fitting workers are busy: 1 short of a resource → \
+         wait, or start more workers"
+    );
+    let (worker, by) = (worker("w"), text("me"));
+    world.act(&Command::Drain {
+        worker,
+        draining: true,
+        by,
+    });
+    assert_eq!(
+        said(&world, three, "b"),
+        "it waits: the fitting workers are busy: 1 draining → \
+         end the draining, or start more workers"
+    );
+}
+
+#[test]
+fn delays_merges_questions_and_verifies_are_named() {
+    let mut world = World::new();
+    world.join("w", 2);
+    let run = world.submit(plan(&["a", "b", "c: a b"]).retries(1));
+    let live = world.live();
+    world.fail(&live[0], FailureClass::AgentFailed);
+    assert_eq!(
+        said(&world, run, "a"),
+        "it is tried again in 1 s, after agent_failed"
+    );
+    world.say(
+        &live[1],
+        Report::Asks {
+            text: "why?".into(),
+        },
+    );
+    assert_eq!(
+        said(&world, run, "b"),
+        "its agent waits for the answer to Q1: why? → answer Q1"
+    );
+    world.succeed(&live[1]);
+    world.pass(Span::from_secs(2));
+    let again = world.only();
+    world.succeed(&again);
+    assert_eq!(
+        said(&world, run, "c"),
+        "the coordinator is merging its dependencies into its base"
+    );
+    assert_eq!(said(&world, run, "a"), "it succeeded");
+    let checked = world.submit(plan(&["v"]).named("checked").verified());
+    let lease = world.only();
+    world.say(&lease, made("x"));
+    world.beat_with("w", vec![lease.id]);
+    let told = said(&world, checked, "v");
+    assert_eq!(told, "its verify runs on w");
+    world.cancel(Target::Run(checked));
+    assert_eq!(
+        said(&world, checked, "v"),
+        "it is cancelled (by me: enough) → retry it"
+    );
+}
