@@ -44,7 +44,7 @@ const ENGINE_ENDS: Duration = Duration::from_secs(20);
 /// Largest message a worker may send: twice its event window.
 const WORKER_MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// File of the journal in the home.
-const JOURNAL: &str = "journal.db";
+pub(crate) const JOURNAL: &str = "journal.db";
 /// Pool of the workers that the coordinator starts itself.
 pub const LOCAL_POOL: &str = "local";
 

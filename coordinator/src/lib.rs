@@ -3,9 +3,12 @@
 pub mod api;
 pub mod app;
 pub mod auth;
+pub mod cli;
+pub mod config;
 pub mod engine;
 pub mod git;
 pub mod home;
+pub mod output;
 pub mod plan;
 pub mod pool;
 pub mod store;

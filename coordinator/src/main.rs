@@ -10,5 +10,12 @@ fn main() -> ExitCode {
     {
         return coordinator::git::hook::hook_main();
     }
-    ExitCode::SUCCESS
+    // Supervisors need a process that has one thread still.
+    if let Some(code) = worker_agent::supervisor::dispatch(std::env::args_os()) {
+        return code;
+    }
+    if let Some(code) = coordinator::cli::worker::dispatch(std::env::args_os()) {
+        return code;
+    }
+    coordinator::cli::main()
 }

@@ -1,0 +1,427 @@
+//! `coordinator doctor`: is this machine ready, and if not, what to do?
+
+use std::fmt;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use muster_git::{Git, MINIMUM_VERSION};
+use serde_json::json;
+
+use super::arguments::Doctor;
+use super::client::{Client, Trouble};
+use super::context::Context;
+use super::error::{Exit, Result};
+use super::table::Table;
+use crate::config::Flags;
+use crate::output::Paint;
+
+/// Below this a few checkouts fill the disk.
+const FREE_BYTES_WARN: u64 = 5 << 30;
+/// Below this the journal itself is in danger.
+const FREE_BYTES_FAIL: u64 = 256 << 20;
+const INODES_WARN: u64 = 100_000;
+/// A clock that stands before this program was made makes certificates invalid. 2026-01-01.
+const CLOCK_MIN: u64 = 1_767_225_600;
+/// Each attempt needs pipes, spools and connections.
+const FILES_WARN: u64 = 1024;
+/// A program that says its version has done so long before.
+const PROBE_MAX: Duration = Duration::from_secs(5);
+
+/// What a check has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Ok,
+    Warn,
+    Fail,
+}
+
+impl Verdict {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+
+    fn painted(self, paint: Paint) -> String {
+        match self {
+            Self::Ok => paint.green(self.as_str()),
+            Self::Warn => paint.yellow(self.as_str()),
+            Self::Fail => paint.red(self.as_str()),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Check {
+    name: &'static str,
+    verdict: Verdict,
+    found: String,
+    /// What to do about it; empty if nothing is to be done.
+    advice: String,
+}
+
+impl Check {
+    fn ok(name: &'static str, found: impl fmt::Display) -> Self {
+        Self {
+            name,
+            verdict: Verdict::Ok,
+            found: found.to_string(),
+            advice: String::new(),
+        }
+    }
+
+    fn warn(name: &'static str, found: impl fmt::Display, advice: impl Into<String>) -> Self {
+        Self {
+            name,
+            verdict: Verdict::Warn,
+            found: found.to_string(),
+            advice: advice.into(),
+        }
+    }
+
+    fn fail(name: &'static str, found: impl fmt::Display, advice: impl Into<String>) -> Self {
+        Self {
+            verdict: Verdict::Fail,
+            ..Self::warn(name, found, advice)
+        }
+    }
+}
+
+pub(crate) async fn doctor(context: &Context, options: Doctor) -> Result<Exit> {
+    let mut checks = vec![git().await, configuration(context)];
+    if let Some(home) = context.local_home() {
+        let there = existing(home);
+        checks.extend([writable(home, &there), file_system(&there), space(&there)]);
+    }
+    checks.extend([clock(), open_files(), cgroup(), sandbox().await]);
+    checks.push(supervisor().await);
+    checks.push(coordinator(context).await);
+
+    if options.json {
+        let listed: Vec<_> = checks
+            .iter()
+            .map(|check| {
+                json!({
+                    "check": check.name,
+                    "verdict": check.verdict.as_str(),
+                    "found": check.found,
+                    "advice": check.advice,
+                })
+            })
+            .collect();
+        context.output.json(&json!({ "checks": listed }))?;
+    } else {
+        context
+            .output
+            .data(&text(&checks, context.output.data_paint))?;
+    }
+    let failed = checks.iter().any(|check| check.verdict == Verdict::Fail);
+    Ok(if failed {
+        Exit::Problems
+    } else {
+        Exit::Success
+    })
+}
+
+fn text(checks: &[Check], paint: Paint) -> String {
+    let mut table = Table::new(&["CHECK", "", "FOUND"].map(|heading| paint.dim(heading)));
+    for check in checks {
+        table.row(vec![
+            check.name.to_owned(),
+            check.verdict.painted(paint),
+            crate::output::one_line(&check.found),
+        ]);
+    }
+    let mut text = table.text();
+    for check in checks.iter().filter(|check| !check.advice.is_empty()) {
+        text.push_str(&format!(
+            "\n{} {}",
+            paint.bold(&format!("{}:", check.name)),
+            check.advice
+        ));
+    }
+    text
+}
+
+async fn git() -> Check {
+    match Git::find().await {
+        Ok(git) => Check::ok(
+            "git",
+            format!("{} at {}", git.version(), git.executable().display()),
+        ),
+        Err(error) => Check::fail(
+            "git",
+            error,
+            format!("install git {MINIMUM_VERSION} or newer"),
+        ),
+    }
+}
+
+fn configuration(context: &Context) -> Check {
+    match crate::config::load(&context.home, Flags::default()) {
+        Ok(_) => Check::ok("configuration", "right"),
+        Err(error) => Check::fail(
+            "configuration",
+            error,
+            "correct the file or the variable that it names",
+        ),
+    }
+}
+
+/// Gives the home, or what exists of the way to it.
+fn existing(home: &Path) -> PathBuf {
+    home.ancestors()
+        .find(|folder| folder.exists())
+        .unwrap_or(Path::new("/"))
+        .to_owned()
+}
+
+fn writable(home: &Path, there: &Path) -> Check {
+    let probed = tempfile::tempfile_in(there).and_then(|mut file| {
+        file.write_all(b"muster")?;
+        file.sync_all()
+    });
+    match probed {
+        Ok(()) if there == home => Check::ok("home", format!("{} can be written", home.display())),
+        Ok(()) => Check::ok("home", format!("{} is made on first use", home.display())),
+        Err(error) => Check::fail(
+            "home",
+            format!("{}: {error}", there.display()),
+            "name another folder with `--home PATH` or MUSTER_HOME",
+        ),
+    }
+}
+
+fn file_system(there: &Path) -> Check {
+    const NAME: &str = "file system";
+    /// Magic numbers of the kernel, as statfs(2) gives them.
+    const NETWORK: [(u64, &str); 8] = [
+        (0x6969, "NFS"),
+        (0xff53_4d42, "CIFS"),
+        (0xfe53_4d42, "SMB2"),
+        (0x0bd0_0bd0, "Lustre"),
+        (0x4750_4653, "GPFS"),
+        (0x1983_0326, "BeeGFS"),
+        (0x00c3_6400, "Ceph"),
+        (0x5346_414f, "AFS"),
+    ];
+    match rustix::fs::statfs(there) {
+        Ok(found) => {
+            let magic = u64::try_from(found.f_type).unwrap_or_default() & 0xffff_ffff;
+            match NETWORK.iter().find(|(number, _)| *number == magic) {
+                Some((_, name)) => Check::fail(
+                    NAME,
+                    format!("{} is on {name}, a network file system", there.display()),
+                    "the journal needs a local disk: set MUSTER_HOME to a folder on one",
+                ),
+                None => Check::ok(NAME, format!("local (type {magic:#x})")),
+            }
+        }
+        Err(error) => Check::warn(NAME, error, "see whether the home is on a local disk"),
+    }
+}
+
+fn space(there: &Path) -> Check {
+    const NAME: &str = "free space";
+    let found = match rustix::fs::statvfs(there) {
+        Ok(found) => found,
+        Err(error) => return Check::warn(NAME, error, "see whether there is space with `df`"),
+    };
+    let bytes = found.f_bavail.saturating_mul(found.f_frsize);
+    let shown = format!("{}.{} GiB", bytes >> 30, ((bytes >> 20) % 1024) * 10 / 1024);
+    // Some file systems count no inodes.
+    let inodes_short = found.f_files > 0 && found.f_favail < INODES_WARN;
+    if bytes < FREE_BYTES_FAIL {
+        Check::fail(
+            NAME,
+            shown,
+            "make room: the coordinator stops when it cannot write",
+        )
+    } else if bytes < FREE_BYTES_WARN {
+        Check::warn(
+            NAME,
+            shown,
+            "each attempt has a checkout of its own; make room for them",
+        )
+    } else if inodes_short {
+        let files = found.f_favail;
+        Check::warn(
+            NAME,
+            format!("{shown}, {files} files"),
+            "few files can be made: make room",
+        )
+    } else {
+        Check::ok(NAME, shown)
+    }
+}
+
+fn clock() -> Check {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    match now.map(|now| now.as_secs()) {
+        Ok(seconds) if seconds > CLOCK_MIN => {
+            Check::ok("clock", super::show::local_time(jiff::Timestamp::now()))
+        }
+        _ => Check::fail(
+            "clock",
+            "it stands long before today",
+            "set it: certificates are not valid yet at that time",
+        ),
+    }
+}
+
+fn open_files() -> Check {
+    const NAME: &str = "open files";
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    match limit.current {
+        Some(files) if files < FILES_WARN => Check::warn(
+            NAME,
+            format!("{files} at once"),
+            format!("raise it for many workers: `ulimit -n {FILES_WARN}`"),
+        ),
+        Some(files) => Check::ok(NAME, format!("{files} at once")),
+        None => Check::ok(NAME, "without limit"),
+    }
+}
+
+fn cgroup() -> Check {
+    const NAME: &str = "cgroup";
+    let Ok(own) = std::fs::read_to_string("/proc/self/cgroup") else {
+        return Check::warn(NAME, "not there", "attempts are kept together without it");
+    };
+    let Some(path) = own.lines().find_map(|line| line.strip_prefix("0::")) else {
+        return Check::warn(
+            NAME,
+            "version 1 only",
+            "attempts are kept together by their parentage instead; nothing needs to be done",
+        );
+    };
+    let folder = PathBuf::from(format!("/sys/fs/cgroup{path}"));
+    if rustix::fs::access(&folder, rustix::fs::Access::WRITE_OK).is_ok() {
+        Check::ok(NAME, format!("version 2, {path} is ours to divide"))
+    } else {
+        Check::warn(
+            NAME,
+            format!("version 2, {path} is not ours to divide"),
+            "attempts are kept together by their parentage instead; a systemd service with \
+             `Delegate=yes` gives both",
+        )
+    }
+}
+
+async fn sandbox() -> Check {
+    const NAME: &str = "sandbox";
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|folder| folder.join("bwrap"))
+        .find(|program| program.is_file());
+    let Some(program) = found else {
+        return Check::warn(
+            NAME,
+            "bubblewrap is not there: agents see what you see",
+            "their own sandboxes still hold; install bubblewrap for one around all of them",
+        );
+    };
+    let probe = tokio::process::Command::new(&program)
+        .args(["--ro-bind", "/", "/", "--unshare-pid", "true"])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .status();
+    match tokio::time::timeout(PROBE_MAX, probe).await {
+        Ok(Ok(status)) if status.success() => {
+            Check::ok(NAME, format!("bubblewrap works ({})", program.display()))
+        }
+        _ => Check::warn(
+            NAME,
+            format!("{} is there but may not make namespaces", program.display()),
+            "allow user namespaces (sysctl kernel.unprivileged_userns_clone, AppArmor)",
+        ),
+    }
+}
+
+/// Starts this program as it starts supervisors; without its options one says how it is used.
+async fn supervisor() -> Check {
+    const NAME: &str = "supervisor";
+    const ADVICE: &str = "supervisors are this program again: it must stay where it was started";
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return Check::fail(NAME, error, ADVICE),
+    };
+    let probe = tokio::process::Command::new(&program)
+        .arg("supervise")
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    match tokio::time::timeout(PROBE_MAX, probe).await {
+        Ok(Ok(output)) if String::from_utf8_lossy(&output.stderr).contains("usage: supervise") => {
+            Check::ok(NAME, "can be started")
+        }
+        Ok(Ok(output)) => Check::fail(NAME, format!("ended with {}", output.status), ADVICE),
+        Ok(Err(error)) => Check::fail(NAME, format!("{}: {error}", program.display()), ADVICE),
+        Err(_) => Check::fail(NAME, "did not start in time", ADVICE),
+    }
+}
+
+async fn coordinator(context: &Context) -> Check {
+    const NAME: &str = "coordinator";
+    match Client::connect(&context.whereabouts).await {
+        Ok(client) => {
+            let info = client.info();
+            let software = info
+                .version
+                .as_ref()
+                .map(|version| version.software.clone());
+            Check::ok(
+                NAME,
+                format!(
+                    "{} at {}, {} workers with {} slots",
+                    software.unwrap_or_default(),
+                    client.address(),
+                    info.workers_connected,
+                    info.slots
+                ),
+            )
+        }
+        Err(Trouble::NotRunning(_)) => {
+            Check::ok(NAME, "none runs, which is fine: `run` starts one")
+        }
+        Err(Trouble::Other(error)) => Check::fail(
+            NAME,
+            error.message(),
+            "see whether it runs, whether the address is right, and whether the token is its own",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_follows_the_table() {
+        let checks = [
+            Check::ok("git", "2.47.0"),
+            Check::fail("home", "read-only", "name another"),
+        ];
+        insta::assert_snapshot!(text(&checks, Paint::new(false)), @r"
+        CHECK        FOUND
+        git    ok    2.47.0
+        home   fail  read-only
+        home: name another
+        ");
+    }
+
+    #[test]
+    fn a_home_that_is_not_there_yet_is_judged_by_the_folder_that_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().join("a/b");
+        assert_eq!(existing(&home), folder.path());
+        assert_eq!(writable(&home, folder.path()).verdict, Verdict::Ok);
+        let gone = folder.path().join("gone");
+        assert_eq!(writable(&home, &gone).verdict, Verdict::Fail);
+    }
+}

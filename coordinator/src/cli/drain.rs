@@ -1,0 +1,25 @@
+//! `coordinator drain`.
+
+use muster_proto::v1;
+
+use super::arguments::Drain;
+use super::context::Context;
+use super::error::{Exit, Result};
+
+pub(crate) async fn drain(context: &Context, options: Drain) -> Result<Exit> {
+    let client = context.client().await?;
+    let request = v1::DrainWorkerRequest {
+        worker: options.worker.clone(),
+        undo: options.undo,
+    };
+    client.operator().drain_worker(request).await?;
+    context.output.say(&if options.undo {
+        format!("worker {} takes work again", options.worker)
+    } else {
+        format!(
+            "worker {} finishes what it holds and takes nothing new",
+            options.worker
+        )
+    });
+    Ok(Exit::Success)
+}

@@ -1,0 +1,158 @@
+//! Following a run through broken connections: every item once, in order.
+
+use std::time::Duration;
+
+use muster_proto::v1;
+use muster_proto::v1::watch_run_response::Item;
+use tokio::sync::mpsc;
+use tonic::Code;
+
+use super::client::{Client, Whereabouts};
+use super::error::{CliError, Kind, Result};
+
+/// Items that wait for a slow terminal; the coordinator waits behind them.
+const ITEMS_WAITING_MAX: usize = 256;
+/// How long a coordinator that restarts may be away before a follower gives up.
+const AWAY_MAX: Duration = Duration::from_secs(120);
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// What to follow.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    pub(crate) run: String,
+    /// Start after this journal event.
+    pub(crate) after_seq: u64,
+    /// Start here instead, unless empty.
+    pub(crate) cursor: String,
+    pub(crate) agent_events: bool,
+    pub(crate) follow_after_end: bool,
+}
+
+impl Wish {
+    /// Follows a run from its first event to its end.
+    pub(crate) fn whole(run: &str, agent_events: bool) -> Self {
+        Self {
+            run: run.to_owned(),
+            after_seq: 0,
+            cursor: String::new(),
+            agent_events,
+            follow_after_end: false,
+        }
+    }
+}
+
+/// Something that has happened, or that stands between us and the coordinator.
+#[derive(Debug)]
+pub(crate) enum News {
+    Item {
+        /// Sequence number of the last journal event.
+        seq: u64,
+        cursor: String,
+        item: Item,
+    },
+    /// The connection broke; it is being taken up again.
+    Away,
+}
+
+/// Starts to follow. The receiver ends with the run, or after an error that will not pass.
+///
+/// A coordinator that restarts is waited for; `whereabouts` is looked at anew each time, since it
+/// may come back elsewhere.
+pub(crate) fn start(
+    client: Client,
+    whereabouts: Whereabouts,
+    wish: Wish,
+) -> mpsc::Receiver<Result<News>> {
+    let (sender, receiver) = mpsc::channel(ITEMS_WAITING_MAX);
+    // It ends by itself once the receiver is dropped.
+    tokio::spawn(async move {
+        if let Err(error) = follow(client, &whereabouts, wish, &sender).await {
+            drop(sender.send(Err(error)).await);
+        }
+    });
+    receiver
+}
+
+async fn follow(
+    mut client: Client,
+    whereabouts: &Whereabouts,
+    mut wish: Wish,
+    sender: &mpsc::Sender<Result<News>>,
+) -> Result<()> {
+    let mut seq = wish.after_seq;
+    let mut away_since: Option<tokio::time::Instant> = None;
+    let mut pause = PAUSE_FIRST;
+    loop {
+        let before = wish.cursor.clone();
+        let error = match once(&mut client, &mut wish, &mut seq, sender).await {
+            Ok(()) => return Ok(()),
+            Err(error) if may_pass(&error) => error,
+            Err(error) => return Err(error),
+        };
+        if sender.is_closed() {
+            return Ok(());
+        }
+        let now = tokio::time::Instant::now();
+        if wish.cursor != before {
+            away_since = None;
+            pause = PAUSE_FIRST;
+        }
+        match away_since {
+            Some(since) if now.duration_since(since) > AWAY_MAX => return Err(error),
+            Some(_) => {}
+            None => {
+                away_since = Some(now);
+                if sender.send(Ok(News::Away)).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+        if let Ok(again) = Client::connect(whereabouts).await {
+            client = again;
+        }
+    }
+}
+
+async fn once(
+    client: &mut Client,
+    wish: &mut Wish,
+    seq: &mut u64,
+    sender: &mpsc::Sender<Result<News>>,
+) -> Result<()> {
+    let request = v1::WatchRunRequest {
+        run: wish.run.clone(),
+        cursor: wish.cursor.clone(),
+        agent_events: wish.agent_events,
+        follow_after_end: wish.follow_after_end,
+        after_seq: if wish.cursor.is_empty() { *seq } else { 0 },
+    };
+    let mut stream = client.operator().watch_run(request).await?.into_inner();
+    while let Some(response) = stream.message().await? {
+        let Some(item) = response.item else { continue };
+        if let Item::Journal(event) = &item {
+            *seq = event.seq;
+        }
+        wish.cursor.clone_from(&response.cursor);
+        let news = News::Item {
+            seq: *seq,
+            cursor: response.cursor,
+            item,
+        };
+        if sender.send(Ok(news)).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Tells whether trying again may help: the coordinator is away, or the stream was cut.
+fn may_pass(error: &CliError) -> bool {
+    error.kind() == Kind::Connection && error.status() != Some(Code::Unauthenticated)
+        || matches!(
+            error.status(),
+            Some(Code::Unknown | Code::Cancelled | Code::Internal)
+        )
+}

@@ -1,0 +1,362 @@
+//! `coordinator land`: the integrated result of a run into the person's branch.
+//!
+//! Everything that speaks against it is looked for before anything is touched. What then changes the
+//! branch is the person's own git with their own configuration and hooks.
+
+use std::path::{Path, PathBuf};
+
+use muster_git::{Git, GitCommand, Mode, ObjectId, Repository};
+use serde_json::json;
+
+use super::arguments::Land;
+use super::context::{Context, Session};
+use super::error::{CliError, Exit, Kind, Result};
+use super::{fetch, find, show};
+
+/// Files of a git folder that say what is under way.
+const UNDER_WAY: [(&str, &str); 6] = [
+    ("MERGE_HEAD", "a merge"),
+    ("rebase-merge", "a rebase"),
+    ("rebase-apply", "a rebase"),
+    ("CHERRY_PICK_HEAD", "a cherry-pick"),
+    ("REVERT_HEAD", "a revert"),
+    ("BISECT_LOG", "a bisection"),
+];
+/// Files that a refusal names.
+const FILES_MAX: usize = 10;
+
+/// What became of the branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Landed {
+    Already,
+    FastForward,
+    Merged,
+}
+
+impl Landed {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Already => "already",
+            Self::FastForward => "fast_forward",
+            Self::Merged => "merged",
+        }
+    }
+}
+
+pub(crate) async fn land(context: &Context, options: Land) -> Result<Exit> {
+    let session = context.session().await?;
+    let ended = bring(context, &session, &options).await;
+    session.close().await;
+    ended
+}
+
+async fn bring(context: &Context, session: &Session, options: &Land) -> Result<Exit> {
+    let name = find::run(&session.client, options.run.as_deref()).await?;
+    let run = find::get(&session.client, &name).await?;
+    let (branch, commit) = fetch::integrated(&run)?;
+    let git = Git::find().await?;
+    let repository = fetch::open(&git, &options.repo).await?;
+    let target = Target::find(&git, &options.repo, repository, options.into.as_deref()).await?;
+    if let Some(base) = &run.base {
+        let known = target.repository.exists(ObjectId::parse(base)?).await?;
+        if !known {
+            return Err(CliError::user(format!(
+                "{} does not have commit {}, from which run {name} started",
+                options.repo.display(),
+                show::short(base)
+            ))
+            .hint("`--repo PATH` names the repository that the run was made from"));
+        }
+    }
+    fetch::into_remotes(&session.client, &target.repository, &run, &branch, commit).await?;
+    let landed = target.land(commit, &name).await?;
+    let tip = target.tip().await?;
+    if options.json {
+        context.output.json(&json!({
+            "run": name,
+            "branch": target.branch,
+            "commit": tip.to_string(),
+            "result": landed.as_str(),
+        }))?;
+        return Ok(Exit::Success);
+    }
+    let branch = &target.branch;
+    context.output.data(&match landed {
+        Landed::Already => format!("{branch} has the result of run {name} already"),
+        Landed::FastForward => format!("{branch} is at {tip} now, the result of run {name}"),
+        Landed::Merged => format!("merged the result of run {name} into {branch}: {tip}"),
+    })?;
+    if let Some(before) = target.before.filter(|_| landed != Landed::Already) {
+        context.output.say(&format!("before it was {before}"));
+    }
+    Ok(Exit::Success)
+}
+
+/// The branch to land in, and where it is checked out.
+pub(crate) struct Target {
+    git: Git,
+    repository: Repository,
+    /// Its short name.
+    branch: String,
+    /// The work tree in which it is checked out, if it is in this one.
+    work_tree: Option<PathBuf>,
+    before: Option<ObjectId>,
+}
+
+impl Target {
+    pub(crate) async fn find(
+        git: &Git,
+        folder: &Path,
+        repository: Repository,
+        into: Option<&str>,
+    ) -> Result<Self> {
+        let head = repository
+            .command()
+            .args(["symbolic-ref", "--quiet", "--short", "HEAD"])
+            .run()
+            .await?;
+        let head = Some(head.text()).filter(|name| !name.is_empty());
+        let branch = match (into, &head) {
+            (Some(branch), _) => branch.trim_start_matches("refs/heads/").to_owned(),
+            (None, Some(branch)) => branch.clone(),
+            (None, None) => {
+                return Err(
+                    CliError::user("no branch is checked out here: HEAD is detached")
+                        .hint("check one out, or name one with `--into BRANCH`"),
+                );
+            }
+        };
+        let before = match repository.rev_parse(&format!("refs/heads/{branch}")).await {
+            Ok(before) => Some(before),
+            Err(_) if head.as_deref() == Some(branch.as_str()) => None,
+            Err(_) => {
+                return Err(CliError::user(format!("there is no branch {branch:?}"))
+                    .hint(format!("`git branch {branch}` makes it")));
+            }
+        };
+        let mut target = Self {
+            git: git.clone(),
+            repository,
+            branch,
+            work_tree: None,
+            before,
+        };
+        if head.as_deref() == Some(target.branch.as_str()) {
+            // A bare repository has a HEAD and no work tree.
+            let top = target
+                .git
+                .command(Mode::UserRepository)
+                .directory(&absolute(folder)?)
+                .args(["rev-parse", "--show-toplevel"])
+                .run()
+                .await?;
+            if top.exit_code == Some(0) && !top.stdout.is_empty() {
+                target.work_tree = Some(PathBuf::from(top.text()));
+            }
+        }
+        Ok(target)
+    }
+
+    /// Gives where the branch is now.
+    pub(crate) async fn tip(&self) -> Result<ObjectId> {
+        Ok(self
+            .repository
+            .rev_parse(&format!("refs/heads/{}", self.branch))
+            .await?)
+    }
+
+    /// Brings a commit of this repository into the branch.
+    ///
+    /// A refusal has touched neither the branch nor the work tree.
+    pub(crate) async fn land(&self, commit: ObjectId, run: &str) -> Result<Landed> {
+        let Some(before) = self.before else {
+            return Err(CliError::user(format!(
+                "branch {} has no commit yet",
+                self.branch
+            )));
+        };
+        if self.repository.is_ancestor(commit, before).await? {
+            return Ok(Landed::Already);
+        }
+        let forward = self.repository.is_ancestor(before, commit).await?;
+        match &self.work_tree {
+            Some(work_tree) => {
+                self.refuse_what_is_under_way()?;
+                self.refuse_uncommitted(work_tree).await?;
+                if forward {
+                    self.advance(work_tree, commit).await
+                } else {
+                    self.refuse_conflicts(before, commit).await?;
+                    self.merge(work_tree, commit, run).await
+                }
+            }
+            None if forward => self.advance_elsewhere(before, commit, run).await,
+            None => Err(self
+                .refused("it has moved on since the run started, and a merge needs its files")
+                .hint(format!("`git switch {}`, then land again", self.branch))),
+        }
+    }
+
+    fn refuse_what_is_under_way(&self) -> Result<()> {
+        for (file, what) in UNDER_WAY {
+            if self.repository.folder().join(file).exists() {
+                return Err(self
+                    .refused(&format!("{what} is under way"))
+                    .hint("`git status` shows how to finish or to abort it"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn refuse_uncommitted(&self, work_tree: &Path) -> Result<()> {
+        let changed = self
+            .in_tree(work_tree)
+            .args(["status", "--porcelain", "--untracked-files=no"])
+            .run_ok()
+            .await?
+            .text();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let files = changed.lines().filter_map(|line| line.get(3..));
+        Err(self
+            .refused(&format!("there are uncommitted changes: {}", some(files)))
+            .hint("commit them, or put them aside with `git stash`"))
+    }
+
+    /// Merges without a work tree first: what conflicts there must not be begun here.
+    async fn refuse_conflicts(&self, before: ObjectId, commit: ObjectId) -> Result<()> {
+        let merged = self
+            .repository
+            .command()
+            .args(["merge-tree", "--write-tree", "--name-only", "--no-messages"])
+            .args([before.to_string(), commit.to_string()])
+            .run()
+            .await?;
+        match merged.exit_code {
+            Some(0) => Ok(()),
+            Some(1) => {
+                let text = merged.text();
+                let files = text.lines().skip(1);
+                Err(self
+                    .refused(&format!(
+                        "it has moved on, and a merge would conflict in {}",
+                        some(files)
+                    ))
+                    .hint(format!(
+                        "the result is fetched already: merge it by hand with `git merge {commit}`"
+                    )))
+            }
+            _ => Err(self.refused(&format!("the two cannot be merged: {}", merged.stderr))),
+        }
+    }
+
+    async fn advance(&self, work_tree: &Path, commit: ObjectId) -> Result<Landed> {
+        self.in_tree(work_tree)
+            .args(["merge", "--ff-only", "--quiet"])
+            .arg(commit.to_string())
+            .run_ok()
+            .await
+            .map_err(|error| {
+                CliError::new(Kind::User, error)
+                    .while_doing(format!("move branch {} to {commit}", self.branch))
+            })?;
+        Ok(Landed::FastForward)
+    }
+
+    async fn merge(&self, work_tree: &Path, commit: ObjectId, run: &str) -> Result<Landed> {
+        let merged = self
+            .in_tree(work_tree)
+            .args(["merge", "--no-ff", "--no-edit", "--quiet", "-m"])
+            .arg(format!("Merge run {run}"))
+            .arg(commit.to_string())
+            .run_ok()
+            .await;
+        let Err(error) = merged else {
+            return Ok(Landed::Merged);
+        };
+        // A hook of theirs has said no, or the disk is full; the tree was clean before.
+        if self.repository.folder().join("MERGE_HEAD").exists() {
+            drop(
+                self.in_tree(work_tree)
+                    .args(["merge", "--abort"])
+                    .run()
+                    .await,
+            );
+        }
+        Err(CliError::new(Kind::User, error)
+            .while_doing(format!("merge {commit} into branch {}", self.branch))
+            .hint("the merge was taken back; nothing has changed"))
+    }
+
+    /// Moves a branch that is checked out nowhere.
+    async fn advance_elsewhere(
+        &self,
+        before: ObjectId,
+        commit: ObjectId,
+        run: &str,
+    ) -> Result<Landed> {
+        let listed = self
+            .repository
+            .command()
+            .args(["worktree", "list", "--porcelain"])
+            .run_ok()
+            .await?
+            .text();
+        let mut place = "";
+        for line in listed.lines() {
+            if let Some(path) = line.strip_prefix("worktree ") {
+                place = path;
+            }
+            if line.strip_prefix("branch refs/heads/") == Some(self.branch.as_str()) {
+                return Err(self
+                    .refused(&format!("it is checked out in {place}"))
+                    .hint(format!(
+                        "land there: `coordinator land {run} --repo {place}`"
+                    )));
+            }
+        }
+        self.repository
+            .command()
+            .args(["update-ref", "-m"])
+            .arg(format!("land run {run}"))
+            .arg(format!("refs/heads/{}", self.branch))
+            .args([commit.to_string(), before.to_string()])
+            .run_ok()
+            .await
+            .map_err(|error| {
+                CliError::new(Kind::User, error)
+                    .while_doing(format!("move branch {} to {commit}", self.branch))
+            })?;
+        Ok(Landed::FastForward)
+    }
+
+    fn in_tree(&self, work_tree: &Path) -> GitCommand {
+        self.git.command(Mode::UserRepository).directory(work_tree)
+    }
+
+    fn refused(&self, why: &str) -> CliError {
+        CliError::user(format!("cannot land in branch {}: {why}", self.branch))
+    }
+}
+
+fn absolute(folder: &Path) -> Result<PathBuf> {
+    std::path::absolute(folder).map_err(|error| {
+        CliError::new(Kind::User, error).while_doing(format!("find {}", folder.display()))
+    })
+}
+
+/// Names the first files of a list.
+fn some<'a>(files: impl Iterator<Item = &'a str>) -> String {
+    let files: Vec<&str> = files.filter(|file| !file.is_empty()).collect();
+    let mut text = files
+        .iter()
+        .take(FILES_MAX)
+        .copied()
+        .collect::<Vec<_>>()
+        .join(", ");
+    if files.len() > FILES_MAX {
+        text.push_str(&format!(" and {} more", files.len() - FILES_MAX));
+    }
+    text
+}

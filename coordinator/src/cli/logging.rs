@@ -1,0 +1,72 @@
+//! Where the log goes.
+
+use std::fs::OpenOptions;
+use std::io::{self, IsTerminal as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Mutex;
+
+use tracing_subscriber::EnvFilter;
+
+use super::error::{CliError, Result};
+
+/// File of the home that holds the log of embedded coordinators.
+pub(crate) const FILE_NAME: &str = "coordinator.log";
+/// A log that has grown beyond this is put aside once, when the next coordinator starts.
+const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Logs to standard error: as text to a terminal, else as JSON.
+pub(crate) fn serve(filter: &str) {
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(parsed(filter))
+        .with_writer(io::stderr);
+    // Only the first of a process counts; tests may have set one.
+    if io::stderr().is_terminal() {
+        drop(subscriber.try_init());
+    } else {
+        drop(subscriber.json().try_init());
+    }
+}
+
+/// Logs to a file in the home, for a coordinator whose terminal shows something else.
+pub(crate) fn embedded(home: &Path, filter: &str) -> Result<()> {
+    let path = home.join(FILE_NAME);
+    let cannot = |error: io::Error| {
+        CliError::internal(error).while_doing(format!("open the log {}", path.display()))
+    };
+    if std::fs::metadata(&path).is_ok_and(|found| found.len() > FILE_BYTES_MAX) {
+        std::fs::rename(&path, path.with_extension("log.old")).map_err(cannot)?;
+    }
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(cannot)?;
+    drop(
+        tracing_subscriber::fmt()
+            .with_env_filter(parsed(filter))
+            .with_writer(Mutex::new(file))
+            .with_ansi(false)
+            .try_init(),
+    );
+    Ok(())
+}
+
+/// Says only warnings, as part of the talk.
+pub(crate) fn client() {
+    drop(
+        tracing_subscriber::fmt()
+            .with_env_filter(EnvFilter::new("warn"))
+            .with_writer(io::stderr)
+            .without_time()
+            .with_target(false)
+            .try_init(),
+    );
+}
+
+fn parsed(filter: &str) -> EnvFilter {
+    EnvFilter::builder()
+        .parse(filter)
+        .unwrap_or_else(|_| EnvFilter::new(crate::config::LOG_DEFAULT))
+}

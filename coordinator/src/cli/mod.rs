@@ -1,0 +1,106 @@
+//! The command line: one file for each command.
+//!
+//! Every command is a client of the one operator service, also those of a coordinator in the same
+//! process. Data goes to standard output, talk to standard error.
+
+mod arguments;
+mod cancel;
+#[cfg(test)]
+mod canned;
+mod client;
+mod completions;
+mod config;
+mod context;
+mod diff;
+mod doctor;
+mod drain;
+mod error;
+mod explain;
+mod fetch;
+mod find;
+mod follow;
+mod interrupt;
+mod json;
+mod land;
+mod logging;
+mod logs;
+mod plan;
+mod retry;
+mod run;
+mod serve;
+mod show;
+mod status;
+mod submission;
+mod submit;
+mod summary;
+mod table;
+mod token;
+mod view;
+mod watch;
+pub mod worker;
+mod workers;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use arguments::{Arguments, Command};
+use context::Context;
+use error::{CliError, Exit, Result};
+
+use crate::output::Output;
+
+/// Is the program: reads the arguments, does what they say, and gives the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help that nobody reads to its end is fine.
+            drop(error.print());
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let output = Output::of_process(arguments.global.color, arguments.global.quiet);
+    let ended = Context::new(&arguments.global, output).and_then(|context| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| CliError::internal(error).while_doing("start the runtime"))?;
+        let ended = runtime.block_on(dispatch(&context, arguments.command));
+        // What still blocks, such as a reader of standard input, must not hold the program.
+        runtime.shutdown_background();
+        ended
+    });
+    match ended {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            error.report(output);
+            ExitCode::from(error.kind().code())
+        }
+    }
+}
+
+async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
+    match command {
+        Command::Run(options) => Box::pin(run::run(context, options)).await,
+        Command::Serve(options) => Box::pin(serve::serve(context, options)).await,
+        Command::Submit(options) => Box::pin(submit::submit(context, options)).await,
+        Command::Status(options) => Box::pin(status::status(context, options)).await,
+        Command::Watch(options) => Box::pin(watch::watch(context, options)).await,
+        Command::Logs(options) => Box::pin(logs::logs(context, options)).await,
+        Command::Diff(options) => Box::pin(diff::diff(context, options)).await,
+        Command::Cancel(options) => Box::pin(cancel::cancel(context, options)).await,
+        Command::Retry(options) => Box::pin(retry::retry(context, options)).await,
+        Command::Explain(options) => Box::pin(explain::explain(context, options)).await,
+        Command::Workers(options) => Box::pin(workers::workers(context, options)).await,
+        Command::Drain(options) => Box::pin(drain::drain(context, options)).await,
+        Command::Token(options) => Box::pin(token::token(context, options)).await,
+        Command::Fetch(options) => Box::pin(fetch::fetch(context, options)).await,
+        Command::Land(options) => Box::pin(land::land(context, options)).await,
+        Command::Plan(options) => plan::plan(context, options),
+        Command::Doctor(options) => Box::pin(doctor::doctor(context, options)).await,
+        Command::Config(options) => config::config(context, &options),
+        Command::Completions(options) => completions::completions(context, &options),
+    }
+}

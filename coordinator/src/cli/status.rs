@@ -1,0 +1,133 @@
+//! `coordinator status`.
+
+use jiff::Timestamp;
+use muster_proto::v1;
+use serde_json::json;
+
+use super::arguments::Status;
+use super::context::{Context, Session};
+use super::error::{Exit, Kind, Result};
+use super::table::Table;
+use super::{find, json, show, summary};
+use crate::output::{Paint, harmless};
+
+pub(crate) async fn status(context: &Context, options: Status) -> Result<Exit> {
+    match context.session().await {
+        Ok(session) => {
+            let shown = match &options.run {
+                Some(run) => one(context, &session, run, options.json).await,
+                None => list(context, &session, &options).await,
+            };
+            session.close().await;
+            shown.map(|()| Exit::Success)
+        }
+        // Nothing runs here, and nothing ever has: that is an answer, not an error.
+        Err(error)
+            if options.run.is_none()
+                && error.kind() == Kind::Connection
+                && context.local_home().is_some() =>
+        {
+            error.mention(context.output);
+            if options.json {
+                context
+                    .output
+                    .json(&json!({ "coordinator": null, "runs": [] }))?;
+            }
+            Ok(Exit::Success)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn one(context: &Context, session: &Session, run: &str, as_json: bool) -> Result<()> {
+    let name = find::run(&session.client, Some(run)).await?;
+    let run = find::get(&session.client, &name).await?;
+    if as_json {
+        context.output.json(&json::run(&run))?;
+    } else {
+        let paint = context.output.data_paint;
+        let place = summary::Place::of(context);
+        context
+            .output
+            .data(&summary::text(&run, &place, Timestamp::now(), paint))?;
+    }
+    Ok(())
+}
+
+async fn list(context: &Context, session: &Session, options: &Status) -> Result<()> {
+    let request = v1::ListRunsRequest {
+        limit: options.limit.max(1),
+        page_token: String::new(),
+    };
+    let listed = session
+        .client
+        .operator()
+        .list_runs(request)
+        .await?
+        .into_inner();
+    let info = session.client.info();
+    if options.json {
+        let runs: Vec<_> = listed.runs.iter().map(json::summary).collect();
+        let coordinator = json!({
+            "address": session.client.address(),
+            "mode": info.mode,
+            "epoch": info.epoch,
+            "workers": info.workers_connected,
+            "slots": info.slots,
+            "live_runs": info.live_runs,
+        });
+        context
+            .output
+            .json(&json!({ "coordinator": coordinator, "runs": runs }))?;
+        return Ok(());
+    }
+    if session.is_own() {
+        context.output.say(&format!(
+            "no coordinator runs on {}",
+            context.home.display()
+        ));
+    } else {
+        context.output.say(&format!(
+            "coordinator at {}: {}, {}",
+            session.client.address(),
+            show::counted(info.workers_connected as usize, "worker"),
+            show::counted(info.slots as usize, "slot"),
+        ));
+    }
+    if listed.runs.is_empty() {
+        context
+            .output
+            .say("there is no run yet; `coordinator run PLAN` makes one");
+        return Ok(());
+    }
+    let paint = context.output.data_paint;
+    context
+        .output
+        .data(&table(&listed.runs, Timestamp::now(), paint).text())?;
+    if !listed.next_page_token.is_empty() {
+        context.output.say("there are more; `--limit N` shows them");
+    }
+    Ok(())
+}
+
+fn table(runs: &[v1::RunSummary], now: Timestamp, paint: Paint) -> Table {
+    let mut table = Table::new(
+        &["RUN", "STATE", "TASKS", "SUBMITTED", "TIME"].map(|heading| paint.dim(heading)),
+    );
+    for run in runs {
+        let total: u32 = run.tasks.values().sum();
+        let succeeded = run.tasks.get("succeeded").copied().unwrap_or_default();
+        let submitted = show::time(run.submitted_at.as_ref());
+        let ended = show::time(run.ended_at.as_ref()).unwrap_or(now);
+        table.row(vec![
+            harmless(&run.run).into_owned(),
+            show::state(paint, &run.state),
+            format!("{succeeded}/{total}"),
+            submitted.map(show::local_time).unwrap_or_default(),
+            submitted
+                .map(|submitted| show::duration(show::between(submitted, ended)))
+                .unwrap_or_default(),
+        ]);
+    }
+    table
+}

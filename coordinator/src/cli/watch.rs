@@ -1,0 +1,128 @@
+//! `coordinator watch`.
+
+use muster_proto::v1;
+use muster_proto::v1::watch_run_response::Item;
+
+use super::arguments::Watch;
+use super::context::{Context, Session};
+use super::error::{Exit, Result};
+use super::follow::{self, News, Wish};
+use super::interrupt::Interrupts;
+use super::{find, json, show, summary};
+use crate::output::{Paint, harmless, one_line};
+
+pub(crate) async fn watch(context: &Context, options: Watch) -> Result<Exit> {
+    let session = context.session().await?;
+    let ended = watched(context, &session, &options).await;
+    session.close().await;
+    ended
+}
+
+async fn watched(context: &Context, session: &Session, options: &Watch) -> Result<Exit> {
+    let mut interrupts = Interrupts::listen()?;
+    let run = find::run(&session.client, options.run.as_deref()).await?;
+    let wish = Wish {
+        run: run.clone(),
+        after_seq: options.after.unwrap_or_default(),
+        cursor: options.cursor.clone().unwrap_or_default(),
+        agent_events: options.agent,
+        follow_after_end: options.follow,
+    };
+    let mut news = follow::start(session.client.clone(), context.whereabouts.clone(), wish);
+    loop {
+        let next = tokio::select! {
+            next = news.recv() => next,
+            _ = interrupts.next() => return Ok(Exit::Interrupted),
+        };
+        match next {
+            None => break,
+            Some(Err(error)) => return Err(error),
+            Some(Ok(News::Away)) => context
+                .output
+                .say("the coordinator is away; waiting for it"),
+            Some(Ok(News::Item { seq, cursor, item })) if options.json => {
+                context
+                    .output
+                    .json(&json::watched(&run, seq, &cursor, &item))?;
+            }
+            Some(Ok(News::Item { item, .. })) => {
+                for line in lines(&item, context.output.data_paint) {
+                    context.output.data(&line)?;
+                }
+            }
+        }
+    }
+    let run = find::get(&session.client, &run).await?;
+    Ok(summary::exit(&run))
+}
+
+/// Writes an event for a person.
+fn lines(item: &Item, paint: Paint) -> Vec<String> {
+    match item {
+        Item::Journal(event) => {
+            let at = show::time(event.at.as_ref()).map(show::time_of_day);
+            vec![format!(
+                "{} {}{}",
+                paint.dim(&at.unwrap_or_default()),
+                subject(event, paint),
+                one_line(&event.text)
+            )]
+        }
+        Item::Agent(of) => {
+            let Some(event) = &of.event else {
+                return Vec::new();
+            };
+            let at = i64::try_from(event.at_ms)
+                .ok()
+                .and_then(|at| jiff::Timestamp::from_millisecond(at).ok())
+                .map(show::time_of_day);
+            let start = format!(
+                "{} {}",
+                paint.dim(&at.unwrap_or_default()),
+                paint.bold(&of.task)
+            );
+            agent_lines(event)
+                .into_iter()
+                .map(|line| format!("{start} {} {line}", paint.dim("│")))
+                .collect()
+        }
+    }
+}
+
+/// Names the task of an event, and its attempt, before what has happened.
+pub(crate) fn subject(event: &v1::JournalEvent, paint: Paint) -> String {
+    match (&event.task, event.attempt) {
+        (Some(task), Some(attempt)) if !event.text.contains("attempt ") => {
+            format!("{} (attempt {attempt}): ", paint.bold(&harmless(task)))
+        }
+        (Some(task), _) => format!("{}: ", paint.bold(&harmless(task))),
+        (None, _) => String::new(),
+    }
+}
+
+/// Writes what an agent let happen, line by line.
+pub(crate) fn agent_lines(event: &v1::AgentEvent) -> Vec<String> {
+    use v1::agent_event::Kind;
+    match &event.kind {
+        Some(Kind::Output(output)) => String::from_utf8_lossy(&output.data)
+            .lines()
+            .map(one_line)
+            .filter(|line| !line.is_empty())
+            .collect(),
+        Some(Kind::Phase(phase)) if phase.detail.is_empty() => {
+            vec![format!("· {}", one_line(&phase.name))]
+        }
+        Some(Kind::Phase(phase)) => {
+            vec![format!(
+                "· {}: {}",
+                one_line(&phase.name),
+                one_line(&phase.detail)
+            )]
+        }
+        Some(Kind::OutputTruncated(cut)) => {
+            vec![format!("· {} bytes of output were dropped", cut.bytes)]
+        }
+        Some(Kind::Note(note)) => vec![format!("· {}", one_line(note))],
+        None => Vec::new(),
+    }
+}

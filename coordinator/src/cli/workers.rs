@@ -1,0 +1,73 @@
+//! `coordinator workers`.
+
+use jiff::Timestamp;
+use muster_proto::v1;
+use serde_json::{Value, json};
+
+use super::arguments::Workers;
+use super::context::Context;
+use super::error::{Exit, Result};
+use super::show;
+use super::table::Table;
+use crate::output::{Paint, one_line};
+
+pub(crate) async fn workers(context: &Context, options: Workers) -> Result<Exit> {
+    let client = context.client().await?;
+    let listed = client
+        .operator()
+        .list_workers(v1::ListWorkersRequest {})
+        .await?
+        .into_inner();
+    if options.json {
+        let workers: Vec<Value> = listed.workers.iter().map(described).collect();
+        context.output.json(&json!({ "workers": workers }))?;
+    } else if listed.workers.is_empty() {
+        context.output.say("no worker has connected");
+        context.output.say(&format!(
+            "make a token with `{} token create --role worker --out FILE`, then start \
+             `worker-agent --coordinator {} --token-file FILE`",
+            context.program,
+            client.address()
+        ));
+    } else {
+        let table = table(&listed.workers, Timestamp::now(), context.output.data_paint);
+        context.output.data(&table.text())?;
+    }
+    Ok(Exit::Success)
+}
+
+fn described(worker: &v1::Worker) -> Value {
+    json!({
+        "worker": worker.worker,
+        "host": worker.host,
+        "pool": worker.pool,
+        "state": worker.state,
+        "slots": worker.slots,
+        "leases": worker.leases,
+        "labels": worker.labels,
+        "resources": worker.resources.iter().collect::<std::collections::BTreeMap<_, _>>(),
+        "agents": worker.agents,
+        "heard_at": show::machine_time(worker.heard_at.as_ref()),
+        "incarnation": worker.incarnation,
+        "tasks": worker.tasks,
+    })
+}
+
+fn table(workers: &[v1::Worker], now: Timestamp, paint: Paint) -> Table {
+    let mut table = Table::new(
+        &["WORKER", "STATE", "POOL", "BUSY", "HEARD", "WORKS ON"].map(|heading| paint.dim(heading)),
+    );
+    for worker in workers {
+        let heard = show::time(worker.heard_at.as_ref())
+            .map(|heard| format!("{} ago", show::duration(show::between(heard, now))));
+        table.row(vec![
+            one_line(&worker.worker),
+            show::state(paint, &worker.state),
+            one_line(&worker.pool),
+            format!("{}/{}", worker.leases, worker.slots),
+            heard.unwrap_or_default(),
+            one_line(&worker.tasks.join(", ")),
+        ]);
+    }
+    table
+}

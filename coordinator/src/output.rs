@@ -1,0 +1,245 @@
+//! Everything the command line prints: data on standard output, talk on standard error.
+
+use std::borrow::Cow;
+use std::io::{self, IsTerminal as _, Write as _};
+
+use serde::Serialize;
+
+/// When to colour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ColorChoice {
+    /// On a terminal, unless `NO_COLOR` is set or `TERM` is `dumb`.
+    #[default]
+    Auto,
+    /// Always, also into files and pipes.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Standard output cannot be written to.
+#[derive(Debug, thiserror::Error)]
+#[error("write to standard output")]
+pub struct Error(#[from] io::Error);
+
+impl Error {
+    /// Tells whether only the reader has gone, as `head` does.
+    #[must_use]
+    pub fn is_broken_pipe(&self) -> bool {
+        self.0.kind() == io::ErrorKind::BrokenPipe
+    }
+}
+
+/// The two streams of a program and what they can show; cheap to copy.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    /// Paints what goes to standard output.
+    pub data_paint: Paint,
+    /// Paints what goes to standard error.
+    pub talk_paint: Paint,
+    /// Whether talk may be redrawn in place.
+    pub talk_is_terminal: bool,
+    quiet: bool,
+}
+
+impl Output {
+    /// Looks at the process's streams and environment. With `quiet` only errors are said.
+    #[must_use]
+    pub fn of_process(color: ColorChoice, quiet: bool) -> Self {
+        let term = std::env::var_os("TERM");
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+            || term.as_ref().is_some_and(|term| term == "dumb");
+        let paint = |terminal: bool| {
+            Paint::new(match color {
+                ColorChoice::Auto => terminal && !plain,
+                ColorChoice::Always => true,
+                ColorChoice::Never => false,
+            })
+        };
+        let (out, err) = (io::stdout().is_terminal(), io::stderr().is_terminal());
+        Self {
+            data_paint: paint(out),
+            talk_paint: paint(err),
+            talk_is_terminal: err && term.is_none_or(|term| term != "dumb"),
+            quiet,
+        }
+    }
+
+    /// Prints text as it is, followed by a line break.
+    ///
+    /// # Errors
+    /// Standard output is closed or full.
+    pub fn data(&self, text: &str) -> Result<(), Error> {
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.write_all(b"\n")?;
+        Ok(out.flush()?)
+    }
+
+    /// Prints bytes as they are.
+    ///
+    /// # Errors
+    /// Standard output is closed or full.
+    pub fn bytes(&self, bytes: &[u8]) -> Result<(), Error> {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes)?;
+        Ok(out.flush()?)
+    }
+
+    /// Prints one JSON document on one line.
+    ///
+    /// # Errors
+    /// Standard output is closed or full.
+    pub fn json(&self, value: &impl Serialize) -> Result<(), Error> {
+        let text = serde_json::to_string(value).map_err(io::Error::from)?;
+        self.data(&text)
+    }
+
+    /// Says something to the person in front, unless they asked for quiet.
+    pub fn say(&self, text: &str) {
+        if !self.quiet {
+            self.complain(text);
+        }
+    }
+
+    /// Says something that matters even to a person who asked for quiet.
+    pub fn complain(&self, text: &str) {
+        self.talk(&format!("{text}\n"));
+    }
+
+    /// Writes to standard error as it is. Nobody can be told when that fails.
+    pub fn talk(&self, text: &str) {
+        let mut err = io::stderr().lock();
+        drop(err.write_all(text.as_bytes()).and_then(|()| err.flush()));
+    }
+}
+
+/// Colours text, or leaves it alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paint {
+    enabled: bool,
+}
+
+impl Paint {
+    /// Makes one that colours, or one that does nothing.
+    #[must_use]
+    pub const fn new(enabled: bool) -> Self {
+        Self { enabled }
+    }
+
+    /// Tells whether it colours.
+    #[must_use]
+    pub const fn is_enabled(self) -> bool {
+        self.enabled
+    }
+
+    /// Makes text stand out.
+    #[must_use]
+    pub fn bold(self, text: &str) -> String {
+        self.code("1", text)
+    }
+
+    /// Makes text step back.
+    #[must_use]
+    pub fn dim(self, text: &str) -> String {
+        self.code("2", text)
+    }
+
+    /// For what went wrong.
+    #[must_use]
+    pub fn red(self, text: &str) -> String {
+        self.code("31", text)
+    }
+
+    /// For what went well.
+    #[must_use]
+    pub fn green(self, text: &str) -> String {
+        self.code("32", text)
+    }
+
+    /// For what needs a look.
+    #[must_use]
+    pub fn yellow(self, text: &str) -> String {
+        self.code("33", text)
+    }
+
+    /// For what is happening.
+    #[must_use]
+    pub fn cyan(self, text: &str) -> String {
+        self.code("36", text)
+    }
+
+    fn code(self, code: &str, text: &str) -> String {
+        if self.enabled && !text.is_empty() {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+}
+
+/// Makes foreign text harmless for a terminal: control characters other than line breaks and tabs
+/// become visible, and so do characters that change the direction of writing.
+#[must_use]
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_harmful) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        match character {
+            // The pictures of control characters stand in the same order as these.
+            '\0'..='\x1f' if is_harmful(character) => {
+                safe.extend(char::from_u32(0x2400 + u32::from(character)));
+            }
+            '\x7f' => safe.push('\u{2421}'),
+            other if is_harmful(other) => safe.push(char::REPLACEMENT_CHARACTER),
+            other => safe.push(other),
+        }
+    }
+    Cow::Owned(safe)
+}
+
+/// Makes foreign text harmless and one line: what agents say without their colours and cursor
+/// movements; only what follows the last carriage return counts, as on a terminal.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    let plain = console::strip_ansi_codes(text);
+    let shown = plain
+        .trim_end_matches(['\r', '\n'])
+        .rsplit('\r')
+        .next()
+        .unwrap_or_default();
+    harmless(shown).replace(['\n', '\t'], " ").trim().to_owned()
+}
+
+fn is_harmful(character: char) -> bool {
+    (character.is_control() && !matches!(character, '\n' | '\t'))
+        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_of_foreign_text_reach_no_terminal() {
+        assert_eq!(harmless("plain\n\ttext ü"), "plain\n\ttext ü");
+        assert_eq!(harmless("a\x1b[2Jb\rc\x7f"), "a␛[2Jb␍c␡");
+        assert_eq!(harmless("\u{9b}31mx\u{202e}y"), "\u{fffd}31mx\u{fffd}y");
+    }
+
+    #[test]
+    fn a_line_of_an_agent_loses_its_colours_and_what_it_has_overwritten() {
+        assert_eq!(one_line("\x1b[32mok\x1b[0m 3 passed\n"), "ok 3 passed");
+        assert_eq!(one_line("10%\r50%\r100%\r\n"), "100%");
+        assert_eq!(one_line("a\tb\x07"), "a b␇");
+    }
+
+    #[test]
+    fn nothing_is_coloured_when_colours_are_off() {
+        assert_eq!(Paint::new(false).red("x"), "x");
+        assert_eq!(Paint::new(true).red("x"), "\x1b[31mx\x1b[0m");
+        assert_eq!(Paint::new(true).red(""), "");
+    }
+}
