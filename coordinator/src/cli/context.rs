@@ -227,7 +227,7 @@ impl Session {
         drop(client);
         if let Some(app) = own {
             // Everything was read; what could not be closed in order is recovered on the next start.
-            drop(app.stop(false).await);
+            drop(app.stop(crate::pool::local::Parting::Keep).await);
         }
     }
 }

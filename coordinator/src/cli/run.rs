@@ -22,6 +22,7 @@ use super::submission::{self, Request};
 use super::{find, json, logging, show, summary};
 use crate::app::{self, App};
 use crate::config::Flags;
+use crate::pool::local::Parting;
 
 use progress::Progress;
 
@@ -52,13 +53,21 @@ pub(crate) async fn run(context: &Context, options: Run) -> Result<Exit> {
     let Host { client, own } = host;
     drop(client);
     if let Some(app) = own
-        && let Err(error) = app.stop(true).await
+        && let Err(error) = app.stop(parting(&ended)).await
     {
         // Everything that was promised is in the journal already.
         let message = format!("the coordinator did not stop in order: {error}");
         context.output.complain(&message);
     }
     ended
+}
+
+/// After a first interrupt nothing is held any more; whoever interrupts twice wants the agents ended.
+fn parting(ended: &Result<Exit>) -> Parting {
+    match ended {
+        Ok(Exit::Interrupted) => Parting::Stop,
+        Ok(_) | Err(_) => Parting::Drain,
+    }
 }
 
 async fn hosted(

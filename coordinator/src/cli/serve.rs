@@ -53,12 +53,12 @@ pub(crate) async fn serve(context: &Context, options: Serve) -> Result<Exit> {
             context.output.say("stopping; workers keep what they do");
             // A second signal does not wait for anybody.
             tokio::select! {
-                stopped = app.stop(false) => stopped.map_err(CliError::internal)?,
+                stopped = app.stop(crate::pool::local::Parting::Keep) => stopped.map_err(CliError::internal)?,
                 _ = interrupts.next() => return Ok(Exit::Interrupted),
             }
         }
         // It has reasons of its own to end: a commit that could not be made, or `Shutdown`.
-        () = app.asked_to_end() => app.stop(false).await.map_err(CliError::internal)?,
+        () = app.asked_to_end() => app.stop(crate::pool::local::Parting::Keep).await.map_err(CliError::internal)?,
     }
     Ok(Exit::Success)
 }
