@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 fn trial(name: &str, scenario: Scenario, programs: &Programs) -> Trial {
     let programs = programs.clone();
     Trial::test(name, move || {
-        scenario(&programs).map_err(|error| Failed::from(format!("{error:?}")))
+        scenario(&programs).map_err(|error| Failed::from(format!("{error:#}")))
     })
 }
 
@@ -71,5 +71,5 @@ fn with_cluster(
     test: impl FnOnce(&mut Cluster) -> Result<()>,
 ) -> Result<()> {
     let mut cluster = Cluster::new(programs, options)?;
-    test(&mut cluster).map_err(|error| anyhow::anyhow!("{error:?}\n{}", cluster.story()))
+    test(&mut cluster).map_err(|error| anyhow::anyhow!("{error:#}\n{}", cluster.story()))
 }
