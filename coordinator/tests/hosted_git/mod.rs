@@ -61,6 +61,7 @@ impl Fence for FakeFence {
                     worker: worker.clone(),
                     incarnation: *incarnation,
                     attempts: vec![attempt("api", 1)],
+                    reads: Vec::new(),
                 }),
                 Identity::Operator { .. } | Identity::Admin { .. } => Ok(Scope::Operator),
                 Identity::Viewer { .. } => Ok(Scope::Viewer),
