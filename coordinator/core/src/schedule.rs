@@ -39,6 +39,12 @@ pub fn schedule(state: &mut State, now: Timestamp) -> Vec<Event> {
     events
 }
 
+/// Ends retry delays that have passed, without granting anything: what a coordinator that holds new
+/// leases back does instead of [`schedule`], so that it is not woken for the same delay again.
+pub fn end_delays(state: &mut State, now: Timestamp) {
+    state.promote(now);
+}
+
 /// What one round has learned.
 #[derive(Default)]
 struct Round {

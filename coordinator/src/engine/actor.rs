@@ -8,7 +8,7 @@ use std::time::Duration;
 use coordinator_core::state::{LeaseClocks, RunImage};
 use coordinator_core::{
     Command, Effect, Epoch, Event, EventKind, LeaseId, Rejection, Reply, RunId, State, Step,
-    Timestamp, WorkerId, effects, next_wakeup, schedule,
+    Timestamp, WorkerId, effects, end_delays, next_wakeup, schedule,
 };
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
@@ -282,7 +282,9 @@ impl Actor {
             // A tick cannot be refused; it only finds what is due.
             drop(self.decide(now, &Command::Tick, &mut events));
         }
-        if !self.holding {
+        if self.holding {
+            end_delays(&mut self.state, now);
+        } else {
             events.extend(schedule(&mut self.state, now));
         }
         self.commit(now, &events)?;

@@ -6,7 +6,10 @@ use crate::event::{LeaseEnd, MergeConflict, Outcome, RunOutcome, Usage, Work};
 use crate::failure::FailureClass;
 use crate::state::{AttemptEnd, RunPhase, TaskState};
 use crate::time::Span;
-use crate::{Command, Effect, EventKind, GitStep, effects, git_work, limits};
+use crate::{
+    Command, Effect, EventKind, GitStep, WakeReason, effects, end_delays, git_work, limits,
+    next_wakeup,
+};
 
 #[test]
 fn a_run_of_one_task_succeeds() {
@@ -583,4 +586,19 @@ fn a_run_without_a_repository_needs_no_commits() {
             ..
         }
     ));
+}
+
+#[test]
+fn a_delay_that_has_passed_wakes_nobody_while_new_leases_are_held_back() {
+    let mut world = World::new();
+    world.join("w", 1);
+    world.submit(plan(&["a"]).retries(1));
+    let lease = world.only();
+    world.fail(&lease, FailureClass::AgentFailed);
+    let Some((at, WakeReason::Delay)) = next_wakeup(&world.state) else {
+        panic!("the retry waits for its delay");
+    };
+    end_delays(&mut world.state, at);
+    assert!(next_wakeup(&world.state).is_none_or(|(next, _)| next > at));
+    assert!(world.live().is_empty());
 }
