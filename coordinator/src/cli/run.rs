@@ -213,10 +213,8 @@ async fn follow(
             _ = ticks.tick() => {
                 progress.refresh().await;
                 progress.draw();
-                if draining && progress.is_idle() {
-                    break Ok(false);
-                }
             }
+            () = drained(host, draining) => break Ok(false),
             interrupt = interrupts.next() => match (&host.own, interrupt) {
                 (Some(app), Interrupt::Ask) if !draining => {
                     draining = true;
@@ -236,6 +234,14 @@ async fn follow(
         ))),
         Ok(false) => Ok(Followed::Interrupted),
         Err(error) => Err(error),
+    }
+}
+
+/// Waits until nothing runs any more, once the person has asked for that.
+async fn drained(host: &Host, draining: bool) {
+    match &host.own {
+        Some(app) if draining => app.drained().await,
+        _ => std::future::pending().await,
     }
 }
 

@@ -168,3 +168,6 @@ async fn with_shallow_hint(source: &Source, error: CliError) -> CliError {
         error
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,6 +36,24 @@ impl Place {
         }
     }
 
+    /// Gives the command that makes a fresh clone of the integrated branch.
+    pub(crate) fn clone_command(&self, run: &v1::Run) -> String {
+        match (&self.home, &run.repository) {
+            (Some(home), Some(repository)) => {
+                let folder = crate::git::repository::folder(home).join(format!("{repository}.git"));
+                format!(
+                    "git clone --branch muster/{}/integration {} FOLDER",
+                    run.run,
+                    quoted(&folder.to_string_lossy())
+                )
+            }
+            _ => format!(
+                "git init FOLDER, and there: {} fetch {}",
+                self.program, run.run
+            ),
+        }
+    }
+
     /// Gives the command that fetches the integrated branch.
     fn fetch(&self, run: &v1::Run) -> String {
         match (&self.home, &run.repository) {

@@ -115,18 +115,6 @@ impl Progress {
         }
     }
 
-    /// Tells whether no attempt and no verify runs, as far as is known.
-    pub(crate) fn is_idle(&self) -> bool {
-        let works = |task: &v1::Task| {
-            let waits = task
-                .attempts
-                .last()
-                .is_some_and(|attempt| attempt.state == "waiting_for_verify");
-            task.state == "leased" || (task.state == "verifying" && !waits)
-        };
-        !self.stale && !self.run.tasks.iter().any(works)
-    }
-
     /// Takes the live view away; what is left is the summary's.
     pub(crate) fn finish(&mut self) {
         if let Some(painter) = &mut self.painter {
