@@ -41,7 +41,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn one_line(text: &str, bytes_max: usize) -> String {
+/// Gives the beginning of a text without line breaks and other control characters.
+pub(crate) fn one_line(text: &str, bytes_max: usize) -> String {
     let mut line = String::new();
     for character in text.chars() {
         let character = if character.is_control() {

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use muster_connect::private_file;
@@ -88,6 +88,7 @@ impl Identity {
         match state {
             StateDir::At(folder) => {
                 create_private(folder)?;
+                check_owner(folder)?;
                 let folder = folder
                     .canonicalize()
                     .map_err(Error::file("find the absolute path of", folder))?;
@@ -100,6 +101,7 @@ impl Identity {
             }
             StateDir::Within(base) => {
                 create_private(base)?;
+                check_owner(base)?;
                 let base = base
                     .canonicalize()
                     .map_err(Error::file("find the absolute path of", base))?;
@@ -207,6 +209,15 @@ pub(crate) fn create_private(folder: &Path) -> Result<(), Error> {
         .map_err(Error::file("create the folder", folder))
 }
 
+/// Refuses a folder that somebody else made, as they can in a scratch folder that all users share.
+fn check_owner(folder: &Path) -> Result<(), Error> {
+    let found = std::fs::metadata(folder).map_err(Error::file("look at", folder))?;
+    if found.uid() == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    Err(Error::NotOurs(folder.to_owned()))
+}
+
 fn plain(text: &str) -> String {
     let plain = |character: &char| character.is_ascii_alphanumeric() || "._-".contains(*character);
     text.chars().filter(plain).take(PART_BYTES_MAX).collect()
@@ -221,6 +232,9 @@ pub enum Error {
     /// Another worker runs there.
     #[error("another worker uses {}; name another folder with --state-dir", .0.display())]
     Taken(PathBuf),
+    /// Somebody else owns the folder.
+    #[error("{} belongs to another user; name another folder with --state-dir", .0.display())]
+    NotOurs(PathBuf),
     /// All places are taken.
     #[error("all {PLACES_MAX} places in {} are taken by other workers or hosts", .0.display())]
     NoPlace(PathBuf),

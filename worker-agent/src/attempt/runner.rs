@@ -140,14 +140,28 @@ impl Runner {
     }
 
     async fn prepared(&mut self, workspace: &mut Option<Arc<Workspace>>) -> Happened {
-        let site = Arc::clone(&self.site);
-        let (grant, folder) = (Arc::clone(&self.grant), self.folder.clone());
-        match until_stopped(&mut self.orders, prepare(&site, &grant, &folder)).await {
-            Err(stop) => Happened::Stopped(stop),
-            Ok(Err(failure)) => Happened::Failed(failure),
-            Ok(Ok(made)) => {
+        match self.prepare().await {
+            Ok(made) => {
                 *workspace = made.map(Arc::new);
                 Happened::Prepared
+            }
+            Err(happened) => happened,
+        }
+    }
+
+    /// Makes the folder in which this lease's processes run, unless that fails, takes longer than
+    /// the whole lease may, or the lease is to stop.
+    pub(super) async fn prepare(&mut self) -> Result<Option<Workspace>, Happened> {
+        let limit = self.limit(None);
+        let preparing = prepare(&self.site, &self.grant, &self.folder);
+        let preparing = tokio::time::timeout(limit, preparing);
+        match until_stopped(&mut self.orders, preparing).await {
+            Err(stop) => Err(Happened::Stopped(stop)),
+            Ok(Ok(Ok(made))) => Ok(made),
+            Ok(Ok(Err(failure))) => Err(Happened::Failed(failure)),
+            Ok(Err(_)) => {
+                let message = format!("the workspace was not ready within {limit:?}");
+                Err(Happened::Failed(failure(class::WORKSPACE, &message, b"")))
             }
         }
     }
@@ -375,7 +389,7 @@ impl Runner {
 }
 
 /// Waits for something unless the lease is to stop before.
-pub(super) async fn until_stopped<T>(
+async fn until_stopped<T>(
     orders: &mut watch::Receiver<Orders>,
     what: impl Future<Output = T>,
 ) -> Result<T, Stop> {
@@ -395,7 +409,7 @@ pub(super) async fn until_stopped<T>(
 }
 
 /// Makes the folder in which the lease's processes run: a checkout, or an empty one.
-pub(super) async fn prepare(
+async fn prepare(
     site: &Site,
     grant: &Grant,
     folder: &LeaseFolder,

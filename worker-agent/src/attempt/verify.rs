@@ -1,17 +1,18 @@
 //! Checks a published commit in a clean checkout, independently of the agent that made it.
 
-use std::sync::Arc;
-
 use muster_proto::v1::{Empty, Failed, Failure, report};
 
 use super::Stop;
 use super::launch::Launched;
 use super::machine::Happened;
-use super::runner::{Runner, prepare, until_stopped};
+use super::runner::Runner;
 use super::scribe::Scribe;
 use crate::agent::command::{judge, shell};
 use crate::document::TaskDocument;
-use crate::failure::{chain, class, failure};
+use crate::failure::{chain, class, failure, one_line};
+
+/// As much of a command as people are shown.
+const DETAIL_BYTES_MAX: usize = 1_024;
 
 impl Runner {
     /// Runs the verify commands one after the other; the first failure decides.
@@ -21,29 +22,24 @@ impl Runner {
             Ok(task) => task,
             Err(error) => return failed(failure(class::WORKSPACE, &chain(&error), b"")),
         };
-        let site = Arc::clone(&self.site);
-        let (grant, folder) = (Arc::clone(&self.grant), self.folder.clone());
-        match until_stopped(&mut self.orders, prepare(&site, &grant, &folder)).await {
-            Err(stop) => return stopped(stop),
-            Ok(Err(failure)) => return failed(failure),
-            Ok(Ok(_)) => {}
+        if let Err(happened) = self.prepare().await {
+            return ended(happened);
         }
         let ends_at = self.began.after(self.limit(task.verify_timeout_ms));
         for (number, command) in (1..).zip(&task.verify) {
-            scribe.phase("verifying", command).await;
+            scribe
+                .phase("verifying", &one_line(command, DETAIL_BYTES_MAX))
+                .await;
             let mut program = self.program(&task, number, shell(command));
             program.ends_at = ends_at;
             let what = format!("`{command}`");
             let launched = match self.launch(program, scribe).await {
                 Ok(launched) => launched,
-                Err(Happened::Stopped(stop)) => return stopped(stop),
-                Err(Happened::Failed(mut failure)) => {
-                    failure.message = format!("{what}: {}", failure.message);
-                    let tail = failure.output.clone();
-                    let bounded = self::failure(&failure.class, &failure.message, tail.as_bytes());
-                    return failed(bounded);
+                Err(Happened::Failed(found)) => {
+                    let message = format!("{what}: {}", found.message);
+                    return failed(failure(&found.class, &message, found.output.as_bytes()));
                 }
-                Err(_) => return failed(failure(class::WORKER_LOST, &what, b"")),
+                Err(happened) => return ended(happened),
             };
             let Launched { report, tail, .. } = launched;
             if let Err(failure) = judge(&what, class::VERIFY_FAILED, &report.end, &tail) {
@@ -59,6 +55,19 @@ fn failed(failure: Failure) -> report::Kind {
         failure: Some(failure),
         usage: None,
     })
+}
+
+/// Tells what became of a verify that did not come to its verdict.
+fn ended(happened: Happened) -> report::Kind {
+    match happened {
+        Happened::Stopped(stop) => stopped(stop),
+        Happened::Failed(failure) => failed(failure),
+        Happened::Prepared | Happened::Done | Happened::Published(_) => failed(failure(
+            class::WORKER_LOST,
+            "the worker lost track of the verify",
+            b"",
+        )),
+    }
 }
 
 fn stopped(stop: Stop) -> report::Kind {
