@@ -13,6 +13,7 @@ use crate::app::{self, App};
 use crate::config::{self, Config, Flags, Loaded};
 use crate::home;
 use crate::output::Output;
+use crate::pool::local::Parting;
 
 /// How long a coordinator that holds the home may take until it can be reached.
 const START_MAX: Duration = Duration::from_secs(15);
@@ -227,7 +228,7 @@ impl Session {
         drop(client);
         if let Some(app) = own {
             // Everything was read; what could not be closed in order is recovered on the next start.
-            drop(app.stop(false).await);
+            drop(app.stop(Parting::Keep).await);
         }
     }
 }

@@ -22,6 +22,7 @@ use super::submission::{self, Request};
 use super::{find, json, logging, show, summary};
 use crate::app::{self, App};
 use crate::config::Flags;
+use crate::pool::local::Parting;
 
 use progress::Progress;
 
@@ -49,10 +50,14 @@ pub(crate) async fn run(context: &Context, options: Run) -> Result<Exit> {
     let interrupts = Interrupts::listen()?;
     let host = host(context, config, options.slots.is_some()).await?;
     let ended = Box::pin(hosted(context, &host, &git, read, &options, interrupts)).await;
+    let parting = match &ended {
+        Ok(Exit::Interrupted) | Err(_) => Parting::Stop,
+        Ok(_) => Parting::Drain,
+    };
     let Host { client, own } = host;
     drop(client);
     if let Some(app) = own
-        && let Err(error) = app.stop(true).await
+        && let Err(error) = app.stop(parting).await
     {
         // Everything that was promised is in the journal already.
         let message = format!("the coordinator did not stop in order: {error}");

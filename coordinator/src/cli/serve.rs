@@ -7,6 +7,7 @@ use super::interrupt::Interrupts;
 use super::{logging, run, show};
 use crate::app;
 use crate::config::Flags;
+use crate::pool::local::Parting;
 
 pub(crate) async fn serve(context: &Context, options: Serve) -> Result<Exit> {
     let Some(home) = context.local_home() else {
@@ -53,12 +54,12 @@ pub(crate) async fn serve(context: &Context, options: Serve) -> Result<Exit> {
             context.output.say("stopping; workers keep what they do");
             // A second signal does not wait for anybody.
             tokio::select! {
-                stopped = app.stop(false) => stopped.map_err(CliError::internal)?,
+                stopped = app.stop(Parting::Keep) => stopped.map_err(CliError::internal)?,
                 _ = interrupts.next() => return Ok(Exit::Interrupted),
             }
         }
         // It has reasons of its own to end: a commit that could not be made, or `Shutdown`.
-        () = app.asked_to_end() => app.stop(false).await.map_err(CliError::internal)?,
+        () = app.asked_to_end() => app.stop(Parting::Keep).await.map_err(CliError::internal)?,
     }
     Ok(Exit::Success)
 }

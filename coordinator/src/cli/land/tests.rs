@@ -139,9 +139,8 @@ async fn a_merge_that_would_conflict_is_not_begun() {
 #[tokio::test]
 async fn what_is_under_way_is_finished_first() {
     let world = World::new().await;
-    world
-        .run(&["update-ref", "MERGE_HEAD", &world.base.to_string()])
-        .await;
+    let head = world.folder.path().join(".git/MERGE_HEAD");
+    std::fs::write(head, format!("{}\n", world.base)).unwrap();
     refused(&world, "a merge is under way").await;
 }
 

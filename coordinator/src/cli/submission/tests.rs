@@ -8,6 +8,7 @@ use crate::cli::client::Whereabouts;
 use crate::cli::find;
 use crate::config::{self, Flags};
 use crate::output::ColorChoice;
+use crate::pool::local::Parting;
 
 /// A coordinator without workers, and a folder for plans and repositories.
 struct World {
@@ -30,7 +31,7 @@ impl World {
             clocks: config.clocks,
             heartbeat_interval: config.heartbeat_interval,
             agents: config.agents,
-            // Git's hook is this program; without it a push is refused.
+            // What git's hook runs, and it consents: no lease is tested here.
             executable: "/bin/true".into(),
         })
         .await
@@ -115,7 +116,7 @@ async fn a_repository_is_submitted_as_it_was_committed_and_not_written_to() {
     let other = find::get(&world.client, &other.run).await.unwrap();
     assert_ne!(other.run, run.run);
     assert_eq!(other.repository, run.repository);
-    world.app.stop(false).await.unwrap();
+    world.app.stop(Parting::Keep).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,7 +140,7 @@ async fn a_folder_becomes_the_same_commit_each_time() {
     }
     assert_eq!(bases.first(), bases.last());
     assert!(!world.folder.path().join("code/.git").exists());
-    world.app.stop(false).await.unwrap();
+    world.app.stop(Parting::Keep).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -161,7 +162,7 @@ async fn a_git_url_is_fetched_and_its_branch_submitted() {
     let submitted = world.submit(&plan, &keyed("k")).await.unwrap();
     let run = find::get(&world.client, &submitted.run).await.unwrap();
     assert_eq!(run.base, Some(head));
-    world.app.stop(false).await.unwrap();
+    world.app.stop(Parting::Keep).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -177,7 +178,7 @@ async fn a_run_without_a_repository_needs_none() {
     };
     let error = world.submit(&plan, &replaced).await.unwrap_err();
     assert!(error.to_string().contains("names no repository"), "{error}");
-    world.app.stop(false).await.unwrap();
+    world.app.stop(Parting::Keep).await.unwrap();
 }
 
 #[test]
