@@ -1,1 +1,16 @@
-//! tests
+//! Real coordinators and workers for tests that need more than one process.
+//!
+//! Everything that a test starts is ended when its value is dropped, also when the test fails.
+
+pub mod cluster;
+pub mod files;
+pub mod hosts;
+pub mod process;
+pub mod repository;
+pub mod run;
+pub mod traces;
+pub mod wait;
+
+pub use cluster::{Cluster, Options, Programs};
+pub use process::{Output, Process};
+pub use run::RunStatus;

@@ -50,20 +50,25 @@ pub(crate) async fn run(context: &Context, options: Run) -> Result<Exit> {
     let interrupts = Interrupts::listen()?;
     let host = host(context, config, options.slots.is_some()).await?;
     let ended = Box::pin(hosted(context, &host, &git, read, &options, interrupts)).await;
-    let parting = match &ended {
-        Ok(Exit::Interrupted) | Err(_) => Parting::Stop,
-        Ok(_) => Parting::Drain,
-    };
     let Host { client, own } = host;
     drop(client);
     if let Some(app) = own
-        && let Err(error) = app.stop(parting).await
+        && let Err(error) = app.stop(parting(&ended)).await
     {
         // Everything that was promised is in the journal already.
         let message = format!("the coordinator did not stop in order: {error}");
         context.output.complain(&message);
     }
     ended
+}
+
+/// After a first interrupt nothing is held any more; whoever interrupts twice wants the agents ended,
+/// and so does an error: other runs of the home could take hours to finish.
+fn parting(ended: &Result<Exit>) -> Parting {
+    match ended {
+        Ok(Exit::Interrupted) | Err(_) => Parting::Stop,
+        Ok(_) => Parting::Drain,
+    }
 }
 
 async fn hosted(

@@ -49,8 +49,8 @@ impl Progress {
         match item {
             Item::Journal(event) => {
                 self.stale = true;
-                // That a lease has closed is book-keeping: its result was said just before.
-                let dull = event.kind == "lease_closed";
+                // Book-keeping: the result was said just before.
+                let dull = matches!(event.kind.as_str(), "lease_closed" | "run_archived");
                 if self.painter.is_none() && !silent && !dull {
                     let submitted = show::time(self.run.submitted_at.as_ref());
                     let elapsed = show::time(event.at.as_ref())

@@ -1,0 +1,153 @@
+//! Several hosts on one machine: network namespaces on a bridge of their own, each with a view of
+//! the file system in which the other hosts' folders are empty.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+/// A network of hosts; gone when dropped.
+#[derive(Debug)]
+pub struct Hosts {
+    prefix: String,
+    names: Vec<String>,
+    folder: PathBuf,
+}
+
+/// Why hosts cannot be made on this machine, if so.
+#[must_use]
+pub fn missing() -> Option<String> {
+    for tool in ["ip", "nsenter", "unshare", "mount"] {
+        let found = std::env::var_os("PATH")
+            .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()));
+        if !found {
+            return Some(format!("needs the program {tool}"));
+        }
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Some("needs root, to make network namespaces".to_owned());
+    }
+    let name = format!("mu{}t", std::process::id());
+    let made = run(&["ip", "netns", "add", &name]);
+    // It may not have been made.
+    let _ = run(&["ip", "netns", "del", &name]);
+    made.err()
+        .map(|error| format!("needs network namespaces: {error:#}"))
+}
+
+impl Hosts {
+    /// Makes `names` on a network of their own; the host of index `i` has [`Hosts::address`]`(i)`.
+    ///
+    /// # Errors
+    /// The system refuses; what was made is removed again.
+    pub fn new(names: &[&str], folder: &Path) -> Result<Self> {
+        let prefix = format!("mu{}", std::process::id());
+        let mut hosts = Self {
+            prefix,
+            names: Vec::new(),
+            folder: folder.to_owned(),
+        };
+        let hub = hosts.namespace("hub");
+        hosts.add("hub")?;
+        run(&["ip", "-n", &hub, "link", "add", "br0", "type", "bridge"])?;
+        run(&["ip", "-n", &hub, "link", "set", "br0", "up"])?;
+        for (index, name) in names.iter().enumerate() {
+            hosts.add(name)?;
+            let host = hosts.namespace(name);
+            let port = format!("v{index}");
+            run(&[
+                "ip", "link", "add", &port, "netns", &hub, "type", "veth", "peer", "name", "eth0",
+                "netns", &host,
+            ])?;
+            run(&[
+                "ip", "-n", &hub, "link", "set", &port, "master", "br0", "up",
+            ])?;
+            let address = format!("{}/24", Self::address(index));
+            run(&["ip", "-n", &host, "addr", "add", &address, "dev", "eth0"])?;
+            run(&["ip", "-n", &host, "link", "set", "eth0", "up"])?;
+            run(&["ip", "-n", &host, "link", "set", "lo", "up"])?;
+        }
+        Ok(hosts)
+    }
+
+    /// Gives the address of the host of that index.
+    #[must_use]
+    pub fn address(index: usize) -> String {
+        format!("10.77.0.{}", index + 1)
+    }
+
+    /// Gives the words that let a program run on a host. `hidden` are folders that the host does not
+    /// have (they appear empty); `names` are lines of its /etc/hosts, as address and name.
+    ///
+    /// # Errors
+    /// The hosts file cannot be written.
+    pub fn wrapper(
+        &self,
+        name: &str,
+        hidden: &[&Path],
+        names: &[(&str, &str)],
+    ) -> Result<Vec<OsString>> {
+        let file = self.folder.join(format!("hosts-{name}"));
+        let mut text = "127.0.0.1 localhost\n".to_owned();
+        for (address, name) in names {
+            text.push_str(&format!("{address} {name}\n"));
+        }
+        std::fs::write(&file, text)?;
+        let mut script = format!("set -e; mount --bind {} /etc/hosts; ", file.display());
+        for path in hidden {
+            script.push_str(&format!("mount -t tmpfs none {}; ", path.display()));
+        }
+        script.push_str("exec \"$@\"");
+        let network = format!("--net=/run/netns/{}", self.namespace(name));
+        // Not `ip netns exec`, which would hide the control groups.
+        let words = [
+            "nsenter",
+            &network,
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            &script,
+            "sh",
+        ];
+        Ok(words.into_iter().map(OsString::from).collect())
+    }
+
+    fn namespace(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn add(&mut self, name: &str) -> Result<()> {
+        let namespace = self.namespace(name);
+        run(&["ip", "netns", "add", &namespace])?;
+        self.names.push(namespace);
+        Ok(())
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for name in &self.names {
+            // What cannot be removed now is in use by a process that is about to end.
+            let _ = run(&["ip", "netns", "del", name]);
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Result<()> {
+    let (program, arguments) = words.split_first().context("nothing to run")?;
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .context("run ip")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "`{}` failed: {said}",
+        words.join(" ")
+    );
+    Ok(())
+}

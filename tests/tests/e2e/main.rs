@@ -1,0 +1,75 @@
+//! End to end: real coordinators, real workers, real git, and `kill -9`.
+//!
+//! A test that needs what this machine does not have is listed as ignored, with the reason in its
+//! name, and never as passed; therefore the harness is libtest-mimic.
+
+mod abuse;
+mod deaths;
+mod failures;
+mod first;
+mod foreign;
+mod several_hosts;
+mod straggler;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+use muster_tests::cluster::{Cluster, Options, Programs};
+
+type Scenario = fn(&Programs) -> Result<()>;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    if arguments.test_threads.is_none() {
+        // Most of a scenario is waiting; more at once than cores would make it wait for the others.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        arguments.test_threads = Some(cores);
+    }
+    let programs = Programs {
+        coordinator: env!("CARGO_BIN_EXE_coordinator-under-test").into(),
+        worker_agent: env!("CARGO_BIN_EXE_worker-agent-under-test").into(),
+        forward: env!("CARGO_BIN_EXE_forward").into(),
+        source: Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
+    };
+    let plain = [
+        first::SCENARIOS,
+        failures::SCENARIOS,
+        foreign::SCENARIOS,
+        deaths::SCENARIOS,
+        straggler::SCENARIOS,
+        abuse::SCENARIOS,
+    ];
+    let mut trials: Vec<Trial> = plain
+        .into_iter()
+        .flatten()
+        .map(|(name, scenario)| trial(name, *scenario, &programs))
+        .collect();
+    let missing = muster_tests::hosts::missing();
+    for (name, scenario) in several_hosts::SCENARIOS {
+        let name = missing
+            .as_ref()
+            .map_or((*name).to_owned(), |why| format!("{name} ({why})"));
+        trials.push(trial(&name, *scenario, &programs).with_ignored_flag(missing.is_some()));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial(name: &str, scenario: Scenario, programs: &Programs) -> Trial {
+    let programs = programs.clone();
+    Trial::test(name, move || {
+        scenario(&programs).map_err(|error| Failed::from(format!("{error:#}")))
+    })
+}
+
+/// Runs a test with a cluster of its own; when it fails, the end of what everybody printed is part
+/// of the message.
+fn with_cluster(
+    programs: &Programs,
+    options: Option<Options>,
+    test: impl FnOnce(&mut Cluster) -> Result<()>,
+) -> Result<()> {
+    let mut cluster = Cluster::new(programs, options)?;
+    test(&mut cluster).map_err(|error| anyhow::anyhow!("{error:#}\n{}", cluster.story()))
+}
