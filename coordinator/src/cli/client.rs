@@ -184,6 +184,11 @@ impl Client {
         &self.info
     }
 
+    /// Tells whether the coordinator was opened by a command that only reads, and ends with it.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.info.mode == "read"
+    }
+
     /// Gives the address that was dialled.
     pub(crate) fn address(&self) -> &str {
         &self.address

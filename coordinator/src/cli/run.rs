@@ -3,7 +3,6 @@
 mod progress;
 
 use std::fs::DirBuilder;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use muster_proto::v1;
 
 use super::arguments::Run;
 use super::client::Client;
-use super::context::{Context, Started};
+use super::context::{self, Context};
 use super::error::{CliError, Exit, Result};
 use super::follow::{self, News, Wish};
 use super::interrupt::{Interrupt, Interrupts};
@@ -129,19 +128,12 @@ async fn host(context: &Context, config: crate::config::Config, slots_given: boo
         let client = context.client().await?;
         return Ok(Host { client, own: None });
     };
-    if let Ok(client) = Client::connect(&context.whereabouts).await {
-        said_to_be_client(context, &client, slots_given);
-        return Ok(Host { client, own: None });
-    }
     make_home(home)?;
     logging::embedded(home, &config.log)?;
     let slots = config.slots;
-    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    match context
-        .start(home, app::Mode::Embedded, listen, slots, config)
-        .await?
-    {
-        Started::Own(app) => {
+    let started = context.connect_or_start(app::Mode::Embedded, slots, config);
+    match started.await? {
+        context::Host::Own(app) => {
             let client = Client::connect(&context.whereabouts).await?;
             let slots = show::counted(slots as usize, "slot");
             context.output.say(&format!(
@@ -154,10 +146,12 @@ async fn host(context: &Context, config: crate::config::Config, slots_given: boo
                 own: Some(*app),
             })
         }
-        Started::InUse { pid } => {
-            let client = context.client_of_starting(pid).await?;
+        context::Host::Theirs(client) => {
             said_to_be_client(context, &client, slots_given);
-            Ok(Host { client, own: None })
+            Ok(Host {
+                client: *client,
+                own: None,
+            })
         }
     }
 }
@@ -212,7 +206,8 @@ async fn follow(
             next = news.recv() => match next {
                 None => break Ok(true),
                 Some(Err(error)) => break Err(error),
-                Some(Ok(News::Away)) => progress.notice("the coordinator is away; waiting for it"),
+                Some(Ok(News::Away)) => progress.notice(Some("the coordinator is away; waiting for it")),
+                Some(Ok(News::Back(client))) => progress.take_client(*client),
                 Some(Ok(News::Item { seq, cursor, item })) => {
                     if as_json {
                         context.output.json(&json::watched(name, seq, &cursor, &item))?;
@@ -229,19 +224,17 @@ async fn follow(
                 (Some(app), Interrupt::Ask) if !draining => {
                     draining = true;
                     app.drain().await;
-                    progress.notice(
+                    progress.notice(Some(
                         "finishing what runs, starting nothing new; Ctrl-C again stops at once",
-                    );
+                    ));
                 }
                 _ => break Ok(false),
             },
         }
     };
-    progress.finish();
+    let client = progress.finish();
     match ended {
-        Ok(true) => Ok(Followed::Ended(Box::new(
-            find::get(&host.client, name).await?,
-        ))),
+        Ok(true) => Ok(Followed::Ended(Box::new(find::get(&client, name).await?))),
         Ok(false) => Ok(Followed::Interrupted),
         Err(error) => Err(error),
     }
