@@ -153,7 +153,11 @@ impl App {
         let tasks = TaskTracker::new();
         let repositories = Repositories::new(git.clone(), home.path().to_owned());
         let projection = Projection::new(engine.clone(), repositories.clone());
-        let fence = Arc::new(EngineFence::new(engine.clone(), projection.clone()));
+        let fence = Arc::new(EngineFence::new(
+            engine.clone(),
+            readers.clone(),
+            projection.clone(),
+        ));
         let git_options = host::Options {
             git,
             home: home.path().to_owned(),

@@ -1,5 +1,6 @@
 //! What credentials stand for, asked of the engine: the fence of the hosted remote.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
 use coordinator_core::event::Work;
@@ -12,24 +13,67 @@ use super::policy::{Fence, Refusal, Scope};
 use super::projection::Projection;
 use super::refs::{AttemptName, ParsedRef, TaskName};
 use crate::auth::Identity;
-use crate::engine::Handle;
 use crate::engine::grant;
+use crate::engine::{Handle, Readers};
 
 /// Attempts of one worker whose salvage a session's credential opens at once.
 const SALVAGE_MAX: usize = 256;
+
+/// Archived runs, newest first, in which a worker's unfinished attempts are looked for.
+const ARCHIVED_RUNS: usize = 64;
 
 /// Answers from the engine's committed state.
 #[derive(Clone)]
 pub struct EngineFence {
     engine: Handle,
+    readers: Readers,
     projection: Projection,
 }
 
 impl EngineFence {
     /// Makes the fence.
     #[must_use]
-    pub fn new(engine: Handle, projection: Projection) -> Self {
-        Self { engine, projection }
+    pub fn new(engine: Handle, readers: Readers, projection: Projection) -> Self {
+        Self {
+            engine,
+            readers,
+            projection,
+        }
+    }
+
+    /// Names the attempts whose unfinished edits a worker's session may bring, of live runs and of
+    /// those archived last: a worker that was cut off may come back long after its task was done
+    /// elsewhere, and what it had begun is still the user's.
+    async fn salvageable(&self, worker: WorkerId, incarnation: u64) -> Result<Scope, Refusal> {
+        let of = worker.clone();
+        let live = self
+            .engine
+            .query(move |state, _| is_current(state, &of, incarnation).then(|| live(state, &of)))
+            .await
+            .map_err(|_| Refusal::Unavailable)?;
+        let Some(mut attempts) = live else {
+            return Err(Refusal::LeaseEnded);
+        };
+        let of = worker.clone();
+        let archived = self.readers.read(move |reader| {
+            let mut attempts = Vec::new();
+            for summary in reader.archived_runs(None, ARCHIVED_RUNS)? {
+                if let Some(image) = reader.archived_image(summary.run)? {
+                    attempts.extend(unpublished(&image.run, &of, |_| false));
+                }
+            }
+            Ok(attempts)
+        });
+        attempts.extend(archived.await.map_err(|_| Refusal::Unavailable)?);
+        attempts.truncate(SALVAGE_MAX);
+        let (attempts, bases): (Vec<_>, Vec<_>) = attempts.into_iter().unzip();
+        let reads: BTreeSet<ParsedRef> = bases.into_iter().flatten().collect();
+        Ok(Scope::Salvage {
+            worker: worker.to_string(),
+            incarnation,
+            attempts,
+            reads: reads.into_iter().collect(),
+        })
     }
 
     async fn ask(
@@ -54,12 +98,7 @@ impl Fence for EngineFence {
                 Identity::WorkerSession {
                     worker,
                     incarnation,
-                } => {
-                    let worker = WorkerId::new(worker);
-                    let incarnation = *incarnation;
-                    self.ask(move |state| Ok(of_session(state, &worker, incarnation)))
-                        .await
-                }
+                } => self.salvageable(WorkerId::new(worker), *incarnation).await,
                 Identity::Operator { .. } | Identity::Admin { .. } => {
                     self.show().await?;
                     Ok(Scope::Operator)
@@ -90,10 +129,7 @@ impl Fence for EngineFence {
                 } => {
                     let (worker, incarnation) = (WorkerId::new(worker), *incarnation);
                     self.ask(move |state| {
-                        let known = state
-                            .worker(&worker)
-                            .is_some_and(|known| known.incarnation.0 == incarnation);
-                        if known {
+                        if is_current(state, &worker, incarnation) {
                             Ok(Scope::Viewer)
                         } else {
                             Err(Refusal::LeaseEnded)
@@ -169,33 +205,40 @@ fn scope_of(run: &Run, lease: &Lease) -> Option<Scope> {
     })
 }
 
-/// Names the attempts whose unfinished edits a worker may still bring: its own, of live runs,
-/// that did not publish and are not its live leases.
-fn of_session(state: &State, worker: &WorkerId, incarnation: u64) -> Scope {
-    let known = state
-        .worker(worker)
-        .is_some_and(|known| known.incarnation.0 == incarnation);
+fn is_current(state: &State, worker: &WorkerId, incarnation: u64) -> bool {
+    let known = state.worker(worker);
+    known.is_some_and(|known| known.incarnation.0 == incarnation)
+}
+
+fn live(state: &State, worker: &WorkerId) -> Vec<Unpublished> {
+    let is_live = |lease| state.lease(lease).is_some_and(|lease| !lease.revoked);
+    let newest_first = state.runs().rev();
+    newest_first
+        .flat_map(|run| unpublished(run, worker, is_live))
+        .collect()
+}
+
+/// An attempt, and the ref that holds what its edits stand on.
+type Unpublished = (AttemptName, Option<ParsedRef>);
+
+/// Names a worker's own attempts that have not published and whose lease is over.
+fn unpublished(
+    run: &Run,
+    worker: &WorkerId,
+    is_live: impl Fn(LeaseId) -> bool,
+) -> Vec<Unpublished> {
     let mut attempts = Vec::new();
-    if known {
-        for run in state.runs().rev() {
-            for (ix, task) in run.indexed() {
-                for tried in task.attempts() {
-                    let live = state.lease(tried.lease).is_some_and(|lease| !lease.revoked);
-                    let published = matches!(
-                        tried.end,
-                        Some(AttemptEnd::Made(_) | AttemptEnd::Succeeded(_))
-                    );
-                    if tried.worker == *worker && !live && !published {
-                        attempts.extend(attempt_name(run, ix, tried.number.0));
-                    }
-                }
+    for (ix, task) in run.indexed() {
+        for tried in task.attempts() {
+            let published = matches!(
+                tried.end,
+                Some(AttemptEnd::Made(_) | AttemptEnd::Succeeded(_))
+            );
+            if tried.worker == *worker && !published && !is_live(tried.lease) {
+                let base = ParsedRef::parse(&grant::base_ref(run, ix));
+                attempts.extend(attempt_name(run, ix, tried.number.0).map(|name| (name, base)));
             }
         }
-        attempts.truncate(SALVAGE_MAX);
     }
-    Scope::Salvage {
-        worker: worker.to_string(),
-        incarnation,
-        attempts,
-    }
+    attempts
 }

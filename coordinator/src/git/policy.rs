@@ -36,6 +36,8 @@ pub enum Scope {
         incarnation: u64,
         /// The attempts that were told to stop, and whose edits are not kept yet.
         attempts: Vec<AttemptName>,
+        /// What their edits stand on.
+        reads: Vec<ParsedRef>,
     },
     /// An operator: brings the source of a run, reads all.
     Operator,
@@ -72,12 +74,15 @@ impl Scope {
                 refs
             }
             Self::Verify { reads, .. } => reads.clone(),
-            Self::Salvage { attempts, .. } => attempts
+            Self::Salvage {
+                attempts, reads, ..
+            } => attempts
                 .iter()
                 .flat_map(|attempt| {
                     let salvage = ParsedRef::Salvage(attempt.clone());
                     own_refs(attempt).into_iter().chain([salvage])
                 })
+                .chain(reads.iter().cloned())
                 .collect(),
             Self::Operator | Self::Viewer => Vec::new(),
         }
@@ -221,6 +226,7 @@ mod tests {
                 worker: "w".to_owned(),
                 incarnation: 1,
                 attempts: vec![name("api", 1)],
+                reads: Vec::new(),
             },
             Scope::Operator,
             Scope::Viewer,

@@ -36,7 +36,9 @@ pub(crate) async fn part(part: Part, arguments: &Arguments) -> Result<Vec<String
         Part::Memory => memory(&mut bed, arguments.waiting).await?,
     };
     bed.workers.abort_all();
-    bed.app.stop(coordinator::pool::local::Parting::Keep).await?;
+    bed.app
+        .stop(coordinator::pool::local::Parting::Keep)
+        .await?;
     Ok(lines)
 }
 
