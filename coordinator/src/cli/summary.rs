@@ -215,7 +215,9 @@ fn failures(text: &mut String, run: &v1::Run, place: &Place, paint: Paint) {
             run.run
         );
     }
-    if let Some(failure) = run.failure.as_ref().filter(|_| failed.is_empty()) {
+    // A conflict is told in full with the result.
+    let told = !failed.is_empty() || exit(run) == Exit::IntegrationConflict;
+    if let Some(failure) = run.failure.as_ref().filter(|_| !told) {
         let _ = writeln!(
             text,
             "\n{} {}",
@@ -278,7 +280,8 @@ fn result(text: &mut String, run: &v1::Run, place: &Place, paint: Paint) {
         }
         _ => {}
     }
-    if matches!(run.state.as_str(), "failed" | "cancelled") {
+    let unfinished = run.tasks.iter().any(|task| task.state != "succeeded");
+    if unfinished && matches!(run.state.as_str(), "failed" | "cancelled") {
         let _ = writeln!(
             text,
             "\ntry again what did not succeed: {program} retry {name}"
