@@ -55,6 +55,8 @@ pub enum Mode {
     Serve,
     /// Inside `run`, until its last run has ended.
     Embedded,
+    /// Inside a command that reads what the home holds, for a moment; no place to submit to.
+    Read,
 }
 
 /// What a coordinator is started with.
@@ -183,6 +185,7 @@ impl App {
             mode: match options.mode {
                 Mode::Serve => "serve",
                 Mode::Embedded => "run",
+                Mode::Read => "read",
             },
         };
         let operators = Operators::new(

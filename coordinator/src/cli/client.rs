@@ -13,6 +13,7 @@ use muster_connect::{
 use muster_git::{Auth, Remote};
 use muster_proto::v1::operator_service_client::OperatorServiceClient;
 use muster_proto::{MESSAGE_BYTES_MAX, v1};
+use tonic::Code;
 
 use super::error::{CliError, Result};
 
@@ -99,18 +100,33 @@ impl Client {
             .map_err(|error| connection(anyhow::Error::new(error)))?;
         let channel = match authorized(&endpoint, &token).await {
             Ok(channel) => channel,
-            // The address is that of a coordinator that has ended without a farewell.
-            Err(error) if is_refused(&error) => {
-                return Err(Trouble::NotRunning(not_running(home)));
+            // The address is that of a coordinator that has ended without a farewell, or is ending
+            // now; another program may listen there.
+            Err(error) => {
+                let refused = is_refused(&error);
+                let not_running = not_running(home);
+                return Err(Trouble::NotRunning(if refused {
+                    not_running
+                } else {
+                    not_running.hint(format!(
+                        "what answers at {} is none: {}",
+                        file.address,
+                        chain(&error)
+                    ))
+                }));
             }
-            Err(error) => return Err(Trouble::Other(connection(anyhow::Error::new(error)))),
         };
         let auth = Auth {
             token: token.credential(),
             ca_file: Some(file.ca_path),
         };
         let hosted = Hosted { auth, _ca: None };
-        Ok(Self::greet(channel, file.address, hosted).await?)
+        match Self::greet(channel, file.address, hosted).await {
+            Err(error) if error.status() == Some(Code::Unavailable) => {
+                Err(Trouble::NotRunning(not_running(home)))
+            }
+            greeted => Ok(greeted?),
+        }
     }
 
     async fn elsewhere(address: &str, token_file: &Path) -> Result<Self> {
@@ -184,6 +200,11 @@ impl Client {
         &self.info
     }
 
+    /// Tells whether the coordinator was opened by a command that only reads, and ends with it.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.info.mode == "read"
+    }
+
     /// Gives the address that was dialled.
     pub(crate) fn address(&self) -> &str {
         &self.address
@@ -205,6 +226,16 @@ async fn authorized(
     token: &Token,
 ) -> Result<AuthorizedChannel, EndpointError> {
     endpoint.authorized(Bearer::token(token)?).await
+}
+
+fn chain(error: &EndpointError) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 fn is_refused(error: &EndpointError) -> bool {

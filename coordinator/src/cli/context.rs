@@ -13,6 +13,7 @@ use crate::app::{self, App};
 use crate::config::{self, Config, Flags, Loaded};
 use crate::home;
 use crate::output::Output;
+use crate::pool::local::Parting;
 
 /// How long a coordinator that holds the home may take until it can be reached.
 const START_MAX: Duration = Duration::from_secs(15);
@@ -42,6 +43,13 @@ pub(crate) enum Started {
     InUse {
         pid: Option<u32>,
     },
+}
+
+/// The coordinator of a home.
+pub(crate) enum Host {
+    /// Another process runs it.
+    Theirs(Box<Client>),
+    Own(Box<App>),
 }
 
 impl Context {
@@ -91,7 +99,26 @@ impl Context {
     /// Connects to the coordinator that runs.
     pub(crate) async fn client(&self) -> Result<Client> {
         logging::client();
-        Ok(Client::connect(&self.whereabouts).await?)
+        Ok(self.connect().await?)
+    }
+
+    /// Connects to a coordinator that stays; one that another command has opened to read is waited
+    /// out.
+    pub(crate) async fn connect(&self) -> Result<Client, Trouble> {
+        let deadline = tokio::time::Instant::now() + START_MAX;
+        loop {
+            let client = Client::connect(&self.whereabouts).await?;
+            if !client.is_passing() {
+                return Ok(client);
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(Trouble::Other(CliError::connection(format!(
+                    "another command reads {} and does not end",
+                    self.home.display()
+                ))));
+            }
+            tokio::time::sleep(START_PAUSE).await;
+        }
     }
 
     /// Connects to the coordinator that runs, or opens the home for this command alone.
@@ -100,49 +127,80 @@ impl Context {
     /// opened here has no workers: nothing begins to run because someone reads a log.
     pub(crate) async fn session(&self) -> Result<Session> {
         logging::client();
-        let not_running = match Client::connect(&self.whereabouts).await {
-            Ok(client) => return Ok(Session { client, own: None }),
-            Err(Trouble::NotRunning(error)) => error,
-            Err(Trouble::Other(error)) => return Err(error),
-        };
         let is_home = self.home.join(app::JOURNAL).exists();
-        let Some(home) = self.local_home().filter(|_| is_home) else {
-            return Err(not_running);
-        };
+        match self.connect().await {
+            Err(Trouble::NotRunning(_)) if is_home => {}
+            Ok(client) => return Ok(Session { client, own: None }),
+            Err(trouble) => return Err(trouble.into()),
+        }
         let config = self.config(Flags::default())?.config;
+        match self.connect_or_start(app::Mode::Read, 0, config).await? {
+            Host::Theirs(client) => Ok(Session {
+                client: *client,
+                own: None,
+            }),
+            Host::Own(app) => Ok(Session {
+                client: Client::connect(&self.whereabouts).await?,
+                own: Some(*app),
+            }),
+        }
+    }
+
+    /// Connects to the coordinator that holds the home, or starts one in this process.
+    pub(crate) async fn connect_or_start(
+        &self,
+        mode: app::Mode,
+        local_slots: u32,
+        config: Config,
+    ) -> Result<Host> {
+        let deadline = tokio::time::Instant::now() + START_MAX;
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        match self
-            .start(home, app::Mode::Embedded, listen, 0, config)
-            .await?
-        {
-            Started::Own(app) => {
-                let client = Client::connect(&self.whereabouts).await?;
-                Ok(Session {
-                    client,
-                    own: Some(*app),
-                })
+        loop {
+            match self.connect().await {
+                Ok(client) => return Ok(Host::Theirs(Box::new(client))),
+                Err(Trouble::NotRunning(_)) => {}
+                Err(trouble) => return Err(trouble.into()),
             }
-            Started::InUse { pid } => {
-                let client = self.client_of_starting(pid).await?;
-                Ok(Session { client, own: None })
+            match self
+                .start(mode, listen, local_slots, config.clone())
+                .await?
+            {
+                Started::Own(app) => return Ok(Host::Own(app)),
+                // It is starting, or ending.
+                Started::InUse { .. } if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(START_PAUSE).await;
+                }
+                Started::InUse { pid } => {
+                    return Err(self.in_use(pid).hint("it does not answer: see its log"));
+                }
             }
         }
+    }
+
+    /// Says that another process holds the home.
+    pub(crate) fn in_use(&self, pid: Option<u32>) -> CliError {
+        let process = pid
+            .map(|pid| format!(" (process {pid})"))
+            .unwrap_or_default();
+        CliError::user(format!(
+            "another coordinator{process} uses {}",
+            self.home.display()
+        ))
     }
 
     /// Starts a coordinator in this process.
     pub(crate) async fn start(
         &self,
-        home: &Path,
         mode: app::Mode,
         listen: SocketAddr,
         local_slots: u32,
         config: Config,
     ) -> Result<Started> {
-        let what = || format!("start a coordinator on {}", home.display());
+        let what = || format!("start a coordinator on {}", self.home.display());
         let executable = std::env::current_exe()
             .map_err(|error| CliError::internal(error).while_doing(what()))?;
         let options = app::Options {
-            home: home.to_owned(),
+            home: self.home.clone(),
             listen,
             mode,
             local_slots,
@@ -157,27 +215,6 @@ impl Context {
             Err(error) => Err(CliError::internal(error)
                 .while_doing(what())
                 .hint(format!("`{} doctor` checks this machine", self.program))),
-        }
-    }
-
-    /// Connects to a coordinator that holds the home and may still be starting.
-    pub(crate) async fn client_of_starting(&self, pid: Option<u32>) -> Result<Client> {
-        let deadline = tokio::time::Instant::now() + START_MAX;
-        loop {
-            match Client::connect(&self.whereabouts).await {
-                Ok(client) => return Ok(client),
-                Err(Trouble::NotRunning(_)) if tokio::time::Instant::now() < deadline => {
-                    tokio::time::sleep(START_PAUSE).await;
-                }
-                Err(trouble) => {
-                    let process = pid
-                        .map(|pid| format!(" (process {pid})"))
-                        .unwrap_or_default();
-                    return Err(CliError::from(trouble).while_doing(format!(
-                        "reach the coordinator that holds the home{process}"
-                    )));
-                }
-            }
         }
     }
 }
@@ -227,7 +264,7 @@ impl Session {
         drop(client);
         if let Some(app) = own {
             // Everything was read; what could not be closed in order is recovered on the next start.
-            drop(app.stop(crate::pool::local::Parting::Keep).await);
+            drop(app.stop(Parting::Keep).await);
         }
     }
 }

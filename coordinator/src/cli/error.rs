@@ -230,7 +230,10 @@ impl From<Status> for CliError {
             Code::Unavailable | Code::Unauthenticated | Code::DeadlineExceeded => Kind::Connection,
             Code::Unimplemented | Code::Internal | Code::Unknown | Code::DataLoss => Kind::Internal,
         };
-        let message = if status.message().is_empty() {
+        let source = std::error::Error::source(&status).is_some();
+        let message = if source && status.code() == Code::Unavailable {
+            format!("the coordinator cannot be reached: {}", status.message())
+        } else if status.message().is_empty() {
             format!("the coordinator answered {}", status.code().description())
         } else {
             status.message().to_owned()

@@ -43,7 +43,6 @@ impl Wish {
 }
 
 /// Something that has happened, or that stands between us and the coordinator.
-#[derive(Debug)]
 pub(crate) enum News {
     Item {
         /// Sequence number of the last journal event.
@@ -53,6 +52,8 @@ pub(crate) enum News {
     },
     /// The connection broke; it is being taken up again.
     Away,
+    /// The coordinator is back, perhaps elsewhere; older connections are of no use.
+    Back(Box<Client>),
 }
 
 /// Starts to follow. The receiver ends with the run, or after an error that will not pass.
@@ -111,7 +112,10 @@ async fn follow(
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
         if let Ok(again) = Client::connect(whereabouts).await {
-            client = again;
+            client = again.clone();
+            if sender.send(Ok(News::Back(Box::new(again)))).await.is_err() {
+                return Ok(());
+            }
         }
     }
 }

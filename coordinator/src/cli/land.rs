@@ -11,7 +11,7 @@ use serde_json::json;
 use super::arguments::Land;
 use super::context::{Context, Session};
 use super::error::{CliError, Exit, Kind, Result};
-use super::{fetch, find, show};
+use super::{fetch, find, show, summary};
 
 /// Files of a git folder that say what is under way.
 const UNDER_WAY: [(&str, &str); 6] = [
@@ -65,7 +65,11 @@ async fn bring(context: &Context, session: &Session, options: &Land) -> Result<E
                 options.repo.display(),
                 show::short(base)
             ))
-            .hint("`--repo PATH` names the repository that the run was made from"));
+            .hint("`--repo PATH` names the repository that the run was made from")
+            .hint(format!(
+                "a run of a folder has a repository of its own: {}",
+                summary::Place::of(context).clone_command(&run)
+            )));
         }
     }
     fetch::into_remotes(&session.client, &target.repository, &run, &branch, commit).await?;
@@ -360,3 +364,6 @@ fn some<'a>(files: impl Iterator<Item = &'a str>) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,7 +27,8 @@ async fn read(context: &Context, session: &Session, options: &Logs) -> Result<Ex
         // What belongs to no task is the verify of the whole.
         verify: options.verify || options.task.is_none(),
         after: 0,
-        follow: options.follow,
+        // Without a coordinator nothing more will come.
+        follow: options.follow && !session.is_own(),
     };
     let explained = |status: tonic::Status| {
         let missing = status.code() == tonic::Code::NotFound;

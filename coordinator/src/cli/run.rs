@@ -14,14 +14,14 @@ use muster_proto::v1;
 
 use super::arguments::Run;
 use super::client::Client;
-use super::context::{Context, Started};
-use super::error::{CliError, Exit, Result};
+use super::context::{self, Context, Started};
+use super::error::{CliError, Exit, Kind, Result};
 use super::follow::{self, News, Wish};
 use super::interrupt::{Interrupt, Interrupts};
 use super::submission::{self, Request};
 use super::{find, json, logging, show, summary};
 use crate::app::{self, App};
-use crate::config::Flags;
+use crate::config::{Config, Flags};
 use crate::pool::local::Parting;
 
 use progress::Progress;
@@ -29,10 +29,18 @@ use progress::Progress;
 /// How often the picture moves while nothing happens: times grow.
 const REDRAW_INTERVAL: Duration = Duration::from_millis(200);
 
+/// The coordinator of another `run` that is away for so long has ended with it.
+const TAKE_OVER_AFTER: Duration = Duration::from_secs(1);
+/// Coordinators that end just when we have found them are replaced so often.
+const HOSTS_MAX: u32 = 5;
+const HOST_PAUSE: Duration = Duration::from_millis(200);
+
 /// The coordinator of this command: someone else's, or its own.
 struct Host {
     client: Client,
     own: Option<App>,
+    /// What an own one is started with.
+    config: Config,
 }
 
 pub(crate) async fn run(context: &Context, options: Run) -> Result<Exit> {
@@ -48,52 +56,72 @@ pub(crate) async fn run(context: &Context, options: Run) -> Result<Exit> {
     };
     let git = Git::find().await?;
     let interrupts = Interrupts::listen()?;
-    let host = host(context, config, options.slots.is_some()).await?;
-    let ended = Box::pin(hosted(context, &host, &git, read, &options, interrupts)).await;
-    let Host { client, own } = host;
-    drop(client);
-    if let Some(app) = own
-        && let Err(error) = app.stop(parting(&ended)).await
-    {
-        // Everything that was promised is in the journal already.
-        let message = format!("the coordinator did not stop in order: {error}");
-        context.output.complain(&message);
-    }
+    let (mut host, name) = admitted(context, &config, &git, read.as_ref(), &options).await?;
+    let ended = Box::pin(hosted(context, &mut host, &name, options.json, interrupts)).await;
+    host.end(context, parting(&ended)).await;
     ended
 }
 
-/// After a first interrupt nothing is held any more; whoever interrupts twice wants the agents ended.
+/// After a first interrupt nothing is held any more; whoever interrupts twice wants the agents ended,
+/// and so does an error: other runs of the home could take hours to finish.
 fn parting(ended: &Result<Exit>) -> Parting {
     match ended {
-        Ok(Exit::Interrupted) => Parting::Stop,
-        Ok(_) | Err(_) => Parting::Drain,
+        Ok(Exit::Interrupted) | Err(_) => Parting::Stop,
+        Ok(_) => Parting::Drain,
+    }
+}
+
+/// Finds or starts a coordinator and has the run there, by its name.
+async fn admitted(
+    context: &Context,
+    config: &Config,
+    git: &Git,
+    read: Option<&submission::ReadPlan>,
+    options: &Run,
+) -> Result<(Host, String)> {
+    let key = options.source.idempotency_key.clone();
+    let request = Request {
+        repo: options.source.repo.clone(),
+        // One key for all tries, so that a lost answer makes no second run.
+        idempotency_key: Some(key.unwrap_or_else(|| uuid::Uuid::new_v4().to_string())),
+    };
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let host = Host::find(context, config.clone(), options.slots.is_some()).await?;
+        let named = match read {
+            Some(read) => submission::submit(&host.client, git, context.output, read, &request)
+                .await
+                .map(|submitted| submitted.run),
+            None => find::run(&host.client, options.resume.as_deref()).await,
+        };
+        match named {
+            Ok(name) => return Ok((host, name)),
+            // The other `run` whose coordinator this was has ended meanwhile.
+            Err(error)
+                if error.kind() == Kind::Connection
+                    && host.own.is_none()
+                    && context.local_home().is_some()
+                    && tries < HOSTS_MAX =>
+            {
+                tokio::time::sleep(HOST_PAUSE).await;
+            }
+            Err(error) => {
+                host.end(context, Parting::Stop).await;
+                return Err(error);
+            }
+        }
     }
 }
 
 async fn hosted(
     context: &Context,
-    host: &Host,
-    git: &Git,
-    read: Option<submission::ReadPlan>,
-    options: &Run,
+    host: &mut Host,
+    name: &str,
+    as_json: bool,
     interrupts: Interrupts,
 ) -> Result<Exit> {
-    let name = match &read {
-        Some(read) => {
-            let request = Request {
-                repo: options.source.repo.clone(),
-                idempotency_key: options.source.idempotency_key.clone(),
-            };
-            let submitted =
-                submission::submit(&host.client, git, context.output, read, &request).await?;
-            for warning in &submitted.warnings {
-                context.output.say(&format!("warning: {warning}"));
-            }
-            submitted.run
-        }
-        None => find::run(&host.client, options.resume.as_deref()).await?,
-    };
-    let followed = follow(context, host, &name, options.json, interrupts).await?;
+    let followed = follow(context, host, name, as_json, interrupts).await?;
     let run = match followed {
         Followed::Ended(run) => run,
         Followed::Interrupted => {
@@ -106,7 +134,7 @@ async fn hosted(
             return Ok(Exit::Interrupted);
         }
     };
-    if options.json {
+    if as_json {
         context.output.json(&json::result(&run))?;
     } else {
         let place = summary::Place::of(context);
@@ -115,60 +143,89 @@ async fn hosted(
             .output
             .data(&summary::text(&run, &place, Timestamp::now(), paint))?;
     }
-    if let Some(app) = host.own.as_ref().filter(|_| run.state != "cancelled") {
+    if let Some(app) = &host.own {
         // Runs that others have submitted meanwhile are finished, too.
-        wait_for_others(context, &host.client, app, &name).await?;
+        wait_for_others(context, &host.client, app, name).await?;
     }
     Ok(summary::exit(&run))
 }
 
-/// Becomes the client of the coordinator that holds the home, or starts one.
-async fn host(context: &Context, config: crate::config::Config, slots_given: bool) -> Result<Host> {
-    let Some(home) = context.local_home() else {
-        let client = context.client().await?;
-        return Ok(Host { client, own: None });
-    };
-    if let Ok(client) = Client::connect(&context.whereabouts).await {
-        said_to_be_client(context, &client, slots_given);
-        return Ok(Host { client, own: None });
-    }
-    make_home(home)?;
-    logging::embedded(home, &config.log)?;
-    let slots = config.slots;
-    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    match context
-        .start(home, app::Mode::Embedded, listen, slots, config)
-        .await?
-    {
-        Started::Own(app) => {
-            let client = Client::connect(&context.whereabouts).await?;
-            let slots = show::counted(slots as usize, "slot");
-            context.output.say(&format!(
-                "started a coordinator at {} with {slots} on {}",
-                client.address(),
-                home.display()
-            ));
-            Ok(Host {
+impl Host {
+    /// Becomes the client of the coordinator that holds the home, or starts one.
+    async fn find(context: &Context, config: Config, slots_given: bool) -> Result<Self> {
+        let Some(home) = context.local_home() else {
+            let client = context.client().await?;
+            return Ok(Self {
                 client,
-                own: Some(*app),
-            })
-        }
-        Started::InUse { pid } => {
-            let client = context.client_of_starting(pid).await?;
-            said_to_be_client(context, &client, slots_given);
-            Ok(Host { client, own: None })
+                own: None,
+                config,
+            });
+        };
+        make_home(home)?;
+        logging::embedded(home, &config.log)?;
+        let started = context.connect_or_start(app::Mode::Embedded, config.slots, config.clone());
+        match started.await? {
+            context::Host::Own(app) => {
+                let client = Client::connect(&context.whereabouts).await?;
+                let slots = show::counted(config.slots as usize, "slot");
+                context.output.say(&format!(
+                    "started a coordinator at {} with {slots} on {}",
+                    client.address(),
+                    home.display()
+                ));
+                Ok(Self {
+                    client,
+                    own: Some(*app),
+                    config,
+                })
+            }
+            context::Host::Theirs(client) => {
+                let address = client.address();
+                context
+                    .output
+                    .say(&format!("using the coordinator at {address}"));
+                if slots_given {
+                    context
+                        .output
+                        .say("warning: `--slots` is ignored: that coordinator has its own workers");
+                }
+                Ok(Self {
+                    client: *client,
+                    own: None,
+                    config,
+                })
+            }
         }
     }
-}
 
-fn said_to_be_client(context: &Context, client: &Client, slots_given: bool) {
-    context
-        .output
-        .say(&format!("using the coordinator at {}", client.address()));
-    if slots_given {
-        context
-            .output
-            .say("warning: `--slots` is ignored: that coordinator has its own workers");
+    /// Goes on with the runs of the home in this process, if the coordinator has gone that did so.
+    async fn take_over(&mut self, context: &Context) -> Result<()> {
+        let of_a_run = self.client.info().mode == "run";
+        if self.own.is_some() || context.local_home().is_none() || !of_a_run {
+            return Ok(());
+        }
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let (slots, config) = (self.config.slots, self.config.clone());
+        // If it only restarts, or someone else was faster, there is nothing to do.
+        if let Started::Own(app) = context
+            .start(app::Mode::Embedded, listen, slots, config)
+            .await?
+        {
+            self.client = Client::connect(&context.whereabouts).await?;
+            self.own = Some(*app);
+        }
+        Ok(())
+    }
+
+    async fn end(self, context: &Context, parting: Parting) {
+        drop(self.client);
+        if let Some(app) = self.own
+            && let Err(error) = app.stop(parting).await
+        {
+            // Everything that was promised is in the journal already.
+            let message = format!("the coordinator did not stop in order: {error}");
+            context.output.complain(&message);
+        }
     }
 }
 
@@ -179,7 +236,7 @@ pub(crate) fn make_home(home: &Path) -> Result<()> {
         .mode(0o700)
         .create(home)
         .map_err(|error| {
-            CliError::new(super::error::Kind::User, error)
+            CliError::new(Kind::User, error)
                 .while_doing(format!("make the home {}", home.display()))
                 .hint("`--home PATH` or MUSTER_HOME names another")
         })
@@ -193,7 +250,7 @@ enum Followed {
 /// Follows the run to its end, or to the person's patience's.
 async fn follow(
     context: &Context,
-    host: &Host,
+    host: &mut Host,
     name: &str,
     as_json: bool,
     mut interrupts: Interrupts,
@@ -206,12 +263,20 @@ async fn follow(
     let mut ticks = tokio::time::interval(REDRAW_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut draining = false;
+    let mut away_since: Option<tokio::time::Instant> = None;
     let ended = loop {
         tokio::select! {
             next = news.recv() => match next {
                 None => break Ok(true),
                 Some(Err(error)) => break Err(error),
-                Some(Ok(News::Away)) => progress.notice("the coordinator is away; waiting for it"),
+                Some(Ok(News::Away)) => {
+                    progress.notice(Some("the coordinator is away; waiting for it"));
+                    away_since = Some(tokio::time::Instant::now());
+                }
+                Some(Ok(News::Back(client))) => {
+                    progress.take_client(*client);
+                    away_since = None;
+                }
                 Some(Ok(News::Item { seq, cursor, item })) => {
                     if as_json {
                         context.output.json(&json::watched(name, seq, &cursor, &item))?;
@@ -222,29 +287,37 @@ async fn follow(
             _ = ticks.tick() => {
                 progress.refresh().await;
                 progress.draw();
-                if draining && progress.is_idle() {
-                    break Ok(false);
+                if away_since.is_some_and(|since| since.elapsed() > TAKE_OVER_AFTER) {
+                    away_since = None;
+                    host.take_over(context).await?;
                 }
             }
+            () = drained(host, draining) => break Ok(false),
             interrupt = interrupts.next() => match (&host.own, interrupt) {
                 (Some(app), Interrupt::Ask) if !draining => {
                     draining = true;
                     app.drain().await;
-                    progress.notice(
+                    progress.notice(Some(
                         "finishing what runs, starting nothing new; Ctrl-C again stops at once",
-                    );
+                    ));
                 }
                 _ => break Ok(false),
             },
         }
     };
-    progress.finish();
+    let client = progress.finish();
     match ended {
-        Ok(true) => Ok(Followed::Ended(Box::new(
-            find::get(&host.client, name).await?,
-        ))),
+        Ok(true) => Ok(Followed::Ended(Box::new(find::get(&client, name).await?))),
         Ok(false) => Ok(Followed::Interrupted),
         Err(error) => Err(error),
+    }
+}
+
+/// Waits until nothing runs any more, once the person has asked for that.
+async fn drained(host: &Host, draining: bool) {
+    match &host.own {
+        Some(app) if draining => app.drained().await,
+        _ => std::future::pending().await,
     }
 }
 

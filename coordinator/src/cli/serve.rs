@@ -1,5 +1,7 @@
 //! `coordinator serve`.
 
+use std::time::Duration;
+
 use super::arguments::Serve;
 use super::context::{Context, Started};
 use super::error::{CliError, Exit, Result};
@@ -7,6 +9,11 @@ use super::interrupt::Interrupts;
 use super::{logging, run, show};
 use crate::app;
 use crate::config::Flags;
+use crate::pool::local::Parting;
+
+/// A command that reads the home holds it for a moment, and must not keep a service from starting.
+const IN_USE_MAX: Duration = Duration::from_secs(3);
+const IN_USE_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) async fn serve(context: &Context, options: Serve) -> Result<Exit> {
     let Some(home) = context.local_home() else {
@@ -23,20 +30,19 @@ pub(crate) async fn serve(context: &Context, options: Serve) -> Result<Exit> {
     let mut interrupts = Interrupts::listen()?;
     run::make_home(home)?;
     let listen = config.listen;
-    let started = context
-        .start(home, app::Mode::Serve, listen, options.slots, config)
-        .await?;
-    let app = match started {
-        Started::Own(app) => *app,
-        Started::InUse { pid } => {
-            let process = pid
-                .map(|pid| format!(" (process {pid})"))
-                .unwrap_or_default();
-            let home = home.display();
-            return Err(
-                CliError::user(format!("another coordinator{process} uses {home}"))
-                    .hint("one home has one coordinator: stop that one, or use another `--home`"),
-            );
+    let deadline = tokio::time::Instant::now() + IN_USE_MAX;
+    let app = loop {
+        let started = context.start(app::Mode::Serve, listen, options.slots, config.clone());
+        match started.await? {
+            Started::Own(app) => break *app,
+            Started::InUse { .. } if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(IN_USE_PAUSE).await;
+            }
+            Started::InUse { pid } => {
+                return Err(context
+                    .in_use(pid)
+                    .hint("one home has one coordinator: stop that one, or use another `--home`"));
+            }
         }
     };
     context.output.say(&format!(
@@ -53,12 +59,12 @@ pub(crate) async fn serve(context: &Context, options: Serve) -> Result<Exit> {
             context.output.say("stopping; workers keep what they do");
             // A second signal does not wait for anybody.
             tokio::select! {
-                stopped = app.stop(crate::pool::local::Parting::Keep) => stopped.map_err(CliError::internal)?,
+                stopped = app.stop(Parting::Keep) => stopped.map_err(CliError::internal)?,
                 _ = interrupts.next() => return Ok(Exit::Interrupted),
             }
         }
         // It has reasons of its own to end: a commit that could not be made, or `Shutdown`.
-        () = app.asked_to_end() => app.stop(crate::pool::local::Parting::Keep).await.map_err(CliError::internal)?,
+        () = app.asked_to_end() => app.stop(Parting::Keep).await.map_err(CliError::internal)?,
     }
     Ok(Exit::Success)
 }

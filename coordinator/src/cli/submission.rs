@@ -118,7 +118,14 @@ pub(crate) async fn submit(
             .map(|source| source.folder_prefix.clone())
             .unwrap_or_default(),
     };
-    Ok(client.operator().submit_run(submit).await?.into_inner())
+    let submitted = client.operator().submit_run(submit).await?.into_inner();
+    for warning in &submitted.warnings {
+        // Most were said above, with their places in a file that the person knows.
+        if read.plan.warnings.list.is_empty() {
+            output.say(&format!("warning: {}", harmless(warning)));
+        }
+    }
+    Ok(submitted)
 }
 
 async fn push(client: &Client, source: &Source, prepared: &v1::PrepareRunResponse) -> Result<()> {
@@ -168,3 +175,6 @@ async fn with_shallow_hint(source: &Source, error: CliError) -> CliError {
         error
     }
 }
+
+#[cfg(test)]
+mod tests;

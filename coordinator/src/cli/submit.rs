@@ -19,9 +19,6 @@ pub(crate) async fn submit(context: &Context, options: Submit) -> Result<Exit> {
         idempotency_key: options.source.idempotency_key,
     };
     let submitted = submission::submit(&client, &git, context.output, &read, &request).await?;
-    for warning in &submitted.warnings {
-        context.output.say(&format!("warning: {warning}"));
-    }
     let run = &submitted.run;
     if options.json {
         context

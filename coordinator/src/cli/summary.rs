@@ -36,6 +36,24 @@ impl Place {
         }
     }
 
+    /// Gives the command that makes a fresh clone of the integrated branch.
+    pub(crate) fn clone_command(&self, run: &v1::Run) -> String {
+        match (&self.home, &run.repository) {
+            (Some(home), Some(repository)) => {
+                let folder = crate::git::repository::folder(home).join(format!("{repository}.git"));
+                format!(
+                    "git clone --branch muster/{}/integration {} FOLDER",
+                    run.run,
+                    quoted(&folder.to_string_lossy())
+                )
+            }
+            _ => format!(
+                "git init FOLDER, and there: {} fetch {}",
+                self.program, run.run
+            ),
+        }
+    }
+
     /// Gives the command that fetches the integrated branch.
     fn fetch(&self, run: &v1::Run) -> String {
         match (&self.home, &run.repository) {
@@ -197,7 +215,9 @@ fn failures(text: &mut String, run: &v1::Run, place: &Place, paint: Paint) {
             run.run
         );
     }
-    if let Some(failure) = run.failure.as_ref().filter(|_| failed.is_empty()) {
+    // A conflict is told in full with the result.
+    let told = !failed.is_empty() || exit(run) == Exit::IntegrationConflict;
+    if let Some(failure) = run.failure.as_ref().filter(|_| !told) {
         let _ = writeln!(
             text,
             "\n{} {}",
@@ -260,7 +280,8 @@ fn result(text: &mut String, run: &v1::Run, place: &Place, paint: Paint) {
         }
         _ => {}
     }
-    if matches!(run.state.as_str(), "failed" | "cancelled") {
+    let unfinished = run.tasks.iter().any(|task| task.state != "succeeded");
+    if unfinished && matches!(run.state.as_str(), "failed" | "cancelled") {
         let _ = writeln!(
             text,
             "\ntry again what did not succeed: {program} retry {name}"

@@ -5,7 +5,7 @@ use muster_proto::v1::watch_run_response::Item;
 
 use super::arguments::Watch;
 use super::context::{Context, Session};
-use super::error::{Exit, Result};
+use super::error::{CliError, Exit, Result};
 use super::follow::{self, News, Wish};
 use super::interrupt::Interrupts;
 use super::{find, json, show, summary};
@@ -20,7 +20,22 @@ pub(crate) async fn watch(context: &Context, options: Watch) -> Result<Exit> {
 
 async fn watched(context: &Context, session: &Session, options: &Watch) -> Result<Exit> {
     let mut interrupts = Interrupts::listen()?;
-    let run = find::run(&session.client, options.run.as_deref()).await?;
+    let mut client = session.client.clone();
+    let run = find::run(&client, options.run.as_deref()).await?;
+    if session.is_own() && (options.follow || !show::has_ended(&find::get(&client, &run).await?)) {
+        return Err(CliError::connection(format!(
+            "no coordinator runs on {}, so there is nothing to wait for",
+            context.home.display()
+        ))
+        .hint(format!(
+            "`{} run --resume {run}` goes on with it",
+            context.program
+        ))
+        .hint(format!(
+            "`{} status {run}` shows how it stands",
+            context.program
+        )));
+    }
     let wish = Wish {
         run: run.clone(),
         after_seq: options.after.unwrap_or_default(),
@@ -28,7 +43,7 @@ async fn watched(context: &Context, session: &Session, options: &Watch) -> Resul
         agent_events: options.agent,
         follow_after_end: options.follow,
     };
-    let mut news = follow::start(session.client.clone(), context.whereabouts.clone(), wish);
+    let mut news = follow::start(client.clone(), context.whereabouts.clone(), wish);
     loop {
         let next = tokio::select! {
             next = news.recv() => next,
@@ -40,6 +55,7 @@ async fn watched(context: &Context, session: &Session, options: &Watch) -> Resul
             Some(Ok(News::Away)) => context
                 .output
                 .say("the coordinator is away; waiting for it"),
+            Some(Ok(News::Back(back))) => client = *back,
             Some(Ok(News::Item { seq, cursor, item })) if options.json => {
                 context
                     .output
@@ -52,7 +68,7 @@ async fn watched(context: &Context, session: &Session, options: &Watch) -> Resul
             }
         }
     }
-    let run = find::get(&session.client, &run).await?;
+    let run = find::get(&client, &run).await?;
     Ok(summary::exit(&run))
 }
 

@@ -49,8 +49,8 @@ impl Progress {
         match item {
             Item::Journal(event) => {
                 self.stale = true;
-                // That a lease has closed is book-keeping: its result was said just before.
-                let dull = event.kind == "lease_closed";
+                // Book-keeping: the result was said just before.
+                let dull = matches!(event.kind.as_str(), "lease_closed" | "run_archived");
                 if self.painter.is_none() && !silent && !dull {
                     let submitted = show::time(self.run.submitted_at.as_ref());
                     let elapsed = show::time(event.at.as_ref())
@@ -78,12 +78,20 @@ impl Progress {
         }
     }
 
-    /// Tells the person something important.
-    pub(crate) fn notice(&mut self, text: &str) {
-        match &self.painter {
-            Some(_) => self.notice = Some(text.to_owned()),
-            None => self.output.complain(text),
+    /// Tells the person something important; `None` takes it back.
+    pub(crate) fn notice(&mut self, text: Option<&str>) {
+        if self.painter.is_some() {
+            self.notice = text.map(str::to_owned);
+        } else if let Some(text) = text {
+            self.output.complain(text);
         }
+    }
+
+    /// Goes on with another connection, since the coordinator is back.
+    pub(crate) fn take_client(&mut self, client: Client) {
+        self.client = client;
+        self.stale = true;
+        self.notice(None);
     }
 
     /// Asks for the run again if something has happened and the last time is long enough ago.
@@ -115,22 +123,11 @@ impl Progress {
         }
     }
 
-    /// Tells whether no attempt and no verify runs, as far as is known.
-    pub(crate) fn is_idle(&self) -> bool {
-        let works = |task: &v1::Task| {
-            let waits = task
-                .attempts
-                .last()
-                .is_some_and(|attempt| attempt.state == "waiting_for_verify");
-            task.state == "leased" || (task.state == "verifying" && !waits)
-        };
-        !self.stale && !self.run.tasks.iter().any(works)
-    }
-
-    /// Takes the live view away; what is left is the summary's.
-    pub(crate) fn finish(&mut self) {
+    /// Takes the live view away, since what is left is the summary's, and gives the connection.
+    pub(crate) fn finish(mut self) -> Client {
         if let Some(painter) = &mut self.painter {
             painter.clear();
         }
+        self.client
     }
 }
