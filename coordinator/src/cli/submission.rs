@@ -86,7 +86,7 @@ pub(crate) async fn submit(
     let source = Source::find(git, output, read, request.repo.as_deref()).await?;
     let key = match &request.idempotency_key {
         Some(key) => key.clone(),
-        None => uuid::Uuid::new_v4().to_string(),
+        None => uuid::Uuid::now_v7().to_string(),
     };
     let prepare = v1::PrepareRunRequest {
         plan: read.plan.name().to_owned(),

@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-/// The oldest git that Muster works with: the first with `merge-tree --merge-base` and reliable
-/// `merge-tree -z` output.
+/// The oldest git that Muster works with: the first that takes attributes from a named tree
+/// (`GIT_ATTR_SOURCE`), without which a merge would depend on what lies around.
 pub const MINIMUM_VERSION: Version = Version {
     major: 2,
-    minor: 40,
+    minor: 41,
     patch: 0,
 };
 

@@ -16,7 +16,7 @@ async fn an_old_git_is_refused_with_both_versions() {
     answer("git version 2.39.5");
     let error = Git::at(&script).await.unwrap_err().to_string();
     assert!(
-        error.contains("2.39.5") && error.contains("2.40.0"),
+        error.contains("2.39.5") && error.contains("2.41.0"),
         "{error}"
     );
     answer("hello");
