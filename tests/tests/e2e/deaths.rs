@@ -29,6 +29,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         frozen_worker,
     ),
     (
+        "what_an_agent_finished_under_a_frozen_worker_counts_for_nothing_and_is_kept",
+        late_result,
+    ),
+    (
         "a_worker_that_is_told_to_end_finishes_what_it_holds",
         drained_worker,
     ),
@@ -299,32 +303,41 @@ fn frozen_worker(programs: &Programs) -> Result<()> {
     with_cluster(programs, Some(SHORT), |cluster| {
         let endless = endless(cluster)?;
         endless.victim.signal(Signal::STOP)?;
-        let stopped = Instant::now();
-        gone_before_deadline(&endless.mark, stopped)?;
-        let status = runs_elsewhere(cluster, &endless)?;
-        let before = status.task("hard")?.clone();
-
-        // It wakes up, believes that it still holds the task, and is told otherwise.
-        endless.victim.signal(Signal::CONT)?;
-        let name = endless.victim_name;
-        until_true("the worker is back and holds nothing", SOON, || {
-            Ok(cluster
-                .worker_named(name)?
-                .is_some_and(|worker| worker["state"] == "connected" && worker["leases"] == 0))
-        })?;
-        kept(cluster, &endless.run)?;
-        let after = cluster.status(&endless.run)?;
-        ensure!(
-            *after.task("hard")? == before,
-            "{before} became {}",
-            after.task("hard")?
-        );
-        ensure!(
-            refs_of_first(cluster, &after, "attempts")? == 0,
-            "a late push was taken"
-        );
-        Ok(())
+        gone_before_deadline(&endless.mark, Instant::now())?;
+        wakes_up_in_vain(cluster, &endless)
     })
+}
+
+fn late_result(programs: &Programs) -> Result<()> {
+    with_cluster(programs, Some(SHORT), |cluster| {
+        let endless = endless(cluster)?;
+        endless.victim.signal(Signal::STOP)?;
+        std::fs::write(cluster.folder().join("finish"), "")?;
+        wakes_up_in_vain(cluster, &endless)
+    })
+}
+
+/// Waits until the task has run elsewhere, wakes the frozen worker, and insists that nothing it
+/// still has to say changes anything, and that the edits are kept.
+fn wakes_up_in_vain(cluster: &Cluster, endless: &Endless) -> Result<()> {
+    let status = runs_elsewhere(cluster, endless)?;
+    let before = status.task("hard")?.clone();
+    endless.victim.signal(Signal::CONT)?;
+    let name = endless.victim_name;
+    until_true("the worker is back and holds nothing", SOON, || {
+        Ok(cluster
+            .worker_named(name)?
+            .is_some_and(|worker| worker["state"] == "connected" && worker["leases"] == 0))
+    })?;
+    kept(cluster, &endless.run)?;
+    let after = cluster.status(&endless.run)?;
+    let task = after.task("hard")?;
+    ensure!(*task == before, "{before} became {task}");
+    ensure!(
+        refs_of_first(cluster, &after, "attempts")? == 0,
+        "a late push was taken"
+    );
+    Ok(())
 }
 
 fn drained_worker(programs: &Programs) -> Result<()> {
