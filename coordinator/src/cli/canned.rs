@@ -17,6 +17,7 @@ pub(crate) fn at(seconds: i64) -> Timestamp {
 
 pub(crate) fn place() -> Place {
     Place {
+        of_folder: false,
         program: "coordinator".to_owned(),
         home: Some(PathBuf::from("/home/ann/.local/state/muster")),
     }

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::arguments::Land;
 use super::context::{Context, Session};
 use super::error::{CliError, Exit, Kind, Result};
-use super::{fetch, find, show, summary};
+use super::{fetch, find, show};
 
 /// Files of a git folder that say what is under way.
 const UNDER_WAY: [(&str, &str); 6] = [
@@ -55,9 +55,11 @@ async fn bring(context: &Context, session: &Session, options: &Land) -> Result<E
     let run = find::get(&session.client, &name).await?;
     let (branch, commit) = fetch::integrated(&run)?;
     let git = Git::find().await?;
+    make_if_fresh(&git, &options.repo).await?;
     let repository = fetch::open(&git, &options.repo).await?;
     let target = Target::find(&git, &options.repo, repository, options.into.as_deref()).await?;
-    if let Some(base) = &run.base {
+    // A branch without a commit takes any history.
+    if let Some(base) = run.base.as_ref().filter(|_| target.before.is_some()) {
         let known = target.repository.exists(ObjectId::parse(base)?).await?;
         if !known {
             return Err(CliError::user(format!(
@@ -66,10 +68,10 @@ async fn bring(context: &Context, session: &Session, options: &Land) -> Result<E
                 show::short(base)
             ))
             .hint("`--repo PATH` names the repository that the run was made from")
-            .hint(format!(
-                "a run of a folder has a repository of its own: {}",
-                summary::Place::of(context).clone_command(&run)
-            )));
+            .hint(
+                "a run of a folder (`repo: {from: …}`) has a history of its own: name a new folder \
+                 with `--repo`",
+            ));
         }
     }
     fetch::into_remotes(&session.client, &target.repository, &run, &branch, commit).await?;
@@ -94,6 +96,19 @@ async fn bring(context: &Context, session: &Session, options: &Land) -> Result<E
         context.output.say(&format!("before it was {before}"));
     }
     Ok(Exit::Success)
+}
+
+/// Makes a repository of a folder that is empty or not there yet: what a run of a folder lands in.
+async fn make_if_fresh(git: &Git, folder: &Path) -> Result<()> {
+    let is_fresh = match std::fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    if is_fresh {
+        let command = git.command(Mode::UserRepository).args(["init", "--quiet"]);
+        command.arg("--").arg(folder).run_ok().await?;
+    }
+    Ok(())
 }
 
 /// The branch to land in, and where it is checked out.
@@ -174,10 +189,12 @@ impl Target {
     /// A refusal has touched neither the branch nor the work tree.
     pub(crate) async fn land(&self, commit: ObjectId, run: &str) -> Result<Landed> {
         let Some(before) = self.before else {
-            return Err(CliError::user(format!(
-                "branch {} has no commit yet",
-                self.branch
-            )));
+            let Some(work_tree) = &self.work_tree else {
+                let problem = format!("branch {} has no commit yet", self.branch);
+                return Err(CliError::user(problem));
+            };
+            self.refuse_uncommitted(work_tree).await?;
+            return self.advance(work_tree, commit).await;
         };
         if self.repository.is_ancestor(commit, before).await? {
             return Ok(Landed::Already);

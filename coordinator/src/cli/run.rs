@@ -22,6 +22,7 @@ use super::submission::{self, Request};
 use super::{find, json, logging, show, summary};
 use crate::app::{self, App};
 use crate::config::{Config, Flags};
+use crate::plan::Repo;
 use crate::pool::local::Parting;
 
 use progress::Progress;
@@ -57,7 +58,14 @@ pub(crate) async fn run(context: &Context, options: Run) -> Result<Exit> {
     let git = Git::find().await?;
     let interrupts = Interrupts::listen()?;
     let (mut host, name) = admitted(context, &config, &git, read.as_ref(), &options).await?;
-    let ended = Box::pin(hosted(context, &mut host, &name, options.json, interrupts)).await;
+    let place = summary::Place {
+        of_folder: read
+            .as_ref()
+            .is_some_and(|read| matches!(read.plan.document.repo, Some(Repo::Folder(_)))),
+        ..summary::Place::of(context)
+    };
+    let shown = (!options.json).then_some(place);
+    let ended = Box::pin(hosted(context, &mut host, &name, shown, interrupts)).await;
     host.end(context, parting(&ended)).await;
     ended
 }
@@ -83,7 +91,7 @@ async fn admitted(
     let request = Request {
         repo: options.source.repo.clone(),
         // One key for all tries, so that a lost answer makes no second run.
-        idempotency_key: Some(key.unwrap_or_else(|| uuid::Uuid::new_v4().to_string())),
+        idempotency_key: Some(key.unwrap_or_else(|| uuid::Uuid::now_v7().to_string())),
     };
     let mut tries = 0;
     loop {
@@ -118,10 +126,10 @@ async fn hosted(
     context: &Context,
     host: &mut Host,
     name: &str,
-    as_json: bool,
+    summary_for: Option<summary::Place>,
     interrupts: Interrupts,
 ) -> Result<Exit> {
-    let followed = follow(context, host, name, as_json, interrupts).await?;
+    let followed = follow(context, host, name, summary_for.is_none(), interrupts).await?;
     let run = match followed {
         Followed::Ended(run) => run,
         Followed::Interrupted => {
@@ -134,14 +142,13 @@ async fn hosted(
             return Ok(Exit::Interrupted);
         }
     };
-    if as_json {
-        context.output.json(&json::result(&run))?;
-    } else {
-        let place = summary::Place::of(context);
-        let paint = context.output.data_paint;
-        context
-            .output
-            .data(&summary::text(&run, &place, Timestamp::now(), paint))?;
+    match summary_for {
+        None => context.output.json(&json::result(&run))?,
+        Some(place) => {
+            let paint = context.output.data_paint;
+            let text = summary::text(&run, &place, Timestamp::now(), paint);
+            context.output.data(&text)?;
+        }
     }
     if let Some(app) = &host.own {
         // Runs that others have submitted meanwhile are finished, too.

@@ -22,6 +22,8 @@ const TASKS_MAX: usize = 60;
 /// How to get at a run from where the person sits.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
+    /// The run is of a folder, whose history lands in a repository of its own.
+    pub(crate) of_folder: bool,
     /// The program and the options that lead to the coordinator, as they would be typed.
     pub(crate) program: String,
     /// The home whose hosted repositories can be read as folders.
@@ -31,26 +33,9 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn of(context: &Context) -> Self {
         Self {
+            of_folder: false,
             program: context.program.clone(),
             home: context.local_home().map(ToOwned::to_owned),
-        }
-    }
-
-    /// Gives the command that makes a fresh clone of the integrated branch.
-    pub(crate) fn clone_command(&self, run: &v1::Run) -> String {
-        match (&self.home, &run.repository) {
-            (Some(home), Some(repository)) => {
-                let folder = crate::git::repository::folder(home).join(format!("{repository}.git"));
-                format!(
-                    "git clone --branch muster/{}/integration {} FOLDER",
-                    run.run,
-                    quoted(&folder.to_string_lossy())
-                )
-            }
-            _ => format!(
-                "git init FOLDER, and there: {} fetch {}",
-                self.program, run.run
-            ),
         }
     }
 
@@ -261,7 +246,12 @@ fn result(text: &mut String, run: &v1::Run, place: &Place, paint: Paint) {
             );
             let _ = writeln!(text, "  look at it:  {program} diff {name}");
             let _ = writeln!(text, "  fetch it:    {}", place.fetch(run));
-            let _ = writeln!(text, "  land it:     {program} land {name}");
+            let into = if place.of_folder {
+                " --repo NEW_FOLDER"
+            } else {
+                ""
+            };
+            let _ = writeln!(text, "  land it:     {program} land {name}{into}");
         }
         Some(("conflict", of)) => {
             let _ = writeln!(
@@ -344,6 +334,7 @@ mod tests {
     #[test]
     fn a_coordinator_elsewhere_is_fetched_from_by_this_program() {
         let place = Place {
+            of_folder: false,
             program: "coordinator --coordinator host:7733 --token-file t".to_owned(),
             home: None,
         };
