@@ -107,6 +107,16 @@ fn first_plan(programs: &Programs) -> Result<()> {
         ensure!(fetched == commit, "fetched {fetched}, not {commit}");
         mine.git(["checkout", "-q", &commit])?;
         mine.shell("./test.sh")?;
+
+        // A folder has no branch to land in, so its result lands in a repository of its own.
+        let landed = Repository::at(&cluster.folder().join("landed"), &cluster.logs());
+        let folder = landed.path().to_string_lossy().into_owned();
+        cluster.ask(["land", &run, "--repo", &folder])?.success()?;
+        ensure!(
+            landed.git(["rev-parse", "HEAD"])? == commit,
+            "something else was landed"
+        );
+        landed.shell("./test.sh")?;
         Ok(())
     })
 }
