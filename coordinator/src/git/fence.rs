@@ -148,7 +148,7 @@ impl Fence for EngineFence {
 impl EngineFence {
     /// Waits until the branches say what the journal says, since a person is about to see them.
     async fn show(&self) -> Result<(), Refusal> {
-        self.projection.settle().await.map(|_| ()).map_err(|error| {
+        self.projection.repair().await.map_err(|error| {
             tracing::warn!(error = %error, "failed to move branches before they were read");
             Refusal::Unavailable
         })
