@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -34,8 +34,9 @@ impl Home {
     /// # Errors
     /// [`Error::InUse`] when another coordinator has it, with that one's process id.
     pub fn own(path: &Path) -> Result<Self, Error> {
+        let named = path.to_owned();
         let io = |action| {
-            let path = path.to_owned();
+            let path = named.clone();
             move |source| Error::Io {
                 action,
                 path,
@@ -48,6 +49,16 @@ impl Home {
             .create(path)
             .map_err(io("make the home"))?;
         let path = std::fs::canonicalize(path).map_err(io("find the home"))?;
+        // Transcripts, journal and repositories lie below: nobody else is to read them, also where
+        // the folder was made by hand.
+        let mode = std::fs::metadata(&path)
+            .map_err(io("look at the home"))?
+            .permissions()
+            .mode();
+        if mode & 0o077 != 0 {
+            let private = std::fs::Permissions::from_mode(0o700);
+            std::fs::set_permissions(&path, private).map_err(io("make the home private"))?;
+        }
         let lock_path = path.join("coordinator.lock");
         let lock_io = |action| {
             let path = lock_path.clone();
@@ -110,5 +121,16 @@ mod tests {
             assert!(begun.elapsed() < std::time::Duration::from_secs(10));
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_home_that_others_could_read_is_made_private() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("home");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let _home = Home::own(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
     }
 }
