@@ -38,7 +38,7 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
     ),
 ];
 
-const SHORT: Options = Options::short_leases();
+pub(crate) const SHORT: Options = Options::short_leases();
 
 /// Six tasks in two layers, each of which notes its start and waits before a door.
 fn gated_plan(cluster: &Cluster, ledger: &Ledger, gates: &Gates) -> Result<std::path::PathBuf> {
@@ -170,18 +170,23 @@ fn embedded_coordinator(programs: &Programs) -> Result<()> {
 
 /// Two workers and a run of one task, whose first attempt edits a file, leaves processes in every
 /// corner, and never ends; the second attempt succeeds at once.
-struct Endless {
+pub(crate) struct Endless {
     run: String,
-    mark: String,
-    victim: Process,
-    victim_name: &'static str,
+    pub(crate) mark: String,
+    pub(crate) victim: Process,
+    pub(crate) victim_name: &'static str,
     _other: Process,
 }
 
 fn endless(cluster: &mut Cluster) -> Result<Endless> {
     cluster.serve()?;
-    let mut one = Some(cluster.start_worker("one", 1)?);
-    let mut two = Some(cluster.start_worker("two", 1)?);
+    let one = cluster.start_worker("one", 1)?;
+    let two = cluster.start_worker("two", 1)?;
+    endless_on(cluster, one, two)
+}
+
+/// Begins the run on workers named `one` and `two`; the victim is the one that got the task.
+pub(crate) fn endless_on(cluster: &Cluster, one: Process, two: Process) -> Result<Endless> {
     std::fs::create_dir_all(cluster.folder().join("seed"))?;
     std::fs::write(cluster.folder().join("seed/README"), "seed\n")?;
     let mark = cluster.folder().to_string_lossy().into_owned();
@@ -198,36 +203,36 @@ tasks:
       echo unfinished > draft.txt
       trap '' TERM
       (trap '' TERM HUP; setsid sh -c 'trap "" TERM HUP; while :; do sleep 1; done' &) &
-      touch {mark}/begun
       while [ ! -e {mark}/finish ]; do sleep 0.1; done
 "#
     );
     let run = cluster.submit(&cluster.write_plan("endless.yaml", &plan)?)?;
-    let begun = cluster.folder().join("begun");
-    until_true("the attempt is at work", SOON, || Ok(begun.exists()))?;
+    // The shell, the detached shell, and what each of them waits for.
+    until_true(
+        "the attempt and what it has detached are at work",
+        SOON,
+        || Ok(muster_tests::traces::with_variable("E2E_MARK", &mark)?.len() >= 4),
+    )?;
     let id = cluster.status(&run)?.worker_of("hard")?.to_owned();
     let is_one = cluster
         .worker_named("one")?
         .is_some_and(|worker| worker["worker"] == id.as_str());
     let (victim, victim_name, other) = if is_one {
-        (one.take(), "one", two.take())
+        (one, "one", two)
     } else {
-        (two.take(), "two", one.take())
+        (two, "two", one)
     };
-    match (victim, other) {
-        (Some(victim), Some(other)) => Ok(Endless {
-            run,
-            mark,
-            victim,
-            victim_name,
-            _other: other,
-        }),
-        _ => anyhow::bail!("a worker is missing"),
-    }
+    Ok(Endless {
+        run,
+        mark,
+        victim,
+        victim_name,
+        _other: other,
+    })
 }
 
 /// Waits until nothing of the first attempt runs, and insists that this was before the lease's end.
-fn gone_before_deadline(mark: &str, since: Instant) -> Result<()> {
+pub(crate) fn gone_before_deadline(mark: &str, since: Instant) -> Result<()> {
     until_true("no descendant of the attempt runs", SOON, || {
         Ok(muster_tests::traces::with_variable("E2E_MARK", mark)?.is_empty())
     })?;
@@ -240,7 +245,10 @@ fn gone_before_deadline(mark: &str, since: Instant) -> Result<()> {
     Ok(())
 }
 
-fn runs_elsewhere(cluster: &Cluster, endless: &Endless) -> Result<muster_tests::RunStatus> {
+pub(crate) fn runs_elsewhere(
+    cluster: &Cluster,
+    endless: &Endless,
+) -> Result<muster_tests::RunStatus> {
     let status = cluster.ended(&endless.run)?;
     ensure!(status.state() == "succeeded", "{}", status.json);
     let attempts = status.attempts("hard")?;
@@ -317,12 +325,21 @@ fn late_result(programs: &Programs) -> Result<()> {
     })
 }
 
-/// Waits until the task has run elsewhere, wakes the frozen worker, and insists that nothing it
-/// still has to say changes anything, and that the edits are kept.
+/// Waits until the task has run elsewhere, wakes the frozen worker, and insists as below.
 fn wakes_up_in_vain(cluster: &Cluster, endless: &Endless) -> Result<()> {
-    let status = runs_elsewhere(cluster, endless)?;
-    let before = status.task("hard")?.clone();
-    endless.victim.signal(Signal::CONT)?;
+    runs_elsewhere(cluster, endless)?;
+    comes_back_in_vain(cluster, endless, || endless.victim.signal(Signal::CONT))
+}
+
+/// Insists that nothing a lost worker still has to say changes anything once it is back, and that
+/// its edits are kept.
+pub(crate) fn comes_back_in_vain(
+    cluster: &Cluster,
+    endless: &Endless,
+    bring_back: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let before = cluster.status(&endless.run)?.task("hard")?.clone();
+    bring_back()?;
     let name = endless.victim_name;
     until_true("the worker is back and holds nothing", SOON, || {
         Ok(cluster
