@@ -33,6 +33,14 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         late_result,
     ),
     (
+        "an_interrupted_run_finishes_what_runs_and_is_resumed",
+        interrupted_run,
+    ),
+    (
+        "a_run_interrupted_twice_leaves_no_process_and_is_resumed",
+        run_interrupted_twice,
+    ),
+    (
         "a_worker_that_is_told_to_end_finishes_what_it_holds",
         drained_worker,
     ),
@@ -166,6 +174,81 @@ fn embedded_coordinator(programs: &Programs) -> Result<()> {
         );
         all_once(&ledger)
     })
+}
+
+fn interrupted_run(programs: &Programs) -> Result<()> {
+    with_cluster(programs, Some(SHORT), |cluster| {
+        let (ledger, gates) = (
+            Ledger::new(cluster.folder())?,
+            Gates::new(cluster.folder())?,
+        );
+        let plan = gated_plan(cluster, &ledger, &gates)?;
+        let mut first = cluster
+            .call(["run", &plan.to_string_lossy(), "--slots", "3", "--json"])
+            .start(&cluster.logs(), "run")?;
+        started(&ledger, 3)?;
+        first.signal(Signal::INT)?;
+        // What runs goes on; what would follow does not begin.
+        let said = || Ok(!first.errors().is_empty() && first.errors().contains("Ctrl-C"));
+        until_true("the run says that it drains", SOON, said)?;
+        for gate in ["a", "b", "c", "d", "e", "f"] {
+            gates.open(gate)?;
+        }
+        let ended = first.ended(SOON)?;
+        ensure!(ended.code() == Some(130), "{ended}: {}", first.errors());
+        ensure!(
+            ledger.lines()?.len() == 3,
+            "something began: {:?}",
+            ledger.lines()?
+        );
+        resumed(cluster)?;
+        all_once(&ledger)
+    })
+}
+
+fn run_interrupted_twice(programs: &Programs) -> Result<()> {
+    with_cluster(programs, Some(SHORT), |cluster| {
+        let (ledger, gates) = (
+            Ledger::new(cluster.folder())?,
+            Gates::new(cluster.folder())?,
+        );
+        let plan = gated_plan(cluster, &ledger, &gates)?;
+        let mut first = cluster
+            .call(["run", &plan.to_string_lossy(), "--slots", "3", "--json"])
+            .start(&cluster.logs(), "run")?;
+        started(&ledger, 3)?;
+        first.signal(Signal::INT)?;
+        let said = || Ok(first.errors().contains("Ctrl-C"));
+        until_true("the run says that it drains", SOON, said)?;
+        first.signal(Signal::INT)?;
+        let ended = first.ended(SOON)?;
+        ensure!(ended.code() == Some(130), "{ended}: {}", first.errors());
+        let gate = cluster
+            .folder()
+            .join("gates")
+            .to_string_lossy()
+            .into_owned();
+        until_true("nothing of the run is left", SOON, || {
+            Ok(muster_tests::traces::mentioning(&gate).is_empty())
+        })?;
+        for gate in ["a", "b", "c", "d", "e", "f"] {
+            gates.open(gate)?;
+        }
+        resumed(cluster)
+    })
+}
+
+/// Resumes the last run and insists that it succeeds.
+fn resumed(cluster: &Cluster) -> Result<()> {
+    let output = cluster
+        .ask(["run", "--resume", "--slots", "3", "--json"])?
+        .success()?;
+    let last = output.last_json()?;
+    ensure!(
+        last["state"] == "succeeded" && last["tasks"]["succeeded"] == 6,
+        "{last}"
+    );
+    Ok(())
 }
 
 /// Two workers and a run of one task, whose first attempt edits a file, leaves processes in every
