@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -13,6 +14,13 @@ pub struct Hosts {
     prefix: String,
     names: Vec<String>,
     folder: PathBuf,
+}
+
+/// Whether a host's cable is plugged in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connected {
+    Yes,
+    No,
 }
 
 /// Why hosts cannot be made on this machine, if so.
@@ -42,7 +50,9 @@ impl Hosts {
     /// # Errors
     /// The system refuses; what was made is removed again.
     pub fn new(names: &[&str], folder: &Path) -> Result<Self> {
-        let prefix = format!("mu{}", std::process::id());
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("mu{}-{count}-", std::process::id());
         let mut hosts = Self {
             prefix,
             names: Vec::new(),
@@ -114,6 +124,19 @@ impl Hosts {
             "sh",
         ];
         Ok(words.into_iter().map(OsString::from).collect())
+    }
+
+    /// Cuts the host of that index off, or brings it back; its connections are not told.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn connect(&self, index: usize, connected: Connected) -> Result<()> {
+        let state = match connected {
+            Connected::Yes => "up",
+            Connected::No => "down",
+        };
+        let (hub, port) = (self.namespace("hub"), format!("v{index}"));
+        run(&["ip", "-n", &hub, "link", "set", &port, state])
     }
 
     fn namespace(&self, name: &str) -> String {

@@ -33,12 +33,20 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         late_result,
     ),
     (
+        "an_interrupted_run_finishes_what_runs_and_is_resumed",
+        interrupted_run,
+    ),
+    (
+        "a_run_interrupted_twice_leaves_no_process_and_is_resumed",
+        run_interrupted_twice,
+    ),
+    (
         "a_worker_that_is_told_to_end_finishes_what_it_holds",
         drained_worker,
     ),
 ];
 
-const SHORT: Options = Options::short_leases();
+pub(crate) const SHORT: Options = Options::short_leases();
 
 /// Six tasks in two layers, each of which notes its start and waits before a door.
 fn gated_plan(cluster: &Cluster, ledger: &Ledger, gates: &Gates) -> Result<std::path::PathBuf> {
@@ -168,20 +176,100 @@ fn embedded_coordinator(programs: &Programs) -> Result<()> {
     })
 }
 
+fn interrupted_run(programs: &Programs) -> Result<()> {
+    with_cluster(programs, Some(SHORT), |cluster| {
+        let (ledger, gates) = (
+            Ledger::new(cluster.folder())?,
+            Gates::new(cluster.folder())?,
+        );
+        let plan = gated_plan(cluster, &ledger, &gates)?;
+        let mut first = cluster
+            .call(["run", &plan.to_string_lossy(), "--slots", "3", "--json"])
+            .start(&cluster.logs(), "run")?;
+        started(&ledger, 3)?;
+        first.signal(Signal::INT)?;
+        // What runs goes on; what would follow does not begin.
+        let said = || Ok(!first.errors().is_empty() && first.errors().contains("Ctrl-C"));
+        until_true("the run says that it drains", SOON, said)?;
+        for gate in ["a", "b", "c", "d", "e", "f"] {
+            gates.open(gate)?;
+        }
+        let ended = first.ended(SOON)?;
+        ensure!(ended.code() == Some(130), "{ended}: {}", first.errors());
+        ensure!(
+            ledger.lines()?.len() == 3,
+            "something began: {:?}",
+            ledger.lines()?
+        );
+        resumed(cluster)?;
+        all_once(&ledger)
+    })
+}
+
+fn run_interrupted_twice(programs: &Programs) -> Result<()> {
+    with_cluster(programs, Some(SHORT), |cluster| {
+        let (ledger, gates) = (
+            Ledger::new(cluster.folder())?,
+            Gates::new(cluster.folder())?,
+        );
+        let plan = gated_plan(cluster, &ledger, &gates)?;
+        let mut first = cluster
+            .call(["run", &plan.to_string_lossy(), "--slots", "3", "--json"])
+            .start(&cluster.logs(), "run")?;
+        started(&ledger, 3)?;
+        first.signal(Signal::INT)?;
+        let said = || Ok(first.errors().contains("Ctrl-C"));
+        until_true("the run says that it drains", SOON, said)?;
+        first.signal(Signal::INT)?;
+        let ended = first.ended(SOON)?;
+        ensure!(ended.code() == Some(130), "{ended}: {}", first.errors());
+        let gate = cluster
+            .folder()
+            .join("gates")
+            .to_string_lossy()
+            .into_owned();
+        until_true("nothing of the run is left", SOON, || {
+            Ok(muster_tests::traces::mentioning(&gate).is_empty())
+        })?;
+        for gate in ["a", "b", "c", "d", "e", "f"] {
+            gates.open(gate)?;
+        }
+        resumed(cluster)
+    })
+}
+
+/// Resumes the last run and insists that it succeeds.
+fn resumed(cluster: &Cluster) -> Result<()> {
+    let output = cluster
+        .ask(["run", "--resume", "--slots", "3", "--json"])?
+        .success()?;
+    let last = output.last_json()?;
+    ensure!(
+        last["state"] == "succeeded" && last["tasks"]["succeeded"] == 6,
+        "{last}"
+    );
+    Ok(())
+}
+
 /// Two workers and a run of one task, whose first attempt edits a file, leaves processes in every
 /// corner, and never ends; the second attempt succeeds at once.
-struct Endless {
+pub(crate) struct Endless {
     run: String,
-    mark: String,
-    victim: Process,
-    victim_name: &'static str,
+    pub(crate) mark: String,
+    pub(crate) victim: Process,
+    pub(crate) victim_name: &'static str,
     _other: Process,
 }
 
 fn endless(cluster: &mut Cluster) -> Result<Endless> {
     cluster.serve()?;
-    let mut one = Some(cluster.start_worker("one", 1)?);
-    let mut two = Some(cluster.start_worker("two", 1)?);
+    let one = cluster.start_worker("one", 1)?;
+    let two = cluster.start_worker("two", 1)?;
+    endless_on(cluster, one, two)
+}
+
+/// Begins the run on workers named `one` and `two`; the victim is the one that got the task.
+pub(crate) fn endless_on(cluster: &Cluster, one: Process, two: Process) -> Result<Endless> {
     std::fs::create_dir_all(cluster.folder().join("seed"))?;
     std::fs::write(cluster.folder().join("seed/README"), "seed\n")?;
     let mark = cluster.folder().to_string_lossy().into_owned();
@@ -198,36 +286,36 @@ tasks:
       echo unfinished > draft.txt
       trap '' TERM
       (trap '' TERM HUP; setsid sh -c 'trap "" TERM HUP; while :; do sleep 1; done' &) &
-      touch {mark}/begun
       while [ ! -e {mark}/finish ]; do sleep 0.1; done
 "#
     );
     let run = cluster.submit(&cluster.write_plan("endless.yaml", &plan)?)?;
-    let begun = cluster.folder().join("begun");
-    until_true("the attempt is at work", SOON, || Ok(begun.exists()))?;
+    // The shell, the detached shell, and what each of them waits for.
+    until_true(
+        "the attempt and what it has detached are at work",
+        SOON,
+        || Ok(muster_tests::traces::with_variable("E2E_MARK", &mark)?.len() >= 4),
+    )?;
     let id = cluster.status(&run)?.worker_of("hard")?.to_owned();
     let is_one = cluster
         .worker_named("one")?
         .is_some_and(|worker| worker["worker"] == id.as_str());
     let (victim, victim_name, other) = if is_one {
-        (one.take(), "one", two.take())
+        (one, "one", two)
     } else {
-        (two.take(), "two", one.take())
+        (two, "two", one)
     };
-    match (victim, other) {
-        (Some(victim), Some(other)) => Ok(Endless {
-            run,
-            mark,
-            victim,
-            victim_name,
-            _other: other,
-        }),
-        _ => anyhow::bail!("a worker is missing"),
-    }
+    Ok(Endless {
+        run,
+        mark,
+        victim,
+        victim_name,
+        _other: other,
+    })
 }
 
 /// Waits until nothing of the first attempt runs, and insists that this was before the lease's end.
-fn gone_before_deadline(mark: &str, since: Instant) -> Result<()> {
+pub(crate) fn gone_before_deadline(mark: &str, since: Instant) -> Result<()> {
     until_true("no descendant of the attempt runs", SOON, || {
         Ok(muster_tests::traces::with_variable("E2E_MARK", mark)?.is_empty())
     })?;
@@ -240,7 +328,10 @@ fn gone_before_deadline(mark: &str, since: Instant) -> Result<()> {
     Ok(())
 }
 
-fn runs_elsewhere(cluster: &Cluster, endless: &Endless) -> Result<muster_tests::RunStatus> {
+pub(crate) fn runs_elsewhere(
+    cluster: &Cluster,
+    endless: &Endless,
+) -> Result<muster_tests::RunStatus> {
     let status = cluster.ended(&endless.run)?;
     ensure!(status.state() == "succeeded", "{}", status.json);
     let attempts = status.attempts("hard")?;
@@ -317,12 +408,21 @@ fn late_result(programs: &Programs) -> Result<()> {
     })
 }
 
-/// Waits until the task has run elsewhere, wakes the frozen worker, and insists that nothing it
-/// still has to say changes anything, and that the edits are kept.
+/// Waits until the task has run elsewhere, wakes the frozen worker, and insists as below.
 fn wakes_up_in_vain(cluster: &Cluster, endless: &Endless) -> Result<()> {
-    let status = runs_elsewhere(cluster, endless)?;
-    let before = status.task("hard")?.clone();
-    endless.victim.signal(Signal::CONT)?;
+    runs_elsewhere(cluster, endless)?;
+    comes_back_in_vain(cluster, endless, || endless.victim.signal(Signal::CONT))
+}
+
+/// Insists that nothing a lost worker still has to say changes anything once it is back, and that
+/// its edits are kept.
+pub(crate) fn comes_back_in_vain(
+    cluster: &Cluster,
+    endless: &Endless,
+    bring_back: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let before = cluster.status(&endless.run)?.task("hard")?.clone();
+    bring_back()?;
     let name = endless.victim_name;
     until_true("the worker is back and holds nothing", SOON, || {
         Ok(cluster

@@ -21,6 +21,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         wrong_plan,
     ),
     (
+        "the_plans_of_the_repository_and_its_readme_are_right",
+        plans,
+    ),
+    (
         "a_second_run_on_the_home_of_a_first_becomes_its_client",
         second_run,
     ),
@@ -185,6 +189,33 @@ fn wrong_plan(programs: &Programs) -> Result<()> {
         );
         let listed = cluster.ask(["status", "--json"])?.success()?.json()?;
         ensure!(listed["runs"] == json!([]), "{listed}");
+        Ok(())
+    })
+}
+
+fn plans(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        let readme = std::fs::read_to_string(programs.source.join("README.md"))?;
+        let blocks = readme.split("```yaml\n").skip(1);
+        let mut plans = Vec::new();
+        for (index, block) in blocks.enumerate() {
+            let text = block.split("```").next().unwrap_or_default();
+            plans.push(cluster.write_plan(&format!("readme-{index}.yaml"), text)?);
+        }
+        ensure!(!plans.is_empty(), "the README shows no plan");
+        for entry in std::fs::read_dir(programs.source.join("tests/plans"))? {
+            let path = entry?.path();
+            plans.extend(
+                path.extension()
+                    .is_some_and(|kind| kind == "yaml")
+                    .then_some(path),
+            );
+        }
+        for plan in plans {
+            cluster
+                .ask(["plan", "check", &plan.to_string_lossy()])?
+                .success()?;
+        }
         Ok(())
     })
 }

@@ -1,17 +1,25 @@
 //! Hosts that share nothing but a network.
 
+use std::time::Instant;
+
 use anyhow::{Result, ensure};
 use muster_tests::Programs;
-use muster_tests::hosts::Hosts;
+use muster_tests::hosts::{Connected, Hosts};
 use muster_tests::process::Program;
 use muster_tests::repository::Repository;
 
-use crate::{Scenario, with_cluster};
+use crate::{Scenario, deaths, with_cluster};
 
-pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[(
-    "workers_on_other_hosts_join_by_ip_by_a_name_and_through_a_forwarded_port",
-    other_hosts,
-)];
+pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
+    (
+        "workers_on_other_hosts_join_by_ip_by_a_name_and_through_a_forwarded_port",
+        other_hosts,
+    ),
+    (
+        "a_worker_that_is_cut_off_stops_in_time_and_comes_back_in_vain",
+        cut_off,
+    ),
+];
 
 /// A name that no DNS knows.
 const NAME: &str = "head.cluster.invalid";
@@ -100,5 +108,26 @@ fn other_hosts(programs: &Programs) -> Result<()> {
             "what a viewer elsewhere sees"
         );
         Ok(())
+    })
+}
+
+fn cut_off(programs: &Programs) -> Result<()> {
+    with_cluster(programs, Some(deaths::SHORT), |cluster| {
+        let hosts = Hosts::new(&["head", "one", "two"], cluster.folder())?;
+        cluster.run_behind(hosts.wrapper("head", &[], &[])?);
+        cluster.serve()?;
+        let address = format!("{}:{}", Hosts::address(0), cluster.port());
+        let folder = cluster.folder().to_owned();
+        let start = |name: &str| {
+            let mut worker = cluster.worker(name, &address, 1)?;
+            worker.wrapper = hosts.wrapper(name, &[&folder], &[])?;
+            cluster.start_described(&worker, name)
+        };
+        let endless = deaths::endless_on(cluster, start("one")?, start("two")?)?;
+        let index = if endless.victim_name == "one" { 1 } else { 2 };
+        hosts.connect(index, Connected::No)?;
+        deaths::gone_before_deadline(&endless.mark, Instant::now())?;
+        deaths::runs_elsewhere(cluster, &endless)?;
+        deaths::comes_back_in_vain(cluster, &endless, || hosts.connect(index, Connected::Yes))
     })
 }
