@@ -188,7 +188,7 @@ impl App {
         let operators = Operators::new(
             runs,
             submissions,
-            repositories,
+            repositories.clone(),
             auth.clone(),
             about,
             shutdown.clone(),
@@ -205,6 +205,7 @@ impl App {
             timing,
             transcripts,
             grants,
+            repositories,
             auth.clone(),
             ending.clone(),
         );
@@ -345,7 +346,7 @@ impl App {
         match self.engine_thread.take() {
             Some(thread) => match tokio::task::spawn_blocking(move || thread.join()).await {
                 Ok(Ok(result)) => result,
-                Ok(Err(_)) | Err(_) => Ok(()),
+                Ok(Err(_)) | Err(_) => Err(engine::Fatal::Panicked),
             },
             None => Ok(()),
         }

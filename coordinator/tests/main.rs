@@ -6,3 +6,4 @@
 )]
 
 mod hosted_git;
+mod service;

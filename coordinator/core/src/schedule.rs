@@ -39,6 +39,12 @@ pub fn schedule(state: &mut State, now: Timestamp) -> Vec<Event> {
     events
 }
 
+/// Moves work whose delay is over into its queue and grants nothing: what [`schedule`] does first,
+/// for a coordinator that is to begin nothing new.
+pub fn promote(state: &mut State, now: Timestamp) {
+    state.promote(now);
+}
+
 /// What one round has learned.
 #[derive(Default)]
 struct Round {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use coordinator_core::command::Target;
 use coordinator_core::event::Work;
-use coordinator_core::state::Link;
+use coordinator_core::state::{Link, Run};
 use coordinator_core::{Command, Epoch, Reply, RunId, Span, State, TaskKey, Timestamp, WorkerId};
 use futures::Stream;
 use muster_proto::v1::operator_service_server::OperatorService;
@@ -22,6 +22,7 @@ use super::submit::Submissions;
 use super::watch::{self, Cursor, Wish};
 use super::{convert, status, view};
 use crate::auth::{Access, Authenticator, Identity, NewToken, Role};
+use crate::engine;
 use crate::git::repositories::Repositories;
 
 /// Responses of a stream that wait for a slow client.
@@ -72,26 +73,12 @@ impl Operators {
         }
     }
 
-    async fn target(&self, run: &str, task: &str, revive: bool) -> Result<Target, Status> {
-        let id = if revive {
-            self.runs.revive(run).await?
-        } else {
-            match crate::engine::live_run(self.runs.engine(), run)
-                .await
-                .map_err(status::of)?
-            {
-                Some(run) => run,
-                None => {
-                    self.runs.archived(run).await?;
-                    return Err(Status::failed_precondition(format!("run {run} has ended")));
-                }
-            }
-        };
-        if task.is_empty() {
-            return Ok(Target::Run(id));
-        }
-        let key = self.task(id, task).await?;
-        Ok(Target::Task(key))
+    /// Finds what a command is about: the run, or one of its tasks.
+    async fn target(&self, run: &str, task: &str) -> Result<Target, Status> {
+        let task = task.to_owned();
+        self.runs
+            .read(run, move |run, _| target_in(run, &task))
+            .await?
     }
 
     async fn task(&self, run: RunId, task: &str) -> Result<TaskKey, Status> {
@@ -115,16 +102,8 @@ impl Operators {
     }
 
     async fn touch(&self, command: Command) -> Result<u32, Status> {
-        match self
-            .runs
-            .engine()
-            .command(command)
-            .await
-            .map_err(status::of)?
-        {
-            Reply::Touched { tasks } => Ok(u32::try_from(tasks).unwrap_or(u32::MAX)),
-            _ => Ok(0),
-        }
+        let reply = self.runs.engine().command(command).await;
+        reply.map(|reply| touched(&reply)).map_err(status::of)
     }
 
     /// Ends a stream of responses when the coordinator ends.
@@ -146,6 +125,28 @@ impl Operators {
         });
         Response::new(Box::pin(ReceiverStream::new(inbox)))
     }
+}
+
+fn touched(reply: &Reply) -> u32 {
+    match reply {
+        Reply::Touched { tasks } => u32::try_from(*tasks).unwrap_or(u32::MAX),
+        _ => 0,
+    }
+}
+
+fn target_in(run: &Run, task: &str) -> Result<Target, Status> {
+    if task.is_empty() {
+        return Ok(Target::Run(run.id));
+    }
+    let ix = run.tasks.iter().position(|known| *known.name == *task);
+    ix.and_then(|ix| u32::try_from(ix).ok())
+        .map(|ix| {
+            Target::Task(TaskKey {
+                run: run.id,
+                task: coordinator_core::TaskIx(ix),
+            })
+        })
+        .ok_or_else(|| Status::not_found(format!("no task {task:?} in that run")))
 }
 
 fn allowed<T>(request: &Request<T>, access: Access) -> Result<String, Status> {
@@ -287,7 +288,7 @@ impl OperatorService for Operators {
     ) -> Result<Response<v1::ExplainTaskResponse>, Status> {
         allowed(&request, Access::View)?;
         let v1::ExplainTaskRequest { run, task } = request.into_inner();
-        let live = crate::engine::live_run(self.runs.engine(), &run)
+        let live = engine::live_run(self.runs.engine(), &run)
             .await
             .map_err(status::of)?;
         let response = match live {
@@ -310,7 +311,15 @@ impl OperatorService for Operators {
     ) -> Result<Response<v1::CancelResponse>, Status> {
         let by = allowed(&request, Access::Operate)?;
         let v1::CancelRequest { run, task, reason } = request.into_inner();
-        let target = self.target(&run, &task, false).await?;
+        if engine::live_run(self.runs.engine(), &run)
+            .await
+            .map_err(status::of)?
+            .is_none()
+        {
+            self.runs.archived(&run).await?;
+            return Err(Status::failed_precondition(format!("run {run} has ended")));
+        }
+        let target = self.target(&run, &task).await?;
         let reason = convert::clip(&reason, coordinator_core::limits::TEXT_BYTES).into();
         let tasks = self
             .touch(Command::Cancel {
@@ -328,13 +337,25 @@ impl OperatorService for Operators {
     ) -> Result<Response<v1::RetryResponse>, Status> {
         let by = allowed(&request, Access::Operate)?;
         let v1::RetryRequest { run, task } = request.into_inner();
-        let target = self.target(&run, &task, true).await?;
-        let tasks = self
-            .touch(Command::Retry {
-                target,
-                by: by.into(),
-            })
-            .await?;
+        let target = self.target(&run, &task).await?;
+        let by = by.into();
+        let command = Command::Retry { target, by };
+        let live = engine::live_run(self.runs.engine(), &run)
+            .await
+            .map_err(status::of)?;
+        let tried = match live {
+            Some(_) => self.runs.engine().command(command.clone()).await,
+            None => Err(coordinator_core::Rejection::UnknownTarget.into()),
+        };
+        let reply = match tried {
+            // It is in the archive, or went there in this moment.
+            Err(engine::Error::Rejected(coordinator_core::Rejection::UnknownTarget)) => {
+                let image = self.runs.archived(&run).await?;
+                self.runs.revive_for(image, command).await?
+            }
+            tried => tried.map_err(status::of)?,
+        };
+        let tasks = touched(&reply);
         Ok(Response::new(v1::RetryResponse { tasks }))
     }
 

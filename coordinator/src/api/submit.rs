@@ -7,6 +7,7 @@ use coordinator_core::plan::Source;
 use coordinator_core::{Command, Rejection, Reply};
 use muster_git::{ObjectFormat, RefName};
 use muster_proto::v1;
+use tokio::sync::Mutex;
 use tonic::Status;
 use tracing::info;
 
@@ -32,6 +33,9 @@ pub struct Submissions {
     repositories: Repositories,
     /// Agents that the coordinator's configuration declares.
     agents: Arc<BTreeMap<String, AgentDefinition>>,
+    /// Held from the look whether a run exists to its admission: of two plans under one key the
+    /// refused one must not replace the other's documents in between.
+    admitting: Arc<Mutex<()>>,
 }
 
 impl Submissions {
@@ -48,6 +52,7 @@ impl Submissions {
             readers,
             repositories,
             agents,
+            admitting: Arc::default(),
         }
     }
 
@@ -135,6 +140,7 @@ impl Submissions {
             .map(ToString::to_string)
             .collect();
         let name: Arc<str> = Arc::from(run.as_str());
+        let _admitting = self.admitting.lock().await;
         if !self.exists(run).await? {
             let mut specs = Vec::with_capacity(lowered.tasks.len() + 1);
             for document in &lowered.tasks {

@@ -1,11 +1,12 @@
 //! Makes the branches say what the journal says.
 //!
 //! The journal's commit ids are the truth; `refs/heads/muster/…` are a projection that people
-//! fetch. Whoever is about to show refs to a person waits for [`Projection::settle`] first, so a
+//! fetch. Whoever is about to show refs to a person waits for [`Projection::show`] first, so a
 //! branch that lags behind or was moved by hand is repaired before anybody sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use coordinator_core::event::Outcome;
 use coordinator_core::state::{Run, RunPhase, TaskState};
@@ -17,19 +18,41 @@ use tracing::warn;
 
 use super::names;
 use super::repositories::Repositories;
-use crate::api::runs::Runs;
-use crate::engine::Handle;
+use crate::engine::{self, Handle};
 
 /// Refs moved by one git process.
 const REFS_PER_UPDATE: usize = 1_000;
+
+/// Pause before branches that could not be moved are tried again.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Branches of ended runs that are remembered, to be repaired when they were moved by hand.
+const REMEMBERED: usize = 20_000;
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Projects the journal onto branches; cheap to clone.
 #[derive(Clone)]
 pub struct Projection {
     engine: Handle,
     repositories: Repositories,
-    /// What each live run's branches were last made to say.
-    done: Arc<Mutex<BTreeMap<RunId, BTreeMap<String, CommitId>>>>,
+    /// What each run's branches were last made to say.
+    done: Arc<Mutex<BTreeMap<RunId, Said>>>,
+}
+
+/// The branches of one run as they were last made.
+#[derive(Default)]
+struct Said {
+    repository: String,
+    heads: BTreeMap<String, CommitId>,
+}
+
+/// What became of all runs' branches.
+#[derive(Default)]
+struct Settled {
+    /// Runs that have ended and whose branches are in place, so that they may be archived.
+    ended: Vec<RunId>,
+    /// Branches of some run could not be moved; it is tried again.
+    is_behind: bool,
 }
 
 /// The branches of one run as the journal has them.
@@ -85,30 +108,24 @@ impl Projection {
         let mut changed = self.engine.notices().projection();
         loop {
             changed.mark_unchanged();
-            match self.settle().await {
-                Ok(ended) => {
-                    for run in ended {
-                        // A stopped engine archives after its next start.
-                        drop(self.engine.archive(run).await);
-                    }
-                }
-                Err(error) => {
-                    warn!(error = %error, "failed to move branches; the next change tries again");
-                }
+            let Ok(settled) = self.settle().await else {
+                return;
+            };
+            for run in settled.ended {
+                // A stopped engine archives after its next start.
+                drop(self.engine.archive(run).await);
             }
             tokio::select! {
                 () = ending.cancelled() => return,
                 more = changed.changed() => if more.is_err() { return },
+                () = tokio::time::sleep(PAUSE), if settled.is_behind => {}
             }
         }
     }
 
-    /// Makes the branches of all live runs say what the journal says, and waits for it. Gives the
-    /// runs that have ended: their branches are in place, so they may be archived.
-    ///
-    /// # Errors
-    /// Git or the disk; what was not done is tried again next time.
-    pub async fn settle(&self) -> Result<Vec<RunId>, Box<dyn std::error::Error + Send + Sync>> {
+    /// Makes the branches of all live runs say what the journal says, and waits for it. A run
+    /// whose branches cannot be moved holds up no other.
+    async fn settle(&self) -> Result<Settled, engine::Error> {
         let mut done = self.done.lock().await;
         let (wanted, ended) = self
             .engine
@@ -122,43 +139,77 @@ impl Projection {
                 (wanted, ended)
             })
             .await?;
-        done.retain(|run, _| wanted.iter().any(|wanted| wanted.run == *run));
+        forget_old(&mut done, &wanted);
+        let mut settled = Settled {
+            ended,
+            is_behind: false,
+        };
         for wanted in wanted {
             let said = done.entry(wanted.run).or_default();
+            said.repository.clone_from(&wanted.repository);
             let missing: Vec<(String, CommitId)> = wanted
                 .heads
                 .iter()
-                .filter(|(name, commit)| said.get(*name) != Some(commit))
+                .filter(|(name, commit)| said.heads.get(*name) != Some(commit))
                 .map(|(name, commit)| (name.clone(), commit.clone()))
                 .collect();
-            self.project(&wanted.repository, &missing).await?;
-            said.extend(missing);
+            match self.project(&wanted.repository, &missing).await {
+                Ok(()) => said.heads.extend(missing),
+                Err(error) => {
+                    warn!(run = %wanted.run, %error, "failed to move branches; trying again");
+                    settled.ended.retain(|ended| *ended != wanted.run);
+                    settled.is_behind = true;
+                }
+            }
         }
-        Ok(ended)
+        Ok(settled)
     }
 
-    /// Repairs the branches of one run, live or archived, whatever was done before.
+    /// Settles, and repairs branches that were moved by hand since, for somebody who is about to
+    /// look at them. What cannot be moved is left as it is: the journal's commit ids, which every
+    /// answer names, are the truth.
     ///
     /// # Errors
-    /// As [`Projection::settle`], or the run is not known.
-    pub async fn repair(
-        &self,
-        runs: &Runs,
-        run: &str,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let Some(wanted) = runs.read(run, |run, _| Wanted::of(run)).await? else {
-            return Ok(());
-        };
-        let heads: Vec<(String, CommitId)> = wanted.heads.into_iter().collect();
-        let _one_at_a_time = self.done.lock().await;
-        self.project(&wanted.repository, &heads).await
+    /// The engine has ended.
+    pub async fn show(&self) -> Result<(), engine::Error> {
+        self.settle().await?;
+        let done = self.done.lock().await;
+        let repositories: BTreeSet<&str> =
+            done.values().map(|said| said.repository.as_str()).collect();
+        for repository in repositories {
+            if let Err(error) = self.repair(repository, &done).await {
+                warn!(repository, %error, "failed to repair branches");
+            }
+        }
+        Ok(())
     }
 
-    async fn project(
-        &self,
-        repository: &str,
-        heads: &[(String, CommitId)],
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    async fn repair(&self, name: &str, done: &BTreeMap<RunId, Said>) -> Result<(), Error> {
+        let repository = self.repositories.open(name).await?;
+        let found: BTreeMap<String, String> = repository
+            .list_refs(names::HEADS)
+            .await?
+            .into_iter()
+            .map(|(name, id)| (name.as_str().to_owned(), id.to_string()))
+            .collect();
+        let moved: Vec<(String, CommitId)> = done
+            .values()
+            .filter(|said| said.repository == name)
+            .flat_map(|said| &said.heads)
+            .filter(|(name, commit)| found.get(*name).map(String::as_str) != Some(commit.as_str()))
+            .map(|(name, commit)| (name.clone(), commit.clone()))
+            .collect();
+        if !moved.is_empty() {
+            warn!(
+                repository = name,
+                branches = moved.len(),
+                "branches were moved by hand"
+            );
+        }
+        self.project(name, &moved).await
+    }
+
+    async fn project(&self, repository: &str, heads: &[(String, CommitId)]) -> Result<(), Error> {
         if heads.is_empty() {
             return Ok(());
         }
@@ -175,11 +226,24 @@ impl Projection {
                         expected: Expected::Any,
                     })
                 })
-                .collect::<Result<Vec<_>, Box<dyn std::error::Error + Send + Sync>>>()?;
+                .collect::<Result<Vec<_>, Error>>()?;
             if let Update::Refused { name, .. } = repository.update_refs(&updates).await? {
                 return Err(format!("{name} could not be moved").into());
             }
         }
         Ok(())
     }
+}
+
+/// Forgets branches of the oldest runs that are not live any more, beyond a bound.
+fn forget_old(done: &mut BTreeMap<RunId, Said>, live: &[Wanted]) {
+    let mut remembered: usize = done.values().map(|said| said.heads.len()).sum();
+    let live: BTreeSet<RunId> = live.iter().map(|wanted| wanted.run).collect();
+    done.retain(|run, said| {
+        let stays = remembered <= REMEMBERED || live.contains(run);
+        if !stays {
+            remembered -= said.heads.len();
+        }
+        stays
+    });
 }

@@ -2,7 +2,7 @@
 //!
 //! A record is acknowledged to its worker only after a sync that covers it; syncs are grouped over
 //! everything that waits. Events are numbered within their lease, so a repeat is recognised and
-//! stored once, and a gap is refused.
+//! stored once, and a gap is noted.
 
 mod file;
 mod writer;
@@ -29,12 +29,6 @@ pub enum Error {
         path: PathBuf,
         #[source]
         source: std::io::Error,
-    },
-    #[error("events of lease {lease} have a gap: {expected} was expected, {found} came")]
-    Gap {
-        lease: LeaseId,
-        expected: u64,
-        found: u64,
     },
     #[error("the transcript writer has ended")]
     Stopped,
