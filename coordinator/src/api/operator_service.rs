@@ -2,12 +2,14 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coordinator_core::command::Target;
 use coordinator_core::event::Work;
 use coordinator_core::state::{Link, Run};
 use coordinator_core::{Command, Epoch, Reply, RunId, Span, State, TaskKey, Timestamp, WorkerId};
 use futures::Stream;
+use muster_connect::TokenId;
 use muster_proto::v1::operator_service_server::OperatorService;
 use muster_proto::v1::{self, ProtocolVersion};
 use tokio::sync::mpsc;
@@ -21,12 +23,14 @@ use super::runs::Runs;
 use super::submit::Submissions;
 use super::watch::{self, Cursor, Wish};
 use super::{convert, status, view};
-use crate::auth::{Access, Authenticator, Identity, NewToken, Role};
+use crate::auth::{Access, Authenticator, Identity, NewToken, Role, Unverified};
 use crate::engine;
 use crate::git::repositories::Repositories;
 
 /// Responses of a stream that wait for a slow client.
 const STREAM_QUEUE: usize = 32;
+/// How often a stream looks whether the token that it was asked for with was revoked.
+const TOKEN_CHECK: Duration = Duration::from_secs(2);
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -106,16 +110,18 @@ impl Operators {
         reply.map(|reply| touched(&reply)).map_err(status::of)
     }
 
-    /// Ends a stream of responses when the coordinator ends.
+    /// Ends a stream of responses when the coordinator ends, or the token that asked for it.
     fn stream<T: Send + 'static>(
         &self,
         produce: impl Future<Output = ()> + Send + 'static,
         out: mpsc::Sender<Result<T, Status>>,
         inbox: mpsc::Receiver<Result<T, Status>>,
+        token: Option<TokenId>,
     ) -> Response<Streamed<T>> {
-        let ending = self.ending.clone();
+        let (ending, auth) = (self.ending.clone(), self.auth.clone());
         tokio::spawn(async move {
             tokio::select! {
+                gone = ended(&auth, token) => drop(out.send(Err(gone)).await),
                 () = ending.cancelled() => {
                     // The client may have gone.
                     drop(out.send(Err(Status::unavailable("the coordinator is stopping"))).await);
@@ -124,6 +130,21 @@ impl Operators {
             }
         });
         Response::new(Box::pin(ReceiverStream::new(inbox)))
+    }
+}
+
+/// Waits until a token is revoked or has run out.
+async fn ended(auth: &Authenticator, token: Option<TokenId>) -> Status {
+    let Some(token) = token else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::time::sleep(TOKEN_CHECK).await;
+        match auth.tokens().is_live(token, jiff::Timestamp::now()) {
+            // One that cannot be looked up now may still be good.
+            Ok(()) | Err(Unverified::Store(_)) => {}
+            Err(gone) => return Status::unauthenticated(gone.to_string()),
+        }
     }
 }
 
@@ -236,6 +257,7 @@ impl OperatorService for Operators {
         request: Request<v1::WatchRunRequest>,
     ) -> Result<Response<Self::WatchRunStream>, Status> {
         allowed(&request, Access::View)?;
+        let token = Identity::of(request.extensions())?.token();
         let request = request.into_inner();
         let mut cursor = Cursor::parse(&request.cursor)?;
         if request.cursor.is_empty() {
@@ -249,7 +271,7 @@ impl OperatorService for Operators {
         };
         let (out, inbox) = mpsc::channel(STREAM_QUEUE);
         let produce = watch::follow(self.runs.clone(), wish, out.clone());
-        Ok(self.stream(produce, out, inbox))
+        Ok(self.stream(produce, out, inbox, token))
     }
 
     type ReadLogStream = Streamed<v1::ReadLogResponse>;
@@ -259,6 +281,7 @@ impl OperatorService for Operators {
         request: Request<v1::ReadLogRequest>,
     ) -> Result<Response<Self::ReadLogStream>, Status> {
         allowed(&request, Access::View)?;
+        let token = Identity::of(request.extensions())?.token();
         let request = request.into_inner();
         let log = log::find(&self.runs, &request).await?;
         let (out, inbox) = mpsc::channel(STREAM_QUEUE);
@@ -269,7 +292,7 @@ impl OperatorService for Operators {
             request.follow,
             out.clone(),
         );
-        Ok(self.stream(produce, out, inbox))
+        Ok(self.stream(produce, out, inbox, token))
     }
 
     async fn get_diff(

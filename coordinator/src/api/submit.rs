@@ -141,7 +141,9 @@ impl Submissions {
             .collect();
         let name: Arc<str> = Arc::from(run.as_str());
         let _admitting = self.admitting.lock().await;
-        if !self.exists(run).await? {
+        if self.exists(run).await? {
+            self.refuse_namesake(run, idempotency_key).await?;
+        } else {
             let mut specs = Vec::with_capacity(lowered.tasks.len() + 1);
             for document in &lowered.tasks {
                 specs.push(encode(document)?);
@@ -178,6 +180,22 @@ impl Submissions {
             }
             Err(error) => Err(status::of(error)),
         }
+    }
+
+    /// Refuses a run whose name an archived run has under another key: keys rarely have one code.
+    async fn refuse_namesake(&self, run: &str, key: &str) -> Result<(), Status> {
+        let (name, key) = (run.to_owned(), key.to_owned());
+        let known = self
+            .engine
+            .query(move |state, _| state.knows_key(&key) || state.run_by_name(&name).is_some())
+            .await
+            .map_err(status::of)?;
+        if known {
+            return Ok(());
+        }
+        Err(Status::already_exists(format!(
+            "an archived run has the name {run}; use another idempotency key"
+        )))
     }
 
     /// Tells whether a run of that name is live or archived.

@@ -5,13 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use coordinator_core::event::{LeaseEnd, Work};
 use coordinator_core::{Event, EventKind, LeaseId, RunId, TaskIx};
-use muster_proto::v1::agent_event::Kind;
 use muster_proto::v1::watch_run_response::Item;
-use muster_proto::v1::{AgentEvent, JournalEvent, TaskAgentEvent, WatchRunResponse};
+use muster_proto::v1::{JournalEvent, TaskAgentEvent, WatchRunResponse};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -20,17 +18,12 @@ use super::event_text;
 use super::runs::Runs;
 use super::status;
 use crate::store::form;
-use crate::transcript::{self, Place, Position};
+use crate::transcript::{self, LAST_WORDS, Place, Position};
 
 /// Journal events read at once.
 const EVENTS_PER_READ: usize = 512;
 /// Bytes of agent events read at once from one transcript.
 const AGENT_BYTES_PER_READ: usize = 256 * 1024;
-/// How long after a run's end a watch waits for the last words of agents, which come behind their
-/// worker's report.
-const LAST_WORDS: Duration = Duration::from_secs(3);
-/// Phase with which workers end a lease's events.
-const LAST_PHASE: &str = "reported";
 /// Closed leases whose late events are still shown.
 const CLOSED_MAX: usize = 64;
 
@@ -330,7 +323,7 @@ impl<'a> Watch<'a> {
             if events.is_empty() {
                 return Ok(sent);
             }
-            if events.iter().any(is_last)
+            if events.iter().any(transcript::is_last)
                 && let Some(followed) = self.followed.get_mut(&lease)
             {
                 followed.speaks = false;
@@ -377,10 +370,6 @@ impl<'a> Watch<'a> {
             self.cursor.leases.remove(lease);
         }
     }
-}
-
-fn is_last(event: &AgentEvent) -> bool {
-    matches!(&event.kind, Some(Kind::Phase(phase)) if phase.name == LAST_PHASE)
 }
 
 #[cfg(test)]

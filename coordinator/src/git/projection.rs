@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coordinator_core::event::Outcome;
 use coordinator_core::state::{Run, RunPhase, TaskState};
@@ -44,6 +44,8 @@ pub struct Projection {
 struct Said {
     repository: String,
     heads: BTreeMap<String, CommitId>,
+    /// When they could not be moved.
+    failed_at: Option<Instant>,
 }
 
 /// What became of all runs' branches.
@@ -153,9 +155,20 @@ impl Projection {
                 .filter(|(name, commit)| said.heads.get(*name) != Some(commit))
                 .map(|(name, commit)| (name.clone(), commit.clone()))
                 .collect();
-            match self.project(&wanted.repository, &missing).await {
-                Ok(()) => said.heads.extend(missing),
+            let rests = said.failed_at.is_some_and(|at| at.elapsed() < PAUSE);
+            let moved = match rests {
+                true => Err("it was tried just now".into()),
+                false => self.project(&wanted.repository, &missing).await,
+            };
+            match moved {
+                Ok(()) => {
+                    said.heads.extend(missing);
+                    said.failed_at = None;
+                }
                 Err(error) => {
+                    if !rests {
+                        said.failed_at = Some(Instant::now());
+                    }
                     warn!(run = %wanted.run, %error, "failed to move branches; trying again");
                     settled.ended.retain(|ended| *ended != wanted.run);
                     settled.is_behind = true;

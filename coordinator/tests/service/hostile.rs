@@ -4,6 +4,7 @@ use std::path::Path;
 
 use muster_proto::v1;
 use muster_proto::v1::coordinator_message::Kind as Heard;
+use muster_proto::v1::operator_service_client::OperatorServiceClient;
 use tonic::Code;
 
 use super::world::{Worker, World, done, events_of, within};
@@ -50,6 +51,30 @@ async fn a_revoked_token_ends_the_session_that_it_opened() {
         .into_inner()
         .workers;
     assert_eq!(workers[0].leases, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_token_ends_the_watch_that_it_asked_for() {
+    let world = World::start().await;
+    let run = world.submit(ONE, "key").await.unwrap();
+    let (token, id) = world.token("viewer").await;
+    let mut viewer = OperatorServiceClient::new(world.channel(&token).await);
+    let request = v1::WatchRunRequest {
+        run,
+        ..v1::WatchRunRequest::default()
+    };
+    let mut stream = within(viewer.watch_run(request))
+        .await
+        .unwrap()
+        .into_inner();
+    let revoke = v1::RevokeTokenRequest { id };
+    world.operator.clone().revoke_token(revoke).await.unwrap();
+    let ended = loop {
+        if let Err(ended) = within(stream.message()).await {
+            break ended;
+        }
+    };
+    assert_eq!(ended.code(), Code::Unauthenticated);
 }
 
 #[tokio::test(flavor = "multi_thread")]
