@@ -24,7 +24,7 @@ use crate::api::grants::Grants;
 use crate::api::operator_service::{About, Operators};
 use crate::api::runs::Runs;
 use crate::api::submit::Submissions;
-use crate::api::worker_service::{Timing, Workers};
+use crate::api::worker_service::{Terms, Workers};
 use crate::api::{self, Gate, Server, server_config};
 use crate::auth::{Authenticator, NewToken, Role};
 use crate::engine::{self, Handle, Readers};
@@ -191,23 +191,24 @@ impl App {
         let operators = Operators::new(
             runs,
             submissions,
-            repositories,
+            repositories.clone(),
             auth.clone(),
             about,
             shutdown.clone(),
             ending.clone(),
         );
         let grants = Grants::new(engine.clone(), readers, auth.clone());
-        let timing = Timing {
+        let terms = Terms {
+            epoch,
             heartbeat_interval: options.heartbeat_interval,
             lease_ttl: options.clocks.ttl,
         };
         let workers = Workers::new(
             engine.clone(),
-            epoch,
-            timing,
+            terms,
             transcripts,
             grants,
+            repositories,
             auth.clone(),
             ending.clone(),
         );
@@ -348,7 +349,7 @@ impl App {
         match self.engine_thread.take() {
             Some(thread) => match tokio::task::spawn_blocking(move || thread.join()).await {
                 Ok(Ok(result)) => result,
-                Ok(Err(_)) | Err(_) => Ok(()),
+                Ok(Err(_)) | Err(_) => Err(engine::Fatal::Panicked),
             },
             None => Ok(()),
         }

@@ -35,7 +35,7 @@ pub use ids::{
     AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId,
 };
 pub use recovery::ReplayError;
-pub use schedule::{end_delays, schedule};
+pub use schedule::{promote, schedule};
 pub use settle::settle;
 pub use state::State;
 pub use time::{Span, Timestamp};

@@ -39,9 +39,9 @@ pub fn schedule(state: &mut State, now: Timestamp) -> Vec<Event> {
     events
 }
 
-/// Ends retry delays that have passed, without granting anything: what a coordinator that holds new
-/// leases back does instead of [`schedule`], so that it is not woken for the same delay again.
-pub fn end_delays(state: &mut State, now: Timestamp) {
+/// Moves work whose delay is over into its queue and grants nothing: what [`schedule`] does first,
+/// for a coordinator that is to begin nothing new.
+pub fn promote(state: &mut State, now: Timestamp) {
     state.promote(now);
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use coordinator_core::event::Work;
 use coordinator_core::state::Run;
-use coordinator_core::{LeaseId, TaskIx, WorkerId};
+use coordinator_core::{EventKind, LeaseId, RunId, TaskIx, WorkerId};
 use muster_proto::v1;
 use serde::Serialize;
 use tonic::Status;
@@ -15,7 +15,7 @@ use crate::auth::Authenticator;
 use crate::engine::grant::GrantFacts;
 use crate::engine::{Handle, Readers};
 use crate::git::names;
-use crate::store::Which;
+use crate::store::{self, EVENTS_PER_READ_MAX, Reader, Which};
 use crate::transcript::Place;
 
 /// Place in a run's specs behind those of its tasks: the integration's document.
@@ -163,13 +163,13 @@ impl Grants {
         let lease = LeaseId(events.lease);
         let (name, task) = (events.run.clone(), events.task.clone());
         let (work, owner) = (events.work, worker.clone());
-        let live = self
+        let found = self
             .engine
             .query(move |state, _| {
                 if let Some(open) = state.lease(lease) {
-                    return Some(place_of_open(state.run(open.run)?, open, &owner));
+                    return Some(Found::open(state.run(open.run)?, open, &owner));
                 }
-                Some(ended_place(
+                Some(Found::ended(
                     state.run_by_name(&name)?,
                     &task,
                     work.as_ref(),
@@ -179,9 +179,26 @@ impl Grants {
             })
             .await
             .map_err(status::of)?;
-        if let Some(place) = live {
-            return Ok(place);
+        let found = match found {
+            Some(found) => found,
+            None => self.archived(worker, events).await?,
+        };
+        match found {
+            Found::Nowhere => Ok(None),
+            Found::At(place) => Ok(Some(place)),
+            Found::IfGranted(run, place) => {
+                let (work, owner) = (place.work, worker.clone());
+                let granted = self
+                    .readers
+                    .read(move |reader| was_granted(reader, run, lease, work, &owner))
+                    .await
+                    .map_err(status::of_read)?;
+                Ok(granted.then_some(place))
+            }
         }
+    }
+
+    async fn archived(&self, worker: &WorkerId, events: &v1::LeaseEvents) -> Result<Found, Status> {
         let name = events.run.clone();
         let image = self
             .readers
@@ -191,75 +208,110 @@ impl Grants {
             })
             .await
             .map_err(status::of_read)?;
-        Ok(image.and_then(|image| {
-            ended_place(
-                &image.run,
-                &events.task,
-                events.work.as_ref(),
-                lease,
-                worker,
-            )
+        let lease = LeaseId(events.lease);
+        Ok(image.map_or(Found::Nowhere, |image| {
+            let work = events.work.as_ref();
+            Found::ended(&image.run, &events.task, work, lease, worker)
         }))
     }
 }
 
-fn place_of_open(
-    run: &Run,
-    lease: &coordinator_core::state::Lease,
-    worker: &WorkerId,
-) -> Option<Place> {
-    if lease.worker != *worker {
-        return None;
-    }
-    let task = match lease.work {
-        Work::Attempt { task, .. } | Work::Verify { task, .. } => run.task(task)?.name.clone(),
-        Work::FinalVerify => Arc::from(""),
-    };
-    Some(Place {
-        run: run.name.clone(),
-        task,
-        work: lease.work,
-        lease: lease.id,
-    })
+/// Where events of a lease belong.
+enum Found {
+    /// The lease is not the worker's.
+    Nowhere,
+    At(Place),
+    /// There, if the run's history says that the worker was granted this lease for this work. The
+    /// state forgets the leases of verifies, and a worker that makes one up must not spoil the
+    /// transcript of a lease to come.
+    IfGranted(RunId, Place),
 }
 
-/// Finds the place of a lease that is over. Attempts name their leases; a verify's is taken from
-/// the worker that ran the attempt or any other, since its events were bound to a live lease before.
-fn ended_place(
-    run: &Run,
-    task: &str,
-    work: Option<&v1::Work>,
-    lease: LeaseId,
-    worker: &WorkerId,
-) -> Option<Place> {
-    let ix = run.tasks.iter().position(|known| *known.name == *task);
-    let ix = ix.and_then(|ix| u32::try_from(ix).ok()).map(TaskIx);
-    let work = convert::work_of(work, ix.unwrap_or_default())?;
-    let name = match work {
-        Work::Attempt { attempt, .. } => {
-            let task = run.task(ix?)?;
-            let attempts = &task.history.as_deref()?.attempts;
-            attempts.iter().find(|tried| {
-                tried.number == attempt && tried.lease == lease && tried.worker == *worker
-            })?;
-            task.name.clone()
+/// Looks through a run's history for the grant of a lease.
+fn was_granted(
+    reader: &mut dyn Reader,
+    run: RunId,
+    wanted: LeaseId,
+    wanted_work: Work,
+    owner: &WorkerId,
+) -> Result<bool, store::Error> {
+    let mut from = 1;
+    loop {
+        let events = reader.run_events(run, from, EVENTS_PER_READ_MAX)?;
+        let Some(last) = events.last() else {
+            return Ok(false);
+        };
+        from = last.seq.saturating_add(1);
+        for event in &events {
+            if let EventKind::LeaseGranted {
+                lease,
+                worker,
+                work,
+                ..
+            } = &event.kind
+                && *lease == wanted
+            {
+                return Ok(worker == owner && *work == wanted_work);
+            }
         }
-        Work::Verify { attempt, .. } => {
-            let task = run.task(ix?)?;
-            let attempts = &task.history.as_deref()?.attempts;
-            attempts
-                .iter()
-                .find(|tried| tried.number == attempt && tried.lease < lease)?;
-            task.name.clone()
+    }
+}
+
+impl Found {
+    fn open(run: &Run, lease: &coordinator_core::state::Lease, worker: &WorkerId) -> Self {
+        if lease.worker != *worker {
+            return Self::Nowhere;
         }
-        Work::FinalVerify => Arc::from(""),
-    };
-    Some(Place {
-        run: run.name.clone(),
-        task: name,
-        work,
-        lease,
-    })
+        let task = match lease.work {
+            Work::Attempt { task, .. } | Work::Verify { task, .. } => {
+                run.task(task).map(|task| task.name.clone())
+            }
+            Work::FinalVerify => Some(Arc::from("")),
+        };
+        task.map_or(Self::Nowhere, |task| {
+            Self::At(Place {
+                run: run.name.clone(),
+                task,
+                work: lease.work,
+                lease: lease.id,
+            })
+        })
+    }
+
+    /// Of a lease that is over.
+    fn ended(
+        run: &Run,
+        task: &str,
+        work: Option<&v1::Work>,
+        lease: LeaseId,
+        worker: &WorkerId,
+    ) -> Self {
+        let ix = run.tasks.iter().position(|known| *known.name == *task);
+        let ix = ix.and_then(|ix| u32::try_from(ix).ok()).map(TaskIx);
+        let Some(work) = convert::work_of(work, ix.unwrap_or_default()) else {
+            return Self::Nowhere;
+        };
+        let known = ix.and_then(|ix| run.task(ix));
+        let task = match (work, known) {
+            (Work::FinalVerify, _) => Arc::from(""),
+            (Work::Attempt { .. } | Work::Verify { .. }, Some(task)) => task.name.clone(),
+            (Work::Attempt { .. } | Work::Verify { .. }, None) => return Self::Nowhere,
+        };
+        let place = Place {
+            run: run.name.clone(),
+            task,
+            work,
+            lease,
+        };
+        let Work::Attempt { attempt, .. } = work else {
+            return Self::IfGranted(run.id, place);
+        };
+        let mut attempts = known.map_or(&[][..], |task| task.attempts()).iter();
+        let own = attempts.any(|tried| {
+            tried.number == attempt && tried.lease == lease && tried.worker == *worker
+        });
+        if own { Self::At(place) } else { Self::Nowhere }
+    }
 }
 
 fn context_of(facts: &GrantFacts, document: &[u8]) -> Result<Vec<u8>, Status> {

@@ -5,11 +5,12 @@ use coordinator_core::state::{Run, Task};
 use coordinator_core::{AttemptNo, LeaseId, TaskIx};
 use muster_proto::v1::{ReadLogRequest, ReadLogResponse};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::runs::Runs;
 use super::status;
-use crate::transcript::{self, Place, Position};
+use crate::transcript::{self, LAST_WORDS, Place, Position};
 
 /// Bytes of events in one response.
 const BYTES_PER_RESPONSE: usize = 256 * 1024;
@@ -136,6 +137,7 @@ async fn send_all(
     let mut committed = runs.engine().notices().committed();
     for place in log.places {
         let mut position = Position::default();
+        let (mut heard_out, mut last_words) = (false, None);
         loop {
             grown.mark_unchanged();
             committed.mark_unchanged();
@@ -157,6 +159,7 @@ async fn send_all(
                 .map_err(|error| status::internal(&error))?;
             position = moved;
             let read_any = !events.is_empty();
+            heard_out |= events.iter().any(transcript::is_last);
             events.retain(|event| event.number > after);
             if !events.is_empty() {
                 let response = ReadLogResponse {
@@ -170,12 +173,19 @@ async fn send_all(
             if read_any {
                 continue;
             }
-            if over || !follow {
+            if !follow {
                 break;
+            }
+            if over {
+                let until = *last_words.get_or_insert_with(|| Instant::now() + LAST_WORDS);
+                if heard_out || Instant::now() >= until {
+                    break;
+                }
             }
             tokio::select! {
                 _ = grown.changed() => {}
                 _ = committed.changed() => {}
+                () = tokio::time::sleep(LAST_WORDS), if over => {}
                 () = out.closed() => return Ok(()),
             }
         }

@@ -2,12 +2,14 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coordinator_core::command::Target;
 use coordinator_core::event::Work;
-use coordinator_core::state::Link;
+use coordinator_core::state::{Link, Run};
 use coordinator_core::{Command, Epoch, Reply, RunId, Span, State, TaskKey, Timestamp, WorkerId};
 use futures::Stream;
+use muster_connect::TokenId;
 use muster_proto::v1::operator_service_server::OperatorService;
 use muster_proto::v1::{self, ProtocolVersion};
 use tokio::sync::mpsc;
@@ -21,11 +23,14 @@ use super::runs::Runs;
 use super::submit::Submissions;
 use super::watch::{self, Cursor, Wish};
 use super::{convert, status, view};
-use crate::auth::{Access, Authenticator, Identity, NewToken, Role};
+use crate::auth::{Access, Authenticator, Identity, NewToken, Role, Unverified};
+use crate::engine;
 use crate::git::repositories::Repositories;
 
 /// Responses of a stream that wait for a slow client.
 const STREAM_QUEUE: usize = 32;
+/// How often a stream looks whether the token that it was asked for with was revoked.
+const TOKEN_CHECK: Duration = Duration::from_secs(2);
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -72,26 +77,12 @@ impl Operators {
         }
     }
 
-    async fn target(&self, run: &str, task: &str, revive: bool) -> Result<Target, Status> {
-        let id = if revive {
-            self.runs.revive(run).await?
-        } else {
-            match crate::engine::live_run(self.runs.engine(), run)
-                .await
-                .map_err(status::of)?
-            {
-                Some(run) => run,
-                None => {
-                    self.runs.archived(run).await?;
-                    return Err(Status::failed_precondition(format!("run {run} has ended")));
-                }
-            }
-        };
-        if task.is_empty() {
-            return Ok(Target::Run(id));
-        }
-        let key = self.task(id, task).await?;
-        Ok(Target::Task(key))
+    /// Finds what a command is about: the run, or one of its tasks.
+    async fn target(&self, run: &str, task: &str) -> Result<Target, Status> {
+        let task = task.to_owned();
+        self.runs
+            .read(run, move |run, _| target_in(run, &task))
+            .await?
     }
 
     async fn task(&self, run: RunId, task: &str) -> Result<TaskKey, Status> {
@@ -115,28 +106,22 @@ impl Operators {
     }
 
     async fn touch(&self, command: Command) -> Result<u32, Status> {
-        match self
-            .runs
-            .engine()
-            .command(command)
-            .await
-            .map_err(status::of)?
-        {
-            Reply::Touched { tasks } => Ok(u32::try_from(tasks).unwrap_or(u32::MAX)),
-            _ => Ok(0),
-        }
+        let reply = self.runs.engine().command(command).await;
+        reply.map(|reply| touched(&reply)).map_err(status::of)
     }
 
-    /// Ends a stream of responses when the coordinator ends.
+    /// Ends a stream of responses when the coordinator ends, or the token that asked for it.
     fn stream<T: Send + 'static>(
         &self,
         produce: impl Future<Output = ()> + Send + 'static,
         out: mpsc::Sender<Result<T, Status>>,
         inbox: mpsc::Receiver<Result<T, Status>>,
+        token: Option<TokenId>,
     ) -> Response<Streamed<T>> {
-        let ending = self.ending.clone();
+        let (ending, auth) = (self.ending.clone(), self.auth.clone());
         tokio::spawn(async move {
             tokio::select! {
+                gone = ended(&auth, token) => drop(out.send(Err(gone)).await),
                 () = ending.cancelled() => {
                     // The client may have gone.
                     drop(out.send(Err(Status::unavailable("the coordinator is stopping"))).await);
@@ -146,6 +131,43 @@ impl Operators {
         });
         Response::new(Box::pin(ReceiverStream::new(inbox)))
     }
+}
+
+/// Waits until a token is revoked or has run out.
+async fn ended(auth: &Authenticator, token: Option<TokenId>) -> Status {
+    let Some(token) = token else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::time::sleep(TOKEN_CHECK).await;
+        match auth.tokens().is_live(token, jiff::Timestamp::now()) {
+            // One that cannot be looked up now may still be good.
+            Ok(()) | Err(Unverified::Store(_)) => {}
+            Err(gone) => return Status::unauthenticated(gone.to_string()),
+        }
+    }
+}
+
+fn touched(reply: &Reply) -> u32 {
+    match reply {
+        Reply::Touched { tasks } => u32::try_from(*tasks).unwrap_or(u32::MAX),
+        _ => 0,
+    }
+}
+
+fn target_in(run: &Run, task: &str) -> Result<Target, Status> {
+    if task.is_empty() {
+        return Ok(Target::Run(run.id));
+    }
+    let ix = run.tasks.iter().position(|known| *known.name == *task);
+    ix.and_then(|ix| u32::try_from(ix).ok())
+        .map(|ix| {
+            Target::Task(TaskKey {
+                run: run.id,
+                task: coordinator_core::TaskIx(ix),
+            })
+        })
+        .ok_or_else(|| Status::not_found(format!("no task {task:?} in that run")))
 }
 
 fn allowed<T>(request: &Request<T>, access: Access) -> Result<String, Status> {
@@ -235,6 +257,7 @@ impl OperatorService for Operators {
         request: Request<v1::WatchRunRequest>,
     ) -> Result<Response<Self::WatchRunStream>, Status> {
         allowed(&request, Access::View)?;
+        let token = Identity::of(request.extensions())?.token();
         let request = request.into_inner();
         let mut cursor = Cursor::parse(&request.cursor)?;
         if request.cursor.is_empty() {
@@ -248,7 +271,7 @@ impl OperatorService for Operators {
         };
         let (out, inbox) = mpsc::channel(STREAM_QUEUE);
         let produce = watch::follow(self.runs.clone(), wish, out.clone());
-        Ok(self.stream(produce, out, inbox))
+        Ok(self.stream(produce, out, inbox, token))
     }
 
     type ReadLogStream = Streamed<v1::ReadLogResponse>;
@@ -258,6 +281,7 @@ impl OperatorService for Operators {
         request: Request<v1::ReadLogRequest>,
     ) -> Result<Response<Self::ReadLogStream>, Status> {
         allowed(&request, Access::View)?;
+        let token = Identity::of(request.extensions())?.token();
         let request = request.into_inner();
         let log = log::find(&self.runs, &request).await?;
         let (out, inbox) = mpsc::channel(STREAM_QUEUE);
@@ -268,7 +292,7 @@ impl OperatorService for Operators {
             request.follow,
             out.clone(),
         );
-        Ok(self.stream(produce, out, inbox))
+        Ok(self.stream(produce, out, inbox, token))
     }
 
     async fn get_diff(
@@ -287,7 +311,7 @@ impl OperatorService for Operators {
     ) -> Result<Response<v1::ExplainTaskResponse>, Status> {
         allowed(&request, Access::View)?;
         let v1::ExplainTaskRequest { run, task } = request.into_inner();
-        let live = crate::engine::live_run(self.runs.engine(), &run)
+        let live = engine::live_run(self.runs.engine(), &run)
             .await
             .map_err(status::of)?;
         let response = match live {
@@ -310,7 +334,15 @@ impl OperatorService for Operators {
     ) -> Result<Response<v1::CancelResponse>, Status> {
         let by = allowed(&request, Access::Operate)?;
         let v1::CancelRequest { run, task, reason } = request.into_inner();
-        let target = self.target(&run, &task, false).await?;
+        if engine::live_run(self.runs.engine(), &run)
+            .await
+            .map_err(status::of)?
+            .is_none()
+        {
+            self.runs.archived(&run).await?;
+            return Err(Status::failed_precondition(format!("run {run} has ended")));
+        }
+        let target = self.target(&run, &task).await?;
         let reason = convert::clip(&reason, coordinator_core::limits::TEXT_BYTES).into();
         let tasks = self
             .touch(Command::Cancel {
@@ -328,13 +360,25 @@ impl OperatorService for Operators {
     ) -> Result<Response<v1::RetryResponse>, Status> {
         let by = allowed(&request, Access::Operate)?;
         let v1::RetryRequest { run, task } = request.into_inner();
-        let target = self.target(&run, &task, true).await?;
-        let tasks = self
-            .touch(Command::Retry {
-                target,
-                by: by.into(),
-            })
-            .await?;
+        let target = self.target(&run, &task).await?;
+        let by = by.into();
+        let command = Command::Retry { target, by };
+        let live = engine::live_run(self.runs.engine(), &run)
+            .await
+            .map_err(status::of)?;
+        let tried = match live {
+            Some(_) => self.runs.engine().command(command.clone()).await,
+            None => Err(coordinator_core::Rejection::UnknownTarget.into()),
+        };
+        let reply = match tried {
+            // It is in the archive, or went there in this moment.
+            Err(engine::Error::Rejected(coordinator_core::Rejection::UnknownTarget)) => {
+                let image = self.runs.archived(&run).await?;
+                self.runs.revive_for(image, command).await?
+            }
+            tried => tried.map_err(status::of)?,
+        };
+        let tasks = touched(&reply);
         Ok(Response::new(v1::RetryResponse { tasks }))
     }
 

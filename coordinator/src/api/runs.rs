@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use coordinator_core::RunId;
 use coordinator_core::state::{Run, RunImage};
+use coordinator_core::{Command, Reply, RunId};
 use muster_proto::v1;
 use tonic::Status;
+use tracing::debug;
 
 use super::status;
 use super::view;
@@ -119,21 +120,22 @@ impl Runs {
             .map_err(status::of)
     }
 
-    /// Finds a live run, or brings an archived one back to be changed.
+    /// Brings an archived run back, so that the command that follows finds it live. Nothing can
+    /// come between the two: an ended run that is live would go to the archive again.
     ///
     /// # Errors
-    /// `NOT_FOUND` when no run has that name.
-    pub async fn revive(&self, name: &str) -> Result<RunId, Status> {
-        if let Some(run) = crate::engine::live_run(&self.engine, name)
+    /// The command's rejection; one of the reload means that the run is live by now.
+    pub async fn revive_for(&self, image: RunImage, command: Command) -> Result<Reply, Status> {
+        let image = Arc::new(image);
+        let (reload, answer) = self
+            .engine
+            .both(Command::Reload { image }, command)
             .await
-            .map_err(status::of)?
-        {
-            return Ok(run);
+            .map_err(status::of)?;
+        if let Err(error) = reload {
+            debug!(%error, "a run to be brought back is live already");
         }
-        let image = self.archived(name).await?;
-        let run = image.run.id;
-        self.engine.reload(image).await.map_err(status::of)?;
-        Ok(run)
+        answer.map_err(|rejection| status::of_rejection(&rejection))
     }
 
     /// Lists runs, newest first.
@@ -167,7 +169,8 @@ impl Runs {
             .map_err(status::of)?;
         let archived = self
             .readers
-            .read(move |reader| reader.archived_runs(before, limit))
+            // One more than is shown tells whether there is another page.
+            .read(move |reader| reader.archived_runs(before, limit.saturating_add(1)))
             .await
             .map_err(status::of_read)?;
         for summary in archived {

@@ -7,6 +7,7 @@ use coordinator_core::plan::Source;
 use coordinator_core::{Command, Rejection, Reply};
 use muster_git::{ObjectFormat, RefName};
 use muster_proto::v1;
+use tokio::sync::Mutex;
 use tonic::Status;
 use tracing::info;
 
@@ -32,6 +33,9 @@ pub struct Submissions {
     repositories: Repositories,
     /// Agents that the coordinator's configuration declares.
     agents: Arc<BTreeMap<String, AgentDefinition>>,
+    /// Held from the look whether a run exists to its admission: of two plans under one key the
+    /// refused one must not replace the other's documents in between.
+    admitting: Arc<Mutex<()>>,
 }
 
 impl Submissions {
@@ -48,6 +52,7 @@ impl Submissions {
             readers,
             repositories,
             agents,
+            admitting: Arc::default(),
         }
     }
 
@@ -135,7 +140,10 @@ impl Submissions {
             .map(ToString::to_string)
             .collect();
         let name: Arc<str> = Arc::from(run.as_str());
-        if !self.exists(run).await? {
+        let _admitting = self.admitting.lock().await;
+        if self.exists(run).await? {
+            self.refuse_namesake(run, idempotency_key).await?;
+        } else {
             let mut specs = Vec::with_capacity(lowered.tasks.len() + 1);
             for document in &lowered.tasks {
                 specs.push(encode(document)?);
@@ -172,6 +180,22 @@ impl Submissions {
             }
             Err(error) => Err(status::of(error)),
         }
+    }
+
+    /// Refuses a run whose name an archived run has under another key: keys rarely have one code.
+    async fn refuse_namesake(&self, run: &str, key: &str) -> Result<(), Status> {
+        let (name, key) = (run.to_owned(), key.to_owned());
+        let known = self
+            .engine
+            .query(move |state, _| state.knows_key(&key) || state.run_by_name(&name).is_some())
+            .await
+            .map_err(status::of)?;
+        if known {
+            return Ok(());
+        }
+        Err(Status::already_exists(format!(
+            "an archived run has the name {run}; use another idempotency key"
+        )))
     }
 
     /// Tells whether a run of that name is live or archived.

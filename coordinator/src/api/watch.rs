@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use coordinator_core::event::Work;
+use coordinator_core::event::{LeaseEnd, Work};
 use coordinator_core::{Event, EventKind, LeaseId, RunId, TaskIx};
 use muster_proto::v1::watch_run_response::Item;
 use muster_proto::v1::{JournalEvent, TaskAgentEvent, WatchRunResponse};
@@ -18,7 +18,7 @@ use super::event_text;
 use super::runs::Runs;
 use super::status;
 use crate::store::form;
-use crate::transcript::{self, Place, Position};
+use crate::transcript::{self, LAST_WORDS, Place, Position};
 
 /// Journal events read at once.
 const EVENTS_PER_READ: usize = 512;
@@ -80,6 +80,8 @@ struct Followed {
     place: Place,
     position: Position,
     closed: bool,
+    /// Its worker has ended it, and will end its events too.
+    speaks: bool,
 }
 
 /// Follows one run until it has ended and everything was sent, or the watcher goes.
@@ -131,6 +133,7 @@ impl<'a> Watch<'a> {
             out,
         };
         watch.catch_up(&wish.cursor).await?;
+        let mut last_words = None;
         loop {
             news.mark_unchanged();
             grown.mark_unchanged();
@@ -142,7 +145,11 @@ impl<'a> Watch<'a> {
                 continue;
             }
             if ended && !wish.follow_after_end {
-                return Ok(());
+                let until =
+                    *last_words.get_or_insert_with(|| tokio::time::Instant::now() + LAST_WORDS);
+                if !watch.waits_for_words() || tokio::time::Instant::now() >= until {
+                    return Ok(());
+                }
             }
             tokio::select! {
                 changed = news.changed() => {
@@ -156,15 +163,23 @@ impl<'a> Watch<'a> {
                         return Err(Status::unavailable("the coordinator is stopping"));
                     }
                 }
+                () = tokio::time::sleep(LAST_WORDS), if last_words.is_some() => {}
                 () = out.closed() => return Ok(()),
             }
         }
     }
 
+    /// Tells whether an agent whose lease is closed has not said its last yet.
+    fn waits_for_words(&self) -> bool {
+        self.followed
+            .values()
+            .any(|followed| followed.closed && followed.speaks)
+    }
+
     /// Learns from the events before the cursor which leases it names, without sending them.
     async fn catch_up(&mut self, cursor: &Cursor) -> Result<(), Status> {
         while self.cursor.seq < cursor.seq {
-            let events = self.read(self.cursor.seq + 1).await?;
+            let events = self.read(self.cursor.seq.saturating_add(1)).await?;
             if events.is_empty() {
                 break;
             }
@@ -177,6 +192,12 @@ impl<'a> Watch<'a> {
             }
         }
         self.cursor.seq = cursor.seq;
+        if self.agent_events {
+            let followed = &self.followed;
+            self.cursor
+                .leases
+                .retain(|lease, _| followed.contains_key(lease));
+        }
         Ok(())
     }
 
@@ -192,10 +213,11 @@ impl<'a> Watch<'a> {
     /// Remembers what a lease is about, and whether its transcript is to be followed.
     fn learn(&mut self, event: &Event) {
         let EventKind::LeaseGranted { lease, work, .. } = event.kind else {
-            if let EventKind::LeaseClosed { lease, .. } = event.kind
+            if let EventKind::LeaseClosed { lease, end, .. } = event.kind
                 && let Some(followed) = self.followed.get_mut(&lease)
             {
                 followed.closed = true;
+                followed.speaks &= end == LeaseEnd::Confirmed;
             }
             return;
         };
@@ -218,6 +240,7 @@ impl<'a> Watch<'a> {
             place,
             position: Position::default(),
             closed: false,
+            speaks: true,
         };
         self.followed.insert(lease, followed);
         self.cursor.leases.entry(lease).or_insert(0);
@@ -230,7 +253,11 @@ impl<'a> Watch<'a> {
 
     /// Sends the journal events that are new; what an agent said comes before its lease's end.
     async fn journal(&mut self) -> Result<bool, Status> {
-        let events = self.read(self.cursor.seq + 1).await?;
+        // Behind the largest number there is nothing, and its own event was seen.
+        let events = match self.cursor.seq.checked_add(1) {
+            Some(from) => self.read(from).await?,
+            None => Vec::new(),
+        };
         let sent = !events.is_empty();
         for event in events {
             if let EventKind::LeaseClosed { lease, .. } = event.kind {
@@ -295,6 +322,11 @@ impl<'a> Watch<'a> {
             }
             if events.is_empty() {
                 return Ok(sent);
+            }
+            if events.iter().any(transcript::is_last)
+                && let Some(followed) = self.followed.get_mut(&lease)
+            {
+                followed.speaks = false;
             }
             for event in events {
                 let last = self.cursor.leases.entry(lease).or_insert(0);

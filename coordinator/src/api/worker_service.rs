@@ -6,13 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use coordinator_core::command::{Heartbeat, Hello};
-use coordinator_core::{Command, Epoch, Incarnation, LeaseId, Reply, Span, WorkerId, limits};
-use futures::Stream;
+use coordinator_core::command::{Heartbeat, Hello, Report};
+use coordinator_core::event::{Outcome, Usage, Work};
+use coordinator_core::{
+    Command, Epoch, Failure, FailureClass, Incarnation, LeaseId, Reply, Span, WorkerId, limits,
+};
+use futures::{Stream, StreamExt as _, stream};
+use muster_connect::TokenId;
+use muster_git::RefName;
 use muster_proto::v1::coordinator_message::Kind as Say;
 use muster_proto::v1::worker_message::Kind as Heard;
 use muster_proto::v1::worker_service_server::WorkerService;
 use muster_proto::v1::{self, CoordinatorMessage, ProtocolVersion, WorkerMessage};
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,8 +29,10 @@ use tracing::{debug, info, warn};
 use super::convert;
 use super::grants::Grants;
 use super::status;
-use crate::auth::{Authenticator, Identity};
+use crate::auth::{Authenticator, Identity, Unverified};
 use crate::engine::{Handle, SESSION_QUEUE, ToSession};
+use crate::git::names;
+use crate::git::repositories::Repositories;
 use crate::transcript::{Place, Transcripts};
 
 /// How long a new stream may take to say hello.
@@ -43,25 +51,31 @@ const PLACES_MAX: usize = 4_096;
 const LEASES_PER_MESSAGE: usize = 2 * limits::SLOTS_PER_WORKER as usize;
 /// Bytes of a worker's identity.
 const WORKER_ID_BYTES: usize = 200;
+/// Refs that are looked up at once for one batch of reports; each costs a git process.
+const REFS_READ_AT_ONCE: usize = 4;
+/// Bytes of grants after which another message is begun. One grant is some megabytes at the most,
+/// so a message stays well below the protocol's bound.
+const GRANT_BYTES: usize = 4 * 1024 * 1024;
 
 /// Serves workers.
 pub struct Workers {
     inner: Arc<Inner>,
 }
 
-/// What workers are told about time.
+/// What workers are told in their welcome.
 #[derive(Clone, Copy, Debug)]
-pub struct Timing {
+pub struct Terms {
+    pub epoch: Epoch,
     pub heartbeat_interval: Span,
     pub lease_ttl: Span,
 }
 
 struct Inner {
     engine: Handle,
-    epoch: Epoch,
-    timing: Timing,
+    terms: Terms,
     transcripts: Transcripts,
     grants: Grants,
+    repositories: Repositories,
     credentials: Arc<Authenticator>,
     sessions: AtomicU64,
     ending: CancellationToken,
@@ -72,20 +86,20 @@ impl Workers {
     #[must_use]
     pub fn new(
         engine: Handle,
-        epoch: Epoch,
-        timing: Timing,
+        terms: Terms,
         transcripts: Transcripts,
         grants: Grants,
+        repositories: Repositories,
         credentials: Arc<Authenticator>,
         ending: CancellationToken,
     ) -> Self {
         let sessions = AtomicU64::new(1);
         let inner = Inner {
             engine,
-            epoch,
-            timing,
+            terms,
             transcripts,
             grants,
+            repositories,
             credentials,
             sessions,
             ending,
@@ -106,8 +120,8 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let pool = match request.extensions().get::<Identity>() {
-            Some(Identity::Worker { pool, .. }) => pool.clone(),
+        let (pool, token) = match request.extensions().get::<Identity>() {
+            Some(Identity::Worker { pool, token }) => (pool.clone(), *token),
             Some(_) => {
                 return Err(Status::permission_denied(
                     "this token is not a worker's join token",
@@ -121,7 +135,7 @@ impl WorkerService for Workers {
         tokio::spawn(async move {
             let served = tokio::select! {
                 () = inner.ending.cancelled() => Err(Status::unavailable("the coordinator is stopping")),
-                served = serve(&inner, &pool, &mut inbound, &out) => served,
+                served = serve(&inner, &pool, token, &mut inbound, &out) => served,
             };
             if let Err(status) = served {
                 // The worker may have gone already.
@@ -136,11 +150,27 @@ struct Session {
     worker: WorkerId,
     incarnation: Incarnation,
     number: u64,
+    /// What opened it, and may be revoked meanwhile.
+    token: TokenId,
+}
+
+impl Session {
+    /// Tells the engine that the session has ended.
+    async fn close(&self, engine: &Handle) {
+        let closed = Command::SessionClosed {
+            worker: self.worker.clone(),
+            incarnation: self.incarnation,
+            session: self.number,
+        };
+        // An older session's end is refused, and an ended engine needs no news.
+        drop(engine.command(closed).await);
+    }
 }
 
 async fn serve(
     inner: &Arc<Inner>,
     pool: &str,
+    token: TokenId,
     inbound: &mut Streaming<WorkerMessage>,
     out: &Outbound,
 ) -> Result<(), Status> {
@@ -151,7 +181,7 @@ async fn serve(
         return Err(Status::invalid_argument("a session begins with hello"));
     };
     let (to_session, mut orders) = mpsc::channel(SESSION_QUEUE);
-    let session = open(inner, pool, hello, to_session, out).await?;
+    let session = open(inner, pool, token, hello, to_session, out).await?;
     info!(worker = %session.worker, session = session.number, pool, "a worker has joined");
     let (events, queue) = mpsc::channel(EVENT_QUEUE);
     let mut storing = Storing(tokio::spawn(store_events(
@@ -186,13 +216,7 @@ async fn serve(
             },
         }
     };
-    let closed = Command::SessionClosed {
-        worker: session.worker.clone(),
-        incarnation: session.incarnation,
-        session: session.number,
-    };
-    // An older session's end is refused, and an ended engine needs no news.
-    drop(inner.engine.command(closed).await);
+    session.close(&inner.engine).await;
     info!(worker = %session.worker, session = session.number, "a worker's session has ended");
     result
 }
@@ -209,6 +233,7 @@ impl Drop for Storing {
 async fn open(
     inner: &Arc<Inner>,
     pool: &str,
+    token: TokenId,
     hello: v1::Hello,
     to_session: mpsc::Sender<ToSession>,
     out: &Outbound,
@@ -233,7 +258,13 @@ async fn open(
         worker: WorkerId::new(name),
         incarnation: Incarnation(hello.incarnation),
         number: inner.sessions.fetch_add(1, Ordering::Relaxed),
+        token,
     };
+    let credential = inner
+        .credentials
+        .credentials()
+        .session(session.worker.as_str(), session.incarnation.0)
+        .map_err(|error| Status::invalid_argument(format!("hello.worker: {error}")))?;
     let said = Hello {
         worker: session.worker.clone(),
         incarnation: session.incarnation,
@@ -250,17 +281,12 @@ async fn open(
     let Reply::Welcome { verdicts } = reply else {
         return Err(Status::internal("hello was answered with something else"));
     };
-    let credential = inner
-        .credentials
-        .credentials()
-        .session(session.worker.as_str(), session.incarnation.0)
-        .map_err(|error| Status::invalid_argument(format!("hello.worker: {error}")))?;
     let welcome = v1::Welcome {
         version: Some(ProtocolVersion::current(crate::SOFTWARE)),
-        epoch: inner.epoch.0,
+        epoch: inner.terms.epoch.0,
         session: session.number,
-        heartbeat_interval: Some(convert::duration(inner.timing.heartbeat_interval)),
-        lease_ttl: Some(convert::duration(inner.timing.lease_ttl)),
+        heartbeat_interval: Some(convert::duration(inner.terms.heartbeat_interval)),
+        lease_ttl: Some(convert::duration(inner.terms.lease_ttl)),
         verdicts: verdicts
             .into_iter()
             .map(|(lease, is)| convert::verdict(lease, is))
@@ -269,7 +295,10 @@ async fn open(
         report_window: REPORT_WINDOW,
         session_credential: credential,
     };
-    say(out, Say::Welcome(welcome)).await?;
+    if let Err(status) = say(out, Say::Welcome(welcome)).await {
+        session.close(&inner.engine).await;
+        return Err(status);
+    }
     Ok(session)
 }
 
@@ -303,6 +332,7 @@ async fn hear(
                 heartbeat.held_leases.len(),
                 LEASES_PER_MESSAGE,
             )?;
+            still_welcome(inner, session.token)?;
             let command = Command::Heartbeat(Heartbeat {
                 worker: session.worker.clone(),
                 incarnation: session.incarnation,
@@ -345,10 +375,23 @@ async fn reports(
 ) -> Result<(), Status> {
     let count_max = usize::try_from(REPORT_WINDOW).unwrap_or(usize::MAX);
     at_most("reports", batch.reports.len(), count_max)?;
-    let mut waiting = Vec::with_capacity(batch.reports.len());
-    for report in batch.reports {
-        let number = report.number;
-        let (lease, report) = convert::report_of(report)?;
+    let checked: Vec<_> = stream::iter(batch.reports)
+        .map(|report| checked(inner, &session.worker, report))
+        .buffered(REFS_READ_AT_ONCE)
+        .collect()
+        .await;
+    let mut acks = Vec::with_capacity(checked.len());
+    let mut waiting = Vec::with_capacity(checked.len());
+    for checked in checked {
+        let (number, lease, report) = checked?;
+        let Some(report) = report else {
+            // Ending the session would only make the worker say the same again.
+            acks.push(v1::ReportAck {
+                number,
+                verdict: v1::ReportVerdict::Stale.into(),
+            });
+            continue;
+        };
         let command = Command::Report {
             worker: session.worker.clone(),
             lease,
@@ -360,7 +403,6 @@ async fn reports(
             inner.engine.enqueue(command).await.map_err(status::of)?,
         ));
     }
-    let mut acks = Vec::with_capacity(waiting.len());
     for (number, lease, answer) in waiting {
         let verdict = match answer.await {
             Ok(Ok(Reply::Report(answer))) => convert::report_verdict(answer),
@@ -381,6 +423,87 @@ async fn reports(
         });
     }
     say(out, Say::ReportAcks(v1::ReportAcks { acks })).await
+}
+
+/// Reads a report, absent when it is malformed. A success whose commit was not published under
+/// the attempt's own ref is a failure: what workers claim is compared with what they pushed.
+///
+/// # Errors
+/// The engine has ended, or the repository cannot be read now.
+async fn checked(
+    inner: &Arc<Inner>,
+    worker: &WorkerId,
+    report: v1::Report,
+) -> Result<(u64, LeaseId, Option<Report>), Status> {
+    let (number, lease) = (report.number, LeaseId(report.lease));
+    let (lease, report) = match convert::report_of(report) {
+        Ok(report) => report,
+        Err(error) => {
+            warn!(%worker, %lease, error = error.message(), "took no notice of a malformed report");
+            return Ok((number, lease, None));
+        }
+    };
+    let Report::Succeeded {
+        outcome: Outcome::Commit(commit),
+        usage,
+        ..
+    } = &report
+    else {
+        return Ok((number, lease, Some(report)));
+    };
+    let Some((repository, name)) = published_at(inner, worker.clone(), lease).await? else {
+        return Ok((number, lease, Some(report)));
+    };
+    let name = RefName::parse(&name).map_err(|error| status::internal(&error))?;
+    let repository = inner.repositories.open(&repository).await?;
+    let found = repository.read_ref(&name).await.map_err(|error| {
+        warn!(%worker, %lease, error = %error, "failed to look for a published commit");
+        Status::unavailable("published commits cannot be looked for now")
+    })?;
+    if found.is_some_and(|found| found.to_string() == commit.as_str()) {
+        return Ok((number, lease, Some(report)));
+    }
+    warn!(%worker, %lease, %commit, "a worker reported a commit that it did not publish");
+    let text = format!("the worker reported commit {commit}, which is not what it published");
+    let failed = Report::Failed {
+        failure: Failure::new(FailureClass::Publish, text),
+        usage: *usage,
+    };
+    Ok((number, lease, Some(failed)))
+}
+
+/// Gives the repository and the ref under which a worker's live attempt publishes.
+async fn published_at(
+    inner: &Arc<Inner>,
+    worker: WorkerId,
+    lease: LeaseId,
+) -> Result<Option<(String, String)>, Status> {
+    inner
+        .engine
+        .query(move |state, _| {
+            let held = state.lease(lease).filter(|held| held.worker == worker)?;
+            let run = state.run(held.run)?;
+            let Work::Attempt { task, attempt } = held.work else {
+                return None;
+            };
+            let name = names::attempt(&run.name, &run.task(task)?.name, attempt.0);
+            Some((run.source.as_ref()?.repository.to_string(), name))
+        })
+        .await
+        .map_err(status::of)
+}
+
+/// Refuses to go on with a session whose token was revoked or has run out.
+fn still_welcome(inner: &Inner, token: TokenId) -> Result<(), Status> {
+    let now = jiff::Timestamp::now();
+    match inner.credentials.tokens().is_live(token, now) {
+        Ok(()) => Ok(()),
+        Err(Unverified::Store(error)) => {
+            warn!(error = %error, "failed to look whether a token was revoked");
+            Err(Status::unavailable("tokens cannot be checked now"))
+        }
+        Err(gone) => Err(Status::unauthenticated(gone.to_string())),
+    }
 }
 
 /// Stores events apart from the session's other messages, so that a slow disk delays no heartbeat.
@@ -434,9 +557,6 @@ async fn store_lease(
     };
     match inner.transcripts.append(place, events).await {
         Ok(appended) => Ok(appended.stored),
-        Err(error @ crate::transcript::Error::Gap { .. }) => {
-            Err(Status::invalid_argument(error.to_string()))
-        }
         Err(error) => {
             warn!(%worker, %lease, error = %error, "failed to store events");
             Err(Status::unavailable("events cannot be stored now"))
@@ -459,10 +579,18 @@ async fn obey(
                 match inner.grants.message(facts).await {
                     Ok(grant) => grants.push(grant),
                     Err(error) => {
-                        // The lease is on record and will run out; saying so keeps it visible.
                         warn!(worker = %session.worker, %lease, error = %error, "failed to write a grant");
+                        unwritten(inner, session, lease, &error).await?;
                     }
                 }
+                let bytes: usize = grants.iter().map(Message::encoded_len).sum();
+                if bytes >= GRANT_BYTES {
+                    let grants = std::mem::take(&mut grants);
+                    say(out, Say::Grants(v1::GrantBatch { grants })).await?;
+                }
+            }
+            if grants.is_empty() {
+                return Ok(());
             }
             say(out, Say::Grants(v1::GrantBatch { grants })).await
         }
@@ -474,4 +602,29 @@ async fn obey(
         // The next heartbeat's renewal shows that the drain was taken back.
         ToSession::Drain(false) => Ok(()),
     }
+}
+
+/// Fails a lease whose grant could not be written, so that its task says why it does not run.
+async fn unwritten(
+    inner: &Arc<Inner>,
+    session: &Session,
+    lease: LeaseId,
+    error: &Status,
+) -> Result<(), Status> {
+    let text = format!("the grant could not be written: {}", error.message());
+    let report = Report::Failed {
+        failure: Failure::new(FailureClass::Workspace, text),
+        usage: Usage::default(),
+    };
+    let command = Command::Report {
+        worker: session.worker.clone(),
+        lease,
+        report,
+    };
+    inner
+        .engine
+        .command(command)
+        .await
+        .map(|_| ())
+        .map_err(status::of)
 }

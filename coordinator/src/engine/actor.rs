@@ -8,7 +8,7 @@ use std::time::Duration;
 use coordinator_core::state::{LeaseClocks, RunImage};
 use coordinator_core::{
     Command, Effect, Epoch, Event, EventKind, LeaseId, Rejection, Reply, RunId, State, Step,
-    Timestamp, WorkerId, effects, end_delays, next_wakeup, schedule,
+    Timestamp, WorkerId, effects, next_wakeup, promote, schedule,
 };
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use super::clock::Clock;
 use super::grant::GrantFacts;
 use super::notice::Notices;
-use super::{BATCH_MAX, Handle, QUEUE, Request, ToSession};
+use super::{BATCH_MAX, Both, Handle, QUEUE, Request, ToSession};
 use crate::store::{self, BatchSeq, Loaded, Progress, Store};
 
 /// How the engine is set up.
@@ -51,6 +51,8 @@ pub enum Fatal {
     Journal(String),
     #[error("failed to write the journal")]
     Append(#[source] store::Error),
+    #[error("the engine broke a promise of its own and ended; its message is above")]
+    Panicked,
     #[error("failed to start the engine's thread")]
     Thread(#[source] std::io::Error),
 }
@@ -240,6 +242,7 @@ impl Actor {
         let now = self.clock.now();
         let mut events = Vec::new();
         let mut answers: Vec<Pending> = Vec::new();
+        let mut pairs: Vec<(oneshot::Sender<Both>, Both)> = Vec::new();
         let mut queries = Vec::new();
         let mut stops = Vec::new();
         let mut acknowledgements = Vec::new();
@@ -250,6 +253,12 @@ impl Actor {
                 Request::Command { command, answer } => {
                     let reply = self.decide(now, &command, &mut events);
                     answers.push((answer, reply));
+                }
+                Request::Both { commands, answer } => {
+                    let (first, second) = *commands;
+                    let first = self.decide(now, &first, &mut events);
+                    let second = self.decide(now, &second, &mut events);
+                    pairs.push((answer, (first, second)));
                 }
                 Request::Open { hello, out, answer } => {
                     let (worker, number) = (hello.worker.clone(), hello.session);
@@ -283,7 +292,8 @@ impl Actor {
             drop(self.decide(now, &Command::Tick, &mut events));
         }
         if self.holding {
-            end_delays(&mut self.state, now);
+            // Nothing is granted, but delays that are over must not wake the engine again.
+            promote(&mut self.state, now);
         } else {
             events.extend(schedule(&mut self.state, now));
         }
@@ -291,6 +301,9 @@ impl Actor {
         for (answer, reply) in answers {
             // An asker that has gone will see the effect all the same.
             drop(answer.send(reply));
+        }
+        for (answer, replies) in pairs {
+            drop(answer.send(replies));
         }
         self.release(&events);
         for query in queries {

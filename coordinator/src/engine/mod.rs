@@ -15,7 +15,6 @@ pub mod readers;
 use std::sync::Arc;
 
 use coordinator_core::command::Hello;
-use coordinator_core::state::RunImage;
 use coordinator_core::{Command, Rejection, Reply, RunId, State, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 
@@ -53,12 +52,18 @@ pub enum Error {
 
 type Answer<T> = oneshot::Sender<T>;
 type Question = Box<dyn FnOnce(&State, Timestamp) + Send>;
+/// Answers to two commands.
+pub type Both = (Result<Reply, Rejection>, Result<Reply, Rejection>);
 type StoreAnswer = Result<(), Arc<crate::store::Error>>;
 
 enum Request {
     Command {
         command: Command,
         answer: Answer<Result<Reply, Rejection>>,
+    },
+    Both {
+        commands: Box<(Command, Command)>,
+        answer: Answer<Both>,
     },
     Open {
         hello: Hello,
@@ -152,16 +157,18 @@ impl Handle {
         Ok(result.await.map_err(|_| Error::Stopped)??)
     }
 
-    /// Brings an archived run back, so that it can be retried.
+    /// Sends two commands of which the second is decided right after the first.
     ///
     /// # Errors
-    /// As [`Handle::command`].
-    pub async fn reload(&self, image: RunImage) -> Result<(), Error> {
-        self.command(Command::Reload {
-            image: Arc::new(image),
+    /// The engine has ended.
+    pub async fn both(&self, first: Command, second: Command) -> Result<Both, Error> {
+        let (answer, reply) = oneshot::channel();
+        self.send(Request::Both {
+            commands: Box::new((first, second)),
+            answer,
         })
-        .await
-        .map(|_| ())
+        .await?;
+        reply.await.map_err(|_| Error::Stopped)
     }
 
     /// Lets an ended run go to the archive as soon as nothing of it is open.

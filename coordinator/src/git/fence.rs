@@ -148,10 +148,10 @@ impl Fence for EngineFence {
 impl EngineFence {
     /// Waits until the branches say what the journal says, since a person is about to see them.
     async fn show(&self) -> Result<(), Refusal> {
-        self.projection.repair().await.map_err(|error| {
-            tracing::warn!(error = %error, "failed to move branches before they were read");
-            Refusal::Unavailable
-        })
+        self.projection
+            .show()
+            .await
+            .map_err(|_| Refusal::Unavailable)
     }
 }
 
@@ -221,13 +221,13 @@ fn live(state: &State, worker: &WorkerId) -> Vec<Unpublished> {
 /// An attempt, and the ref that holds what its edits stand on.
 type Unpublished = (AttemptName, Option<ParsedRef>);
 
-/// Names a worker's own attempts that have not published and whose lease is over.
+/// Names a worker's own attempts that have not published and whose lease is over, newest first.
 fn unpublished(
     run: &Run,
     worker: &WorkerId,
     is_live: impl Fn(LeaseId) -> bool,
 ) -> Vec<Unpublished> {
-    let mut attempts = Vec::new();
+    let mut attempts: Vec<(LeaseId, Unpublished)> = Vec::new();
     for (ix, task) in run.indexed() {
         for tried in task.attempts() {
             let published = matches!(
@@ -236,9 +236,12 @@ fn unpublished(
             );
             if tried.worker == *worker && !published && !is_live(tried.lease) {
                 let base = ParsedRef::parse(&grant::base_ref(run, ix));
-                attempts.extend(attempt_name(run, ix, tried.number.0).map(|name| (name, base)));
+                let name = attempt_name(run, ix, tried.number.0);
+                attempts.extend(name.map(|name| (tried.lease, (name, base))));
             }
         }
     }
-    attempts
+    // What was stopped last is what a worker is about to bring; the number of names is bounded.
+    attempts.sort_unstable_by_key(|(lease, _)| std::cmp::Reverse(*lease));
+    attempts.into_iter().map(|(_, attempt)| attempt).collect()
 }

@@ -1,5 +1,8 @@
 //! Spells the names of the refs that the coordinator tells workers about.
 
+/// Folder of the branches that people fetch.
+pub const HEADS: &str = "refs/heads/muster";
+
 /// What an attempt publishes.
 #[must_use]
 pub fn attempt(run: &str, task: &str, attempt: u32) -> String {

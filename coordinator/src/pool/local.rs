@@ -84,12 +84,13 @@ pub enum Parting {
 }
 
 impl Parting {
-    /// How many TERM signals say so to a worker.
-    fn signals(self) -> usize {
+    /// The signals that say so to a worker, which takes each for a stronger wish. They differ,
+    /// since the second of two alike is lost when the first has not been taken yet.
+    fn signals(self) -> &'static [Signal] {
         match self {
-            Self::Keep => 0,
-            Self::Drain => 1,
-            Self::Stop => 2,
+            Self::Keep => &[],
+            Self::Drain => &[Signal::TERM],
+            Self::Stop => &[Signal::TERM, Signal::INT],
         }
     }
 }
@@ -102,7 +103,12 @@ pub async fn run(options: Options, mut parting: watch::Receiver<Option<Parting>>
         match options.command().spawn() {
             Ok(mut child) => {
                 tokio::select! {
-                    how = told(&mut parting) => return part(&mut child, how).await,
+                    how = told(&mut parting) => {
+                        let own = child.id();
+                        part(&mut child, how).await;
+                        // Ours had nothing to hold if another one was there before it.
+                        return part_with_inherited(&options, how, own);
+                    }
                     ended = child.wait() => {
                         let ended = ended.map_or_else(|error| error.to_string(), |how| how.to_string());
                         info!(ended, "the local worker has ended");
@@ -117,7 +123,7 @@ pub async fn run(options: Options, mut parting: watch::Receiver<Option<Parting>>
             (pause * 2).min(PAUSE_MAX)
         };
         tokio::select! {
-            how = told(&mut parting) => return part_with_inherited(&options, how),
+            how = told(&mut parting) => return part_with_inherited(&options, how, None),
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -132,8 +138,8 @@ async fn told(parting: &mut watch::Receiver<Option<Parting>>) -> Parting {
 }
 
 fn terminate(id: Pid, how: Parting) {
-    for _ in 0..how.signals() {
-        if let Err(error) = kill_process(id, Signal::TERM) {
+    for signal in how.signals() {
+        if let Err(error) = kill_process(id, *signal) {
             warn!(error = %error, "failed to ask the local worker to leave");
         }
     }
@@ -156,8 +162,9 @@ async fn part(child: &mut Child, how: Parting) {
     }
 }
 
-/// Parts with a worker that an earlier coordinator on this home had started, if it still runs.
-fn part_with_inherited(options: &Options, how: Parting) {
+/// Parts with a worker that an earlier coordinator on this home had started, if it still runs and
+/// is not our `own`.
+fn part_with_inherited(options: &Options, how: Parting, own: Option<u32>) {
     let Ok(mut lock) = std::fs::File::open(options.state_dir().join("lock")) else {
         return;
     };
@@ -166,6 +173,7 @@ fn part_with_inherited(options: &Options, how: Parting) {
     if is_held
         && lock.read_to_string(&mut text).is_ok()
         && let Some(id) = text.trim().parse().ok().and_then(Pid::from_raw)
+        && own.and_then(|own| i32::try_from(own).ok()) != Some(id.as_raw_nonzero().get())
     {
         terminate(id, how);
     }

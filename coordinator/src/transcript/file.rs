@@ -4,7 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
-use muster_proto::v1::AgentEvent;
+use muster_proto::v1::agent_event::Kind;
+use muster_proto::v1::{AgentEvent, OutputTruncated};
 use prost::Message as _;
 
 use super::{Error, Position};
@@ -57,8 +58,17 @@ impl Transcript {
         })
     }
 
+    /// Appends an event; one too large for any reader leaves a note of its size instead.
     pub(super) fn append(&mut self, path: &Path, event: &AgentEvent) -> Result<(), Error> {
-        let body = event.encode_to_vec();
+        let mut body = event.encode_to_vec();
+        if body.len() > EVENT_BYTES_MAX - HEADER {
+            let bytes = body.len() as u64;
+            let note = AgentEvent {
+                kind: Some(Kind::OutputTruncated(OutputTruncated { bytes })),
+                ..*event
+            };
+            body = note.encode_to_vec();
+        }
         let mut record = Vec::with_capacity(HEADER + body.len());
         let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
         record.extend_from_slice(&length.to_le_bytes());
@@ -163,8 +173,6 @@ fn parse(bytes: &[u8]) -> Option<(AgentEvent, usize)> {
 
 #[cfg(test)]
 mod tests {
-    use muster_proto::v1::agent_event::Kind;
-
     use super::*;
 
     fn event(number: u64) -> AgentEvent {
@@ -211,6 +219,30 @@ mod tests {
         whole[middle] ^= 1;
         std::fs::write(&path, &whole).unwrap();
         assert!(read(&path, 0, usize::MAX).unwrap().len() < 3);
+    }
+
+    #[test]
+    fn an_event_too_large_to_be_read_again_hides_none_behind_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.events");
+        let mut transcript = Transcript::open(&path).unwrap();
+        for (number, length) in [
+            (1, 1),
+            (2, EVENT_BYTES_MAX + 1),
+            (3, EVENT_BYTES_MAX - 64),
+            (4, 1),
+        ] {
+            let large = AgentEvent {
+                kind: Some(Kind::Note("x".repeat(length))),
+                ..event(number)
+            };
+            transcript.append(&path, &large).unwrap();
+        }
+        let read = read(&path, 0, usize::MAX).unwrap();
+        let numbers: Vec<u64> = read.iter().map(|event| event.number).collect();
+        assert_eq!(numbers, [1, 2, 3, 4]);
+        assert!(matches!(read[1].kind, Some(Kind::OutputTruncated(_))));
+        assert_eq!(Transcript::open(&path).unwrap().last, 4);
     }
 
     #[test]

@@ -2,23 +2,38 @@
 //!
 //! A record is acknowledged to its worker only after a sync that covers it; syncs are grouped over
 //! everything that waits. Events are numbered within their lease, so a repeat is recognised and
-//! stored once, and a gap is refused.
+//! stored once, and a gap is noted.
 
 mod file;
 mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use coordinator_core::LeaseId;
 use coordinator_core::event::Work;
 use muster_proto::v1::AgentEvent;
+use muster_proto::v1::agent_event::Kind;
 
 pub use writer::{Appended, Transcripts};
 
 /// Bytes that one lease's transcript may take. Workers bound their spools below it; what a
 /// misbehaving one sends beyond is acknowledged and dropped, with one truncation record.
 pub const TRANSCRIPT_BYTES_MAX: u64 = 128 * 1024 * 1024;
+
+/// How long somebody who follows waits for an agent's last words once its lease is over: they come
+/// behind the worker's report.
+pub const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// Phase with which workers end a lease's events.
+const LAST_PHASE: &str = "reported";
+
+/// Tells whether a worker ends a lease's events with this one.
+#[must_use]
+pub fn is_last(event: &AgentEvent) -> bool {
+    matches!(&event.kind, Some(Kind::Phase(phase)) if phase.name == LAST_PHASE)
+}
 
 /// Why a transcript could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -29,12 +44,6 @@ pub enum Error {
         path: PathBuf,
         #[source]
         source: std::io::Error,
-    },
-    #[error("events of lease {lease} have a gap: {expected} was expected, {found} came")]
-    Gap {
-        lease: LeaseId,
-        expected: u64,
-        found: u64,
     },
     #[error("the transcript writer has ended")]
     Stopped,

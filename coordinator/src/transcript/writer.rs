@@ -7,6 +7,7 @@ use std::sync::Arc;
 use muster_proto::v1::agent_event::Kind;
 use muster_proto::v1::{AgentEvent, OutputTruncated};
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::warn;
 
 use super::file::Transcript;
 use super::{Error, Place, TRANSCRIPT_BYTES_MAX};
@@ -71,8 +72,12 @@ impl Transcripts {
     /// Appends events; answers after they are safely on disk. Events that are there already are
     /// skipped, so repeating is harmless.
     ///
+    /// What lies in a gap of the numbers is lost: its worker was told that it is kept, and a damaged
+    /// disk or an older backup has it no more. The gap is noted and what follows is stored, since
+    /// refusing it would only make the worker send it again without end.
+    ///
     /// # Errors
-    /// The disk, or a gap in the numbers: then nothing from the gap on is stored.
+    /// The disk.
     pub async fn append(&self, place: Place, events: Vec<AgentEvent>) -> Result<Appended, Error> {
         let (answer, result) = oneshot::channel();
         self.appends
@@ -176,12 +181,13 @@ impl Writer {
             }
             // Beyond the bound numbers are not stored, so a gap cannot be told any more.
             let full = transcript.bytes >= TRANSCRIPT_BYTES_MAX;
-            if !full && event.number != transcript.last + 1 {
-                return Err(Error::Gap {
-                    lease: place.lease,
-                    expected: transcript.last + 1,
-                    found: event.number,
-                });
+            let before = event.number - 1;
+            if !full && before != transcript.last {
+                warn!(lease = %place.lease, from = transcript.last, to = event.number, "events are missing");
+                written = transcript.append(&path, &missing(before, event.at_ms));
+            }
+            if written.is_err() {
+                break;
             }
             if !full {
                 written = transcript.append(&path, &event);
@@ -189,12 +195,7 @@ impl Writer {
                 let number = event.number;
                 if !transcript.truncated {
                     transcript.truncated = true;
-                    let marker = AgentEvent {
-                        number,
-                        at_ms: event.at_ms,
-                        kind: Some(Kind::OutputTruncated(OutputTruncated { bytes: 0 })),
-                    };
-                    written = transcript.append(&path, &marker);
+                    written = transcript.append(&path, &missing(number, event.at_ms));
                 }
                 transcript.last = number;
             }
@@ -207,6 +208,16 @@ impl Writer {
             self.open.remove(place);
         }
         written.map(|()| Appended { stored })
+    }
+}
+
+/// Notes that events up to a number are not there; nobody knows how large they were.
+fn missing(number: u64, at_ms: u64) -> AgentEvent {
+    let kind = Some(Kind::OutputTruncated(OutputTruncated { bytes: 0 }));
+    AgentEvent {
+        number,
+        at_ms,
+        kind,
     }
 }
 
@@ -253,19 +264,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_gap_is_refused() {
+    async fn a_gap_is_noted_and_what_follows_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let transcripts = Transcripts::start(folder.path().to_owned()).unwrap();
         transcripts.append(place(), notes(1..=1)).await.unwrap();
-        let refused = transcripts.append(place(), notes(3..=3)).await;
-        assert!(matches!(
-            refused,
-            Err(Error::Gap {
-                expected: 2,
-                found: 3,
-                ..
-            })
-        ));
+        let answer = transcripts.append(place(), notes(4..=5)).await.unwrap();
+        assert_eq!(answer, Appended { stored: 5 });
+        let read = transcript::read(folder.path(), &place(), 0, usize::MAX).unwrap();
+        let numbers: Vec<u64> = read.iter().map(|event| event.number).collect();
+        assert_eq!(numbers, [1, 3, 4, 5]);
+        assert!(matches!(read[1].kind, Some(Kind::OutputTruncated(_))));
     }
 
     #[tokio::test]

@@ -44,6 +44,12 @@ impl State {
         self.runs.get(&id).map(|entry| &entry.run)
     }
 
+    /// Tells whether an idempotency key is that of a run, live or archived.
+    #[must_use]
+    pub fn knows_key(&self, key: &str) -> bool {
+        self.keys.contains_key(key)
+    }
+
     /// Finds a live run by its name.
     #[must_use]
     pub fn run_by_name(&self, name: &str) -> Option<&Run> {

@@ -7,8 +7,8 @@ use crate::failure::FailureClass;
 use crate::state::{AttemptEnd, RunPhase, TaskState};
 use crate::time::Span;
 use crate::{
-    Command, Effect, EventKind, GitStep, WakeReason, effects, end_delays, git_work, limits,
-    next_wakeup,
+    Command, Effect, EventKind, GitStep, WakeReason, effects, git_work, limits, next_wakeup,
+    promote,
 };
 
 #[test]
@@ -598,7 +598,7 @@ fn a_delay_that_has_passed_wakes_nobody_while_new_leases_are_held_back() {
     let Some((at, WakeReason::Delay)) = next_wakeup(&world.state) else {
         panic!("the retry waits for its delay");
     };
-    end_delays(&mut world.state, at);
+    promote(&mut world.state, at);
     assert!(next_wakeup(&world.state).is_none_or(|(next, _)| next > at));
     assert!(world.live().is_empty());
 }

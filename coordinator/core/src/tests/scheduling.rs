@@ -3,7 +3,7 @@
 use super::world::*;
 use crate::time::Span;
 use crate::worker::Offer;
-use crate::{Command, limits};
+use crate::{Command, FailureClass, WakeReason, limits, next_wakeup, promote};
 
 #[test]
 fn priority_comes_first_then_the_critical_path_then_plan_order() {
@@ -224,4 +224,18 @@ fn one_round_grants_a_bounded_number_and_the_next_goes_on() {
     assert_eq!(world.live().len(), limits::GRANTS_PER_ROUND);
     world.act(&Command::Tick);
     assert_eq!(world.live().len(), names.len());
+}
+
+#[test]
+fn a_delay_that_is_over_wakes_no_coordinator_that_begins_nothing_new() {
+    let mut world = World::new();
+    world.submit(plan(&["a"]).retries(1));
+    world.join("w", 1);
+    let lease = world.only();
+    world.fail(&lease, FailureClass::AgentFailed);
+    let (at, reason) = next_wakeup(&world.state).unwrap();
+    assert_eq!(reason, WakeReason::Delay);
+    promote(&mut world.state, at);
+    assert!(next_wakeup(&world.state).is_none_or(|(next, _)| next > at));
+    assert!(world.live().is_empty());
 }

@@ -1,0 +1,7 @@
+//! The services of a whole coordinator, spoken to over TLS by a worker and a client that a test
+//! leads.
+
+mod hostile;
+mod operators;
+mod refs;
+mod world;

@@ -1,0 +1,221 @@
+//! What people ask: submissions, lists, watches, retries, roles.
+
+use std::collections::BTreeSet;
+
+use muster_proto::v1;
+use muster_proto::v1::operator_service_client::OperatorServiceClient;
+use muster_proto::v1::watch_run_response::Item;
+use tonic::Code;
+
+use super::world::{Worker, World, done, events_of, within};
+
+const ONE: &str = "name: p\ntasks:\n  - {name: a, run: 'true', agent: command}\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_run_is_on_some_page_of_the_list() {
+    let world = World::start().await;
+    let mut runs = BTreeSet::new();
+    for key in ["1", "2", "3", "4", "5"] {
+        let run = world.submit(ONE, key).await.unwrap();
+        if key != "5" {
+            world.cancel(&run).await;
+            world.until(&run, |run| run.archived).await;
+        }
+        runs.insert(run);
+    }
+    let mut listed = BTreeSet::new();
+    let mut page_token = String::new();
+    loop {
+        let request = v1::ListRunsRequest {
+            limit: 2,
+            page_token,
+        };
+        let page = world.operator.clone().list_runs(request).await.unwrap();
+        let page = page.into_inner();
+        listed.extend(page.runs.into_iter().map(|run| run.run));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(listed, runs);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_plans_under_one_key_the_admitted_one_keeps_its_documents() {
+    let world = World::start().await;
+    let mut worker = Worker::join(&world, "w").await;
+    for key in 0..12 {
+        let key = format!("key-{key}");
+        let plan = |script: &str| ONE.replace("true", script);
+        let (first, second) = (plan("first"), plan("second"));
+        let (first, second) = tokio::join!(world.submit(&first, &key), world.submit(&second, &key));
+        let admitted = match (&first, &second) {
+            (Ok(_), Err(refused)) => {
+                assert_eq!(refused.code(), Code::AlreadyExists);
+                "first"
+            }
+            (Err(_), Ok(_)) => "second",
+            other => panic!("exactly one is admitted: {other:?}"),
+        };
+        worker.beat(Vec::new()).await;
+        let grant = worker.grant().await;
+        let document = String::from_utf8(grant.document.clone()).unwrap();
+        assert!(document.contains(admitted), "{admitted}: {document}");
+        worker.report(vec![(grant.lease, done())]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_stays_used_over_archiving_and_restarts() {
+    let mut world = World::start().await;
+    let run = world.submit(ONE, "key").await.unwrap();
+    assert_eq!(world.submit(ONE, "key").await.unwrap(), run);
+    world.cancel(&run).await;
+    world.until(&run, |run| run.archived).await;
+    world.restart().await;
+    assert_eq!(world.submit(ONE, "key").await.unwrap(), run);
+    assert!(world.get(&run).await.archived);
+    let other = ONE.replace("true", "false");
+    let refused = world.submit(&other, "key").await.unwrap_err();
+    assert_eq!(refused.code(), Code::AlreadyExists);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archived_run_is_retried_with_its_documents_and_goes_on_counting() {
+    let world = World::start().await;
+    for key in 0..12 {
+        let run = world.submit(ONE, &format!("key-{key}")).await.unwrap();
+        world.cancel(&run).await;
+        let last = world.until(&run, |run| run.archived).await.last_seq;
+        let retry = v1::RetryRequest {
+            run: run.clone(),
+            task: if key % 2 == 0 { "a" } else { "" }.to_owned(),
+        };
+        world.operator.clone().retry(retry).await.unwrap();
+        let mut worker = Worker::join(&world, &format!("w-{key}")).await;
+        let grant = worker.grant().await;
+        assert!(!grant.document.is_empty());
+        worker.report(vec![(grant.lease, done())]).await;
+        let run = world
+            .until(&run, |run| run.archived && run.state == "succeeded")
+            .await;
+        assert!(run.last_seq > last);
+        if key == 0 {
+            let (seqs, _) = watch(&world, &run.run, 0).await;
+            let all: Vec<u64> = (1..).take(seqs.len()).collect();
+            assert_eq!(seqs, all);
+            assert!(seqs.len() as u64 >= run.last_seq);
+        }
+        drop(worker);
+    }
+}
+
+/// Watches a run to its end: the numbers of journal and of agent events, in order.
+async fn watch(world: &World, run: &str, after_seq: u64) -> (Vec<u64>, Vec<u64>) {
+    let request = v1::WatchRunRequest {
+        run: run.to_owned(),
+        after_seq,
+        agent_events: true,
+        ..v1::WatchRunRequest::default()
+    };
+    let stream = world.operator.clone().watch_run(request).await.unwrap();
+    let mut stream = stream.into_inner();
+    let (mut seqs, mut numbers) = (Vec::new(), Vec::new());
+    while let Some(response) = within(stream.message()).await.unwrap() {
+        match response.item.unwrap() {
+            Item::Journal(event) => seqs.push(event.seq),
+            Item::Agent(event) => numbers.push(event.event.unwrap().number),
+        }
+    }
+    (seqs, numbers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_from_behind_the_end_shows_nothing_and_ends() {
+    let world = World::start().await;
+    let run = world.submit(ONE, "key").await.unwrap();
+    world.cancel(&run).await;
+    world.until(&run, |run| run.archived).await;
+    assert_eq!(watch(&world, &run, u64::MAX).await, (vec![], vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_shows_what_an_agent_said_last_though_its_report_came_first() {
+    let world = World::start().await;
+    let run = world.submit(ONE, "key").await.unwrap();
+    let mut worker = Worker::join(&world, "w").await;
+    let grant = worker.grant().await;
+    let watching = watch(&world, &run, 0);
+    let working = async {
+        worker.notes(events_of(&grant), &[1]).await;
+        worker.report(vec![(grant.lease, done())]).await;
+        world.until(&run, |run| run.archived).await;
+        worker.notes(events_of(&grant), &[2]).await;
+        let ended = v1::AgentEvent {
+            number: 3,
+            at_ms: 0,
+            kind: Some(v1::agent_event::Kind::Phase(v1::Phase {
+                name: "reported".to_owned(),
+                detail: String::new(),
+            })),
+        };
+        let events = v1::LeaseEvents {
+            events: vec![ended],
+            ..events_of(&grant)
+        };
+        let leases = vec![events];
+        let kind = v1::worker_message::Kind::Events(v1::EventBatch { leases });
+        worker.say(kind).await;
+    };
+    let ((_, numbers), ()) = tokio::join!(watching, working);
+    assert_eq!(numbers, [1, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_role_may_do_what_its_name_says_and_no_more() {
+    let world = World::start().await;
+    world.submit(ONE, "key").await.unwrap();
+    let rank = |role: &str| match role {
+        "viewer" => 1,
+        "operator" => 2,
+        "admin" => 3,
+        _ => 0,
+    };
+    for role in ["worker", "viewer", "operator", "admin"] {
+        let (token, _) = world.token(role).await;
+        let mut client = OperatorServiceClient::new(world.channel(&token).await);
+        macro_rules! codes {
+            ($($needed:literal $call:ident($request:ident)),* $(,)?) => {
+                vec![$((
+                    stringify!($call),
+                    rank($needed),
+                    client.$call(v1::$request::default()).await.err().map(|status| status.code()),
+                )),*]
+            };
+        }
+        let codes = codes![
+            "viewer" get_info(GetInfoRequest),
+            "operator" prepare_run(PrepareRunRequest),
+            "operator" submit_run(SubmitRunRequest),
+            "viewer" get_run(GetRunRequest),
+            "viewer" list_runs(ListRunsRequest),
+            "viewer" watch_run(WatchRunRequest),
+            "viewer" read_log(ReadLogRequest),
+            "viewer" get_diff(GetDiffRequest),
+            "viewer" explain_task(ExplainTaskRequest),
+            "operator" cancel(CancelRequest),
+            "operator" retry(RetryRequest),
+            "viewer" list_workers(ListWorkersRequest),
+            "operator" drain_worker(DrainWorkerRequest),
+            "admin" create_token(CreateTokenRequest),
+            "admin" list_tokens(ListTokensRequest),
+            "admin" revoke_token(RevokeTokenRequest),
+            "admin" shutdown(ShutdownRequest),
+        ];
+        for (call, needed, code) in codes {
+            let refused = code == Some(Code::PermissionDenied);
+            assert_eq!(refused, rank(role) < needed, "{role}: {call}: {code:?}");
+        }
+    }
+}
