@@ -9,6 +9,7 @@ use std::time::Duration;
 use coordinator_core::command::{Heartbeat, Hello};
 use coordinator_core::{Command, Epoch, Incarnation, LeaseId, Reply, Span, WorkerId, limits};
 use futures::Stream;
+use muster_connect::TokenId;
 use muster_proto::v1::coordinator_message::Kind as Say;
 use muster_proto::v1::worker_message::Kind as Heard;
 use muster_proto::v1::worker_service_server::WorkerService;
@@ -23,7 +24,7 @@ use tracing::{debug, info, warn};
 use super::convert;
 use super::grants::Grants;
 use super::status;
-use crate::auth::{Authenticator, Identity};
+use crate::auth::{Authenticator, Identity, Unverified};
 use crate::engine::{Handle, SESSION_QUEUE, ToSession};
 use crate::transcript::{Place, Transcripts};
 
@@ -106,8 +107,8 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let pool = match request.extensions().get::<Identity>() {
-            Some(Identity::Worker { pool, .. }) => pool.clone(),
+        let (pool, token) = match request.extensions().get::<Identity>() {
+            Some(Identity::Worker { pool, token }) => (pool.clone(), *token),
             Some(_) => {
                 return Err(Status::permission_denied(
                     "this token is not a worker's join token",
@@ -121,7 +122,7 @@ impl WorkerService for Workers {
         tokio::spawn(async move {
             let served = tokio::select! {
                 () = inner.ending.cancelled() => Err(Status::unavailable("the coordinator is stopping")),
-                served = serve(&inner, &pool, &mut inbound, &out) => served,
+                served = serve(&inner, &pool, token, &mut inbound, &out) => served,
             };
             if let Err(status) = served {
                 // The worker may have gone already.
@@ -136,11 +137,14 @@ struct Session {
     worker: WorkerId,
     incarnation: Incarnation,
     number: u64,
+    /// What the worker has proven itself with; a session ends with its token.
+    token: TokenId,
 }
 
 async fn serve(
     inner: &Arc<Inner>,
     pool: &str,
+    token: TokenId,
     inbound: &mut Streaming<WorkerMessage>,
     out: &Outbound,
 ) -> Result<(), Status> {
@@ -151,7 +155,7 @@ async fn serve(
         return Err(Status::invalid_argument("a session begins with hello"));
     };
     let (to_session, mut orders) = mpsc::channel(SESSION_QUEUE);
-    let session = open(inner, pool, hello, to_session, out).await?;
+    let session = open(inner, pool, token, hello, to_session, out).await?;
     info!(worker = %session.worker, session = session.number, pool, "a worker has joined");
     let (events, queue) = mpsc::channel(EVENT_QUEUE);
     let mut storing = Storing(tokio::spawn(store_events(
@@ -209,6 +213,7 @@ impl Drop for Storing {
 async fn open(
     inner: &Arc<Inner>,
     pool: &str,
+    token: TokenId,
     hello: v1::Hello,
     to_session: mpsc::Sender<ToSession>,
     out: &Outbound,
@@ -233,6 +238,7 @@ async fn open(
         worker: WorkerId::new(name),
         incarnation: Incarnation(hello.incarnation),
         number: inner.sessions.fetch_add(1, Ordering::Relaxed),
+        token,
     };
     let said = Hello {
         worker: session.worker.clone(),
@@ -273,6 +279,17 @@ async fn open(
     Ok(session)
 }
 
+/// Tells a worker whose token has ended meanwhile so, and one whose token cannot be looked up to
+/// come back.
+fn refused(why: &Unverified) -> Status {
+    match why {
+        Unverified::Unknown | Unverified::Expired { .. } | Unverified::Revoked { .. } => {
+            Status::unauthenticated(why.to_string())
+        }
+        Unverified::Store(_) => Status::unavailable("the tokens cannot be read now"),
+    }
+}
+
 /// Refuses a message that holds more of something than the protocol allows.
 fn at_most(what: &str, count: usize, count_max: usize) -> Result<(), Status> {
     if count > count_max {
@@ -298,6 +315,11 @@ async fn hear(
 ) -> Result<bool, Status> {
     match message.kind {
         Some(Heard::Heartbeat(heartbeat)) => {
+            inner
+                .credentials
+                .tokens()
+                .is_live(session.token, jiff::Timestamp::now())
+                .map_err(|why| refused(&why))?;
             at_most(
                 "heartbeat.held_leases",
                 heartbeat.held_leases.len(),
