@@ -309,8 +309,13 @@ impl Explanation {
                 Waiting::RunLimit { .. } => Some("raise the plan's max_parallel".into()),
                 Waiting::NoWorkers => Some("start a worker".into()),
                 Waiting::NoneFits { lacks } => {
-                    let lack = lacks.first().map(|(lack, _)| lack.to_string());
-                    lack.map(|lack| format!("start a worker with {lack}, or ask for less"))
+                    let worker = lacks.first().map(|(lack, _)| match lack {
+                        Lack::Pool(name) => format!("with a token for pool {name}"),
+                        Lack::Agent(name) => format!("that has agent {name}"),
+                        Lack::Label(name) => format!("with `--label {name}`"),
+                        Lack::Resource(name) => format!("with more {name} (`--resource {name}=N`)"),
+                    });
+                    worker.map(|worker| format!("start a worker {worker}, or ask for less"))
                 }
                 Waiting::FittingBusy { draining, .. } if *draining > 0 => {
                     Some("end the draining, or start more workers".into())

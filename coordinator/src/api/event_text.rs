@@ -91,11 +91,9 @@ pub(super) fn text(kind: &EventKind, task: impl Fn(TaskIx) -> String) -> String 
         }
         EventKind::WorkerForgotten { worker } => format!("worker {worker} is forgotten"),
         EventKind::RunSubmitted { spec, .. } => {
-            format!(
-                "submitted by {}: {} tasks",
-                spec.submitted_by,
-                spec.tasks.len()
-            )
+            let count = spec.tasks.len();
+            let plural = if count == 1 { "" } else { "s" };
+            format!("submitted by {}: {count} task{plural}", spec.submitted_by)
         }
         EventKind::CancelRequested { by, reason, .. } => {
             format!("to be cancelled, says {by}{}", after_colon(reason))

@@ -561,6 +561,8 @@ fn workers(state: &State) -> Vec<v1::Worker> {
                     },
                     heard_at,
                 ),
+                // Nothing that it held is missing: it has finished, or was never given anything.
+                Link::Down { since } if held.is_empty() => ("away", since),
                 Link::Down { since } => ("lost", since),
             };
             v1::Worker {

@@ -104,7 +104,8 @@ struct Watch<'a> {
     cursor: Cursor,
     followed: BTreeMap<LeaseId, Followed>,
     /// The task and attempt of each lease that was seen, so that later events can name them.
-    subjects: BTreeMap<LeaseId, (Option<TaskIx>, Option<u32>)>,
+    /// Task and attempt of each lease, and whether it is to verify.
+    subjects: BTreeMap<LeaseId, (Option<TaskIx>, Option<u32>, bool)>,
     agent_events: bool,
     out: &'a mpsc::Sender<Result<WatchRunResponse, Status>>,
 }
@@ -222,7 +223,9 @@ impl<'a> Watch<'a> {
             return;
         };
         let subject = event_text::subject(&event.kind);
-        self.subjects.insert(lease, (subject.task, subject.attempt));
+        let verifies = !matches!(work, Work::Attempt { .. });
+        self.subjects
+            .insert(lease, (subject.task, subject.attempt, verifies));
         if !self.agent_events {
             return;
         }
@@ -274,11 +277,15 @@ impl<'a> Watch<'a> {
 
     fn journal_item(&self, event: &Event) -> Result<JournalEvent, Status> {
         let mut subject = event_text::subject(&event.kind);
+        let mut text = event_text::text(&event.kind, |task| self.task_name(task).to_string());
         if let Some(lease) = subject.lease
-            && let Some((task, attempt)) = self.subjects.get(&lease)
+            && let Some((task, attempt, verifies)) = self.subjects.get(&lease)
         {
             subject.task = *task;
             subject.attempt = *attempt;
+            if *verifies && matches!(event.kind, EventKind::WorkStarted { .. }) {
+                text = "verify started".to_owned();
+            }
         }
         Ok(JournalEvent {
             seq: event.seq,
@@ -287,7 +294,7 @@ impl<'a> Watch<'a> {
             task: subject.task.map(|task| self.task_name(task).to_string()),
             attempt: subject.attempt,
             json: form::event_json(event).map_err(|error| status::internal(&error))?,
-            text: event_text::text(&event.kind, |task| self.task_name(task).to_string()),
+            text,
         })
     }
 

@@ -156,7 +156,7 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) source: Source,
     /// Attempts at once on this machine [default: the number of cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) slots: Option<u32>,
     /// Print each event as a line of JSON, and the result as the last line
     #[arg(long)]

@@ -90,7 +90,9 @@ impl Client {
     async fn local(home: &Path) -> Result<Self, Trouble> {
         let file = AddressFile::read(home).map_err(|error| match error {
             AddressFileError::Missing { .. } => Trouble::NotRunning(not_running(home)),
-            other => Trouble::Other(CliError::new(super::error::Kind::Connection, other)),
+            other => Trouble::Other(CliError::new(super::error::Kind::User, other).hint(
+                "the home must be a folder of yours; `--home PATH` or MUSTER_HOME names another",
+            )),
         })?;
         let connection = |error| CliError::new(super::error::Kind::Connection, error);
         let endpoint = file

@@ -212,6 +212,10 @@ impl Context {
         match Box::pin(App::start(options)).await {
             Ok(app) => Ok(Started::Own(Box::new(app))),
             Err(app::Error::Home(home::Error::InUse { pid, .. })) => Ok(Started::InUse { pid }),
+            // These say themselves what to do.
+            Err(error @ (app::Error::Server(_) | app::Error::Git(_))) => {
+                Err(CliError::new(Kind::User, error).while_doing(what()))
+            }
             Err(error) => Err(CliError::internal(error)
                 .while_doing(what())
                 .hint(format!("`{} doctor` checks this machine", self.program))),

@@ -4,7 +4,7 @@ use muster_proto::v1;
 
 use super::arguments::Drain;
 use super::context::Context;
-use super::error::{Exit, Result};
+use super::error::{CliError, Exit, Result};
 
 pub(crate) async fn drain(context: &Context, options: Drain) -> Result<Exit> {
     let client = context.client().await?;
@@ -12,7 +12,19 @@ pub(crate) async fn drain(context: &Context, options: Drain) -> Result<Exit> {
         worker: options.worker.clone(),
         undo: options.undo,
     };
-    client.operator().drain_worker(request).await?;
+    client
+        .operator()
+        .drain_worker(request)
+        .await
+        .map_err(|status| {
+            let missing = status.code() == tonic::Code::NotFound;
+            let error = CliError::from(status);
+            if missing {
+                error.hint(format!("`{} workers` lists them", context.program))
+            } else {
+                error
+            }
+        })?;
     context.output.say(&if options.undo {
         format!("worker {} takes work again", options.worker)
     } else {

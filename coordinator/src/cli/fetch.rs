@@ -95,6 +95,9 @@ pub(crate) fn integrated(run: &muster_proto::v1::Run) -> Result<(String, ObjectI
         _ if !show::has_ended(run) => Err(none(format!("it is {}", run.state))
             .hint(format!("`coordinator watch {name}` waits for its end"))),
         _ if run.repository.is_none() => Err(none("it has no repository".to_owned())),
+        _ if run.state == "cancelled" => Err(none("it was cancelled".to_owned()).hint(format!(
+            "`coordinator fetch {name} TASK` fetches the work of one task"
+        ))),
         _ => Err(none(format!("it {}", run.state)).hint(format!(
             "`coordinator fetch {name} TASK` fetches the work of one task"
         ))),

@@ -59,6 +59,7 @@ pub(crate) fn client() {
         tracing_subscriber::fmt()
             .with_env_filter(EnvFilter::new("warn"))
             .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
             .without_time()
             .with_target(false)
             .try_init(),

@@ -33,8 +33,13 @@ async fn ask(context: &Context, session: &Session, options: &Retry) -> Result<Ex
             .output
             .json(&json!({ "run": run, "task": options.task, "tasks": tasks }))?;
     } else {
-        let what = show::counted(tasks as usize, "task");
-        context.output.say(&format!("run {run}: {what} reopened"));
+        context.output.say(&match tasks {
+            0 => format!("run {run}: its tasks have succeeded; integrating them again"),
+            _ => format!(
+                "run {run}: {} reopened",
+                show::counted(tasks as usize, "task")
+            ),
+        });
         let next = if session.is_own() {
             "nothing runs here now; go on with: PROGRAM run --resume RUN"
         } else {

@@ -293,6 +293,7 @@ async fn follow(
             },
             _ = ticks.tick() => {
                 progress.refresh().await;
+                progress.explain_standstill().await;
                 progress.draw();
                 if away_since.is_some_and(|since| since.elapsed() > TAKE_OVER_AFTER) {
                     away_since = None;

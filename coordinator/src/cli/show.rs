@@ -1,5 +1,6 @@
 //! Times, counts and names as people read them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -100,7 +101,53 @@ pub(crate) fn is_final(state: &str) -> bool {
 
 /// Tells whether a run has ended.
 pub(crate) fn has_ended(run: &v1::Run) -> bool {
-    matches!(run.state.as_str(), "succeeded" | "failed" | "cancelled")
+    is_over(&run.state)
+}
+
+/// Tells whether a run in that state has ended.
+pub(crate) fn is_over(state: &str) -> bool {
+    matches!(state, "succeeded" | "failed" | "cancelled")
+}
+
+/// Counts the tasks on the longest chain of those that are still to succeed.
+///
+/// Chains through a task that can no longer succeed are over, too.
+pub(crate) fn longest_chain_left(tasks: &[v1::Task]) -> usize {
+    let places: BTreeMap<&str, usize> = tasks
+        .iter()
+        .enumerate()
+        .map(|(place, task)| (task.name.as_str(), place))
+        .collect();
+    let is_left: Vec<bool> = tasks.iter().map(|task| !is_final(&task.state)).collect();
+    let mut dependents: Vec<Vec<usize>> = vec![Vec::new(); tasks.len()];
+    let mut unmet: Vec<usize> = vec![0; tasks.len()];
+    for (place, task) in tasks
+        .iter()
+        .enumerate()
+        .filter(|(place, _)| is_left[*place])
+    {
+        for on in &task.depends_on {
+            if let Some(&on) = places.get(on.as_str()).filter(|on| is_left[**on]) {
+                dependents[on].push(place);
+                unmet[place] += 1;
+            }
+        }
+    }
+    // Each task is looked at after all that it waits for, so its length is known by then.
+    let mut lengths: Vec<usize> = is_left.iter().map(|left| usize::from(*left)).collect();
+    let mut next: Vec<usize> = (0..tasks.len())
+        .filter(|place| unmet[*place] == 0)
+        .collect();
+    while let Some(place) = next.pop() {
+        for &dependent in &dependents[place] {
+            lengths[dependent] = lengths[dependent].max(lengths[place] + 1);
+            unmet[dependent] -= 1;
+            if unmet[dependent] == 0 {
+                next.push(dependent);
+            }
+        }
+    }
+    lengths.into_iter().max().unwrap_or_default()
 }
 
 /// Counts tasks by state, in the order of [`STATES`]; states that no task is in are left out.
@@ -159,6 +206,27 @@ mod tests {
             counts(&tasks),
             [("succeeded", 1), ("failed", 1), ("dreaming", 2)]
         );
+    }
+
+    #[test]
+    fn the_longest_chain_is_that_of_what_is_left() {
+        let task = |name: &str, state: &str, depends_on: &[&str]| v1::Task {
+            name: name.to_owned(),
+            state: state.to_owned(),
+            depends_on: depends_on.iter().map(ToString::to_string).collect(),
+            ..v1::Task::default()
+        };
+        let mut tasks = vec![
+            // The longest chain of the plan comes first, and is done first.
+            task("c", "succeeded", &["b"]),
+            task("b", "succeeded", &["a"]),
+            task("a", "succeeded", &[]),
+            task("z", "blocked", &["y", "c"]),
+            task("y", "leased", &["gone"]),
+        ];
+        assert_eq!(longest_chain_left(&tasks), 2);
+        tasks.truncate(3);
+        assert_eq!(longest_chain_left(&tasks), 0);
     }
 
     #[test]

@@ -104,6 +104,13 @@ async fn list(context: &Context, session: &Session, options: &Status) -> Result<
     context
         .output
         .data(&table(&listed.runs, Timestamp::now(), paint).text())?;
+    let unfinished = listed.runs.iter().find(|run| !show::is_over(&run.state));
+    if let Some(run) = unfinished.filter(|_| session.is_own()) {
+        context.output.say(&format!(
+            "go on with what is not finished: {} run --resume {}",
+            context.program, run.run
+        ));
+    }
     if !listed.next_page_token.is_empty() {
         context.output.say("there are more; `--limit N` shows them");
     }

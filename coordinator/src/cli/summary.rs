@@ -120,7 +120,10 @@ fn tasks(run: &v1::Run, now: Timestamp, paint: Paint) -> Vec<String> {
     }
     let left_out = run.tasks.len() - table.len();
     if table.len() == 0 {
-        return vec![format!("all {} tasks succeeded at once", run.tasks.len())];
+        return vec![format!(
+            "all {} tasks succeeded, each at its first attempt",
+            run.tasks.len()
+        )];
     }
     let mut lines = table.lines(None);
     if left_out > 0 {
@@ -263,9 +266,16 @@ fn result(text: &mut String, run: &v1::Run, place: &Place, paint: Paint) {
             for file in &of.conflict_files {
                 let _ = writeln!(text, "  {}", one_line(file));
             }
+            for task in &of.conflict_tasks {
+                let _ = writeln!(
+                    text,
+                    "  fetch one:   {program} fetch {name} {}",
+                    harmless(task)
+                );
+            }
             let _ = writeln!(
                 text,
-                "  their branches: muster/{name}/tasks/TASK, by {program} fetch {name} TASK"
+                "  merge them by hand, or let one depend on the other in the plan and run it again"
             );
         }
         _ => {}

@@ -1,6 +1,6 @@
 //! `coordinator token`.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,6 +18,8 @@ use crate::auth::{Authenticator, NewToken, Role};
 use crate::plan::Duration;
 
 const POOL_DEFAULT: &str = "default";
+/// What every token begins with.
+const TOKEN_PREFIX: &str = "muster_";
 
 pub(crate) async fn token(context: &Context, options: Token) -> Result<Exit> {
     match options.command {
@@ -41,6 +43,9 @@ fn store(context: &Context) -> Result<Option<Arc<Authenticator>>> {
 async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
     if options.pool.is_some() && options.role != RoleName::Worker {
         return Err(CliError::user("only tokens of workers belong to a pool"));
+    }
+    if let Some(path) = &options.out {
+        may_replace(path)?;
     }
     let valid_for = match &options.valid_for {
         None => None,
@@ -104,6 +109,23 @@ async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
         None => context.output.data(&token)?,
     }
     Ok(Exit::Success)
+}
+
+/// Refuses to write over a file that holds anything but a token.
+fn may_replace(path: &Path) -> Result<()> {
+    let mut start = [0; TOKEN_PREFIX.len()];
+    let is_other = std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() > 0)
+        && !std::fs::File::open(path)
+            .and_then(|mut file| file.read_exact(&mut start))
+            .is_ok_and(|()| start == *TOKEN_PREFIX.as_bytes());
+    if is_other {
+        return Err(CliError::user(format!(
+            "{} exists and holds no token; it is left alone",
+            path.display()
+        ))
+        .hint("name another file with `--out`"));
+    }
+    Ok(())
 }
 
 /// Writes a token into a file that only its owner may read; pipes and devices are written to.

@@ -36,7 +36,7 @@ impl Picture<'_> {
     pub(crate) fn lines(&self, width: usize, height: usize, paint: Paint) -> Vec<String> {
         let mut lines = vec![self.headline(paint), self.counts(paint)];
         if let Some(notice) = self.notice {
-            lines.push(paint.yellow(notice));
+            lines.extend(notice.lines().map(|line| paint.yellow(line)));
         }
         // A blank line, the heading, and perhaps a line for what is left out.
         let room = height.saturating_sub(lines.len() + 3);
@@ -79,14 +79,7 @@ impl Picture<'_> {
         }
         let path = run.critical_path.len();
         if path > 1 && !show::has_ended(run) {
-            let left = run
-                .critical_path
-                .iter()
-                .filter(|name| {
-                    let task = run.tasks.iter().find(|task| task.name == **name);
-                    task.is_some_and(|task| task.state != "succeeded")
-                })
-                .count();
+            let left = show::longest_chain_left(&run.tasks);
             parts.push(format!("longest chain: {left} of {path} left"));
         }
         parts.join(" · ")
@@ -176,6 +169,10 @@ impl Picture<'_> {
                 .map(|failure| crate::output::one_line(&failure.message)),
             "skipped" | "cancelled" | "aborted" => Some(crate::output::one_line(&task.reason)),
             _ if works => self.said.get(&task.name).cloned(),
+            // It is to be tried again.
+            "ready" => last
+                .and_then(|attempt| attempt.failure.as_ref())
+                .map(|failure| crate::output::one_line(&failure.message)),
             _ => None,
         };
         let worker = last

@@ -53,9 +53,15 @@ fn described(worker: &v1::Worker) -> Value {
     })
 }
 
+/// Columns for the labels of a worker; `--json` has them all.
+const LABELS_WIDTH_MAX: usize = 32;
+
 fn table(workers: &[v1::Worker], now: Timestamp, paint: Paint) -> Table {
     let mut table = Table::new(
-        &["WORKER", "STATE", "POOL", "BUSY", "HEARD", "WORKS ON"].map(|heading| paint.dim(heading)),
+        &[
+            "WORKER", "STATE", "POOL", "LABELS", "BUSY", "HEARD", "WORKS ON",
+        ]
+        .map(|heading| paint.dim(heading)),
     );
     for worker in workers {
         let heard = show::time(worker.heard_at.as_ref())
@@ -64,6 +70,8 @@ fn table(workers: &[v1::Worker], now: Timestamp, paint: Paint) -> Table {
             one_line(&worker.worker),
             show::state(paint, &worker.state),
             one_line(&worker.pool),
+            console::truncate_str(&one_line(&worker.labels.join(", ")), LABELS_WIDTH_MAX, "…")
+                .into_owned(),
             format!("{}/{}", worker.leases, worker.slots),
             heard.unwrap_or_default(),
             one_line(&worker.tasks.join(", ")),

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use muster_proto::v1::agent_event::Kind;
@@ -47,6 +48,8 @@ impl Transcript {
         let file = OpenOptions::new()
             .create(true)
             .append(true)
+            // What agents print is as confidential as what they work on.
+            .mode(0o600)
             .open(path)
             .map_err(io("open", path))?;
         file.set_len(position.offset).map_err(io("cut", path))?;

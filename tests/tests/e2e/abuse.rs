@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use muster_connect::{Bearer, Endpoint, bootstrap_ca, read_token_file};
 use muster_proto::v1;
 use muster_proto::v1::worker_service_client::WorkerServiceClient;
+use muster_tests::cluster::Options;
 use muster_tests::wait::SOON;
 use muster_tests::{Cluster, Programs};
 
@@ -22,6 +23,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
     (
         "an_unknown_major_version_is_refused_with_both_versions_named",
         major_version,
+    ),
+    (
+        "a_worker_whose_token_is_revoked_is_sent_away",
+        revoked_token,
     ),
     ("garbage_on_the_port_harms_nobody", garbage),
     (
@@ -210,6 +215,32 @@ fn missing_agent(programs: &Programs) -> Result<()> {
         }
         let listed = cluster.ask(["status", "--json"])?.success()?.json()?;
         ensure!(listed["runs"] == serde_json::json!([]), "{listed}");
+        Ok(())
+    })
+}
+
+fn revoked_token(programs: &Programs) -> Result<()> {
+    with_cluster(programs, Some(Options::short_leases()), |cluster| {
+        cluster.serve()?;
+        let mut worker = cluster.start_worker("a", 1)?;
+        let listed = cluster
+            .ask(["token", "list", "--json"])?
+            .success()?
+            .json()?;
+        let tokens = listed["tokens"].as_array().context("no list of tokens")?;
+        let token = tokens
+            .iter()
+            .find(|token| token["role"] == "worker")
+            .and_then(|token| token["id"].as_str())
+            .context("the worker's token is not listed")?;
+        cluster.ask(["token", "revoke", token])?.success()?;
+        let ended = worker.ended(SOON)?;
+        ensure!(!ended.success(), "it ended as if all were well");
+        let said = worker.errors();
+        ensure!(
+            said.contains("has been revoked"),
+            "it does not say why: {said}"
+        );
         Ok(())
     })
 }

@@ -61,7 +61,7 @@ fn what_workers_lack_is_counted() {
     assert_eq!(
         said(&world, run, "a"),
         "it waits: no connected worker fits: 2 without agent claude → \
-         start a worker with agent claude, or ask for less"
+         start a worker that has agent claude, or ask for less"
     );
 }
 

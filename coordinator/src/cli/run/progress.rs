@@ -17,6 +17,9 @@ const REFRESH_PAUSE: Duration = Duration::from_millis(150);
 /// Asking takes at most a tenth of the time.
 const REFRESH_SHARE: u32 = 10;
 
+/// A run that stands still for so long is explained.
+const STANDSTILL: Duration = Duration::from_secs(3);
+
 /// What is shown of a run.
 pub(crate) struct Progress {
     output: Output,
@@ -24,6 +27,9 @@ pub(crate) struct Progress {
     run: v1::Run,
     said: BTreeMap<String, String>,
     notice: Option<String>,
+    /// Why nothing runs, and since when that is so.
+    standstill: Option<String>,
+    still_since: Option<Instant>,
     painter: Option<Painter>,
     /// Something has happened since the run was asked for.
     stale: bool,
@@ -38,6 +44,8 @@ impl Progress {
             run,
             said: BTreeMap::new(),
             notice: None,
+            standstill: None,
+            still_since: None,
             painter: live.then(|| Painter::new(output)),
             stale: true,
             refresh_after: Instant::now(),
@@ -109,6 +117,44 @@ impl Progress {
         self.refresh_after = Instant::now() + REFRESH_PAUSE.max(took * REFRESH_SHARE);
     }
 
+    /// Says why nothing runs although a task is ready, once that has been so for a while: its
+    /// person may wait for ever for a worker that nobody has started.
+    pub(crate) async fn explain_standstill(&mut self) {
+        let Some(task) = standing_still(&self.run) else {
+            self.still_since = None;
+            self.standstill = None;
+            return;
+        };
+        let now = Instant::now();
+        if now.duration_since(*self.still_since.get_or_insert(now)) < STANDSTILL {
+            return;
+        }
+        // It is asked again after as long: what would help may change.
+        self.still_since = Some(now);
+        let request = v1::ExplainTaskRequest {
+            run: self.run.run.clone(),
+            task: task.to_owned(),
+        };
+        let Ok(said) = self.client.operator().explain_task(request).await else {
+            return;
+        };
+        let said = said.into_inner();
+        let text = said
+            .reasons
+            .first()
+            .zip(said.remedies.first())
+            .map(|(why, help)| {
+                let (task, why, help) = (one_line(task), one_line(why), one_line(help));
+                format!("{task}: {why}\nwhat would help: {help}")
+            });
+        if let Some(text) = text.as_ref().filter(|_| self.painter.is_none())
+            && self.standstill.as_ref() != Some(text)
+        {
+            self.output.complain(text);
+        }
+        self.standstill = text;
+    }
+
     /// Draws the live view, if there is one.
     pub(crate) fn draw(&mut self) {
         if let Some(painter) = &mut self.painter {
@@ -116,7 +162,7 @@ impl Progress {
                 run: &self.run,
                 said: &self.said,
                 now: Timestamp::now(),
-                notice: self.notice.as_deref(),
+                notice: self.notice.as_deref().or(self.standstill.as_deref()),
             };
             let (width, height) = painter.room();
             painter.draw(&picture.lines(width, height, self.output.talk_paint));
@@ -129,5 +175,43 @@ impl Progress {
             painter.clear();
         }
         self.client
+    }
+}
+
+/// Gives the first task that is ready while none of its run is at work.
+fn standing_still(run: &v1::Run) -> Option<&str> {
+    let works = |task: &v1::Task| matches!(task.state.as_str(), "leased" | "verifying" | "basing");
+    if show::has_ended(run) || run.tasks.iter().any(works) {
+        return None;
+    }
+    let ready = run.tasks.iter().find(|task| task.state == "ready");
+    ready.map(|task| task.name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::canned;
+
+    #[test]
+    fn a_run_stands_still_when_a_task_is_ready_and_none_is_at_work() {
+        let run = |states: &[&str]| v1::Run {
+            state: "active".to_owned(),
+            tasks: states
+                .iter()
+                .map(|state| canned::task(state, state))
+                .collect(),
+            ..v1::Run::default()
+        };
+        let still = run(&["succeeded", "blocked", "ready"]);
+        assert_eq!(standing_still(&still), Some("ready"));
+        assert_eq!(standing_still(&run(&["ready", "leased"])), None);
+        assert_eq!(standing_still(&run(&["ready", "verifying"])), None);
+        assert_eq!(standing_still(&run(&["succeeded"])), None);
+        let ended = v1::Run {
+            state: "cancelled".to_owned(),
+            ..still
+        };
+        assert_eq!(standing_still(&ended), None);
     }
 }
