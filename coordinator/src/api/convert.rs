@@ -293,6 +293,34 @@ mod tests {
         assert_eq!(failure.class, FailureClass::AgentFailed);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_worker_sends_is_read_or_refused(bytes: Vec<u8>, head in 0_u8..64) {
+            use prost::Message as _;
+            let tagged: Vec<u8> = [head].into_iter().chain(bytes.iter().copied()).collect();
+            for bytes in [&bytes, &tagged] {
+                if let Ok(report) = v1::Report::decode(bytes.as_slice()) {
+                    drop(report_of(report));
+                }
+                if let Ok(hello) = v1::Hello::decode(bytes.as_slice()) {
+                    drop(offer_of(&hello, "p"));
+                }
+                if let Ok(usage) = v1::Usage::decode(bytes.as_slice()) {
+                    usage_of(Some(usage));
+                }
+                if let Ok(work) = v1::Work::decode(bytes.as_slice()) {
+                    work_of(Some(&work), TaskIx(u32::MAX));
+                }
+            }
+        }
+
+        #[test]
+        fn any_span_and_time_have_a_form_on_the_wire(ms: u64, seconds: i64, nanos: i32) {
+            let _ = (timestamp(Timestamp::from_ms(ms)), duration(Span::from_ms(ms)));
+            let _ = span(&prost_types::Duration { seconds, nanos });
+        }
+    }
+
     #[test]
     fn only_whole_object_ids_are_commits() {
         assert!(commit_of(&"a".repeat(40), "f").is_ok());

@@ -67,6 +67,30 @@ async fn of_two_plans_under_one_key_the_admitted_one_keeps_its_documents() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn grants_that_do_not_fit_one_message_come_in_several() {
+    let world = World::start().await;
+    let mut worker = Worker::join(&world, "w").await;
+    let prompt = "\"".repeat(1_000_000);
+    let mut plan = "name: p\ntasks:\n".to_owned();
+    for task in 0..17 {
+        plan.push_str(&format!(
+            "  - name: t{task}\n    agent: command\n    run: 'true'\n    prompt: |\n      {prompt}\n"
+        ));
+    }
+    let run = world.submit(&plan, "key").await.unwrap();
+    let mut bytes = 0;
+    let mut held = Vec::new();
+    while held.len() < 16 {
+        for grant in worker.grants().await {
+            bytes += grant.document.len() + grant.context.len();
+            held.push(grant.lease);
+        }
+    }
+    assert!(bytes > 60_000_000, "{bytes}");
+    assert_eq!(world.get(&run).await.tasks.len(), 17);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_stays_used_over_archiving_and_restarts() {
     let mut world = World::start().await;
     let run = world.submit(ONE, "key").await.unwrap();

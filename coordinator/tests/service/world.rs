@@ -26,7 +26,7 @@ pub(crate) type Operator = OperatorServiceClient<AuthorizedChannel>;
 pub(crate) async fn within<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(PATIENCE, future)
         .await
-        .expect("should not have taken so long")
+        .unwrap_or_else(|_| panic!("should not have taken so long"))
 }
 
 /// A coordinator on a fresh home.

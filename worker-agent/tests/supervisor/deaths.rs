@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use worker_agent::clock;
 use worker_agent::supervisor::{
     CgroupUse, End, Error, ExitStatus, Leftover, LostTree, MARK_VARIABLE, StopCause, leftover,
 };
@@ -13,48 +12,11 @@ use worker_agent::supervisor::{
 use super::bench::{Bench, EXECUTABLE, PATIENCE, alive, ended, started, until, until_ended};
 use super::trees::{kill, with_variable};
 
-const FOLDER: &str = "MUSTER_TEST_FOLDER";
-const RENEW_MS: &str = "MUSTER_TEST_RENEW_MS";
-
-/// Is the worker of the tests below: a process of its own that others can kill and stop. It
-/// renews its launch's lease, always for the time it was told, as long as it lives.
-#[tokio::test]
-#[ignore = "it is started by other tests"]
-async fn plays_a_worker() {
-    let Ok(folder) = std::env::var(FOLDER) else {
-        return;
-    };
-    let ttl = Duration::from_millis(std::env::var(RENEW_MS).unwrap().parse().unwrap());
-    let script = fs::read_to_string(Path::new(&folder).join("script")).unwrap();
-    let bench = Bench {
-        folder: tempfile::tempdir().unwrap(),
-    };
-    let mut launch = bench.launch(&script);
-    launch.deadline = clock::now().after(ttl);
-    launch.term_grace_ms = 200;
-    launch.cwd = folder.clone().into();
-    let mut process = worker_agent::supervisor::SupervisedProcess::spawn(
-        Path::new(EXECUTABLE),
-        launch,
-        folder.as_ref(),
-    )
-    .await
-    .unwrap();
-    let mut ticks = tokio::time::interval(Duration::from_millis(20));
-    loop {
-        tokio::select! {
-            event = process.next_event() => if event.is_none() { return },
-            _ = ticks.tick() => process.renew(clock::now().after(ttl)),
-        }
-    }
-}
-
+/// Starts a worker of its own process that others can kill and stop.
 fn worker(bench: &Bench, script: &str, ttl: Duration) -> Child {
-    fs::write(bench.dir().join("script"), script).unwrap();
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "supervisor::deaths::plays_a_worker", "--ignored"])
-        .env(FOLDER, bench.dir())
-        .env(RENEW_MS, ttl.as_millis().to_string())
+    Command::new(env!("CARGO_BIN_EXE_hold-lease"))
+        .args([EXECUTABLE.as_ref(), bench.dir().as_os_str()])
+        .args([&ttl.as_millis().to_string(), script])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
