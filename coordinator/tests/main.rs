@@ -1,7 +1,6 @@
 //! Everything of the coordinator that needs its executable or real programs beside it.
 
 #![expect(
-    clippy::expect_used,
     clippy::unwrap_used,
     reason = "a test fails by panicking, in its helpers too"
 )]

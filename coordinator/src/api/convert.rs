@@ -309,7 +309,7 @@ mod tests {
                     usage_of(Some(usage));
                 }
                 if let Ok(work) = v1::Work::decode(bytes.as_slice()) {
-                    work_of(Some(&work), TaskIx(u32::MAX));
+                    let _ = work_of(Some(&work), TaskIx(u32::MAX));
                 }
             }
         }
