@@ -115,7 +115,11 @@ impl Submissions {
         } else {
             convert::clip(plan_name, 400)
         };
-        let parsed = plan::parse(plan_name, text, &self.agents)
+        let (agents, name, text) = (self.agents.clone(), plan_name.to_owned(), text.clone());
+        // The largest plans take a second, in which heartbeats must not wait.
+        let parsed = tokio::task::spawn_blocking(move || plan::parse(&name, &text, &agents))
+            .await
+            .map_err(|error| status::internal(&error))?
             .map_err(|problems| Status::invalid_argument(problems.to_string()))?;
         if *run != run_name(parsed.name(), idempotency_key)? {
             return Err(Status::invalid_argument(format!(
