@@ -221,7 +221,8 @@ fn run_interrupted_twice(programs: &Programs) -> Result<()> {
         let said = || Ok(first.errors().contains("Ctrl-C"));
         until_true("the run says that it drains", SOON, said)?;
         first.signal(Signal::INT)?;
-        let ended = first.ended(SOON)?;
+        // Before the worker would have been left to itself.
+        let ended = first.ended(Duration::from_secs(15))?;
         ensure!(ended.code() == Some(130), "{ended}: {}", first.errors());
         let gate = cluster
             .folder()
