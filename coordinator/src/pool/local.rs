@@ -27,6 +27,9 @@ const HEALTHY: Duration = Duration::from_secs(60);
 /// How long a worker may take to leave after it was asked to.
 const LEAVE: Duration = Duration::from_secs(20);
 
+/// How often a worker that is not our child is looked for.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// What the local worker is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -107,7 +110,7 @@ pub async fn run(options: Options, mut parting: watch::Receiver<Option<Parting>>
                         let own = child.id();
                         part(&mut child, how).await;
                         // Ours had nothing to hold if another one was there before it.
-                        return part_with_inherited(&options, how, own);
+                        return part_with_inherited(&options, how, own).await;
                     }
                     ended = child.wait() => {
                         let ended = ended.map_or_else(|error| error.to_string(), |how| how.to_string());
@@ -123,7 +126,7 @@ pub async fn run(options: Options, mut parting: watch::Receiver<Option<Parting>>
             (pause * 2).min(PAUSE_MAX)
         };
         tokio::select! {
-            how = told(&mut parting) => return part_with_inherited(&options, how, None),
+            how = told(&mut parting) => return part_with_inherited(&options, how, None).await,
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -163,18 +166,40 @@ async fn part(child: &mut Child, how: Parting) {
 }
 
 /// Parts with a worker that an earlier coordinator on this home had started, if it still runs and
-/// is not our `own`.
-fn part_with_inherited(options: &Options, how: Parting, own: Option<u32>) {
+/// is not our `own`, and leaves it alone if that takes too long.
+async fn part_with_inherited(options: &Options, how: Parting, own: Option<u32>) {
+    if how == Parting::Keep {
+        return;
+    }
     let Ok(mut lock) = std::fs::File::open(options.state_dir().join("lock")) else {
         return;
     };
-    let is_held = matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock));
     let mut text = String::new();
-    if is_held
+    if is_held(&lock)
         && lock.read_to_string(&mut text).is_ok()
         && let Some(id) = text.trim().parse().ok().and_then(Pid::from_raw)
         && own.and_then(|own| i32::try_from(own).ok()) != Some(id.as_raw_nonzero().get())
     {
         terminate(id, how);
+        let gone = async {
+            while is_held(&lock) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        if tokio::time::timeout(LEAVE, gone).await.is_err() {
+            warn!("the earlier local worker has not left yet; it goes on until its leases end");
+        }
+    }
+}
+
+/// Tells whether a worker holds the lock of the state folder.
+fn is_held(lock: &std::fs::File) -> bool {
+    match lock.try_lock() {
+        // It was for looking only: the next worker must get it.
+        Ok(()) => {
+            drop(lock.unlock());
+            false
+        }
+        Err(error) => matches!(error, std::fs::TryLockError::WouldBlock),
     }
 }
