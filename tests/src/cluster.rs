@@ -395,6 +395,30 @@ impl Cluster {
         anyhow::bail!("no hosted repository {name}")
     }
 
+    /// Kills everything that has to do with this cluster, without warning: also local workers and
+    /// supervisors, which are in groups of their own and outlive those who started them.
+    pub fn kill_everything(&self) {
+        for _ in 0..20 {
+            let folders = [self.folder.path(), self.elsewhere.path()];
+            let left: Vec<u32> = folders
+                .iter()
+                .flat_map(|folder| crate::traces::mentioning(&folder.to_string_lossy()))
+                .collect();
+            if left.is_empty() {
+                return;
+            }
+            for id in left {
+                let id = i32::try_from(id)
+                    .ok()
+                    .and_then(rustix::process::Pid::from_raw);
+                if let Some(id) = id {
+                    // It may have ended by itself.
+                    let _ = rustix::process::kill_process(id, rustix::process::Signal::KILL);
+                }
+            }
+        }
+    }
+
     /// Gives the last lines of what all processes have printed, for a test that failed.
     #[must_use]
     pub fn story(&self) -> String {
@@ -421,24 +445,6 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.coordinator = None;
-        // Local workers and supervisors are in groups of their own and outlive those who started them.
-        for _ in 0..20 {
-            let folders = [self.folder.path(), self.elsewhere.path()];
-            let left: Vec<u32> = folders
-                .iter()
-                .flat_map(|folder| crate::traces::mentioning(&folder.to_string_lossy()))
-                .collect();
-            if left.is_empty() {
-                return;
-            }
-            for id in left {
-                let id = i32::try_from(id)
-                    .ok()
-                    .and_then(rustix::process::Pid::from_raw);
-                if let Some(id) = id {
-                    let _ = rustix::process::kill_process(id, rustix::process::Signal::KILL);
-                }
-            }
-        }
+        self.kill_everything();
     }
 }

@@ -33,6 +33,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         late_result,
     ),
     (
+        "a_machine_that_loses_power_goes_on_where_it_was",
+        power_loss,
+    ),
+    (
         "an_interrupted_run_finishes_what_runs_and_is_resumed",
         interrupted_run,
     ),
@@ -173,6 +177,39 @@ fn embedded_coordinator(programs: &Programs) -> Result<()> {
             "{last}"
         );
         all_once(&ledger)
+    })
+}
+
+fn power_loss(programs: &Programs) -> Result<()> {
+    with_cluster(programs, Some(SHORT), |cluster| {
+        let (ledger, gates) = (
+            Ledger::new(cluster.folder())?,
+            Gates::new(cluster.folder())?,
+        );
+        let plan = gated_plan(cluster, &ledger, &gates)?;
+        gates.open("a")?;
+        let mut first = cluster
+            .call(["run", &plan.to_string_lossy(), "--slots", "3", "--json"])
+            .start(&cluster.logs(), "run")?;
+        // One task has succeeded, three are at work.
+        started(&ledger, 4)?;
+        first.signal(Signal::STOP)?;
+        cluster.kill_everything();
+        ensure!(!first.ended(SOON)?.success(), "the run had ended");
+        for gate in ["b", "c", "d", "e", "f"] {
+            gates.open(gate)?;
+        }
+        resumed(cluster)?;
+        let lines = ledger.lines()?;
+        ensure!(
+            lines.values().all(|count| *count == 1),
+            "an attempt ran twice: {lines:?}"
+        );
+        ensure!(
+            lines.contains_key("a 1") && !lines.contains_key("a 2"),
+            "{lines:?}"
+        );
+        Ok(())
     })
 }
 
