@@ -5,8 +5,9 @@ use std::time::Duration;
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
 
-/// Longest pause. A coordinator that is back is found by all its workers within it.
-const PAUSE_MAX: Duration = Duration::from_secs(15);
+/// Longest pause. A coordinator that is back is found by all its workers within it; ten thousand
+/// of them make some three thousand attempts a second on a port that nobody listens on.
+const PAUSE_MAX: Duration = Duration::from_secs(6);
 /// Longest first pause.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 
