@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use muster_connect::private_file;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 
 const LOCK: &str = "lock";
+/// How long a lock that is about to be let go is waited for, and how often it is looked at.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 const IDENTITY: &str = "identity.json";
 const IDENTITY_BYTES_MAX: u64 = 16 * 1024;
 /// Workers of one user on one host; more is a mistake of the starter.
@@ -95,7 +99,7 @@ impl Identity {
                 // Two workers with folders of their own must not share an id on one host.
                 let place = blake3::hash(folder.as_os_str().as_encoded_bytes()).to_hex();
                 let place = place.get(..8).unwrap_or_default();
-                let lock = lock(&folder)?.ok_or_else(|| Error::Taken(folder.clone()))?;
+                let lock = lock_patiently(&folder)?.ok_or_else(|| Error::Taken(folder.clone()))?;
                 let shared = folder.join("cache");
                 Self::begin(folder, shared, format!("{prefix}-{place}"), host, lock)
             }
@@ -162,6 +166,20 @@ pub fn host_name() -> String {
     match name.split('.').next() {
         Some(short) if !short.is_empty() => short.to_owned(),
         _ => "localhost".to_owned(),
+    }
+}
+
+/// Takes the lock of the one folder that will do, waiting a moment for it: a process that was just
+/// killed holds its locks until the system has buried it, and one that is just being started has a
+/// copy of its parent's until it is itself.
+fn lock_patiently(folder: &Path) -> Result<Option<File>, Error> {
+    let until = clock::now().after(LOCK_PATIENCE);
+    loop {
+        let taken = lock(folder)?;
+        if taken.is_some() || clock::now() >= until {
+            return Ok(taken);
+        }
+        std::thread::sleep(LOCK_PAUSE);
     }
 }
 

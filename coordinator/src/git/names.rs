@@ -56,3 +56,28 @@ pub fn integration_head(run: &str) -> String {
 pub fn integration_branch(run: &str) -> String {
     format!("muster/{run}/integration")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::refs::ParsedRef;
+
+    /// The fence knows refs by what it parses; what workers are told must be just that.
+    #[test]
+    fn every_name_is_one_that_the_fence_knows_by_the_same_spelling() {
+        let names = [
+            attempt("r", "t", 1),
+            wip("r", "t", 2),
+            salvage("r", "t", 3),
+            base("r", "t"),
+            source("r"),
+            candidate("r", 4),
+            task_head("r", "t"),
+            integration_head("r"),
+        ];
+        for name in names {
+            let parsed = ParsedRef::parse(&name).map(|parsed| parsed.to_string());
+            assert_eq!(parsed.as_deref(), Some(name.as_str()));
+        }
+    }
+}
