@@ -33,6 +33,9 @@ const PREPARE_PAUSE: Duration = Duration::from_secs(1);
 const PUBLISH_LIMIT: Duration = Duration::from_secs(600);
 /// How long a failed attempt's report waits for its edits to be kept.
 const KEEP_LIMIT: Duration = Duration::from_secs(30);
+/// Tries of keeping them, and the pause between two.
+const KEEP_TRIES: u32 = 4;
+const KEEP_PAUSE: Duration = Duration::from_millis(500);
 /// Limit of work whose grant and document name none.
 const TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
 
@@ -327,7 +330,22 @@ impl Runner {
         // Without a session there is nobody to report to either, so there is no hurry.
         let site = Arc::clone(&self.site);
         let _ = until_stopped(&mut self.orders, site.access()).await;
-        let pushing = site.push_wip(workspace, &self.grant, &source);
+        let grant = &self.grant;
+        let pushing = async {
+            let mut tries = 1;
+            loop {
+                match site.push_wip(workspace, grant, &source).await {
+                    // The snapshot that was cut off when the agent ended may still hold the ref.
+                    Err(error) if tries < KEEP_TRIES => {
+                        let error = chain(&error);
+                        tracing::info!(lease = grant.lease, error, "keeping edits once more");
+                        tries += 1;
+                        tokio::time::sleep(KEEP_PAUSE).await;
+                    }
+                    ended => return ended,
+                }
+            }
+        };
         match tokio::time::timeout(KEEP_LIMIT, pushing).await {
             Ok(Ok(kept)) => {
                 if let Some(commit) = kept {
