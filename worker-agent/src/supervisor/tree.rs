@@ -10,7 +10,7 @@ use std::io::Read;
 use std::path::Path;
 
 use rustix::process::{
-    Pid, PidfdFlags, Signal, getpgrp, getpid, getsid, kill_process, kill_process_group, pidfd_open,
+    Pid, PidfdFlags, Signal, getpid, kill_process, kill_process_group, pidfd_open,
     pidfd_send_signal,
 };
 
@@ -149,19 +149,26 @@ pub(super) fn terminate(processes: &[Seen]) {
 /// A group is killed in one step, which ends a storm of forks that a walk from process to process
 /// would never catch up with.
 pub(super) fn kill_own(descendants: &[Seen]) {
-    let own_group = getpgrp().as_raw_nonzero().get();
-    let own_session = getsid(None).map_or(0, |pid| pid.as_raw_nonzero().get());
-    // Descendants live in sessions of their own from the first instruction of the agent on;
-    // before that they share ours, where the worker may be.
-    let groups: HashSet<i32> = descendants
-        .iter()
-        .filter(|seen| seen.session != own_session && seen.group != own_group && seen.group > 1)
-        .map(|seen| seen.group)
-        .collect();
-    for group in groups.into_iter().filter_map(Pid::from_raw) {
-        let _ = kill_process_group(group, Signal::KILL);
+    // From /proc like the others: in a container whose session was begun outside of it the session
+    // is 0, which `getsid` of rustix 1.1 takes for impossible.
+    if let Some(own) = Seen::read(getpid()) {
+        for group in foreign_groups(own, descendants) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
     }
     kill_each(descendants);
+}
+
+/// Lists the process groups of descendants that can be killed whole.
+///
+/// Descendants live in sessions of their own from the first instruction of the agent on; before
+/// that they share ours, where the worker may be.
+fn foreign_groups(own: Seen, descendants: &[Seen]) -> HashSet<Pid> {
+    descendants
+        .iter()
+        .filter(|seen| seen.session != own.session && seen.group != own.group && seen.group > 1)
+        .filter_map(|seen| Pid::from_raw(seen.group))
+        .collect()
 }
 
 /// Kills this process's children, and those it inherits from them, until no new ones appear.
@@ -211,6 +218,33 @@ mod tests {
                 session: 5
             })
         );
+    }
+
+    #[test]
+    fn groups_of_other_sessions_are_killed_whole_even_if_ours_began_outside_the_container() {
+        let pid = Pid::from_raw(12).unwrap();
+        let seen = |group, session| Seen {
+            process: Process { pid, started: 1 },
+            parent: 1,
+            group,
+            session,
+        };
+        for own in [seen(0, 0), seen(7, 0), seen(7, 7)] {
+            let found = foreign_groups(
+                own,
+                &[
+                    own,
+                    seen(0, own.session),
+                    seen(30, 30),
+                    seen(31, 30),
+                    seen(9, own.session),
+                ],
+            );
+            assert_eq!(
+                found,
+                [30, 31].map(|raw| Pid::from_raw(raw).unwrap()).into()
+            );
+        }
     }
 
     #[test]
