@@ -5,9 +5,25 @@
 //! says what will happen; [`run`] lets it happen and checks after each step what must be true.
 //! The same scenario gives the same story, to the byte.
 
+mod check;
+mod coordinator;
+mod coverage;
+mod facts;
 mod generate;
+mod host;
+mod lease;
+mod liar;
+mod net;
+mod operator;
+mod plan;
 mod random;
+mod reference;
+mod remote;
 pub mod scenario;
+mod store;
+mod story;
+mod wire;
+mod world;
 
 use std::fmt;
 
@@ -85,13 +101,5 @@ pub struct Violation {
 /// # Errors
 /// The first thing that must never be.
 pub fn run(scenario: &Scenario, watch: &mut dyn Watch) -> Result<Ended, Violation> {
-    if watch.wants_lines() {
-        watch.line(0, format_args!("the world of seed {}", scenario.seed));
-    }
-    Ok(Ended {
-        steps: 0,
-        simulated_ms: 0,
-        digest: scenario.seed,
-        counts: Counts::default(),
-    })
+    world::World::new(scenario, watch).run()
 }
