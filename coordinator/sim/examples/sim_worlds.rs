@@ -49,7 +49,10 @@ fn main() {
                 simulated += ended.simulated_ms;
             }
             Err(violation) => {
-                violated.entry(violation.rule).or_default().push(format!("{seed}: {violation}"));
+                violated
+                    .entry(violation.rule)
+                    .or_default()
+                    .push(format!("{seed}: {violation}"));
             }
         }
         slowest = slowest.max((before.elapsed().as_micros(), seed));
