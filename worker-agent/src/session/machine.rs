@@ -315,11 +315,7 @@ impl Machine {
     }
 
     /// Takes a message that is not the welcome.
-    pub fn received(
-        &mut self,
-        message: coordinator_message::Kind,
-        now: Boottime,
-    ) -> Vec<Output> {
+    pub fn received(&mut self, message: coordinator_message::Kind, now: Boottime) -> Vec<Output> {
         let mut outputs = Vec::new();
         match message {
             // Only the first message is a welcome, and the shell has taken that one.
