@@ -397,7 +397,11 @@ impl World<'_> {
             Ok(committed) => Some(committed),
             Err(Dead) => None,
         };
-        let written = pen.written;
+        let mut written = pen.written;
+        if committed.is_some() {
+            // It speaks on the batch's word that the row is there.
+            written.dies = false;
+        }
         self.counts.commands += commands.len() as u64;
         self.coordinator.pending = Some(Pending {
             written,
