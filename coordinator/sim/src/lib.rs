@@ -5,6 +5,7 @@
 //! says what will happen; [`run`] lets it happen and checks after each step what must be true.
 //! The same scenario gives the same story, to the byte.
 
+pub mod coverage;
 mod generate;
 mod random;
 pub mod scenario;
