@@ -7,8 +7,13 @@
 
 pub mod coverage;
 mod generate;
+pub mod progress;
 mod random;
+pub mod ranges;
+pub mod regressions;
+pub mod runner;
 pub mod scenario;
+pub mod shrink;
 
 use std::fmt;
 
@@ -68,6 +73,37 @@ pub struct Counts {
     /// What operators asked for.
     pub requests: u64,
     pub lies: u64,
+}
+
+impl Counts {
+    /// Gives the counts with their names, for sums and people.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Self {
+            runs,
+            tasks,
+            commands,
+            events,
+            leases,
+            expired,
+            faults,
+            restarts,
+            requests,
+            lies,
+        } = *self;
+        [
+            ("runs", runs),
+            ("tasks", tasks),
+            ("commands", commands),
+            ("events", events),
+            ("leases", leases),
+            ("expired", expired),
+            ("faults", faults),
+            ("restarts", restarts),
+            ("requests", requests),
+            ("lies", lies),
+        ]
+        .into_iter()
+    }
 }
 
 /// Something that must never be.
