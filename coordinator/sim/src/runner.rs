@@ -60,7 +60,9 @@ pub struct Failing {
 }
 
 impl Failing {
-    fn new(seed: u64, violation: Violation) -> Self {
+    /// Names the seed of a violation.
+    #[must_use]
+    pub fn new(seed: u64, violation: Violation) -> Self {
         Self {
             seed,
             at_ms: violation.at_ms,
@@ -126,7 +128,9 @@ impl Control {
         lock(&self.so_far).clone()
     }
 
-    fn is_stopped(&self) -> bool {
+    /// Tells whether [`Control::stop`] was called.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 }

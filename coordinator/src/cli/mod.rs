@@ -29,6 +29,7 @@ mod retry;
 mod run;
 mod serve;
 mod show;
+mod sim;
 mod status;
 mod submission;
 mod submit;
@@ -100,6 +101,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Land(options) => Box::pin(land::land(context, options)).await,
         Command::Plan(options) => plan::plan(context, options),
         Command::Doctor(options) => Box::pin(doctor::doctor(context, options)).await,
+        Command::Sim(options) => Box::pin(sim::sim(context, options)).await,
         Command::Config(options) => config::config(context, &options),
         Command::Completions(options) => completions::completions(context, &options),
     }
