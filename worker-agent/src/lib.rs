@@ -2,7 +2,7 @@
 //! their work.
 
 mod agent;
-mod attempt;
+pub mod attempt;
 pub mod cli;
 pub mod clock;
 mod document;
@@ -11,7 +11,7 @@ mod frames;
 mod identity;
 mod options;
 mod outbox;
-mod session;
+pub mod session;
 mod spool;
 pub mod supervisor;
 mod worker;
