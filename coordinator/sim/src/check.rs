@@ -104,13 +104,7 @@ impl World<'_> {
         })
     }
 
-    fn compare(&mut self, key: TaskKey) -> Checked {
-        let Some(task) = self.coordinator.state.task(key) else {
-            return Ok(());
-        };
-        if matches!(task.state, TaskState::Ready { .. }) {
-            self.reference.may_wait(key);
-        }
+    fn compare(&self, key: TaskKey) -> Checked {
         let Some(task) = self.coordinator.state.task(key) else {
             return Ok(());
         };

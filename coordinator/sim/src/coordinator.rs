@@ -9,8 +9,8 @@ use coordinator_core::command::{GitStepFailure, Heartbeat, Hello, Report};
 use coordinator_core::event::{MergeConflict, Outcome, RunOutcome};
 use coordinator_core::state::{LeaseClocks, RunImage, RunPhase, TaskState};
 use coordinator_core::{
-    Batch, Command, CommitId, Effect, Epoch, Event, GitStep, LeaseId, QuestionId, Rejection, Reply,
-    RunId, State, Timestamp, WorkerId, git_work, next_wakeup,
+    Batch, Command, CommitId, Effect, Epoch, Event, EventKind, GitStep, LeaseId, QuestionId,
+    Rejection, Reply, RunId, State, Timestamp, WorkerId, git_work, next_wakeup,
 };
 use muster_proto::v1;
 
@@ -752,11 +752,8 @@ impl World<'_> {
                     let start = self.coordinator.start;
                     self.push(self.now + 1, Ev::GitWork(start));
                 }
-                Effect::RunEnded { .. } => {
-                    let start = self.coordinator.start;
-                    let pause = 1 + self.roll(2, self.coordinator.batches, 0) % 100;
-                    self.push(self.now + pause, Ev::Project(start));
-                }
+                // Seen among the events.
+                Effect::RunEnded { .. } => {}
             }
         }
         for (worker, facts) in grants {
@@ -769,10 +766,22 @@ impl World<'_> {
                 self.say(conn, Down::Stop(leases));
             }
         }
+        let mut projects = false;
         for event in events {
             if let Some(moment) = crate::story::moment(&event.kind) {
                 self.moment(moment);
             }
+            projects |= matches!(
+                event.kind,
+                EventKind::TaskSucceeded { .. }
+                    | EventKind::RunEnded { .. }
+                    | EventKind::RunReloaded { .. }
+            );
+        }
+        if projects {
+            let start = self.coordinator.start;
+            let pause = 1 + self.roll(2, self.coordinator.batches, 0) % 100;
+            self.push(self.now + pause, Ev::Project(start));
         }
     }
 

@@ -83,7 +83,7 @@ impl Came {
                 &[WORKERS, NO_WORKER]
             }
             // They need a worker that is known, or that has a session.
-            Self::HelloNewer | Self::HelloOlder | Self::Closed => &[WORKERS],
+            Self::HelloNewer | Self::HelloOlder | Self::HelloLate | Self::Closed => &[WORKERS],
             Self::HelloHeld | Self::HelloNewerHeld | Self::HeartbeatHeld => &[LEASES, NO_LEASE],
             Self::HelloNotHeld
             | Self::HelloNewerNotHeld
@@ -354,12 +354,21 @@ fn hello_met(state: &State, hello: &Hello, tell: Tell<'_>) {
             let came = (Came::HelloNewerHeld, Came::HelloNewerNotHeld);
             leases_met(state, &hello.worker, &hello.held, came, tell);
         }
+        Some(std::cmp::Ordering::Equal) if is_late(state, hello) => tell(met, Came::HelloLate),
         Some(std::cmp::Ordering::Equal) | None => {
             tell(met, Came::Hello);
             let came = (Came::HelloHeld, Came::HelloNotHeld);
             leases_met(state, &hello.worker, &hello.held, came, tell);
         }
     }
+}
+
+/// Tells whether a later hello of the same incarnation was taken before.
+fn is_late(state: &State, hello: &Hello) -> bool {
+    let newer_session = state.worker(&hello.worker).is_some_and(
+        |known| matches!(known.link, Link::Up { session, .. } if session > hello.session),
+    );
+    newer_session || hello.number > 0 && hello.number <= state.last_hello(&hello.worker)
 }
 
 fn leases_met(
@@ -605,6 +614,7 @@ mod tests {
                 worker: WorkerId::new("w"),
                 incarnation: coordinator_core::Incarnation(incarnation),
                 session: 1,
+                number: 1,
                 offer: std::sync::Arc::default(),
                 held: vec![LeaseId(7)],
                 draining: false,

@@ -46,6 +46,7 @@ pub(crate) struct Process {
     pub(crate) is_up: bool,
     heard_at: u64,
     pauses: u32,
+    hellos: u64,
     pub(crate) runners: BTreeMap<u64, Runner>,
     unstored: Vec<v1::Report>,
     stores_again: bool,
@@ -375,6 +376,7 @@ impl World<'_> {
             is_up: false,
             heard_at: self.now,
             pauses: 0,
+            hellos: 0,
             runners: BTreeMap::new(),
             unstored: vec![],
             stores_again: false,
@@ -491,6 +493,7 @@ impl World<'_> {
             worker: known.id.clone(),
             incarnation: Incarnation(incarnation),
             session: 0,
+            number: process.hellos + 1,
             offer: Arc::new(crate::plan::offer(known.slots, &known.agents)),
             held: process
                 .machine
@@ -505,6 +508,7 @@ impl World<'_> {
         if let Some(process) = self.process(host) {
             process.conn = Some(conn);
             process.is_up = false;
+            process.hellos += 1;
         }
         let timer = ProcessTimer::NoWelcome(conn);
         self.push(self.now + WELCOME_MS, Ev::Process(host, life, timer));

@@ -83,6 +83,7 @@ impl World<'_> {
                 worker,
                 incarnation: Incarnation(incarnation),
                 session: 0,
+                number: 0,
                 offer: Arc::new(crate::plan::offer(
                     if lies { slots * 7 } else { slots },
                     &agents,

@@ -104,6 +104,8 @@ pub(crate) struct Reference {
     runs: BTreeMap<RunId, Run>,
     leases: BTreeMap<u64, Lease>,
     open: BTreeSet<u64>,
+    /// Leases that asked, by the number of the question.
+    questions: BTreeMap<u64, u64>,
     last_lease: u64,
     seqs: BTreeMap<Option<RunId>, u64>,
     epoch: u64,
@@ -517,12 +519,15 @@ impl Reference {
                 ensure(fair && open, "only people cancel", || format!("{task}"))
             }
             EventKind::TaskParked { lease, .. } => self.parked(asked, lease.0),
-            EventKind::QuestionAsked { lease, .. } => {
+            EventKind::QuestionAsked {
+                lease, question, ..
+            } => {
                 let at = asked.at;
+                self.questions.insert(question.0, lease.0);
                 self.live(lease.0, "it asks")?.asked = Some(at);
                 Ok(())
             }
-            EventKind::QuestionAnswered { .. } => self.unpark(),
+            EventKind::QuestionAnswered { question, .. } => self.answered(question.0),
             EventKind::RunEnded { run, outcome } => self.ended(*run, outcome),
             EventKind::RunReopened { run, .. } => {
                 if let Some(run) = self.runs.get_mut(run) {
@@ -859,19 +864,21 @@ impl Reference {
         Ok(())
     }
 
-    /// The core says which question is answered by its number only; a task that was parked waits again.
-    fn unpark(&mut self) -> Judged {
-        // Settled when its next lease is granted, or when it is compared with the core.
-        Ok(())
-    }
-
-    /// Takes over from the core that a parked task waits again.
-    pub(crate) fn may_wait(&mut self, key: TaskKey) {
-        if let Some(task) = self.task_mut(key)
-            && task.stands == Stands::Parked
-        {
-            task.stands = Stands::Waiting;
+    fn answered(&mut self, question: u64) -> Judged {
+        let lease = self
+            .questions
+            .get(&question)
+            .and_then(|lease| self.leases.get(lease));
+        let Some((run, work)) = lease.map(|lease| (lease.run, lease.work)) else {
+            return Err(("events name what there is", format!("question {question}")));
+        };
+        if let Work::Attempt { task, .. } = work {
+            let task = self.known(TaskKey { run, task })?;
+            if task.stands == Stands::Parked {
+                task.stands = Stands::Waiting;
+            }
         }
+        Ok(())
     }
 
     fn closed(&mut self, asked: &Asked<'_>, id: u64, end: LeaseEnd) -> Judged {

@@ -269,6 +269,7 @@ async fn open(
         worker: session.worker.clone(),
         incarnation: session.incarnation,
         session: session.number,
+        number: hello.number,
         offer: Arc::new(offer),
         held: hello.held_leases.iter().copied().map(LeaseId).collect(),
         draining: hello.draining,

@@ -75,6 +75,7 @@ async fn join(engine: &Handle, session: u64, held: Vec<LeaseId>) -> mpsc::Receiv
         ..Offer::default()
     };
     let hello = Hello {
+        number: 0,
         worker: worker(),
         incarnation: Incarnation(1),
         session,

@@ -140,8 +140,8 @@ impl Link {
     /// Runs until an error that trying again would not cure.
     pub(crate) async fn run(self) -> Error {
         let mut reconnect = Reconnect::new();
-        loop {
-            let (was_up, error) = self.session().await;
+        for number in 1.. {
+            let (was_up, error) = self.session(number).await;
             if was_up {
                 reconnect.succeeded();
                 if self.events.send(LinkEvent::Down).await.is_err() {
@@ -162,11 +162,12 @@ impl Link {
             );
             tokio::time::sleep(pause).await;
         }
+        Error::Abandoned
     }
 
     /// One session, from the connection to its end; tells whether it began.
-    async fn session(&self) -> (bool, Error) {
-        let (mut stream, up, interval, cut) = match self.begin().await {
+    async fn session(&self, number: u64) -> (bool, Error) {
+        let (mut stream, up, interval, cut) = match self.begin(number).await {
             Ok(begun) => begun,
             Err(error) => return (false, error),
         };
@@ -195,6 +196,7 @@ impl Link {
 
     async fn begin(
         &self,
+        number: u64,
     ) -> Result<
         (
             Streaming<CoordinatorMessage>,
@@ -213,7 +215,7 @@ impl Link {
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let (urgent, urgent_waiting) = mpsc::channel(URGENT_WAITING_MAX);
         let (events, events_waiting) = mpsc::channel(EVENTS_WAITING_MAX);
-        send(&urgent, worker_message::Kind::Hello(self.hello()));
+        send(&urgent, worker_message::Kind::Hello(self.hello(number)));
         let outgoing = ordered(urgent_waiting, events_waiting);
         let first = async {
             let response = client.session(outgoing).await.map_err(refused)?;
@@ -265,7 +267,7 @@ impl Link {
         Ok((stream, up, interval, cut))
     }
 
-    fn hello(&self) -> Hello {
+    fn hello(&self, number: u64) -> Hello {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
         Hello {
             version: Some(ProtocolVersion::current(concat!(
@@ -283,6 +285,7 @@ impl Link {
             held_leases: machine.held(),
             draining: machine.is_draining(),
             pool: self.options.pool.clone(),
+            number,
         }
     }
 }
