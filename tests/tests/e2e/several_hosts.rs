@@ -1,5 +1,6 @@
 //! Hosts that share nothing but a network.
 
+use std::ffi::OsString;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -18,6 +19,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
     (
         "a_worker_that_is_cut_off_stops_in_time_and_comes_back_in_vain",
         cut_off,
+    ),
+    (
+        "an_agent_deaf_to_term_is_ended_in_a_container_whose_session_began_outside",
+        container,
     ),
 ];
 
@@ -129,5 +134,28 @@ fn cut_off(programs: &Programs) -> Result<()> {
         deaths::gone_before_deadline(&endless.mark, Instant::now())?;
         deaths::runs_elsewhere(cluster, &endless)?;
         deaths::comes_back_in_vain(cluster, &endless, || hosts.connect(index, Connected::Yes))
+    })
+}
+
+/// In a container that was entered, not started (`docker exec`), the worker's session and process
+/// group are those of a process that is not visible in it: the kernel gives both the number 0.
+fn container(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        let plan = cluster.write_plan(
+            "plan.yaml",
+            "name: deaf\ntasks:\n  - name: deaf\n    timeout: 1s\n    retries: 0\n    \
+             run: trap '' TERM; while :; do sleep 600 & wait; done\n",
+        )?;
+        let words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+        cluster.run_behind(words.into_iter().map(Into::into).collect());
+        let arguments: [OsString; 3] = ["run".into(), plan.into(), "--json".into()];
+        let ended = cluster.ask(arguments)?;
+        let run = ended.last_json()?;
+        ensure!(run["tasks"]["failed"] == 1, "{run}");
+        let name = run["run"].as_str().unwrap_or_default().to_owned();
+        let shown = cluster.ask(["status", &name, "--json"])?.success()?;
+        ensure!(shown.out.contains("\"timed_out\""), "{}", shown.out);
+        ensure!(!shown.out.contains("supervisor"), "{}", shown.out);
+        Ok(())
     })
 }
