@@ -3,11 +3,13 @@
 //! Everything that a test starts is ended when its value is dropped, also when the test fails.
 
 pub mod cluster;
+pub mod disk;
 pub mod files;
 pub mod hosts;
 pub mod process;
 pub mod repository;
 pub mod run;
+pub mod shim;
 pub mod traces;
 pub mod wait;
 
