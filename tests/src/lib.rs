@@ -3,6 +3,7 @@
 //! Everything that a test starts is ended when its value is dropped, also when the test fails.
 
 pub mod cluster;
+pub mod figures;
 pub mod files;
 pub mod hosts;
 pub mod process;
