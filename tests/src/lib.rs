@@ -4,6 +4,7 @@
 
 pub mod cluster;
 pub mod disk;
+pub mod figures;
 pub mod files;
 pub mod hosts;
 pub mod process;
