@@ -8,6 +8,7 @@ mod deaths;
 mod failures;
 mod first;
 mod foreign;
+mod restored;
 mod several_hosts;
 mod straggler;
 
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         foreign::SCENARIOS,
         deaths::SCENARIOS,
         straggler::SCENARIOS,
+        restored::SCENARIOS,
         abuse::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
