@@ -3,12 +3,14 @@
 //! Everything that a test starts is ended when its value is dropped, also when the test fails.
 
 pub mod cluster;
+pub mod disk;
 pub mod files;
 pub mod hosts;
 pub mod process;
 pub mod proxy;
 pub mod repository;
 pub mod run;
+pub mod shim;
 pub mod traces;
 pub mod wait;
 
