@@ -2,7 +2,9 @@
 //!
 //! Everything that a test starts is ended when its value is dropped, also when the test fails.
 
+pub mod clocks;
 pub mod cluster;
+pub mod cutoff;
 pub mod disk;
 pub mod files;
 pub mod hosts;
