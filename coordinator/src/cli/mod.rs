@@ -31,6 +31,7 @@ mod retry;
 mod run;
 mod serve;
 mod show;
+mod sim;
 mod status;
 mod submission;
 mod submit;
@@ -104,6 +105,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Doctor(options) => Box::pin(doctor::doctor(context, options)).await,
         Command::Backup(options) => Box::pin(backup::backup(context, options)).await,
         Command::Restore(options) => Box::pin(restore::restore(context, options)).await,
+        Command::Sim(options) => Box::pin(sim::sim(context, options)).await,
         Command::Config(options) => config::config(context, &options),
         Command::Completions(options) => completions::completions(context, &options),
     }
