@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 /// Bytes of length and checksum before each record.
 const HEADER_BYTES: usize = 8;
 /// Longest record: a report or an event is far below; a longer length is damage.
-pub(crate) const RECORD_BYTES_MAX: usize = 1 << 20;
+pub const RECORD_BYTES_MAX: usize = 1 << 20;
 
 /// An append-only file of records, readable by its owner alone.
 #[derive(Debug)]
-pub(crate) struct FrameFile {
+pub struct FrameFile {
     file: File,
     path: PathBuf,
     pending: Vec<u8>,
@@ -24,7 +24,7 @@ pub(crate) struct FrameFile {
 impl FrameFile {
     /// Opens or creates the file, hands every sound record to `each`, and cuts off what follows
     /// the last sound one.
-    pub(crate) fn open(path: &Path, mut each: impl FnMut(Vec<u8>)) -> Result<Self, Error> {
+    pub fn open(path: &Path, mut each: impl FnMut(Vec<u8>)) -> Result<Self, Error> {
         let file = OpenOptions::new()
             .read(true)
             .append(true)
@@ -50,7 +50,7 @@ impl FrameFile {
     /// Adds a record; it is written by the next [`FrameFile::write`].
     ///
     /// Records above [`RECORD_BYTES_MAX`] are refused, since no reader would take them.
-    pub(crate) fn push(&mut self, record: &[u8]) -> Result<(), Error> {
+    pub fn push(&mut self, record: &[u8]) -> Result<(), Error> {
         if record.len() > RECORD_BYTES_MAX {
             return Err(Error::TooLong {
                 path: self.path.clone(),
@@ -62,7 +62,7 @@ impl FrameFile {
     }
 
     /// Writes what was pushed. After an error it is still pending and the file is as before.
-    pub(crate) fn write(&mut self) -> Result<(), Error> {
+    pub fn write(&mut self) -> Result<(), Error> {
         if let Err(source) = self.file.write_all(&self.pending) {
             // A half-written record would hide everything written after it.
             self.file
@@ -76,21 +76,21 @@ impl FrameFile {
     }
 
     /// Makes what was written stay after a crash of the host.
-    pub(crate) fn sync(&self) -> Result<(), Error> {
+    pub fn sync(&self) -> Result<(), Error> {
         self.file
             .sync_data()
             .map_err(Error::file("sync", &self.path))
     }
 
     /// Bytes in the file.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.bytes
     }
 }
 
 /// Reads records in order; remembers where the next one begins.
 #[derive(Debug)]
-pub(crate) struct FrameReader<R> {
+pub struct FrameReader<R> {
     input: R,
     path: PathBuf,
     offset: u64,
@@ -98,7 +98,7 @@ pub(crate) struct FrameReader<R> {
 
 impl FrameReader<BufReader<File>> {
     /// Reads the file from `offset` on, which must be where a record begins.
-    pub(crate) fn open(path: &Path, offset: u64) -> Result<Self, Error> {
+    pub fn open(path: &Path, offset: u64) -> Result<Self, Error> {
         let mut file = File::open(path).map_err(Error::file("open", path))?;
         file.seek(SeekFrom::Start(offset))
             .map_err(Error::file("read", path))?;
@@ -124,7 +124,7 @@ impl<'a> FrameReader<BufReader<&'a File>> {
 
 impl<R: Read> FrameReader<R> {
     /// Returns the next sound record; `None` at the end or at the first damage.
-    pub(crate) fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
+    pub fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
         let mut header = [0; HEADER_BYTES];
         if !self.fill(&mut header)? {
             return Ok(None);
@@ -143,7 +143,7 @@ impl<R: Read> FrameReader<R> {
     }
 
     /// Where the next record begins.
-    pub(crate) fn offset(&self) -> u64 {
+    pub fn offset(&self) -> u64 {
         self.offset
     }
 
@@ -157,7 +157,7 @@ impl<R: Read> FrameReader<R> {
 }
 
 /// Writes one record in its framed form.
-pub(crate) fn encode(out: &mut Vec<u8>, record: &[u8]) {
+pub fn encode(out: &mut Vec<u8>, record: &[u8]) {
     let length = u32::try_from(record.len()).unwrap_or(u32::MAX);
     out.extend_from_slice(&length.to_le_bytes());
     out.extend_from_slice(&checksum(record));
@@ -198,7 +198,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File {
             doing,
             path: path.to_owned(),
