@@ -58,6 +58,8 @@ pub struct Cluster {
     /// Folders of workers: apart from all that is the coordinator's.
     elsewhere: tempfile::TempDir,
     wrapper: Vec<OsString>,
+    /// Variables of the coordinator alone, not of commands.
+    coordinator_variables: Vec<(OsString, OsString)>,
     port: u16,
     listen: String,
     coordinator: Option<Process>,
@@ -98,6 +100,7 @@ impl Cluster {
             folder,
             elsewhere,
             wrapper: Vec::new(),
+            coordinator_variables: Vec::new(),
             port,
             listen: format!("127.0.0.1:{port}"),
             coordinator: None,
@@ -109,6 +112,24 @@ impl Cluster {
     pub fn run_behind(&mut self, wrapper: Vec<OsString>) {
         self.wrapper = wrapper;
         self.listen = format!("0.0.0.0:{}", self.port);
+    }
+
+    /// Sets variables of the coordinator that are not those of commands.
+    pub fn coordinator_variables(
+        &mut self,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) {
+        self.coordinator_variables.extend(variables);
+    }
+
+    /// Describes `coordinator serve`.
+    #[must_use]
+    pub fn server(&self) -> Program {
+        let mut program = self.call(["serve", "--listen", &self.listen]);
+        program
+            .variables
+            .extend(self.coordinator_variables.iter().cloned());
+        program
     }
 
     /// Gives the executables.
@@ -187,8 +208,7 @@ impl Cluster {
     /// # Errors
     /// It ends, or does not answer in time.
     pub fn serve(&mut self) -> Result<()> {
-        let program = self.call(["serve", "--listen", &self.listen]);
-        let mut process = program.start(&self.logs(), "serve")?;
+        let mut process = self.server().start(&self.logs(), "serve")?;
         wait::until_true("the coordinator answers", SOON, || {
             anyhow::ensure!(process.runs()?, "it ended by itself\n{}", process.errors());
             Ok(self.ask(["status"])?.code() == 0 && self.home().join("address.json").exists())

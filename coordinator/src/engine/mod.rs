@@ -11,6 +11,7 @@ pub mod clock;
 pub mod grant;
 pub mod notice;
 pub mod readers;
+mod rows;
 
 use std::sync::Arc;
 

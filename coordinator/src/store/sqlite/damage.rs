@@ -94,7 +94,7 @@ fn a_main_file_with_a_flipped_byte_gives_what_was_written_or_is_refused() {
         put(&copy, &spoiled, &[]);
         match read_all(&copy) {
             Ok((_, events)) => {
-                let wanted: Vec<_> = (1..=events.len() as u64).map(|seq| event(1, seq)).collect();
+                let wanted: Vec<_> = (1..=60).map(|seq| event(1, seq)).collect();
                 assert_eq!(events, wanted, "flipped at {place}");
                 same += 1;
             }
