@@ -9,7 +9,7 @@ use prost::Message as _;
 use crate::frames::{self, Error, FrameFile};
 
 /// Name of the outbox in a worker's folder.
-pub(crate) const NAME: &str = "outbox.log";
+pub const NAME: &str = "outbox.log";
 /// Size above which acknowledged reports are cleared out; small enough to rewrite in no time.
 const COMPACT_BYTES: u64 = 1 << 20;
 
@@ -21,7 +21,7 @@ const NEXT: u8 = 3;
 ///
 /// Numbers grow over all incarnations of one state folder.
 #[derive(Debug)]
-pub(crate) struct Outbox {
+pub struct Outbox {
     path: PathBuf,
     file: FrameFile,
     pending: BTreeMap<u64, Report>,
@@ -30,7 +30,7 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     /// Opens or creates the outbox of a state folder.
-    pub(crate) fn open(folder: &Path) -> Result<Self, Error> {
+    pub fn open(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(NAME);
         let mut pending = BTreeMap::new();
         let mut next = 1;
@@ -62,18 +62,18 @@ impl Outbox {
     }
 
     /// The number of the next report.
-    pub(crate) fn next_number(&self) -> u64 {
+    pub fn next_number(&self) -> u64 {
         self.next
     }
 
     /// Reports without acknowledgement, oldest first.
-    pub(crate) fn pending(&self) -> impl Iterator<Item = &Report> {
+    pub fn pending(&self) -> impl Iterator<Item = &Report> {
         self.pending.values()
     }
 
     /// Stores reports; after `Ok` they stay even if the host crashes. After an error none counts as
     /// stored, and storing them again is harmless.
-    pub(crate) fn store(&mut self, reports: &[Report]) -> Result<(), Error> {
+    pub fn store(&mut self, reports: &[Report]) -> Result<(), Error> {
         if let Err(error) = self.write_down(reports) {
             // The caller brings them again; a disk that stays full must not make them pile up.
             self.file.forget_pending();
@@ -97,7 +97,7 @@ impl Outbox {
     /// Forgets acknowledged reports.
     ///
     /// Not synced: a report that is said again after a crash is answered as already recorded.
-    pub(crate) fn acknowledged(&mut self, numbers: &[u64]) -> Result<(), Error> {
+    pub fn acknowledged(&mut self, numbers: &[u64]) -> Result<(), Error> {
         for number in numbers {
             if self.pending.remove(number).is_some() {
                 self.file.push(&tagged(ACKED, &number.to_le_bytes()))?;
@@ -124,7 +124,7 @@ impl Outbox {
 }
 
 /// Tells whether a report is the last word about its lease.
-pub(crate) fn is_final(kind: &report::Kind) -> bool {
+pub fn is_final(kind: &report::Kind) -> bool {
     match kind {
         report::Kind::Started(_) => false,
         report::Kind::Succeeded(_)

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use coordinator_core::LeaseId;
 use coordinator_core::event::Work;
-use muster_proto::v1::AgentEvent;
 use muster_proto::v1::agent_event::Kind;
+use muster_proto::v1::{AgentEvent, OutputTruncated};
 
 pub use writer::{Appended, Transcripts};
 
@@ -157,4 +157,14 @@ pub fn leases(root: &Path, run: &str, task: &str, work: Work) -> Result<Vec<Leas
         .collect();
     leases.sort_unstable();
     Ok(leases)
+}
+
+/// Notes that events up to a number are not there; nobody knows how large they were.
+fn missing(number: u64, at_ms: u64) -> AgentEvent {
+    let kind = Some(Kind::OutputTruncated(OutputTruncated { bytes: 0 }));
+    AgentEvent {
+        number,
+        at_ms,
+        kind,
+    }
 }

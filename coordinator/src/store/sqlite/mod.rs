@@ -6,6 +6,8 @@
 //! at a start: that would read all history ever kept, and every body is checked when it is read.
 
 mod copy;
+#[cfg(test)]
+mod damage;
 mod files;
 mod history;
 mod read;
