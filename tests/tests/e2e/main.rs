@@ -4,11 +4,13 @@
 //! name, and never as passed; therefore the harness is libtest-mimic.
 
 mod abuse;
+mod cutoff;
 mod deaths;
 mod disk;
 mod failures;
 mod first;
 mod foreign;
+mod restored;
 mod several_hosts;
 mod straggler;
 
@@ -40,19 +42,29 @@ fn main() -> ExitCode {
         foreign::SCENARIOS,
         deaths::SCENARIOS,
         straggler::SCENARIOS,
+        restored::SCENARIOS,
         abuse::SCENARIOS,
+        cutoff::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()
         .flatten()
         .map(|(name, scenario)| trial(name, *scenario, &programs))
         .collect();
-    let missing = muster_tests::hosts::missing();
-    for (name, scenario) in several_hosts::SCENARIOS {
-        let name = missing
-            .as_ref()
-            .map_or((*name).to_owned(), |why| format!("{name} ({why})"));
-        trials.push(trial(&name, *scenario, &programs).with_ignored_flag(missing.is_some()));
+    let with_needs = [
+        (muster_tests::hosts::missing(), several_hosts::SCENARIOS),
+        (
+            muster_tests::clocks::missing(&programs.source),
+            cutoff::CLOCK_SCENARIOS,
+        ),
+    ];
+    for (missing, scenarios) in with_needs {
+        for (name, scenario) in scenarios {
+            let name = missing
+                .as_ref()
+                .map_or((*name).to_owned(), |why| format!("{name} ({why})"));
+            trials.push(trial(&name, *scenario, &programs).with_ignored_flag(missing.is_some()));
+        }
     }
     for (name, missing, scenario) in disk::scenarios(&programs) {
         let name = missing
