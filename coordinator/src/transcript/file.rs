@@ -30,6 +30,12 @@ pub(super) struct Transcript {
     pub(super) last: u64,
     pub(super) bytes: u64,
     pub(super) truncated: bool,
+    /// What was so at the last sync.
+    synced: (u64, u64, bool),
+    /// The file holds more than that, which was taken back.
+    ragged: bool,
+    #[cfg(test)]
+    pub(super) refused_syncs: u32,
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
@@ -72,11 +78,43 @@ impl Transcript {
             last: position.number,
             bytes: position.offset,
             truncated: false,
+            synced: (position.number, position.offset, false),
+            ragged: false,
+            #[cfg(test)]
+            refused_syncs: 0,
         })
+    }
+
+    /// Takes back what was not synced. After a refused sync nobody knows what reached the disk, and
+    /// a later one that succeeds proves nothing: it has to be written anew.
+    pub(super) fn take_back(&mut self, path: &Path) {
+        (self.last, self.bytes, self.truncated) = self.synced;
+        self.ragged = true;
+        self.trim_if_possible(path);
+    }
+
+    fn trim_if_possible(&mut self, path: &Path) {
+        if let Err(error) = self.trim(path) {
+            tracing::warn!(error = %error, "cannot cut a transcript yet; it is cut before the next write");
+        }
+    }
+
+    fn trim(&mut self, path: &Path) -> Result<(), Error> {
+        if self.ragged {
+            self.file.set_len(self.bytes).map_err(io("cut", path))?;
+            self.ragged = false;
+        }
+        Ok(())
+    }
+
+    /// Tells whether the file alone says what is in this transcript.
+    pub(super) fn is_tidy(&self) -> bool {
+        !self.ragged
     }
 
     /// Appends an event; one too large for any reader leaves a note of its size instead.
     pub(super) fn append(&mut self, path: &Path, event: &AgentEvent) -> Result<(), Error> {
+        self.trim(path)?;
         let mut body = event.encode_to_vec();
         if body.len() > EVENT_BYTES_MAX - HEADER {
             let bytes = body.len() as u64;
@@ -91,16 +129,26 @@ impl Transcript {
         record.extend_from_slice(&length.to_le_bytes());
         record.extend_from_slice(&checksum(&body));
         record.extend_from_slice(&body);
-        self.file
-            .write_all(&record)
-            .map_err(io("append to", path))?;
+        if let Err(error) = self.file.write_all(&record) {
+            // Half a record would hide those behind it.
+            self.ragged = true;
+            self.trim_if_possible(path);
+            return Err(io("append to", path)(error));
+        }
         self.bytes += record.len() as u64;
         self.last = event.number;
         Ok(())
     }
 
-    pub(super) fn sync(&self, path: &Path) -> Result<(), Error> {
-        self.file.sync_data().map_err(io("sync", path))
+    pub(super) fn sync(&mut self, path: &Path) -> Result<(), Error> {
+        #[cfg(test)]
+        if self.refused_syncs > 0 {
+            self.refused_syncs -= 1;
+            return Err(io("sync", path)(std::io::Error::other("as a test asked")));
+        }
+        self.file.sync_data().map_err(io("sync", path))?;
+        self.synced = (self.last, self.bytes, self.truncated);
+        Ok(())
     }
 }
 
@@ -377,6 +425,25 @@ mod tests {
     /// deleted, and what is appended next is read.
     #[test]
     fn a_flipped_byte_anywhere_costs_no_more_than_what_it_hit() {
+    fn what_a_refused_sync_was_for_is_not_believed_and_is_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.events");
+        let mut transcript = Transcript::open(&path).unwrap();
+        transcript.append(&path, &event(1)).unwrap();
+        transcript.sync(&path).unwrap();
+        transcript.append(&path, &event(2)).unwrap();
+        transcript.refused_syncs = 1;
+        transcript.sync(&path).unwrap_err();
+        transcript.take_back(&path);
+        assert_eq!(transcript.last, 1);
+        assert_eq!(Transcript::open(&path).unwrap().last, 1);
+        transcript.append(&path, &event(2)).unwrap();
+        transcript.sync(&path).unwrap();
+        assert_eq!(read(&path, 0, usize::MAX).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_flipped_bit_ends_the_transcript_there() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.events");
         let whole = written(&path, 4);

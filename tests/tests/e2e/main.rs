@@ -6,6 +6,7 @@
 mod abuse;
 mod cutoff;
 mod deaths;
+mod disk;
 mod failures;
 mod first;
 mod foreign;
@@ -64,6 +65,12 @@ fn main() -> ExitCode {
                 .map_or((*name).to_owned(), |why| format!("{name} ({why})"));
             trials.push(trial(&name, *scenario, &programs).with_ignored_flag(missing.is_some()));
         }
+    }
+    for (name, missing, scenario) in disk::scenarios(&programs) {
+        let name = missing
+            .as_ref()
+            .map_or(name.to_owned(), |why| format!("{name} ({why})"));
+        trials.push(trial(&name, scenario, &programs).with_ignored_flag(missing.is_some()));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -115,7 +115,28 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
     }
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     check_format(path, &connection)?;
+    settle_log(&connection)?;
     Ok(connection)
+}
+
+/// Moves what an earlier start left in the log into the file.
+///
+/// When a sync was refused, that start ended, and the system may show frames that never reached the
+/// disk and that no later sync of the log would write. What is copied into the file is written
+/// anew, so that what is believed from here on is there.
+fn settle_log(connection: &Connection) -> Result<(), Error> {
+    let doing = "move the journal's log into its file";
+    let (frames, moved) = connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+            Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+        })
+        .map_err(database(doing))?;
+    if moved == frames {
+        return Ok(());
+    }
+    // Another process reads it.
+    let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+    Err(database(doing)(rusqlite::Error::SqliteFailure(busy, None)))
 }
 
 /// Opens a connection that can only read.
