@@ -9,6 +9,7 @@ mod document;
 mod failure;
 mod frames;
 mod identity;
+pub mod inspect;
 mod options;
 mod outbox;
 mod session;

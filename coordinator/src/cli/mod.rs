@@ -4,6 +4,7 @@
 //! process. Data goes to standard output, talk to standard error.
 
 mod arguments;
+mod audit;
 mod cancel;
 #[cfg(test)]
 mod canned;
@@ -99,6 +100,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Fetch(options) => Box::pin(fetch::fetch(context, options)).await,
         Command::Land(options) => Box::pin(land::land(context, options)).await,
         Command::Plan(options) => plan::plan(context, options),
+        Command::Audit(options) => Box::pin(audit::audit(context, options)).await,
         Command::Doctor(options) => Box::pin(doctor::doctor(context, options)).await,
         Command::Config(options) => config::config(context, &options),
         Command::Completions(options) => completions::completions(context, &options),

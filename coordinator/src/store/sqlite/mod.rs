@@ -7,6 +7,7 @@
 
 mod files;
 mod history;
+pub mod inspect;
 mod read;
 mod schema;
 #[cfg(test)]

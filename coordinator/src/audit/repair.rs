@@ -1,0 +1,1 @@
+//! Mends what an audit has found and can be mended.
