@@ -405,6 +405,8 @@ pub struct Finding {
     pub place: Box<Place>,
     pub what: String,
     pub repair: Option<Repair>,
+    /// What to do about it here, where that is not what the kind of finding says.
+    next: Option<&'static str>,
 }
 
 impl Finding {
@@ -416,7 +418,15 @@ impl Finding {
             place: Box::new(place),
             what: what.to_string(),
             repair: None,
+            next: None,
         }
+    }
+
+    /// Says what to do about it here.
+    #[must_use]
+    pub fn advising(mut self, next: &'static str) -> Self {
+        self.next = Some(next);
+        self
     }
 
     /// Says how it is mended.
@@ -431,7 +441,7 @@ impl Finding {
     pub fn advice(&self) -> &'static str {
         match self.repair {
             Some(_) => "`coordinator doctor --repair` mends it",
-            None => self.code.advice(),
+            None => self.next.unwrap_or_else(|| self.code.advice()),
         }
     }
 

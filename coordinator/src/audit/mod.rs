@@ -4,7 +4,7 @@
 //! says is then compared with hosted repositories (`refs`), transcripts (`transcripts`) and
 //! workers' disks (`workers`). Each check finds what it can though others have failed.
 //!
-//! Beside a coordinator that runs, the world goes on while it is looked at: a ref may be newer than
+//! Beside a coordinator or a worker that runs, the world goes on while it is looked at: a ref may be newer than
 //! the journal that was read. What is really wrong stays wrong, so findings count only when several
 //! looks, each from scratch and some time after the one before, have found the same.
 
@@ -49,7 +49,7 @@ pub struct Options {
 /// Checks a home and workers' folders.
 pub async fn audit(git: &Git, options: &Options) -> Report {
     let mut report = look(git, options).await;
-    if options.beside == Beside::Coordinator {
+    if options.beside == Beside::Coordinator || report.counts.running_workers > 0 {
         for _ in 1..LOOKS {
             if report
                 .findings

@@ -30,6 +30,7 @@ pub struct Counts {
     pub agent_events: u64,
     pub transcript_bytes: u64,
     pub workers: u64,
+    pub running_workers: u64,
     /// Folders of leases on workers' disks.
     pub worker_leases: u64,
     pub worker_reports: u64,

@@ -42,6 +42,7 @@ pub(super) async fn check(
         match inspect::look(&folder) {
             Ok(worker) => {
                 report.counts.workers += 1;
+                report.counts.running_workers += u64::from(worker.is_running);
                 let check = Check {
                     worker: &worker,
                     facts,
@@ -147,7 +148,10 @@ impl Check<'_> {
             let what = format!(
                 "{count} reports wait for an acknowledgement, and the journal has closed the lease"
             );
-            report.find(Finding::new(Code::ReportLeft, self.place_of(lease), what));
+            self.left(
+                Finding::new(Code::ReportLeft, self.place_of(lease), what),
+                report,
+            );
         }
         for lease in &worker.leases {
             report.counts.worker_leases += 1;
@@ -222,18 +226,23 @@ impl Check<'_> {
             }
         }
         if self.is_closed(number) {
-            let what = match (lease.holds_edits, self.worker.is_running) {
-                (true, false) => {
-                    "the lease is closed, its worker does not run, and there may be edits in it that are nowhere else"
-                }
-                (true, true) => {
-                    "the lease is closed, and there may be edits in it that are nowhere else"
-                }
-                (false, false) => "the lease is closed, and its worker does not run",
-                (false, true) => "the lease is closed",
+            let what = match lease.holds_edits {
+                true => "the lease is closed, and edits may be in it that are nowhere else",
+                false => "the lease is closed",
             };
-            report.find(Finding::new(Code::LeaseLeft, place(), what));
+            self.left(Finding::new(Code::LeaseLeft, place(), what), report);
         }
+    }
+
+    /// Adds what a worker leaves, with what settles it.
+    fn left(&self, finding: Finding, report: &mut Report) {
+        report.find(match self.worker.is_running {
+            true => finding.advising(
+                "its worker runs, and settles it when it reaches the coordinator: start that, \
+                 or see the worker's log",
+            ),
+            false => finding,
+        });
     }
 
     fn compare(&self, grant: &Grant, lease: &Lease, report: &mut Report) {

@@ -607,8 +607,16 @@ pub(crate) struct Audit {
 /// Check that this machine is ready, and say what to do where it is not
 ///
 /// The exit code is 1 if a check fails; warnings do not count.
+///
+/// With `--repair` it mends what `coordinator audit` has found in the home and can be mended, and
+/// says each thing that it did. No coordinator may run on the home. Nothing is deleted: what is in
+/// the way moves to `repaired/` in the home, and commits that lose their ref get one under
+/// `refs/muster/lost/`.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
+    /// Mend the state of the home
+    #[arg(long)]
+    pub(crate) repair: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

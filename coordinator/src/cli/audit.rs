@@ -194,6 +194,7 @@ pub(super) fn counted(counts: &Counts) -> String {
         agent_events,
         transcript_bytes,
         workers,
+        running_workers,
         worker_leases,
         worker_reports,
         caches,
@@ -204,6 +205,6 @@ pub(super) fn counted(counts: &Counts) -> String {
          \x20        runs          {runs} ({live_runs} live), {tasks} tasks, {documents} documents, {leases} leases ({open_leases} open)\n\
          \x20        repositories  {repositories} with {refs} refs, {commits} commits that count\n\
          \x20        transcripts   {transcripts} with {agent_events} events, {transcript_bytes} bytes\n\
-         \x20        workers       {workers} with {worker_leases} leases, {worker_reports} unsaid reports, {caches} caches"
+         \x20        workers       {workers} ({running_workers} running) with {worker_leases} leases, {worker_reports} unsaid reports, {caches} caches"
     )
 }

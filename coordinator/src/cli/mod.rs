@@ -26,6 +26,7 @@ mod land;
 mod logging;
 mod logs;
 mod plan;
+mod repair;
 mod retry;
 mod run;
 mod serve;

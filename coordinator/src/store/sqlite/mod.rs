@@ -8,6 +8,7 @@
 mod files;
 mod history;
 pub mod inspect;
+mod mend;
 mod read;
 mod schema;
 #[cfg(test)]
