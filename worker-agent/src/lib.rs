@@ -10,6 +10,7 @@ mod document;
 mod failure;
 pub mod frames;
 mod identity;
+pub mod inspect;
 mod options;
 pub mod outbox;
 pub mod session;

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod backup;
+mod audit;
 mod cancel;
 #[cfg(test)]
 mod canned;
@@ -27,6 +28,7 @@ mod logging;
 mod logs;
 mod plan;
 mod restore;
+mod repair;
 mod retry;
 mod run;
 mod serve;
@@ -102,6 +104,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Fetch(options) => Box::pin(fetch::fetch(context, options)).await,
         Command::Land(options) => Box::pin(land::land(context, options)).await,
         Command::Plan(options) => plan::plan(context, options),
+        Command::Audit(options) => Box::pin(audit::audit(context, options)).await,
         Command::Doctor(options) => Box::pin(doctor::doctor(context, options)).await,
         Command::Backup(options) => Box::pin(backup::backup(context, options)).await,
         Command::Restore(options) => Box::pin(restore::restore(context, options)).await,

@@ -10,12 +10,12 @@ use muster_proto::v1::{AgentEvent, OutputTruncated};
 use prost::Message as _;
 use tracing::warn;
 
-use super::{Error, Position};
+use super::{Error, Position, mend};
 
 /// Length (4 bytes) and checksum (4 bytes) before each event.
-const HEADER: usize = 8;
+pub(super) const HEADER: usize = 8;
 /// An event's bytes; a longer length is damage.
-const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(super) const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What one read takes from the file.
 const CHUNK: usize = 256 * 1024;
 
@@ -38,7 +38,7 @@ pub(super) struct Transcript {
     pub(super) refused_syncs: u32,
 }
 
-fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io {
         action,
@@ -52,12 +52,20 @@ impl Transcript {
     ///
     /// Other damage is a disk's: the file is set aside as it is, under the same name with
     /// `.damaged-<n>` behind it, and goes on with what is sound before the damage.
+    /// Opens or makes a transcript. A torn end is cut off; one that is damaged before its end is set
+    /// aside whole, and its sound records stay.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(io("make", folder))?;
         }
-        let mut position = Position::default();
-        while !read_on(path, &mut position, CHUNK)?.is_empty() {}
+        let mut position = end(path)?;
+        let is_longer = |found: std::fs::Metadata| found.len() > position.offset;
+        if std::fs::metadata(path).is_ok_and(is_longer) && mend::look(path)?.is_damaged() {
+            let aside = mend::beside(path);
+            tracing::error!(path = %path.display(), aside = %aside.display(), "a transcript is damaged; it is set aside and its sound events stay");
+            mend::mend(path, &aside)?;
+            position = end(path)?;
+        }
         let file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -135,6 +143,10 @@ impl Transcript {
             self.trim_if_possible(path);
             return Err(io("append to", path)(error));
         }
+        encode(&mut record, &body);
+        self.file
+            .write_all(&record)
+            .map_err(io("append to", path))?;
         self.bytes += record.len() as u64;
         self.last = event.number;
         Ok(())
@@ -271,12 +283,25 @@ fn behind_damage(file: &File, position: &Position) -> std::io::Result<Option<(Ag
         }
         Found::Sound(..) | Found::Damaged(_) | Found::Nothing => None,
     })
+/// Writes one record in its form.
+pub(super) fn encode(out: &mut Vec<u8>, body: &[u8]) {
+    let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(&checksum(body));
+    out.extend_from_slice(body);
 }
 
 fn checksum(body: &[u8]) -> [u8; 4] {
     let hash = blake3::hash(body);
     let [a, b, c, d, ..] = *hash.as_bytes();
     [a, b, c, d]
+}
+
+/// Finds where the sound beginning of a transcript ends.
+fn end(path: &Path) -> Result<Position, Error> {
+    let mut position = Position::default();
+    while !read_on(path, &mut position, CHUNK)?.is_empty() {}
+    Ok(position)
 }
 
 pub(super) fn read(path: &Path, after: u64, bytes: usize) -> Result<Vec<AgentEvent>, Error> {
@@ -354,13 +379,13 @@ fn read_up_to(file: &mut File, buffer: &mut Vec<u8>, bytes: usize) -> std::io::R
     file.take(bytes as u64).read_to_end(buffer).map(|_| ())
 }
 
-fn record_length(bytes: &[u8]) -> Option<usize> {
+pub(super) fn record_length(bytes: &[u8]) -> Option<usize> {
     let length: [u8; 4] = bytes.get(..4)?.try_into().ok()?;
     usize::try_from(u32::from_le_bytes(length)).ok()
 }
 
 /// Parses one whole record; `None` when it is torn or damaged.
-fn parse(bytes: &[u8]) -> Option<(AgentEvent, usize)> {
+pub(super) fn parse(bytes: &[u8]) -> Option<(AgentEvent, usize)> {
     let length = record_length(bytes)?;
     let body = bytes.get(HEADER..HEADER.checked_add(length)?)?;
     if bytes.get(4..HEADER)? != checksum(body) {

@@ -10,6 +10,8 @@ mod copy;
 mod damage;
 mod files;
 mod history;
+pub mod inspect;
+mod mend;
 mod read;
 mod schema;
 #[cfg(test)]
