@@ -51,6 +51,11 @@ pub(super) const MESSAGES_PER_SECOND: u32 = 1_000;
 /// Messages that a session takes at once before it is slowed down.
 pub(super) const MESSAGES_BURST: u32 = 10_000;
 
+/// Hellos a second of one join token in the long run: each new incarnation is journaled.
+pub(super) const HELLOS_PER_SECOND: u32 = 100;
+/// Hellos of one join token at once: all workers of a site come back together after a restart.
+pub(super) const HELLOS_BURST: u32 = 20_000;
+
 /// Plans that are read at once: the largest take some hundred megabytes while they are checked.
 pub(super) const PLANS_AT_ONCE: usize = 2;
 /// Plans that wait for their turn; further ones are refused.

@@ -14,6 +14,8 @@ pub mod grants;
 mod limits;
 mod log;
 pub mod operator_service;
+mod outbound;
+mod places;
 pub mod runs;
 mod server;
 pub mod status;
