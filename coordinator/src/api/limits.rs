@@ -60,7 +60,9 @@ pub(super) const HELLOS_BURST: u32 = 20_000;
 pub(super) const PLANS_AT_ONCE: usize = 2;
 /// Plans that wait for their turn; further ones are refused.
 pub(super) const PLANS_WAITING: usize = 64;
-/// Bytes of a request other than a plan.
-pub(super) const REQUEST_BYTES: usize = 256 * 1024;
+/// From a plan's turn to its answer: 64 MiB at 10 Mbit/s, and the seconds that checking it takes.
+pub(super) const PLAN_TIME: Duration = Duration::from_secs(120);
+/// Bytes of an operator's request other than a plan.
+pub(crate) const REQUEST_BYTES: usize = 256 * 1024;
 /// Tasks that one answer describes; the next page has the others.
 pub(super) const TASKS_PER_PAGE: usize = 10_000;
