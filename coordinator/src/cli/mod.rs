@@ -70,6 +70,9 @@ pub fn main() -> ExitCode {
     let ended = Context::new(&arguments.global, output).and_then(|context| {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
+            // The engine's answers come from its own thread. By default a busy runtime takes only
+            // every 61st of its steps from outside, so thousands of watchers would hold up grants.
+            .global_queue_interval(3)
             .build()
             .map_err(|error| CliError::internal(error).while_doing("start the runtime"))?;
         let ended = runtime.block_on(dispatch(&context, arguments.command));
