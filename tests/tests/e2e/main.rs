@@ -11,6 +11,7 @@ mod first;
 mod foreign;
 mod several_hosts;
 mod straggler;
+mod wire;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         straggler::SCENARIOS,
         abuse::SCENARIOS,
         cutoff::SCENARIOS,
+        wire::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()
@@ -82,4 +84,13 @@ fn with_cluster(
 ) -> Result<()> {
     let mut cluster = Cluster::new(programs, options)?;
     test(&mut cluster).map_err(|error| anyhow::anyhow!("{error:#}\n{}", cluster.story()))
+}
+
+/// Shows a figure that is of interest also when all is well.
+#[expect(
+    clippy::print_stderr,
+    reason = "what a test measured is its result as much as its verdict"
+)]
+fn say(line: &str) {
+    eprintln!("{line}");
 }
