@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod files;
 pub mod hosts;
 pub mod process;
+pub mod proxy;
 pub mod repository;
 pub mod run;
 pub mod traces;
