@@ -111,6 +111,18 @@ impl Cluster {
         self.listen = format!("0.0.0.0:{}", self.port);
     }
 
+    /// Leaves all folders where they are when it is dropped; they are the caller's to remove.
+    pub fn keep(&mut self) {
+        self.folder.disable_cleanup(true);
+        self.elsewhere.disable_cleanup(true);
+    }
+
+    /// Gives the folders in which everything of it lies.
+    #[must_use]
+    pub fn folders(&self) -> [&Path; 2] {
+        [self.folder.path(), self.elsewhere.path()]
+    }
+
     /// Gives the executables.
     #[must_use]
     pub fn programs(&self) -> &Programs {
@@ -182,13 +194,18 @@ impl Cluster {
         self.call(arguments).run(&self.logs(), LONG)
     }
 
+    /// Describes `coordinator serve` on this home.
+    #[must_use]
+    pub fn serving(&self) -> Program {
+        self.call(["serve", "--listen", &self.listen])
+    }
+
     /// Starts `coordinator serve` and waits until it answers.
     ///
     /// # Errors
     /// It ends, or does not answer in time.
     pub fn serve(&mut self) -> Result<()> {
-        let program = self.call(["serve", "--listen", &self.listen]);
-        let mut process = program.start(&self.logs(), "serve")?;
+        let mut process = self.serving().start(&self.logs(), "serve")?;
         wait::until_true("the coordinator answers", SOON, || {
             anyhow::ensure!(process.runs()?, "it ended by itself\n{}", process.errors());
             Ok(self.ask(["status"])?.code() == 0 && self.home().join("address.json").exists())

@@ -349,7 +349,8 @@ impl<'a> Director<'a> {
     fn keep(&self, now: Instant) {
         let mut parts = self.world.parts();
         let parts = &mut *parts;
-        keep_part(self.world, &mut parts.coordinator, true, now);
+        let wanted = parts.coordinator_wanted;
+        keep_part(self.world, &mut parts.coordinator, wanted, now);
         for worker in &mut parts.workers {
             keep_part(self.world, &mut worker.part, worker.wanted, now);
         }

@@ -86,6 +86,8 @@ pub(crate) struct Worker {
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) coordinator: Part,
+    /// It is to run; false once the soak is done with it.
+    pub(crate) coordinator_wanted: bool,
     pub(crate) workers: Vec<Worker>,
 }
 
