@@ -59,7 +59,7 @@ struct Arguments {
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..100))]
     workers: u64,
     /// Runs that are under way at once
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..1_000))]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..1_000))]
     runs: u64,
     /// Keep the folder also when nothing has failed
     #[arg(long)]

@@ -133,6 +133,9 @@ fn recoveries(world: &World, figures: &Figures) -> Vec<u64> {
     grants.sort_unstable();
     let known = world.known();
     let next = |death: &crate::world::Death| {
+        if death.started == 0 {
+            return None;
+        }
         let first = grants.partition_point(|grant| *grant < death.started);
         Some(grants.get(first)?.saturating_sub(death.died))
     };

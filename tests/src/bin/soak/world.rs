@@ -105,6 +105,7 @@ pub(crate) type AttemptName = (String, String, String);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Death {
     pub(crate) died: u64,
+    /// 0 while there is none.
     pub(crate) started: u64,
 }
 
