@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::api::feed::Feeds;
 use crate::api::grants::Grants;
 use crate::api::operator_service::{About, Operators};
 use crate::api::runs::Runs;
@@ -133,6 +134,8 @@ impl App {
         let auth = Authenticator::open(home.path()).map_err(|error| Error::Auth(error.into()))?;
         let store = SqliteStore::open(&home.path().join(JOURNAL))?;
         let readers = Readers::open(&store)?;
+        // Of their own, so that no number of viewers keeps grants and pushes waiting.
+        let (fleet_readers, feed_readers) = (Readers::open(&store)?, Readers::open(&store)?);
         let tls = server_config(auth.clone()).map_err(|error| Error::Auth(error.into()))?;
         // Before anything is journaled: an address that is taken must leave no trace.
         let server = Server::bind(api::Options::new(options.listen), tls)?;
@@ -155,7 +158,7 @@ impl App {
         let projection = Projection::new(engine.clone(), repositories.clone());
         let fence = Arc::new(EngineFence::new(
             engine.clone(),
-            readers.clone(),
+            fleet_readers.clone(),
             projection.clone(),
         ));
         let git_options = host::Options {
@@ -172,10 +175,11 @@ impl App {
         ));
         tasks.spawn(projection.run(ending.clone()));
 
-        let runs = Runs::new(engine.clone(), readers.clone(), transcripts.clone());
+        let feeds = Feeds::new(engine.clone(), feed_readers);
+        let runs = Runs::new(engine.clone(), readers.clone(), transcripts.clone(), feeds);
         let submissions = Submissions::new(
             engine.clone(),
-            readers.clone(),
+            readers,
             repositories.clone(),
             Arc::new(options.agents.clone()),
         );
@@ -197,7 +201,7 @@ impl App {
             shutdown.clone(),
             ending.clone(),
         );
-        let grants = Grants::new(engine.clone(), readers, auth.clone());
+        let grants = Grants::new(engine.clone(), fleet_readers, auth.clone());
         let terms = Terms {
             epoch,
             heartbeat_interval: options.heartbeat_interval,

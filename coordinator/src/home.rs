@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+/// File in a home that its coordinator holds a lock on.
+pub(crate) const LOCK: &str = "coordinator.lock";
+
 /// A home that this process owns, until it is dropped.
 #[derive(Debug)]
 pub struct Home {
@@ -59,7 +62,7 @@ impl Home {
             let private = std::fs::Permissions::from_mode(0o700);
             std::fs::set_permissions(&path, private).map_err(io("make the home private"))?;
         }
-        let lock_path = path.join("coordinator.lock");
+        let lock_path = path.join(LOCK);
         let lock_io = |action| {
             let path = lock_path.clone();
             move |source| Error::Io {

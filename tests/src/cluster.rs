@@ -58,6 +58,8 @@ pub struct Cluster {
     /// Folders of workers: apart from all that is the coordinator's.
     elsewhere: tempfile::TempDir,
     wrapper: Vec<OsString>,
+    /// Variables of the coordinator alone, not of commands.
+    coordinator_variables: Vec<(OsString, OsString)>,
     port: u16,
     listen: String,
     coordinator: Option<Process>,
@@ -98,6 +100,7 @@ impl Cluster {
             folder,
             elsewhere,
             wrapper: Vec::new(),
+            coordinator_variables: Vec::new(),
             port,
             listen: format!("127.0.0.1:{port}"),
             coordinator: None,
@@ -121,6 +124,24 @@ impl Cluster {
     #[must_use]
     pub fn folders(&self) -> [&Path; 2] {
         [self.folder.path(), self.elsewhere.path()]
+    }
+
+    /// Sets variables of the coordinator that are not those of commands.
+    pub fn coordinator_variables(
+        &mut self,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) {
+        self.coordinator_variables.extend(variables);
+    }
+
+    /// Describes `coordinator serve`.
+    #[must_use]
+    pub fn server(&self) -> Program {
+        let mut program = self.call(["serve", "--listen", &self.listen]);
+        program
+            .variables
+            .extend(self.coordinator_variables.iter().cloned());
+        program
     }
 
     /// Gives the executables.
@@ -194,18 +215,12 @@ impl Cluster {
         self.call(arguments).run(&self.logs(), LONG)
     }
 
-    /// Describes `coordinator serve` on this home.
-    #[must_use]
-    pub fn serving(&self) -> Program {
-        self.call(["serve", "--listen", &self.listen])
-    }
-
     /// Starts `coordinator serve` and waits until it answers.
     ///
     /// # Errors
     /// It ends, or does not answer in time.
     pub fn serve(&mut self) -> Result<()> {
-        let mut process = self.serving().start(&self.logs(), "serve")?;
+        let mut process = self.server().start(&self.logs(), "serve")?;
         wait::until_true("the coordinator answers", SOON, || {
             anyhow::ensure!(process.runs()?, "it ended by itself\n{}", process.errors());
             Ok(self.ask(["status"])?.code() == 0 && self.home().join("address.json").exists())

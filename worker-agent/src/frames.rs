@@ -13,12 +13,46 @@ const HEADER_BYTES: usize = 8;
 pub(crate) const RECORD_BYTES_MAX: usize = 1 << 20;
 
 /// An append-only file of records, readable by its owner alone.
+///
+/// A disk that refused a sync may have thrown away what was to be written and take the next sync
+/// all the same, as PostgreSQL found in 2018. So after a refused sync what it was for is cut off,
+/// and written and synced once more.
 #[derive(Debug)]
 pub(crate) struct FrameFile {
     file: File,
     path: PathBuf,
+    /// Pushed, not written.
     pending: Vec<u8>,
+    /// Written, not synced.
+    unsynced: Vec<u8>,
+    /// End of the last record that was written.
     bytes: u64,
+    /// Something lies behind that end which must go before anything is written.
+    ragged: bool,
+    #[cfg(test)]
+    pub(crate) faults: Faults,
+}
+
+/// How many calls a test lets fail.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    pub(crate) writes: u32,
+    pub(crate) cuts: u32,
+    pub(crate) syncs: u32,
+}
+
+#[cfg(test)]
+impl Faults {
+    fn hit(left: &mut u32) -> io::Result<()> {
+        match left.checked_sub(1) {
+            Some(fewer) => {
+                *left = fewer;
+                Err(io::Error::from(io::ErrorKind::StorageFull))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 impl FrameFile {
@@ -43,7 +77,11 @@ impl FrameFile {
             file,
             path: path.to_owned(),
             pending: Vec::new(),
+            unsynced: Vec::new(),
             bytes,
+            ragged: false,
+            #[cfg(test)]
+            faults: Faults::default(),
         })
     }
 
@@ -61,25 +99,84 @@ impl FrameFile {
         Ok(())
     }
 
-    /// Writes what was pushed. After an error it is still pending and the file is as before.
+    /// Writes what was pushed. After an error it is still pending, and of it nothing is in the
+    /// file by the next write.
     pub(crate) fn write(&mut self) -> Result<(), Error> {
-        if let Err(source) = self.file.write_all(&self.pending) {
+        self.trim()?;
+        if let Err(source) = self.write_pending() {
             // A half-written record would hide everything written after it.
-            self.file
-                .set_len(self.bytes)
-                .map_err(Error::file("cut", &self.path))?;
-            return Err(Error::file("write", &self.path)(source));
+            self.ragged = true;
+            let error = Error::file("write", &self.path)(source);
+            self.trim_if_possible();
+            return Err(error);
         }
         self.bytes += self.pending.len() as u64;
-        self.pending.clear();
+        self.unsynced.append(&mut self.pending);
         Ok(())
     }
 
-    /// Makes what was written stay after a crash of the host.
-    pub(crate) fn sync(&self) -> Result<(), Error> {
-        self.file
-            .sync_data()
-            .map_err(Error::file("sync", &self.path))
+    /// Makes what was written stay after a crash of the host. After an error what was written
+    /// since the last sync is pending again.
+    pub(crate) fn sync(&mut self) -> Result<(), Error> {
+        if let Err(source) = self.sync_file() {
+            self.bytes -= self.unsynced.len() as u64;
+            self.unsynced.append(&mut self.pending);
+            std::mem::swap(&mut self.pending, &mut self.unsynced);
+            self.ragged = true;
+            let error = Error::file("sync", &self.path)(source);
+            self.trim_if_possible();
+            return Err(error);
+        }
+        self.unsynced.clear();
+        Ok(())
+    }
+
+    /// Forgets what is pending.
+    pub(crate) fn forget_pending(&mut self) {
+        self.pending.clear();
+    }
+
+    /// Cuts off what must not be there.
+    fn trim(&mut self) -> Result<(), Error> {
+        if self.ragged {
+            self.cut().map_err(Error::file("cut", &self.path))?;
+            self.ragged = false;
+        }
+        Ok(())
+    }
+
+    /// As [`FrameFile::trim`], at once: whoever opens the file after a crash should not find it.
+    fn trim_if_possible(&mut self) {
+        if let Err(error) = self.trim() {
+            let error = crate::failure::chain(&error);
+            tracing::warn!(
+                error,
+                "cannot cut a file yet; it is cut before the next write"
+            );
+        }
+    }
+
+    fn write_pending(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        if let Err(error) = Faults::hit(&mut self.faults.writes) {
+            // As a disk does that becomes full.
+            let half = self.pending.len() / 2;
+            self.file.write_all(&self.pending[..half])?;
+            return Err(error);
+        }
+        self.file.write_all(&self.pending)
+    }
+
+    fn cut(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        Faults::hit(&mut self.faults.cuts)?;
+        self.file.set_len(self.bytes)
+    }
+
+    fn sync_file(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        Faults::hit(&mut self.faults.syncs)?;
+        self.file.sync_data()
     }
 
     /// Bytes in the file.
@@ -255,5 +352,40 @@ mod tests {
         *whole.last_mut().unwrap() ^= 1;
         std::fs::write(&path, &whole).unwrap();
         assert_eq!(load(&path), vec![b"kept".to_vec()]);
+    }
+
+    #[test]
+    fn what_a_refused_sync_was_for_is_written_once_more_and_not_believed_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut file = FrameFile::open(&path, |_| ()).unwrap();
+        file.push(b"kept").unwrap();
+        file.write().unwrap();
+        file.sync().unwrap();
+        file.push(b"doubtful").unwrap();
+        file.write().unwrap();
+        file.push(b"later").unwrap();
+        file.faults.syncs = 1;
+        file.sync().unwrap_err();
+        assert_eq!(load(&path), [b"kept".to_vec()]);
+        // A sync without a write would prove nothing.
+        file.write().unwrap();
+        file.sync().unwrap();
+        let all = [b"kept".to_vec(), b"doubtful".to_vec(), b"later".to_vec()];
+        assert_eq!(load(&path), all);
+    }
+
+    #[test]
+    fn half_a_record_that_could_not_be_cut_off_hides_none_behind_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut file = FrameFile::open(&path, |_| ()).unwrap();
+        file.push(b"first").unwrap();
+        (file.faults.writes, file.faults.cuts) = (1, 2);
+        file.write().unwrap_err();
+        file.write().unwrap_err();
+        file.write().unwrap();
+        file.sync().unwrap();
+        assert_eq!(load(&path), [b"first".to_vec()]);
     }
 }

@@ -5,6 +5,7 @@ mod agent;
 mod attempt;
 pub mod cli;
 pub mod clock;
+mod disk;
 mod document;
 mod failure;
 mod frames;

@@ -71,18 +71,27 @@ impl Outbox {
         self.pending.values()
     }
 
-    /// Stores reports; after `Ok` they stay even if the host crashes.
+    /// Stores reports; after `Ok` they stay even if the host crashes. After an error none counts as
+    /// stored, and storing them again is harmless.
     pub(crate) fn store(&mut self, reports: &[Report]) -> Result<(), Error> {
-        for report in reports {
-            self.file.push(&tagged(REPORT, &report.encode_to_vec()))?;
+        if let Err(error) = self.write_down(reports) {
+            // The caller brings them again; a disk that stays full must not make them pile up.
+            self.file.forget_pending();
+            return Err(error);
         }
-        self.file.write()?;
-        self.file.sync()?;
         for report in reports {
             self.next = self.next.max(report.number.saturating_add(1));
             self.pending.insert(report.number, report.clone());
         }
         Ok(())
+    }
+
+    fn write_down(&mut self, reports: &[Report]) -> Result<(), Error> {
+        for report in reports {
+            self.file.push(&tagged(REPORT, &report.encode_to_vec()))?;
+        }
+        self.file.write()?;
+        self.file.sync()
     }
 
     /// Forgets acknowledged reports.
@@ -173,6 +182,26 @@ mod tests {
         outbox.store(&[report(3)]).unwrap();
         let outbox = Outbox::open(folder.path()).unwrap();
         assert_eq!((numbers(&outbox), outbox.next_number()), (vec![1, 3], 4));
+    }
+
+    #[test]
+    fn a_full_disk_takes_no_report_and_lets_none_pile_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut outbox = Outbox::open(folder.path()).unwrap();
+        outbox.file.faults.writes = 3;
+        for _ in 0..3 {
+            outbox.store(&[report(1), report(2)]).unwrap_err();
+            assert_eq!(numbers(&outbox), [0; 0]);
+        }
+        outbox.file.faults.syncs = 1;
+        outbox.store(&[report(1), report(2)]).unwrap_err();
+        assert_eq!(numbers(&Outbox::open(folder.path()).unwrap()), [0; 0]);
+        outbox.store(&[report(1), report(2)]).unwrap();
+        let mut once = Outbox::open(folder.path()).unwrap();
+        assert_eq!(numbers(&once), [1, 2]);
+        let bytes = once.file.bytes();
+        once.compact().unwrap();
+        assert!(once.file.bytes() >= bytes, "reports were stored twice");
     }
 
     #[test]

@@ -1,18 +1,22 @@
 //! Finding runs, live or archived.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use coordinator_core::state::{Run, RunImage};
 use coordinator_core::{Command, Reply, RunId};
 use muster_proto::v1;
+use tokio::sync::Semaphore;
 use tonic::Status;
 use tracing::debug;
 
+use super::feed::{Feed, Feeds};
+use super::limits::TRANSCRIPT_READS;
 use super::status;
 use super::view;
-use crate::engine::{Handle, Readers};
+use crate::engine::{self, Handle, Readers};
 use crate::store::Which;
-use crate::transcript::Transcripts;
+use crate::transcript::{self, Transcripts};
 
 /// Runs listed at once.
 const LIST_MAX: usize = 500;
@@ -23,16 +27,21 @@ pub struct Runs {
     engine: Handle,
     readers: Readers,
     transcripts: Transcripts,
+    feeds: Feeds,
+    /// Places among those who read transcripts.
+    transcript_reads: Arc<Semaphore>,
 }
 
 impl Runs {
     /// Makes the finder.
     #[must_use]
-    pub fn new(engine: Handle, readers: Readers, transcripts: Transcripts) -> Self {
+    pub fn new(engine: Handle, readers: Readers, transcripts: Transcripts, feeds: Feeds) -> Self {
         Self {
             engine,
             readers,
             transcripts,
+            feeds,
+            transcript_reads: Arc::new(Semaphore::new(TRANSCRIPT_READS)),
         }
     }
 
@@ -94,30 +103,55 @@ impl Runs {
             .ok_or_else(|| Status::not_found(format!("no run {name:?}; `status` lists the runs")))
     }
 
-    /// Gives a run's number, name and the names of its tasks.
+    /// Gives what the watchers of a run share.
     ///
     /// # Errors
     /// `NOT_FOUND` when no run has that name.
-    pub async fn identify(&self, name: &str) -> Result<(RunId, Arc<str>, Arc<[Arc<str>]>), Status> {
-        self.read(name, |run, _| {
-            (
-                run.id,
-                run.name.clone(),
-                run.tasks.iter().map(|task| task.name.clone()).collect(),
-            )
-        })
-        .await
+    pub(super) async fn feed(&self, name: &str) -> Result<Arc<Feed>, Status> {
+        let live = engine::live_run(&self.engine, name)
+            .await
+            .map_err(status::of)?;
+        let known = match live {
+            Some(run) => self.feeds.known(run),
+            None => {
+                let wanted = name.to_owned();
+                let found = self
+                    .readers
+                    .read(move |reader| reader.archived(Which::Name(&wanted)))
+                    .await
+                    .map_err(status::of_read)?;
+                found.and_then(|summary| self.feeds.known(summary.run))
+            }
+        };
+        if let Some(feed) = known {
+            return Ok(feed);
+        }
+        let (run, name, tasks) = self
+            .read(name, |run, _| {
+                let tasks = run.tasks.iter().map(|task| task.name.clone()).collect();
+                (run.id, run.name.clone(), tasks)
+            })
+            .await?;
+        Ok(self.feeds.of(run, name, tasks))
     }
 
-    /// Tells whether a run has ended: only an archived one is not live.
+    /// Reads transcripts, whose folder is given, on a blocking thread.
     ///
     /// # Errors
-    /// The engine has ended.
-    pub async fn has_ended(&self, run: RunId) -> Result<bool, Status> {
-        self.engine
-            .query(move |state, _| state.run(run).is_none_or(Run::is_ended))
-            .await
-            .map_err(status::of)
+    /// The transcripts' own.
+    pub(super) async fn read_transcript<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Path) -> Result<T, transcript::Error> + Send + 'static,
+    ) -> Result<T, Status> {
+        let room = self.transcript_reads.clone().acquire_owned().await;
+        let root = self.transcripts.root().to_owned();
+        tokio::task::spawn_blocking(move || {
+            let _room = room;
+            read(&root)
+        })
+        .await
+        .map_err(|error| status::internal(&error))?
+        .map_err(|error| status::internal(&error))
     }
 
     /// Brings an archived run back, so that the command that follows finds it live. Nothing can

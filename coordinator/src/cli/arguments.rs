@@ -121,6 +121,8 @@ pub(crate) enum Command {
     Token(Token),
     Plan(Plan),
     Doctor(Doctor),
+    Backup(Backup),
+    Restore(Restore),
     Config(Config),
     Completions(Completions),
 }
@@ -577,6 +579,47 @@ pub(crate) struct PlanGraph {
 /// The exit code is 1 if a check fails; warnings do not count.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Save the home's state, also while its coordinator runs
+///
+/// The backup is a folder with everything that cannot be made again: journal and archive, plans,
+/// transcripts, hosted repositories, certificate authority, tokens and configuration. It is read
+/// back as a whole before it gets its name. It holds secrets and is readable by its owner alone.
+///
+/// Logs and the folders of local workers are not in it.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator backup /backup/muster-$(date +%F)
+  coordinator restore /backup/muster-2026-11-21 --home ~/muster-restored")]
+pub(crate) struct Backup {
+    /// Folder to make; must not exist, or be empty
+    #[arg(value_name = "DEST")]
+    pub(crate) destination: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Put a backup back as a new home
+///
+/// The home (`--home`) must not exist, or be empty. Every checksum is compared before anything is
+/// written. `serve` then goes on from the moment of the backup: what was accepted after it is done
+/// again, workers that still hold leases from after it are told to stop and keep their edits, and
+/// tokens revoked after it are valid again.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator restore /backup/muster-2026-11-21 --home ~/muster-restored
+  coordinator serve --home ~/muster-restored")]
+pub(crate) struct Restore {
+    /// Folder that `backup` made
+    #[arg(value_name = "FROM")]
+    pub(crate) from: PathBuf,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -4,6 +4,7 @@
 //! process. Data goes to standard output, talk to standard error.
 
 mod arguments;
+mod backup;
 mod cancel;
 #[cfg(test)]
 mod canned;
@@ -25,6 +26,7 @@ mod land;
 mod logging;
 mod logs;
 mod plan;
+mod restore;
 mod retry;
 mod run;
 mod serve;
@@ -100,6 +102,8 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Land(options) => Box::pin(land::land(context, options)).await,
         Command::Plan(options) => plan::plan(context, options),
         Command::Doctor(options) => Box::pin(doctor::doctor(context, options)).await,
+        Command::Backup(options) => Box::pin(backup::backup(context, options)).await,
+        Command::Restore(options) => Box::pin(restore::restore(context, options)).await,
         Command::Config(options) => config::config(context, &options),
         Command::Completions(options) => completions::completions(context, &options),
     }

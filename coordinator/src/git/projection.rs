@@ -58,15 +58,15 @@ struct Settled {
 }
 
 /// The branches of one run as the journal has them.
-struct Wanted {
+pub(crate) struct Wanted {
     run: RunId,
-    repository: String,
-    heads: BTreeMap<String, CommitId>,
+    pub(crate) repository: String,
+    pub(crate) heads: BTreeMap<String, CommitId>,
 }
 
 impl Wanted {
     /// `None` for a run without a repository.
-    fn of(run: &Run) -> Option<Self> {
+    pub(crate) fn of(run: &Run) -> Option<Self> {
         let source = run.source.as_ref()?;
         let mut heads = BTreeMap::new();
         for task in &run.tasks {

@@ -34,7 +34,7 @@ pub enum Error {
 const UNFINISHED: &str = ".new-";
 
 /// How the folders start in which git receives objects.
-const INCOMING: &str = "tmp_objdir-";
+pub(crate) const INCOMING: &str = "tmp_objdir-";
 
 /// A bare repository at `<home>/repos/<name>.git`.
 #[derive(Debug, Clone)]
@@ -107,7 +107,8 @@ pub fn folder(home: &Path) -> PathBuf {
     home.join("repos")
 }
 
-async fn init(git: &Git, path: &Path, format: ObjectFormat) -> Result<(), GitError> {
+/// Makes an empty hosted repository; not atomic.
+pub(crate) async fn init(git: &Git, path: &Path, format: ObjectFormat) -> Result<(), GitError> {
     let repository = Repository::init_bare(git, path, format).await?;
     // Nothing collects garbage on its own, not even under a person's hands: a commit without a ref
     // may be known to the journal already.

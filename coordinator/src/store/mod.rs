@@ -320,7 +320,10 @@ pub enum Error {
     ArchivedLater { run: RunId, held: u64, given: u64 },
     #[error("{what} cannot be read")]
     Form { what: Place, source: form::Error },
-    #[error("{0} is damaged: its checksum does not match; restore the state folder from a backup")]
+    #[error(
+        "{0} is damaged: its checksum does not match; `coordinator restore` puts a backup into a \
+         new home"
+    )]
     Damaged(Place),
     #[error(
         "the state was written by Muster {written_by} in format {found}; this one reads up to \
@@ -333,6 +336,8 @@ pub enum Error {
     },
     #[error("{} is not a journal of Muster", .0.display())]
     Foreign(PathBuf),
+    #[error("{} is damaged: {found}; `coordinator restore` puts a backup into a new home", path.display())]
+    Inconsistent { path: PathBuf, found: String },
     #[error(
         "{} lies on a network file system ({kind}), which cannot keep a journal safe: set \
          MUSTER_HOME to a folder on a local disk",
@@ -340,9 +345,8 @@ pub enum Error {
     )]
     NetworkFileSystem { path: PathBuf, kind: String },
     #[error(
-        "{} is cut: {found} bytes are left of {wanted}; put the whole state folder back from a \
-         backup (the file, and the files ending in -wal and -shm beside it, belong together), or \
-         set MUSTER_HOME to a fresh folder to begin anew",
+        "{} is cut: {found} bytes are left of {wanted}; `coordinator restore FROM --home NEW` puts \
+         a backup into a new home, and a MUSTER_HOME that is not there yet begins anew",
         path.display()
     )]
     Cut {
@@ -351,8 +355,8 @@ pub enum Error {
         wanted: u64,
     },
     #[error(
-        "{} is missing though its log (-wal) is there; put the whole state folder back from a \
-         backup, or set MUSTER_HOME to a fresh folder to begin anew",
+        "{} is missing though its log (-wal) is there; `coordinator restore FROM --home NEW` puts \
+         a backup into a new home, and a MUSTER_HOME that is not there yet begins anew",
         .0.display()
     )]
     MainMissing(PathBuf),

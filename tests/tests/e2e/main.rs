@@ -4,10 +4,12 @@
 //! name, and never as passed; therefore the harness is libtest-mimic.
 
 mod abuse;
+mod cutoff;
 mod deaths;
 mod failures;
 mod first;
 mod foreign;
+mod restored;
 mod several_hosts;
 mod straggler;
 
@@ -39,19 +41,29 @@ fn main() -> ExitCode {
         foreign::SCENARIOS,
         deaths::SCENARIOS,
         straggler::SCENARIOS,
+        restored::SCENARIOS,
         abuse::SCENARIOS,
+        cutoff::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()
         .flatten()
         .map(|(name, scenario)| trial(name, *scenario, &programs))
         .collect();
-    let missing = muster_tests::hosts::missing();
-    for (name, scenario) in several_hosts::SCENARIOS {
-        let name = missing
-            .as_ref()
-            .map_or((*name).to_owned(), |why| format!("{name} ({why})"));
-        trials.push(trial(&name, *scenario, &programs).with_ignored_flag(missing.is_some()));
+    let with_needs = [
+        (muster_tests::hosts::missing(), several_hosts::SCENARIOS),
+        (
+            muster_tests::clocks::missing(&programs.source),
+            cutoff::CLOCK_SCENARIOS,
+        ),
+    ];
+    for (missing, scenarios) in with_needs {
+        for (name, scenario) in scenarios {
+            let name = missing
+                .as_ref()
+                .map_or((*name).to_owned(), |why| format!("{name} ({why})"));
+            trials.push(trial(&name, *scenario, &programs).with_ignored_flag(missing.is_some()));
+        }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -165,6 +165,8 @@ struct Session {
 pub(crate) struct Machine {
     slots: u32,
     draining: bool,
+    /// Its disk cannot be worked on.
+    disk_trouble: bool,
     leases: BTreeMap<u64, Lease>,
     reports: BTreeMap<u64, Pending>,
     next_report: u64,
@@ -179,6 +181,7 @@ impl Machine {
         Self {
             slots,
             draining: false,
+            disk_trouble: false,
             leases: BTreeMap::new(),
             reports: BTreeMap::new(),
             next_report,
@@ -227,7 +230,7 @@ impl Machine {
     pub(crate) fn free_slots(&self) -> u32 {
         let taken = self.leases.values().filter(|lease| lease.takes_slot());
         let taken = u32::try_from(taken.count()).unwrap_or(u32::MAX);
-        if self.draining {
+        if self.draining || self.disk_trouble {
             0
         } else {
             self.slots.saturating_sub(taken)
@@ -242,6 +245,18 @@ impl Machine {
     /// Takes nothing new from here on.
     pub(crate) fn drain(&mut self) {
         self.draining = true;
+    }
+
+    /// Offers no slot while the disk cannot be worked on, and says so when that changes.
+    pub(crate) fn disk_is_in_trouble(&mut self, trouble: bool, now: Boottime) -> Vec<Output> {
+        if self.disk_trouble == trouble {
+            return Vec::new();
+        }
+        self.disk_trouble = trouble;
+        match self.session {
+            Some(_) => vec![self.heartbeat_message(now)],
+            None => Vec::new(),
+        }
     }
 
     /// Tells whether no process runs and no result waits to be said.
@@ -503,6 +518,10 @@ impl Machine {
             .map(|sent| sent.after(ttl));
         let refusal = match end {
             _ if self.draining => Some((class::PREEMPTED, "the worker takes nothing new")),
+            _ if self.disk_trouble => Some((
+                class::WORKSPACE,
+                "the worker's disk cannot be worked on; it takes nothing new until it can",
+            )),
             _ if self.free_slots() == 0 => {
                 Some((class::WORKER_LOST, "the worker has no free slot"))
             }

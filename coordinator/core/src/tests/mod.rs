@@ -1,5 +1,6 @@
 //! Scenarios and properties of the whole core, on a world of simulated workers.
 
+mod batching;
 mod explaining;
 mod properties;
 mod retrying;

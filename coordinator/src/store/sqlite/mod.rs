@@ -5,6 +5,7 @@
 //! carries its own, and a main file that misses its end is refused. The whole file is not checked
 //! at a start: that would read all history ever kept, and every body is checked when it is read.
 
+mod copy;
 mod files;
 mod history;
 mod read;
@@ -17,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 use coordinator_core::Epoch;
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior};
+
+pub use copy::{check, copy, restored};
 
 use super::{Error, Place, form};
 

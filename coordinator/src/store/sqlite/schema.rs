@@ -17,7 +17,7 @@ const FORMAT: i64 = 1;
 /// Marks the file as ours in its header: "Must".
 const APPLICATION: i64 = 0x4D75_7374;
 /// How long a connection waits for another's lock: a checkpoint or a backup takes moments.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Statements that a connection keeps prepared: more than there are.
 const STATEMENTS: usize = 64;
 
@@ -172,7 +172,7 @@ fn create(path: &Path) -> Result<(), Error> {
     sync_folder(folder_of(path))
 }
 
-fn folder_of(path: &Path) -> &Path {
+pub(super) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

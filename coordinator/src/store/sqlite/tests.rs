@@ -256,7 +256,7 @@ fn cut_main_file_is_refused_and_left_as_it_is() {
             matches!(error, Error::Cut { found, .. } if found == cut as u64),
             "{cut}: {error:?}"
         );
-        assert!(error.to_string().contains("from a backup"));
+        assert!(error.to_string().contains("`coordinator restore FROM"));
         assert_eq!(fs::read(home.path()).unwrap(), whole[..cut]);
     }
     fs::write(home.path(), &whole).unwrap();

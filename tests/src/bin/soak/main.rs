@@ -196,7 +196,7 @@ fn soak(arguments: &Arguments) -> Result<bool> {
         workers.push(worker(&cluster, number)?);
     }
     let parts = Parts {
-        coordinator: Part::new("coordinator", cluster.serving()),
+        coordinator: Part::new("coordinator", cluster.server()),
         coordinator_wanted: true,
         workers,
     };

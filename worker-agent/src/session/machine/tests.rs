@@ -139,6 +139,25 @@ fn a_full_or_draining_worker_gives_back() {
 }
 
 #[test]
+fn a_worker_whose_disk_fails_offers_nothing_until_it_works_again() {
+    let mut machine = connected();
+    let free = |outputs: &[Output]| {
+        outputs.iter().find_map(|output| match output {
+            Output::Send(worker_message::Kind::Heartbeat(beat)) => Some(beat.free_slots),
+            _ => None,
+        })
+    };
+    assert_eq!(free(&machine.disk_is_in_trouble(true, at(1))), Some(0));
+    assert_eq!(machine.disk_is_in_trouble(true, at(2)), []);
+    // One that was on its way.
+    let outputs = machine.received(grants(vec![grant(7, 1)]), at(3));
+    assert!(given_back(&outputs).unwrap().contains("disk"));
+    assert_eq!(free(&machine.disk_is_in_trouble(false, at(4))), Some(4));
+    let outputs = machine.received(grants(vec![grant(8, 3)]), at(5));
+    assert!(deadline_of_start(&outputs).is_some());
+}
+
+#[test]
 fn work_ends_a_margin_before_the_lease_does() {
     let mut machine = connected();
     machine.received(grants(vec![grant(7, 1)]), at(0));
