@@ -77,11 +77,10 @@ impl Came {
             Self::CancelTask | Self::RetryTask => &[TASKS, NO_TASK, RUNS],
             Self::Drain | Self::Undrain => &[WORKERS, NO_WORKER],
             Self::Answer => &[QUESTIONS],
-            Self::Hello | Self::Heartbeat | Self::HeartbeatOld | Self::ClosedOld => {
-                &[WORKERS, NO_WORKER]
-            }
+            Self::Hello | Self::HeartbeatOld | Self::ClosedOld => &[WORKERS, NO_WORKER],
             // They need a worker that is known, or that has a session.
-            Self::HelloNewer | Self::HelloOlder | Self::HelloLate | Self::Closed => &[WORKERS],
+            Self::HelloNewer | Self::HelloOlder | Self::HelloLate => &[WORKERS],
+            Self::Heartbeat | Self::Closed => &[&[Met::WorkerUp, Met::WorkerDraining]],
             Self::HelloHeld | Self::HelloNewerHeld | Self::HeartbeatHeld => &[LEASES, NO_LEASE],
             Self::HelloNotHeld
             | Self::HelloNewerNotHeld
@@ -95,14 +94,14 @@ impl Came {
             | Self::GivenBack
             | Self::Stopped
             | Self::Asks => &[LEASES, NO_LEASE],
-            Self::BaseMade | Self::BaseConflict | Self::BaseError | Self::BaseOld => {
-                &[TASKS, NO_TASK]
+            Self::BaseMade | Self::BaseConflict | Self::BaseError => &[TASKS, NO_TASK],
+            Self::IntegrationMade | Self::IntegrationConflict | Self::IntegrationError => {
+                &[RUNS, NO_RUN]
             }
-            Self::IntegrationMade
-            | Self::IntegrationConflict
-            | Self::IntegrationError
-            | Self::IntegrationOld => &[RUNS, NO_RUN],
-            Self::Archived | Self::ArchivedEarly => &[RUNS, NO_RUN],
+            Self::Archived => &[RUNS, NO_RUN],
+            // Only what is known can be newer than they are.
+            Self::BaseOld => &[TASKS],
+            Self::IntegrationOld | Self::ArchivedEarly => &[RUNS],
             Self::TickSilence => &[LEASES],
             Self::TickTimeout => &[&[
                 Met::AttemptGranted,
