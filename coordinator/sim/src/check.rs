@@ -25,7 +25,9 @@ impl World<'_> {
                 continue;
             };
             let runs = self.hosts.iter().find(|host| {
-                host.is_honest() && !host.stands_still() && host.supervisors.contains_key(&lease.0)
+                let supervisor = host.supervisors.get(&lease.0);
+                let moves = supervisor.filter(|supervisor| !host.overslept(supervisor, self.now));
+                host.is_honest() && !host.stands_still() && moves.is_some()
             });
             if let Some(host) = runs {
                 let what = format!(

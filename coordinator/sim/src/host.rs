@@ -75,6 +75,8 @@ pub(crate) struct Host {
     pub(crate) life: u64,
     freeze: Option<Freeze>,
     freezes: u64,
+    /// When everything moved again the last time.
+    thawed_at: u64,
     waiting: Vec<Ev>,
     pub(crate) disk: Disk,
     pub(crate) supervisors: BTreeMap<u64, Supervisor>,
@@ -97,6 +99,7 @@ impl Host {
             life: 0,
             freeze: None,
             freezes: 0,
+            thawed_at: 0,
             waiting: vec![],
             disk: Disk {
                 next_report: 1,
@@ -128,6 +131,14 @@ impl Host {
     /// Not even agents move.
     pub(crate) fn stands_still(&self) -> bool {
         self.freeze.as_ref().is_some_and(|freeze| freeze.whole)
+    }
+
+    /// Tells whether an agent's deadline passed while its machine slept and it is being ended now
+    /// that the machine has woken up: no clock can end what does not run, before it runs.
+    pub(crate) fn overslept(&self, supervisor: &Supervisor, now: u64) -> bool {
+        let awake = now.saturating_sub(self.thawed_at);
+        let deadline = self.when(supervisor.deadline);
+        self.thawed_at > 0 && deadline <= self.thawed_at && awake <= crate::lease::TERM_GRACE_MS
     }
 
     /// Tells the clock of deadlines.
@@ -265,6 +276,7 @@ impl World<'_> {
         }
         tell!(self, "w{} goes on", known.plan.id);
         known.freeze = None;
+        known.thawed_at = self.now;
         let waiting = std::mem::take(&mut known.waiting);
         for ev in waiting {
             self.push(self.now, ev);

@@ -27,7 +27,7 @@ const SALVAGE_TRIES_MAX: u32 = 40;
 /// How long a verify works.
 const VERIFY_MS: u64 = 8_000;
 /// Longest time between TERM and KILL.
-const TERM_GRACE_MS: u64 = 5_000;
+pub(crate) const TERM_GRACE_MS: u64 = 5_000;
 
 /// A lease's folder on the worker's disk.
 #[derive(Clone, Debug)]
