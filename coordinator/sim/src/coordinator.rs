@@ -274,9 +274,12 @@ impl World<'_> {
             coordinator,
             store,
             now,
+            watch,
             ..
         } = self;
+        crate::coverage::observe_start(&coordinator.state, *watch);
         let batch = Batch::start(&mut coordinator.state, at, epoch);
+        crate::coverage::observe_due(batch.state(), at, *watch);
         let first_row = store.rows.len();
         let mut pen = Pen {
             store,
@@ -371,16 +374,12 @@ impl World<'_> {
         let mut batch = Batch::open(&mut coordinator.state, at);
         let (mut askers, mut commands) = (vec![], Vec::with_capacity(asked.len()));
         for (asker, command) in asked {
-            let (met, of) = crate::coverage::met(batch.state(), &command);
-            watch.met(met, of);
+            crate::coverage::observe(batch.state(), &command, *watch);
             batch.take(&command);
             askers.push(asker);
             commands.push(command);
         }
-        if next_wakeup(batch.state()).is_some_and(|(due, _)| due <= at) {
-            let (met, of) = crate::coverage::met_tick(batch.state(), at);
-            watch.met(met, of);
-        }
+        crate::coverage::observe_due(batch.state(), at, *watch);
         let leases = if coordinator.holding {
             Leases::Hold
         } else {

@@ -1,184 +1,366 @@
-//! Which kinds of states a command met.
+//! Which commands have met which states, and which never have.
+//!
+//! A pair is a kind of state and a kind of command that can concern it. [`pairs`] enumerates all that
+//! exist; worlds say through [`Watch::met`] which they reached. One that no seed reaches is a place
+//! where nobody has looked: either the worlds are too tame, or it is impossible and [`EXCUSED`] says
+//! why.
 
-use coordinator_core::command::{Report, Target};
-use coordinator_core::event::Work;
-use coordinator_core::state::{Link, Run, RunPhase, TaskState, VerifyPhase};
-use coordinator_core::{Command, LeaseId, RunId, State, TaskKey, Timestamp, WorkerId, next_wakeup};
+mod excused;
+mod kinds;
+mod observe;
 
-fn of_worker(state: &State, worker: &WorkerId) -> &'static str {
-    let Some(known) = state.worker(worker) else {
-        return "worker unknown";
-    };
-    let holds = state.leases_of_worker(worker).next().is_some();
-    match (&known.link, known.draining, holds) {
-        (Link::Down { .. }, false, false) => "worker down",
-        (Link::Down { .. }, false, true) => "worker down with leases",
-        (Link::Down { .. }, true, _) => "worker down draining",
-        (Link::Up { .. }, false, false) => "worker up",
-        (Link::Up { .. }, false, true) => "worker up with leases",
-        (Link::Up { .. }, true, _) => "worker up draining",
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::Watch;
+pub use excused::EXCUSED;
+pub use kinds::{Came, Met};
+pub use observe::{observe, observe_due, observe_start};
+
+const TASKS: &[Met] = &[
+    Met::TaskBlocked,
+    Met::TaskBasing,
+    Met::TaskReady,
+    Met::TaskDelayed,
+    Met::TaskLeased,
+    Met::TaskAsking,
+    Met::TaskAnswered,
+    Met::TaskVerifyWaiting,
+    Met::TaskVerifyLeased,
+    Met::TaskParked,
+    Met::TaskSucceeded,
+    Met::TaskFailed,
+    Met::TaskCancelled,
+    Met::TaskAborted,
+    Met::TaskSkipped,
+];
+const NO_TASK: &[Met] = &[Met::TaskUnknown];
+const RUNS: &[Met] = &[
+    Met::RunActive,
+    Met::RunIntegrating,
+    Met::RunVerifyWaiting,
+    Met::RunVerifyLeased,
+    Met::RunSucceeded,
+    Met::RunFailed,
+    Met::RunCancelled,
+];
+const NO_RUN: &[Met] = &[Met::RunUnknown];
+const LEASES: &[Met] = &[
+    Met::AttemptGranted,
+    Met::AttemptStarted,
+    Met::AttemptAsking,
+    Met::AttemptAnswered,
+    Met::VerifyGranted,
+    Met::VerifyStarted,
+    Met::FinalGranted,
+    Met::FinalStarted,
+    Met::AttemptRevoked,
+    Met::VerifyRevoked,
+    Met::FinalRevoked,
+];
+const NO_LEASE: &[Met] = &[Met::LeaseForeign, Met::LeaseNotOpen];
+const WORKERS: &[Met] = &[Met::WorkerUp, Met::WorkerDraining, Met::WorkerDown];
+const NO_WORKER: &[Met] = &[Met::WorkerUnknown];
+const QUESTIONS: &[Met] = &[
+    Met::QuestionOpen,
+    Met::QuestionParked,
+    Met::QuestionAnswered,
+    Met::QuestionUnknown,
+];
+
+impl Came {
+    /// Gives the states that the command can concern, in groups.
+    const fn concerns(self) -> &'static [&'static [Met]] {
+        match self {
+            Self::Submit | Self::SubmitAgain | Self::Reload => &[RUNS, NO_RUN],
+            Self::CancelRun | Self::RetryRun => &[RUNS, NO_RUN, TASKS],
+            Self::CancelTask | Self::RetryTask => &[TASKS, NO_TASK, RUNS],
+            Self::Drain | Self::Undrain => &[WORKERS, NO_WORKER],
+            Self::Answer => &[QUESTIONS],
+            Self::Hello | Self::HeartbeatOld | Self::ClosedOld => &[WORKERS, NO_WORKER],
+            // They need a worker that is known, or that has a session.
+            Self::HelloNewer | Self::HelloOlder | Self::HelloLate => &[WORKERS],
+            Self::Heartbeat | Self::Closed => &[&[Met::WorkerUp, Met::WorkerDraining]],
+            Self::HelloHeld | Self::HelloNewerHeld | Self::HeartbeatHeld => &[LEASES, NO_LEASE],
+            Self::HelloNotHeld
+            | Self::HelloNewerNotHeld
+            | Self::HeartbeatNotHeld
+            | Self::ClosedLease => &[LEASES],
+            Self::Started
+            | Self::Succeeded
+            | Self::FailedCounts
+            | Self::FailedFree
+            | Self::VerifyPassed
+            | Self::GivenBack
+            | Self::Stopped
+            | Self::Asks => &[LEASES, NO_LEASE],
+            Self::BaseMade | Self::BaseConflict | Self::BaseError => &[TASKS, NO_TASK],
+            Self::IntegrationMade | Self::IntegrationConflict | Self::IntegrationError => {
+                &[RUNS, NO_RUN]
+            }
+            Self::Archived => &[RUNS, NO_RUN],
+            // Only what is known can be newer than they are.
+            Self::BaseOld => &[TASKS],
+            Self::IntegrationOld | Self::ArchivedEarly => &[RUNS],
+            Self::TickSilence => &[LEASES],
+            Self::TickTimeout => &[&[
+                Met::AttemptGranted,
+                Met::AttemptStarted,
+                Met::AttemptAnswered,
+                Met::VerifyGranted,
+                Met::VerifyStarted,
+                Met::FinalGranted,
+                Met::FinalStarted,
+            ]],
+            Self::TickTask => &[&[
+                Met::TaskBasing,
+                Met::TaskReady,
+                Met::TaskDelayed,
+                Met::TaskAsking,
+                Met::TaskVerifyWaiting,
+                Met::TaskParked,
+            ]],
+            Self::TickRun => &[&[Met::RunIntegrating, Met::RunVerifyWaiting]],
+            Self::TickForget => &[&[Met::WorkerDown]],
+            Self::Start => &[TASKS, RUNS, LEASES],
+        }
     }
 }
 
-fn of_lease(state: &State, worker: &WorkerId, id: LeaseId) -> &'static str {
-    let Some(lease) = state.lease(id) else {
-        return "lease closed";
-    };
-    if lease.worker != *worker {
-        return "lease of another worker";
+/// Enumerates every pair that exists.
+pub fn pairs() -> impl Iterator<Item = (Met, Came)> {
+    Came::ALL.iter().flat_map(|came| {
+        let states = came.concerns().iter().copied().flatten();
+        states.map(|met| (*met, *came))
+    })
+}
+
+/// Counts the pairs that worlds reach.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Reached {
+    counts: BTreeMap<(&'static str, &'static str), u64>,
+}
+
+impl Watch for Reached {
+    fn line(&mut self, _at_ms: u64, _line: fmt::Arguments<'_>) {}
+
+    fn wants_lines(&self) -> bool {
+        false
     }
-    let attempt = matches!(lease.work, Work::Attempt { .. });
-    match (attempt, lease.revoked, lease.started_at.is_some()) {
-        (true, true, _) => "attempt revoked",
-        (true, false, false) => "attempt granted",
-        (true, false, true) => match asking(state, id) {
-            Some(true) => "attempt answered",
-            Some(false) => "attempt asking",
-            None => "attempt started",
-        },
-        (false, true, _) => "verify revoked",
-        (false, false, false) => "verify granted",
-        (false, false, true) => "verify started",
+
+    fn met(&mut self, state: &'static str, command: &'static str) {
+        *self.counts.entry((state, command)).or_default() += 1;
     }
 }
 
-fn asking(state: &State, id: LeaseId) -> Option<bool> {
-    let lease = state.lease(id)?;
-    let Work::Attempt { task, .. } = lease.work else {
-        return None;
-    };
-    match &state.run(lease.run)?.task(task)?.state {
-        TaskState::Leased { awaiting, .. } => awaiting.as_ref().map(|q| q.answer.is_some()),
-        _ => None,
+impl Reached {
+    /// Adds what others have reached.
+    pub fn add(&mut self, other: &Self) {
+        for (pair, count) in &other.counts {
+            *self.counts.entry(*pair).or_default() += count;
+        }
+    }
+
+    /// Compares what was reached with what exists.
+    #[must_use]
+    pub fn table(&self) -> Table {
+        self.against(EXCUSED)
+    }
+
+    fn against(&self, excused: &[excused::Excuse]) -> Table {
+        let mut left = self.counts.clone();
+        let rows = pairs().map(|(met, came)| {
+            let excuse = excused
+                .iter()
+                .find(|row| row.came.contains(&came) && row.met.contains(&met));
+            Row {
+                met,
+                came,
+                count: left.remove(&(met.name(), came.name())).unwrap_or(0),
+                reason: excuse.map(|row| row.reason),
+            }
+        });
+        let rows = rows.collect();
+        Table {
+            rows,
+            unknown: left.into_keys().collect(),
+        }
     }
 }
 
-fn of_task(state: &State, key: TaskKey) -> &'static str {
-    let Some(task) = state.task(key) else {
-        return "task not live";
-    };
-    match &task.state {
-        TaskState::Blocked { .. } => "task blocked",
-        TaskState::Basing { .. } => "task basing",
-        TaskState::Ready { .. } => "task ready",
-        TaskState::Leased { .. } => "task leased",
-        TaskState::Verifying { verify, .. } => match verify {
-            VerifyPhase::Waiting { .. } => "task waiting for verify",
-            VerifyPhase::Leased { .. } => "task verified",
-        },
-        TaskState::Parked(_) => "task parked",
-        TaskState::Succeeded { .. } => "task succeeded",
-        TaskState::Failed { .. } => "task failed",
-        TaskState::Cancelled { .. } => "task cancelled",
-        TaskState::Aborted { .. } => "task aborted",
-        TaskState::Skipped { .. } => "task skipped",
+/// Every pair that exists, with how often it was reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Table {
+    pub rows: Vec<Row>,
+    /// Pairs that were reached and that the table does not have: [`pairs`] is wrong.
+    pub unknown: Vec<(&'static str, &'static str)>,
+}
+
+/// A pair.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Row {
+    pub met: Met,
+    pub came: Came,
+    pub count: u64,
+    /// Why it cannot be reached.
+    pub reason: Option<&'static str>,
+}
+
+impl Table {
+    /// Gives the pairs that were not reached although nothing is known against it.
+    pub fn unreached(&self) -> impl Iterator<Item = &Row> {
+        let rows = self.rows.iter();
+        rows.filter(|row| row.count == 0 && row.reason.is_none())
+    }
+
+    /// Gives the pairs that were reached although a reason says that they cannot be.
+    pub fn refuted(&self) -> impl Iterator<Item = &Row> {
+        let rows = self.rows.iter();
+        rows.filter(|row| row.count > 0 && row.reason.is_some())
+    }
+
+    /// Gives how many pairs were reached.
+    #[must_use]
+    pub fn reached(&self) -> usize {
+        self.rows.iter().filter(|row| row.count > 0).count()
+    }
+
+    /// Tells whether every pair was reached or has a reason that holds.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.unknown.is_empty()
+            && self.unreached().next().is_none()
+            && self.refuted().next().is_none()
     }
 }
 
-fn phase(run: &Run) -> &'static str {
-    match &run.phase {
-        RunPhase::Active => "run active",
-        RunPhase::Integrating { .. } => "run integrating",
-        RunPhase::Verifying { verify, .. } => match verify {
-            VerifyPhase::Waiting { .. } => "run waiting for verify",
-            VerifyPhase::Leased { .. } => "run verified",
-        },
-        RunPhase::Ended { .. } => "run ended",
-    }
-}
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
 
-fn of_run(state: &State, id: RunId) -> &'static str {
-    state.run(id).map_or("run not live", phase)
-}
+    use coordinator_core::command::{Hello, Target};
+    use coordinator_core::{Command, LeaseId, State, TaskKey, Timestamp, WorkerId, step};
 
-/// Names the state that a command meets, and the command.
-pub(crate) fn met(state: &State, command: &Command) -> (&'static str, &'static str) {
-    match command {
-        Command::Submit { key, .. } => {
-            let known = key.as_ref().is_some_and(|key| state.knows_key(key));
-            (if known { "key used" } else { "key fresh" }, "submit")
-        }
-        Command::Cancel { target, .. } => match target {
-            Target::Run(run) => (of_run(state, *run), "cancel run"),
-            Target::Task(task) => (of_task(state, *task), "cancel task"),
-        },
-        Command::Retry { target, .. } => match target {
-            Target::Run(run) => (of_run(state, *run), "retry run"),
-            Target::Task(task) => (of_task(state, *task), "retry task"),
-        },
-        Command::Drain {
-            worker, draining, ..
-        } => {
-            let command = if *draining { "drain" } else { "undrain" };
-            (of_worker(state, worker), command)
-        }
-        Command::Answer { question, .. } => {
-            let mut open = state.questions();
-            let task = open
-                .find(|(_, known)| known.id == *question)
-                .map(|(task, _)| task);
-            let met = task.map_or("question not open", |task| of_task(state, task));
-            (met, "answer")
-        }
-        Command::Hello(hello) => {
-            let known = state.worker(&hello.worker);
-            let newer = known.is_none_or(|known| known.incarnation < hello.incarnation);
-            let command = if newer {
-                "hello of a new start"
-            } else {
-                "hello again"
-            };
-            (of_worker(state, &hello.worker), command)
-        }
-        Command::Heartbeat(beat) => (of_worker(state, &beat.worker), "heartbeat"),
-        Command::SessionClosed { worker, .. } => (of_worker(state, worker), "session closed"),
-        Command::Report {
-            worker,
-            lease,
-            report,
-        } => {
-            let command = match report {
-                Report::Started => "started",
-                Report::Succeeded { .. } => "succeeded",
-                Report::Failed { failure, .. } if failure.class.counts() => "failed, counts",
-                Report::Failed { .. } => "failed, does not count",
-                Report::VerifyPassed => "verify passed",
-                Report::GivenBack { .. } => "given back",
-                Report::Stopped => "stopped",
-                Report::Asks { .. } => "asks",
-            };
-            (of_lease(state, worker, *lease), command)
-        }
-        Command::BaseMade { task, result, .. } => {
-            let command = if result.is_ok() {
-                "base made"
-            } else {
-                "base not made"
-            };
-            (of_task(state, *task), command)
-        }
-        Command::IntegrationMade { run, result, .. } => {
-            let made = if result.is_ok() {
-                "integration made"
-            } else {
-                "integration not made"
-            };
-            (of_run(state, *run), made)
-        }
-        Command::Archived { run, .. } => (of_run(state, *run), "archived"),
-        Command::Reload { image } => (of_run(state, image.run.id), "reload"),
-        Command::Tick => ("anything", "tick"),
-    }
-}
+    use super::*;
 
-/// Names what is due.
-pub(crate) fn met_tick(state: &State, now: Timestamp) -> (&'static str, &'static str) {
-    let silent = state.leases().find(|lease| lease.expires_at <= now);
-    if let Some(lease) = silent {
-        return (of_lease(state, &lease.worker, lease.id), "tick: silence");
+    #[test]
+    fn a_pair_is_in_the_table_once_and_names_are_unique() {
+        let all: Vec<_> = pairs().collect();
+        let once: BTreeSet<_> = all.iter().collect();
+        assert_eq!(once.len(), all.len());
+        let names = Met::ALL.iter().map(|met| met.name());
+        let names = names.chain(Came::ALL.iter().map(|came| came.name()));
+        let distinct: BTreeSet<_> = names.clone().collect();
+        assert_eq!(distinct.len(), names.count());
     }
-    match next_wakeup(state) {
-        Some((_, coordinator_core::WakeReason::Delay)) => ("task ready", "tick: delay"),
-        _ => ("anything", "tick: deadline"),
+
+    #[test]
+    fn every_kind_of_state_is_met_by_something() {
+        let used: BTreeSet<_> = pairs().map(|(met, _)| met).collect();
+        for met in Met::ALL {
+            assert!(used.contains(met), "{}", met.name());
+        }
+    }
+
+    #[test]
+    fn an_excuse_is_for_pairs_that_exist_and_for_each_once() {
+        let all: BTreeSet<_> = pairs().collect();
+        let mut excused = BTreeSet::new();
+        for row in EXCUSED {
+            assert!(!row.reason.is_empty());
+            for came in row.came {
+                for met in row.met {
+                    let pair = (*met, *came);
+                    let name = format!("{} × {}", met.name(), came.name());
+                    assert!(all.contains(&pair), "{name} does not exist");
+                    assert!(excused.insert(pair), "{name} is excused twice");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_table_tells_reached_unreached_excused_refuted_and_unknown_apart() {
+        let mut reached = Reached::default();
+        reached.met(Met::RunUnknown.name(), Came::Submit.name());
+        reached.met(Met::RunUnknown.name(), Came::Submit.name());
+        reached.met(Met::RunActive.name(), Came::Submit.name());
+        reached.met(Met::TaskParked.name(), Came::Submit.name());
+        let excused = [excused::Excuse {
+            came: &[Came::Submit],
+            met: &[Met::RunActive, Met::RunFailed],
+            reason: "names are never given twice",
+        }];
+        let table = reached.against(&excused);
+        let row = |met| {
+            let mut rows = table.rows.iter();
+            rows.find(|row| row.met == met && row.came == Came::Submit)
+                .unwrap()
+        };
+        assert_eq!(row(Met::RunUnknown).count, 2);
+        assert_eq!(table.reached(), 2);
+        assert_eq!(table.refuted().collect::<Vec<_>>(), [row(Met::RunActive)]);
+        assert!(
+            table
+                .unreached()
+                .all(|row| row.met != Met::RunFailed || row.came != Came::Submit)
+        );
+        assert!(
+            table
+                .unreached()
+                .any(|row| row == row_of(&table, Met::RunFailed, Came::Archived))
+        );
+        assert_eq!(table.unknown, [("task parked", "submit")]);
+        assert!(!table.is_complete());
+    }
+
+    fn row_of(table: &Table, met: Met, came: Came) -> &Row {
+        let mut rows = table.rows.iter();
+        rows.find(|row| row.met == met && row.came == came).unwrap()
+    }
+
+    #[test]
+    fn commands_are_told_with_what_they_concern() {
+        let mut reached = Reached::default();
+        let mut state = State::new();
+        let drain = Command::Drain {
+            worker: WorkerId::new("w"),
+            draining: true,
+            by: "me".into(),
+        };
+        observe(&state, &drain, &mut reached);
+        let hello = |incarnation| {
+            Command::Hello(Hello {
+                worker: WorkerId::new("w"),
+                incarnation: coordinator_core::Incarnation(incarnation),
+                session: 1,
+                number: 1,
+                offer: std::sync::Arc::default(),
+                held: vec![LeaseId(7)],
+                draining: false,
+            })
+        };
+        observe(&state, &hello(2), &mut reached);
+        step(&mut state, Timestamp::from_ms(1), &hello(2)).unwrap();
+        observe(&state, &hello(1), &mut reached);
+        observe(&state, &drain, &mut reached);
+        let cancel = Command::Cancel {
+            target: Target::Task(TaskKey::default()),
+            by: "me".into(),
+            reason: "".into(),
+        };
+        observe(&state, &cancel, &mut reached);
+        let told: Vec<_> = reached.counts.into_keys().collect();
+        assert_eq!(
+            told,
+            [
+                ("lease not open", "hello, holding it"),
+                ("task not live", "cancel task"),
+                ("worker connected", "drain"),
+                ("worker connected", "hello, older incarnation"),
+                ("worker not known", "drain"),
+                ("worker not known", "hello"),
+            ]
+        );
     }
 }

@@ -821,6 +821,10 @@ impl World<'_> {
 
     fn send_events(&mut self, host: usize) {
         loop {
+            let now = self.now;
+            let Some(boottime) = self.hosts.get(host).map(|host| host.boottime(now)) else {
+                return;
+            };
             let Some(process) = self.process(host).filter(|process| process.is_up) else {
                 return;
             };
@@ -833,7 +837,9 @@ impl World<'_> {
             let room = (next.bytes_max / EVENT_BYTES).max(1);
             let last = next.last.min(next.after + room);
             let bytes = (last - next.after) * EVENT_BYTES;
-            process.machine.events_sent(next.lease, last, bytes);
+            process
+                .machine
+                .events_sent(next.lease, last, bytes, boottime);
             self.say_up(conn, Up::Events(next.lease, next.after + 1, last));
         }
     }

@@ -7,7 +7,7 @@
 
 mod check;
 mod coordinator;
-mod coverage;
+pub mod coverage;
 mod facts;
 mod generate;
 mod host;
@@ -16,10 +16,15 @@ mod liar;
 mod net;
 mod operator;
 mod plan;
+pub mod progress;
 mod random;
+pub mod ranges;
 mod reference;
+pub mod regressions;
 mod remote;
+pub mod runner;
 pub mod scenario;
+pub mod shrink;
 mod store;
 mod story;
 mod wire;
@@ -83,6 +88,37 @@ pub struct Counts {
     /// What operators asked for.
     pub requests: u64,
     pub lies: u64,
+}
+
+impl Counts {
+    /// Gives the counts with their names, for sums and people.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Self {
+            runs,
+            tasks,
+            commands,
+            events,
+            leases,
+            expired,
+            faults,
+            restarts,
+            requests,
+            lies,
+        } = *self;
+        [
+            ("runs", runs),
+            ("tasks", tasks),
+            ("commands", commands),
+            ("events", events),
+            ("leases", leases),
+            ("expired", expired),
+            ("faults", faults),
+            ("restarts", restarts),
+            ("requests", requests),
+            ("lies", lies),
+        ]
+        .into_iter()
+    }
 }
 
 /// Something that must never be.

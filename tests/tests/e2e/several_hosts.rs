@@ -1,6 +1,5 @@
 //! Hosts that share nothing but a network.
 
-use std::ffi::OsString;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -21,7 +20,7 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         cut_off,
     ),
     (
-        "an_agent_deaf_to_term_is_ended_in_a_container_whose_session_began_outside",
+        "a_daemon_deaf_to_term_is_ended_in_a_container_whose_session_began_outside",
         container,
     ),
 ];
@@ -141,21 +140,20 @@ fn cut_off(programs: &Programs) -> Result<()> {
 /// group are those of a process that is not visible in it: the kernel gives both the number 0.
 fn container(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
+        cluster.serve()?;
+        let mut worker = cluster.worker("inside", &cluster.address(), 1)?;
+        let words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+        worker.wrapper = words.into_iter().map(Into::into).collect();
+        let _worker = cluster.start_described(&worker, "inside")?;
         let plan = cluster.write_plan(
             "plan.yaml",
-            "name: deaf\ntasks:\n  - name: deaf\n    timeout: 1s\n    retries: 0\n    \
-             run: trap '' TERM; while :; do sleep 600 & wait; done\n",
+            "name: deaf\ntasks:\n  - name: deaf\n    \
+             run: (trap '' TERM; setsid sleep 600) >/dev/null 2>&1 &\n",
         )?;
-        let words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
-        cluster.run_behind(words.into_iter().map(Into::into).collect());
-        let arguments: [OsString; 3] = ["run".into(), plan.into(), "--json".into()];
-        let ended = cluster.ask(arguments)?;
-        let run = ended.last_json()?;
-        ensure!(run["tasks"]["failed"] == 1, "{run}");
-        let name = run["run"].as_str().unwrap_or_default().to_owned();
-        let shown = cluster.ask(["status", &name, "--json"])?.success()?;
-        ensure!(shown.out.contains("\"timed_out\""), "{}", shown.out);
-        ensure!(!shown.out.contains("supervisor"), "{}", shown.out);
+        let run = cluster.submit(&plan)?;
+        let ended = cluster.ended(&run)?;
+        ensure!(ended.state() == "succeeded", "{}", ended.json);
+        ensure!(ended.attempts("deaf")?.len() == 1, "{}", ended.json);
         Ok(())
     })
 }

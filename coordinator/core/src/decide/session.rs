@@ -32,13 +32,9 @@ pub(super) fn hello(state: &State, now: Timestamp, hello: &Hello) -> Result<Deci
             Link::Up { session, .. }
                 if known.incarnation == hello.incarnation && session > hello.session
         );
-        let last = state
-            .workers
-            .get(&hello.worker)
-            .map(|entry| entry.aux.hello);
         let late = known.incarnation == hello.incarnation
             && hello.number > 0
-            && last.is_some_and(|last| hello.number <= last);
+            && hello.number <= state.last_hello(&hello.worker);
         if known.incarnation > hello.incarnation || newer_session || late {
             return Err(superseded(&hello.worker));
         }
