@@ -1,6 +1,8 @@
 //! Disks that are full, broken, read-only or slow, under the coordinator and under workers.
 
+use std::ffi::OsString;
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -63,6 +65,10 @@ const MOUNTED: &[(&str, Scenario)] = &[
         "disk::an_agent_that_fills_its_workers_disk_costs_the_others_no_work",
         full_worker,
     ),
+    (
+        "disk::an_agent_that_leaves_its_workers_disk_full_loses_none_of_its_edits",
+        left_full,
+    ),
 ];
 
 /// All scenarios, with the reason for which one cannot be run here.
@@ -75,7 +81,12 @@ pub(crate) fn scenarios(programs: &Programs) -> Vec<(&'static str, Option<String
     let mounted = MOUNTED
         .iter()
         .map(|(name, scenario)| (*name, no_mounts.clone(), *scenario));
-    preloaded.chain(mounted).collect()
+    let unreadable: (_, _, Scenario) = (
+        "disk::a_home_that_cannot_be_read_is_refused_by_name",
+        powerless(programs).err(),
+        unreadable,
+    );
+    preloaded.chain(mounted).chain([unreadable]).collect()
 }
 
 /// Compiles the library once for all.
@@ -508,7 +519,7 @@ fn short_writes(programs: &Programs) -> Result<()> {
 
 fn stalled_sync(programs: &Programs) -> Result<()> {
     let options = Options {
-        lease_ttl: Duration::from_secs(10),
+        lease_ttl: Duration::from_secs(6),
         lease_grace: Duration::from_secs(1),
         heartbeat_interval: Duration::from_millis(500),
     };
@@ -525,17 +536,18 @@ fn stalled_sync(programs: &Programs) -> Result<()> {
         let run = cluster.submit(&plan(cluster, &ledger, &gates, &tasks)?)?;
         started(&ledger, 3)?;
         let slow = |below: &Path| Rule::slow_sync(Duration::from_millis(50), below);
-        let stall = |below: &Path| Rule {
+        let stall = |seconds: u64, below: &Path| Rule {
             times: 1,
-            ..Rule::slow_sync(Duration::from_secs(5), below)
+            ..Rule::slow_sync(Duration::from_secs(seconds), below)
         };
         faults.set(1, &slow(&cluster.home()))?;
         workers.set(1, &slow(&state))?;
-        // First the worker's disk, then the coordinator's; the others are at work meanwhile.
-        workers.set(0, &stall(&state))?;
+        // First the worker's disk, for as long as its leases live. Then the coordinator's, which
+        // renews nothing meanwhile: so for less by the worker's margin and its heartbeat.
+        workers.set(0, &stall(6, &state))?;
         gates.open("a")?;
         bitten(&workers, 0, 1)?;
-        faults.set(0, &stall(&cluster.home()))?;
+        faults.set(0, &stall(3, &cluster.home()))?;
         gates.open("b")?;
         bitten(&faults, 0, 1)?;
         gates.open("c")?;
@@ -623,6 +635,9 @@ fn read_only_at_start(programs: &Programs) -> Result<()> {
         )?;
         drop(fresh);
         cluster.serve()?;
+        let described = cluster.worker("w", &cluster.address(), 1)?;
+        let state = described.folder.join("state");
+        std::fs::create_dir(&state)?;
         cluster
             .coordinator()?
             .signal(rustix::process::Signal::TERM)?;
@@ -637,7 +652,90 @@ fn read_only_at_start(programs: &Programs) -> Result<()> {
         says(
             &refused.err,
             &[&home.to_string_lossy(), "Read-only file system"],
+        )?;
+        let _read_only = Mounted::read_only(&state)?;
+        let refused = described.run(&cluster.logs(), SOON)?;
+        ensure!(refused.code() != 0, "it started: {}", refused.err);
+        says(
+            &refused.err,
+            &[&state.to_string_lossy(), "Read-only file system"],
         )
+    })
+}
+
+/// The words that let a program run as somebody without power over others' files, or why there are
+/// none.
+fn powerless(programs: &Programs) -> Result<Vec<OsString>, String> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(Vec::new());
+    }
+    let words = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ];
+    let tried = std::process::Command::new(words[0])
+        .args(&words[1..])
+        .arg(&programs.coordinator)
+        .arg("--version")
+        .output();
+    match tried {
+        Ok(output) if output.status.success() => Ok(words.map(OsString::from).to_vec()),
+        Ok(_) => Err("needs programs that others than root may run".to_owned()),
+        Err(error) => Err(format!("needs the program setpriv: {error}")),
+    }
+}
+
+fn unreadable(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        let home = cluster.home();
+        let mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        };
+        mode(cluster.folder(), 0o755)?;
+        mode(&home, 0o000)?;
+        let mut server = cluster.server();
+        server.wrapper = powerless(programs).map_err(anyhow::Error::msg)?;
+        let refused = server.run(&cluster.logs(), SOON)?;
+        mode(&home, 0o700)?;
+        ensure!(
+            (1..=99).contains(&refused.code()),
+            "it started: {}",
+            refused.err
+        );
+        says(
+            &refused.err,
+            &[&home.to_string_lossy(), "Permission denied"],
+        )
+    })
+}
+
+fn left_full(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        cluster.serve()?;
+        let described = cluster.worker("w", &cluster.address(), 1)?;
+        let state = described.folder.join("state");
+        std::fs::create_dir(&state)?;
+        let _disk = Mounted::small(&state, 48 << 20)?;
+        let _worker = cluster.start_described(&described, "w")?;
+        std::fs::create_dir(cluster.folder().join("seed"))?;
+        std::fs::write(cluster.folder().join("seed/README"), "seed\n")?;
+        let text = "name: left\nrepo: { from: ./seed }\ndefaults: { timeout: 5m }\ntasks:\n  - name: hog\n    \
+                    run: |\n      echo an edit > edit.txt\n      cat /dev/zero > $TMPDIR/ballast\n      exit 3\n";
+        let run = cluster.submit(&cluster.write_plan("left.yaml", text)?)?;
+        let status = cluster.ended(&run)?;
+        ensure!(status.state() == "failed", "{}", status.json);
+        let attempt = &status.attempts("hog")?[0];
+        ensure!(
+            attempt["failure"]["class"] == "agent_failed",
+            "{}",
+            status.json
+        );
+        let refs = cluster.hosted_refs(&status)?;
+        let kept = format!("refs/muster/wip/{run}/hog/1");
+        ensure!(refs.contains(&kept), "no {kept} in {refs:?}");
+        Ok(())
     })
 }
 
