@@ -379,6 +379,26 @@ pub enum Error {
 }
 
 impl Error {
+    /// Tells whether it is the disk that refuses, for which the one who keeps it can do something.
+    #[must_use]
+    pub fn is_of_disk(&self) -> bool {
+        use rusqlite::ErrorCode;
+        match self {
+            Self::Database {
+                source: rusqlite::Error::SqliteFailure(failure, _),
+                ..
+            } => matches!(
+                failure.code,
+                ErrorCode::DiskFull
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::ReadOnly
+                    | ErrorCode::CannotOpen
+            ),
+            Self::File { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Tells whether the same write may succeed a little later: the disk is full or busy.
     ///
     /// An operation that failed is not of that kind. After a refused sync nobody knows what reached

@@ -27,6 +27,10 @@ const PRELOADED: &[(&str, Scenario)] = &[
         refused_sync,
     ),
     (
+        "disk::a_run_whose_own_coordinator_cannot_write_ends_and_is_resumed",
+        embedded,
+    ),
+    (
         "disk::a_home_that_becomes_read_only_ends_the_coordinator_and_is_named",
         read_only_at_work,
     ),
@@ -592,6 +596,10 @@ fn full_home(programs: &Programs) -> Result<()> {
         let refused = cluster.ask(["submit", &plan.to_string_lossy()])?;
         ensure!(refused.code() != 0, "it was accepted: {}", refused.out);
         says(&refused.err, &[&cluster.home().to_string_lossy()])?;
+        let nothing = cluster.write_plan("nothing.yaml", &nothing_to_push())?;
+        let refused = cluster.ask(["submit", &nothing.to_string_lossy()])?;
+        ensure!(refused.code() != 0, "it was accepted: {}", refused.out);
+        says(&refused.err, &["full", "free some space"])?;
         // The one cannot push its work and waits, the other has nothing to push and reports.
         gates.open("a")?;
         gates.open("b")?;
@@ -616,6 +624,43 @@ fn full_home(programs: &Programs) -> Result<()> {
             .as_str()
             .context("no repository")?;
         sound_and_tidy(cluster, &cluster.hosted(name)?)
+    })
+}
+
+/// A plan too large for the room that a file may have left behind its end.
+fn nothing_to_push() -> String {
+    let mut text = "name: nothing\ntasks:\n".to_owned();
+    for number in 0..100 {
+        text.push_str(&format!("  - {{ name: t{number}, run: 'true' }}\n"));
+    }
+    text
+}
+
+fn embedded(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        let (ledger, gates) = (
+            Ledger::new(cluster.folder())?,
+            Gates::new(cluster.folder())?,
+        );
+        let shim = shim(programs).map_err(anyhow::Error::msg)?;
+        let faults = Faults::new(&shim, cluster.folder())?;
+        let plan = plan(cluster, &ledger, &gates, &[("a", true)])?;
+        let run = cluster.call(["run", &plan.to_string_lossy(), "--slots", "1"]);
+        let mut process = faults.apply(run).start(&cluster.logs(), "run")?;
+        started(&ledger, 1)?;
+        let mut broken = Rule::fail(disk::SYNC, disk::EIO, &cluster.home());
+        broken.ending = "journal.db-wal".to_owned();
+        faults.set(0, &broken)?;
+        gates.open("a")?;
+        let ended = process.ended(SOON)?;
+        ensure!(ended.code() == Some(1), "{ended}\n{}", process.errors());
+        let home = cluster.home();
+        says(
+            &process.errors(),
+            &["write the journal", &home.to_string_lossy(), "run --resume"],
+        )?;
+        cluster.ask(["run", "--resume"])?.success()?;
+        once_each(&ledger, &["a"])
     })
 }
 
