@@ -244,6 +244,12 @@ impl Context {
                 Err(error @ (app::Error::Server(_) | app::Error::Git(_))) => {
                     return Err(CliError::new(Kind::User, error).while_doing(what()));
                 }
+                Err(error) if is_damage(&error) => {
+                    return Err(CliError::internal(error).while_doing(what()).hint(
+                        "`coordinator restore FROM --home NEW` puts a backup into a new home; \
+                         keep this one, much of it may be whole",
+                    ));
+                }
                 Err(error) => {
                     return Err(CliError::internal(error)
                         .while_doing(what())
@@ -251,6 +257,17 @@ impl Context {
                 }
             }
         }
+    }
+}
+
+/// Tells whether the journal is damaged, so that only a backup helps.
+fn is_damage(error: &app::Error) -> bool {
+    match error {
+        app::Error::Store(error) | app::Error::Engine(engine::Fatal::Load(error)) => {
+            error.is_damage()
+        }
+        app::Error::Engine(engine::Fatal::Journal(_)) => true,
+        _ => false,
     }
 }
 

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use muster_proto::v1::agent_event::Kind;
-use muster_proto::v1::{AgentEvent, OutputTruncated};
+use muster_proto::v1::AgentEvent;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
 use super::file::Transcript;
-use super::{Error, Place, TRANSCRIPT_BYTES_MAX};
+use super::{Error, Place, TRANSCRIPT_BYTES_MAX, missing};
 
 /// Appends that may wait; senders wait beyond it, and with them their worker's event window.
 const QUEUE: usize = 1_024;
@@ -208,20 +207,11 @@ impl Writer {
     }
 }
 
-/// Notes that events up to a number are not there; nobody knows how large they were.
-fn missing(number: u64, at_ms: u64) -> AgentEvent {
-    let kind = Some(Kind::OutputTruncated(OutputTruncated { bytes: 0 }));
-    AgentEvent {
-        number,
-        at_ms,
-        kind,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use coordinator_core::event::Work;
     use coordinator_core::{AttemptNo, LeaseId, TaskIx};
+    use muster_proto::v1::agent_event::Kind;
 
     use super::*;
     use crate::transcript;

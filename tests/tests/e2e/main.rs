@@ -13,6 +13,7 @@ mod foreign;
 mod restored;
 mod several_hosts;
 mod straggler;
+mod wire;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         restored::SCENARIOS,
         abuse::SCENARIOS,
         cutoff::SCENARIOS,
+        wire::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()
@@ -91,4 +93,13 @@ fn with_cluster(
 ) -> Result<()> {
     let mut cluster = Cluster::new(programs, options)?;
     test(&mut cluster).map_err(|error| anyhow::anyhow!("{error:#}\n{}", cluster.story()))
+}
+
+/// Shows a figure that is of interest also when all is well.
+#[expect(
+    clippy::print_stderr,
+    reason = "what a test measured is its result as much as its verdict"
+)]
+fn say(line: &str) {
+    eprintln!("{line}");
 }

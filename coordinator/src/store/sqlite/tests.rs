@@ -10,7 +10,7 @@ use crate::store::contract::{OnDisk, Writer, event, replayed};
 use crate::store::form::samples;
 use crate::store::{BatchSeq, Progress, Reader as _, Store as _};
 
-fn writer(home: &OnDisk) -> Writer<SqliteStore> {
+pub(super) fn writer(home: &OnDisk) -> Writer<SqliteStore> {
     Writer::new(Box::new(home.store()))
 }
 
@@ -20,7 +20,7 @@ fn raw(home: &OnDisk) -> Connection {
 }
 
 /// Gives the files as a machine that fails now would leave them.
-fn crashed(home: &OnDisk) -> OnDisk {
+pub(super) fn crashed(home: &OnDisk) -> OnDisk {
     let copy = OnDisk::new();
     fs::copy(home.path(), copy.path()).unwrap();
     if wal_of(&home.path()).exists() {
@@ -37,7 +37,7 @@ fn refusal(home: &OnDisk) -> Error {
 }
 
 /// Makes a store whose pages are so small that every byte of some commits can be tried.
-fn with_small_pages() -> OnDisk {
+pub(super) fn with_small_pages() -> OnDisk {
     let home = OnDisk::new();
     drop(home.store());
     raw(&home)
@@ -50,7 +50,11 @@ fn with_small_pages() -> OnDisk {
 }
 
 /// Appends some batches; gives the log's length behind each, first that before them.
-fn append_measured(home: &OnDisk, writer: &mut Writer<SqliteStore>, batches: u64) -> Vec<usize> {
+pub(super) fn append_measured(
+    home: &OnDisk,
+    writer: &mut Writer<SqliteStore>,
+    batches: u64,
+) -> Vec<usize> {
     let length = || fs::metadata(wal_of(&home.path())).map_or(0, |found| found.len() as usize);
     let mut lengths = vec![length()];
     for seq in 1..=batches {
