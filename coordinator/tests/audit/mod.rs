@@ -258,3 +258,50 @@ fn every_kind_of_finding_is_provoked() {
         .collect();
     assert_eq!(missing, [""; 0]);
 }
+
+fn command(home: &Path, arguments: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_coordinator"))
+        .arg("--home")
+        .arg(home)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_a_running_coordinator_an_audit_tells_no_lies_and_a_repair_is_refused() {
+    let mut world = World::start().await;
+    let run = world.submit_with_repository(LIVE, "live").await;
+    let mut worker = Worker::join(&world, "w").await;
+    let grants = worker.grants().await;
+    finish(&world, &mut worker, &grants[0]).await;
+    let home = world.folder.path().join("home");
+
+    let audited = command(&home, &["audit", "--run", &run, "--json"]);
+    assert_eq!(audited.status.code(), Some(0), "{audited:?}");
+    let text = String::from_utf8(audited.stdout).unwrap();
+    let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(last["clean"], true);
+    assert_eq!(last["coordinator_runs"], true);
+    assert_eq!(last["checked"]["leases"], 2);
+
+    let refused = command(&home, &["doctor", "--repair"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        said.contains("another coordinator") && said.contains("end it first"),
+        "{said}"
+    );
+
+    // What is really wrong stays wrong, however often it is looked at.
+    let source = format!("refs/muster/source/{run}");
+    git(
+        &world.hosted(),
+        &["update-ref", "refs/heads/topic", &source],
+    );
+    let audited = command(&home, &["audit"]);
+    assert_eq!(audited.status.code(), Some(1), "{audited:?}");
+    let text = String::from_utf8(audited.stdout).unwrap();
+    assert!(text.contains("ref-unknown"), "{text}");
+    world.stop().await;
+}
