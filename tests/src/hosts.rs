@@ -23,6 +23,13 @@ pub enum Connected {
     No,
 }
 
+/// Whether what a host sends arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    Yes,
+    No,
+}
+
 /// Why hosts cannot be made on this machine, if so.
 #[must_use]
 pub fn missing() -> Option<String> {
@@ -42,6 +49,23 @@ pub fn missing() -> Option<String> {
     let _ = run(&["ip", "netns", "del", &name]);
     made.err()
         .map(|error| format!("needs network namespaces: {error:#}"))
+}
+
+/// Why packets of one direction cannot be dropped on this machine, if so.
+#[must_use]
+pub fn missing_filter() -> Option<String> {
+    if let Some(why) = missing() {
+        return Some(why);
+    }
+    let tried = tempfile::tempdir()
+        .map_err(anyhow::Error::from)
+        .and_then(|folder| {
+            let hosts = Hosts::new(&["a"], folder.path())?;
+            hosts.hears("a", 1, Heard::No)
+        });
+    tried
+        .err()
+        .map(|error| format!("needs iptables, to drop packets one way: {error:#}"))
 }
 
 impl Hosts {
@@ -139,6 +163,23 @@ impl Hosts {
         run(&["ip", "-n", &hub, "link", "set", &port, state])
     }
 
+    /// Lets the host `name` drop whatever comes from the host of that index, or take it again. The
+    /// other way stays open, and connections are not told.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn hears(&self, name: &str, index: usize, heard: Heard) -> Result<()> {
+        let network = format!("--net=/run/netns/{}", self.namespace(name));
+        let change = match heard {
+            Heard::Yes => "-D",
+            Heard::No => "-A",
+        };
+        let address = Self::address(index);
+        run(&[
+            "nsenter", &network, "iptables", "-w", change, "INPUT", "-s", &address, "-j", "DROP",
+        ])
+    }
+
     fn namespace(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
@@ -165,7 +206,7 @@ fn run(words: &[&str]) -> Result<()> {
     let output = Command::new(program)
         .args(arguments)
         .output()
-        .context("run ip")?;
+        .with_context(|| format!("run {program}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.success(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use muster_tests::Programs;
 use muster_tests::cluster::Options;
-use muster_tests::cutoff::{Case, Coordinator, Length, Loss, measure};
+use muster_tests::cutoff::{Case, Coordinator, Length, Loss, Network, measure};
 
 use crate::Scenario;
 
@@ -30,6 +30,12 @@ pub(crate) const CLOCK_SCENARIOS: &[(&str, Scenario)] = &[
     ),
 ];
 
+/// They need hosts, and a packet filter on them.
+pub(crate) const HOST_SCENARIOS: &[(&str, Scenario)] = &[(
+    "packets_dropped_both_ways_or_one_way_stop_agents_in_time",
+    dropped_packets,
+)];
+
 const TERMS: Options = Options {
     lease_ttl: Duration::from_secs(4),
     lease_grace: Duration::from_secs(2),
@@ -46,16 +52,28 @@ fn case(loss: Loss, length: Length, wall_jumps: bool) -> Case {
 }
 
 fn measured(programs: &Programs, coordinator: Coordinator, cases: &[Case]) -> Result<()> {
-    for figures in measure(programs, TERMS, coordinator, cases)? {
+    for figures in measure(programs, TERMS, Network::Proxies, coordinator, cases)? {
         crate::say(&figures.to_string());
     }
     Ok(())
 }
 
-fn cut_off(programs: &Programs) -> Result<()> {
+fn all_cuts() -> Vec<Case> {
     let losses = [Loss::BothWays, Loss::Up, Loss::Down];
     let cases = losses.map(|loss| BOTH_LENGTHS.map(|length| case(loss, length, false)));
-    measured(programs, Coordinator::Undisturbed, cases.as_flattened())
+    cases.as_flattened().to_vec()
+}
+
+fn cut_off(programs: &Programs) -> Result<()> {
+    measured(programs, Coordinator::Undisturbed, &all_cuts())
+}
+
+fn dropped_packets(programs: &Programs) -> Result<()> {
+    let undisturbed = Coordinator::Undisturbed;
+    for figures in measure(programs, TERMS, Network::Hosts, undisturbed, &all_cuts())? {
+        crate::say(&format!("between hosts: {figures}"));
+    }
+    Ok(())
 }
 
 fn clocks_of_workers(programs: &Programs) -> Result<()> {

@@ -56,6 +56,10 @@ fn main() -> ExitCode {
             muster_tests::clocks::missing(&programs.source),
             cutoff::CLOCK_SCENARIOS,
         ),
+        (
+            muster_tests::hosts::missing_filter(),
+            cutoff::HOST_SCENARIOS,
+        ),
     ];
     for (missing, scenarios) in with_needs {
         for (name, scenario) in scenarios {
