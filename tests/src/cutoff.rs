@@ -48,7 +48,7 @@ pub enum Loss {
 /// For how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
-    /// Half of the lease's TTL.
+    /// Three eighths of the lease's TTL.
     Shorter,
     /// Until the task has been given away.
     Longer,
@@ -102,7 +102,7 @@ pub enum Coordinator {
     Undisturbed,
     /// Its wall clock is set an hour forward, and then an hour back behind the true time.
     WallJumps,
-    /// Its host sleeps: for half of the TTL, or for the TTL and the grace.
+    /// Its host sleeps: for three eighths of the TTL, or for the TTL and the grace.
     Lid(Length),
 }
 

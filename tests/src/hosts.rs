@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 #[derive(Debug)]
 pub struct Hosts {
     prefix: String,
-    names: Vec<String>,
+    namespaces: Vec<String>,
     folder: PathBuf,
 }
 
@@ -79,7 +79,7 @@ impl Hosts {
         let prefix = format!("mu{}-{count}-", std::process::id());
         let mut hosts = Self {
             prefix,
-            names: Vec::new(),
+            namespaces: Vec::new(),
             folder: folder.to_owned(),
         };
         let hub = hosts.namespace("hub");
@@ -122,12 +122,8 @@ impl Hosts {
         hidden: &[&Path],
         names: &[(&str, &str)],
     ) -> Result<Vec<OsString>> {
-        let file = self.folder.join(format!("hosts-{name}"));
-        let mut text = "127.0.0.1 localhost\n".to_owned();
-        for (address, name) in names {
-            text.push_str(&format!("{address} {name}\n"));
-        }
-        std::fs::write(&file, text)?;
+        let file = self.name_file(name);
+        self.names(name, names)?;
         let mut script = format!("set -e; mount --bind {} /etc/hosts; ", file.display());
         for path in hidden {
             script.push_str(&format!("mount -t tmpfs none {}; ", path.display()));
@@ -148,6 +144,34 @@ impl Hosts {
             "sh",
         ];
         Ok(words.into_iter().map(OsString::from).collect())
+    }
+
+    /// Changes the names that the host `name` knows, also for programs that run on it.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn names(&self, name: &str, names: &[(&str, &str)]) -> Result<()> {
+        let mut text = "127.0.0.1 localhost\n".to_owned();
+        for (address, name) in names {
+            text.push_str(&format!("{address} {name}\n"));
+        }
+        // In place: it is mounted.
+        std::fs::write(self.name_file(name), text).context("write a hosts file")
+    }
+
+    fn name_file(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("hosts-{name}"))
+    }
+
+    /// Gives the host `name` one more address: that of a host of index `index`, which must not
+    /// exist.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn add_address(&self, name: &str, index: usize) -> Result<()> {
+        let host = self.namespace(name);
+        let address = format!("{}/24", Self::address(index));
+        run(&["ip", "-n", &host, "addr", "add", &address, "dev", "eth0"])
     }
 
     /// Cuts the host of that index off, or brings it back; its connections are not told.
@@ -187,14 +211,14 @@ impl Hosts {
     fn add(&mut self, name: &str) -> Result<()> {
         let namespace = self.namespace(name);
         run(&["ip", "netns", "add", &namespace])?;
-        self.names.push(namespace);
+        self.namespaces.push(namespace);
         Ok(())
     }
 }
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        for name in &self.names {
+        for name in &self.namespaces {
             // What cannot be removed now is in use by a process that is about to end.
             let _ = run(&["ip", "netns", "del", name]);
         }

@@ -37,7 +37,7 @@ pub(super) fn pass(
 
     at(ttl / 4);
     walls(coordinator, of_coordinator, subjects, JUMP_SECONDS)?;
-    at(ttl / 2);
+    at(ttl * 3 / 8);
     for subject in &mut *subjects {
         if subject.case.length == Length::Shorter {
             heal(subject, start)?;

@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         .collect();
     let with_needs = [
         (muster_tests::hosts::missing(), several_hosts::SCENARIOS),
+        (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
         (
             muster_tests::clocks::missing(&programs.source),
             cutoff::CLOCK_SCENARIOS,

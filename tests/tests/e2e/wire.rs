@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use muster_tests::cluster::{Cluster, Options};
 use muster_tests::files::{Gates, Ledger};
+use muster_tests::hosts::Hosts;
 use muster_tests::proxy::{CutAfter, Direction, End, Faults, Proxy};
 use muster_tests::wait::{SOON, until_true};
 use muster_tests::{Process, Programs, RunStatus};
@@ -36,6 +37,12 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         half_closed,
     ),
 ];
+
+/// They need hosts of their own.
+pub(crate) const HOST_SCENARIOS: &[(&str, Scenario)] = &[(
+    "a_worker_outlives_a_name_that_vanishes_and_comes_back_elsewhere",
+    vanishing_name,
+)];
 
 const TERMS: Options = Options {
     lease_ttl: Duration::from_secs(4),
@@ -338,6 +345,57 @@ fn vanishing_port(programs: &Programs) -> Result<()> {
         let status = cluster.ended(&run)?;
         once(&status, "t")?;
         transcript_is_whole(cluster, &run, "t", 2)
+    })
+}
+
+/// A name that no DNS knows.
+const NAME: &str = "head.cluster.invalid";
+
+fn vanishing_name(programs: &Programs) -> Result<()> {
+    // No lease is to run out here.
+    let terms = Options {
+        lease_ttl: Duration::from_secs(60),
+        ..TERMS
+    };
+    with_cluster(programs, Some(terms), |cluster| {
+        let hosts = Hosts::new(&["head", "one"], cluster.folder())?;
+        cluster.run_behind(hosts.wrapper("head", &[], &[])?);
+        cluster.serve()?;
+        let gates = Gates::new(cluster.folder())?;
+        let mut program = cluster.worker("one", &format!("{NAME}:{}", cluster.port()), 1)?;
+        program.wrapper = hosts.wrapper("one", &[], &[(&Hosts::address(0), NAME)])?;
+        let worker = cluster.start_described(&program, "one")?;
+        let script = format!(
+            "touch {}/at-work\n{}\necho line 1; echo x > x",
+            cluster.folder().display(),
+            gates.wait("end")
+        );
+        let run = cluster.submit(&one_task(cluster, &script)?)?;
+        let at_work = cluster.folder().join("at-work");
+        until_true("the agent works", SOON, || Ok(at_work.exists()))?;
+        hosts.names("one", &[])?;
+        cluster.kill_coordinator()?;
+        cluster.serve()?;
+        until_true("it has looked for the name in vain", SOON, || {
+            let said = worker.errors();
+            Ok(said
+                .lines()
+                .filter(|line| line.contains("trying again"))
+                .count()
+                >= 3)
+        })?;
+        ensure!(sessions(&worker) == 1, "it has found a name that is gone");
+        let elsewhere = 100;
+        hosts.add_address("head", elsewhere)?;
+        hosts.names("one", &[(&Hosts::address(elsewhere), NAME)])?;
+        until_true(
+            "it has a session again",
+            SOON,
+            || Ok(sessions(&worker) == 2),
+        )?;
+        gates.open("end")?;
+        once(&cluster.ended(&run)?, "t")?;
+        transcript_is_whole(cluster, &run, "t", 1)
     })
 }
 
