@@ -146,6 +146,33 @@ impl Hosts {
         Ok(words.into_iter().map(OsString::from).collect())
     }
 
+    /// Hands all packets that the host `name` sends and receives to a packet queue, where a program
+    /// must take them.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn queue_packets(&self, name: &str, queue: u16) -> Result<()> {
+        let network = format!("--net=/run/netns/{}", self.namespace(name));
+        let queue = queue.to_string();
+        for (chain, device) in [("OUTPUT", "-o"), ("INPUT", "-i")] {
+            run(&[
+                "nsenter",
+                &network,
+                "iptables",
+                "-w",
+                "-A",
+                chain,
+                device,
+                "eth0",
+                "-j",
+                "NFQUEUE",
+                "--queue-num",
+                &queue,
+            ])?;
+        }
+        Ok(())
+    }
+
     /// Changes the names that the host `name` knows, also for programs that run on it.
     ///
     /// # Errors

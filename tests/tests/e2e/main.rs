@@ -61,6 +61,10 @@ fn main() -> ExitCode {
             muster_tests::hosts::missing_filter(),
             cutoff::HOST_SCENARIOS,
         ),
+        (
+            muster_tests::hosts::missing_filter(),
+            wire::PACKET_SCENARIOS,
+        ),
     ];
     for (missing, scenarios) in with_needs {
         for (name, scenario) in scenarios {

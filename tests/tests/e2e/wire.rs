@@ -1,13 +1,14 @@
 //! The session and git under a bad network: a fault proxy stands between workers and coordinator.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use muster_tests::cluster::{Cluster, Options};
 use muster_tests::files::{Gates, Ledger};
 use muster_tests::hosts::Hosts;
+use muster_tests::process::Program;
 use muster_tests::proxy::{CutAfter, Direction, End, Faults, Proxy};
 use muster_tests::wait::{SOON, until_true};
 use muster_tests::{Process, Programs, RunStatus};
@@ -43,6 +44,10 @@ pub(crate) const HOST_SCENARIOS: &[(&str, Scenario)] = &[(
     "a_worker_outlives_a_name_that_vanishes_and_comes_back_elsewhere",
     vanishing_name,
 )];
+
+/// They need a packet filter on hosts of their own.
+pub(crate) const PACKET_SCENARIOS: &[(&str, Scenario)] =
+    &[("packets_that_take_their_time_keep_a_lease_alive", far_host)];
 
 const TERMS: Options = Options {
     lease_ttl: Duration::from_secs(4),
@@ -233,14 +238,44 @@ fn delay(programs: &Programs) -> Result<()> {
             ..Faults::NONE
         });
         let worker = start_worker(cluster, proxy, "far", 1)?;
-        // Longer than a lease lives without renewals.
-        let script =
-            "i=0; while [ $i -lt 22 ]; do i=$((i+1)); echo line $i; sleep 0.2; done\necho x > x";
-        let run = cluster.submit(&one_task(cluster, script)?)?;
+        let run = cluster.submit(&one_task(cluster, TALK)?)?;
         let status = cluster.ended(&run)?;
         once(&status, "t")?;
         ensure!(sessions(&worker) == 1, "it lost its session");
-        transcript_is_whole(cluster, &run, "t", 22)
+        transcript_is_whole(cluster, &run, "t", TALK_LINES)
+    })
+}
+
+/// Prints for longer than a lease lives without renewals.
+const TALK: &str =
+    "i=0; while [ $i -lt 22 ]; do i=$((i+1)); echo line $i; sleep 0.2; done\necho x > x";
+const TALK_LINES: usize = 22;
+
+fn far_host(programs: &Programs) -> Result<()> {
+    with_cluster(programs, Some(TERMS), |cluster| {
+        let hosts = Hosts::new(&["head", "far"], cluster.folder())?;
+        cluster.run_behind(hosts.wrapper("head", &[], &[])?);
+        cluster.serve()?;
+        let delay = Path::new(env!("CARGO_BIN_EXE_delay"));
+        let mut delay = Program::new(delay, cluster.folder()).args(["1", "150"]);
+        delay.wrapper = hosts.wrapper("far", &[], &[])?;
+        let _delay = delay.start(&cluster.logs(), "delay")?;
+        hosts.queue_packets("far", 1)?;
+        let address = format!("{}:{}", Hosts::address(0), cluster.port());
+        let mut program = cluster.worker("far", &address, 1)?;
+        program.wrapper = hosts.wrapper("far", &[], &[])?;
+        let begun = Instant::now();
+        let worker = cluster.start_described(&program, "far")?;
+        // At least the handshakes of TCP and TLS, twice.
+        let took = begun.elapsed();
+        ensure!(
+            took > Duration::from_millis(1_200),
+            "packets were not delayed: {took:?}"
+        );
+        let run = cluster.submit(&one_task(cluster, TALK)?)?;
+        once(&cluster.ended(&run)?, "t")?;
+        ensure!(sessions(&worker) == 1, "it lost its session");
+        transcript_is_whole(cluster, &run, "t", TALK_LINES)
     })
 }
 
