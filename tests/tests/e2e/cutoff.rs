@@ -9,6 +9,7 @@ use muster_tests::cutoff::{Case, Coordinator, Length, Loss, Network, measure};
 
 use crate::Scenario;
 
+/// Where packets cannot be dropped between hosts, the bytes of connections are held back instead.
 pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[(
     "a_worker_that_is_cut_off_stops_its_agents_before_their_tasks_are_given_away",
     cut_off,
@@ -23,10 +24,6 @@ pub(crate) const CLOCK_SCENARIOS: &[(&str, Scenario)] = &[
     (
         "jumps_of_the_coordinators_wall_clock_change_no_lease_and_break_no_reconnect",
         clock_of_coordinator,
-    ),
-    (
-        "agents_end_in_time_while_the_coordinators_host_sleeps",
-        lid_of_coordinator,
     ),
 ];
 
@@ -92,9 +89,4 @@ fn clock_of_coordinator(programs: &Programs) -> Result<()> {
         case(Loss::BothWays, Length::Longer, false),
     ];
     measured(programs, Coordinator::WallJumps, &cases)
-}
-
-fn lid_of_coordinator(programs: &Programs) -> Result<()> {
-    let case = case(Loss::None, Length::Shorter, false);
-    measured(programs, Coordinator::Lid(Length::Longer), &[case])
 }
