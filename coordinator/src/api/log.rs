@@ -33,15 +33,10 @@ pub(super) async fn find(runs: &Runs, request: &ReadLogRequest) -> Result<Log, S
         })
         .await?;
     let (task, work, known) = found?;
-    let (root, run, of) = (
-        runs.transcripts().root().to_owned(),
-        name.clone(),
-        task.clone(),
-    );
-    let leases = tokio::task::spawn_blocking(move || transcript::leases(&root, &run, &of, work))
-        .await
-        .map_err(|error| status::internal(&error))?
-        .map_err(|error| status::internal(&error))?;
+    let (run, of) = (name.clone(), task.clone());
+    let leases = runs
+        .read_transcript(move |root| transcript::leases(root, &run, &of, work))
+        .await?;
     let leases = if leases.is_empty() {
         known.into_iter().collect()
     } else {
@@ -147,16 +142,14 @@ async fn send_all(
                 .query(move |state, _| state.lease(lease).is_none())
                 .await
                 .map_err(status::of)?;
-            let (root, read_place) = (runs.transcripts().root().to_owned(), place.clone());
-            let read = tokio::task::spawn_blocking(move || {
-                let events =
-                    transcript::read_on(&root, &read_place, &mut position, BYTES_PER_RESPONSE);
-                events.map(|events| (events, position))
-            });
-            let (mut events, moved) = read
-                .await
-                .map_err(|error| status::internal(&error))?
-                .map_err(|error| status::internal(&error))?;
+            let read_place = place.clone();
+            let (mut events, moved) = runs
+                .read_transcript(move |root| {
+                    let events =
+                        transcript::read_on(root, &read_place, &mut position, BYTES_PER_RESPONSE);
+                    events.map(|events| (events, position))
+                })
+                .await?;
             position = moved;
             let read_any = !events.is_empty();
             heard_out |= events.iter().any(transcript::is_last);

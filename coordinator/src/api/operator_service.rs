@@ -8,16 +8,17 @@ use coordinator_core::command::Target;
 use coordinator_core::event::Work;
 use coordinator_core::state::{Link, Run};
 use coordinator_core::{Command, Epoch, Reply, RunId, Span, State, TaskKey, Timestamp, WorkerId};
-use futures::Stream;
+use futures::{Stream, StreamExt as _, stream};
 use muster_connect::TokenId;
 use muster_proto::v1::operator_service_server::OperatorService;
 use muster_proto::v1::{self, ProtocolVersion};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::diff;
+use super::limits::{TASKS_PER_PAGE, WATCHES};
 use super::log;
 use super::runs::Runs;
 use super::submit::Submissions;
@@ -29,6 +30,8 @@ use crate::git::repositories::Repositories;
 
 /// Responses of a stream that wait for a slow client.
 const STREAM_QUEUE: usize = 32;
+/// Batches of a watch's responses that wait for a slow client.
+const WATCH_QUEUE: usize = 2;
 /// How often a stream looks whether the token that it was asked for with was revoked.
 const TOKEN_CHECK: Duration = Duration::from_secs(2);
 
@@ -52,6 +55,8 @@ pub struct Operators {
     /// Cancelled when an admin asks for the end.
     shutdown: CancellationToken,
     ending: CancellationToken,
+    /// Places of watches.
+    watches: Arc<Semaphore>,
 }
 
 impl Operators {
@@ -74,6 +79,7 @@ impl Operators {
             about,
             shutdown,
             ending,
+            watches: Arc::new(Semaphore::new(WATCHES)),
         }
     }
 
@@ -118,6 +124,16 @@ impl Operators {
         inbox: mpsc::Receiver<Result<T, Status>>,
         token: Option<TokenId>,
     ) -> Response<Streamed<T>> {
+        self.produce(produce, out, token);
+        Response::new(Box::pin(ReceiverStream::new(inbox)))
+    }
+
+    fn produce<T: Send + 'static>(
+        &self,
+        produce: impl Future<Output = ()> + Send + 'static,
+        out: mpsc::Sender<Result<T, Status>>,
+        token: Option<TokenId>,
+    ) {
         let (ending, auth) = (self.ending.clone(), self.auth.clone());
         tokio::spawn(async move {
             tokio::select! {
@@ -129,7 +145,6 @@ impl Operators {
                 () = produce => {}
             }
         });
-        Response::new(Box::pin(ReceiverStream::new(inbox)))
     }
 }
 
@@ -238,8 +253,40 @@ impl OperatorService for Operators {
         request: Request<v1::GetRunRequest>,
     ) -> Result<Response<v1::GetRunResponse>, Status> {
         allowed(&request, Access::View)?;
-        let run = self.runs.read(&request.get_ref().run, view::run).await?;
-        Ok(Response::new(v1::GetRunResponse { run: Some(run) }))
+        let v1::GetRunRequest {
+            run,
+            limit,
+            page_token,
+        } = request.into_inner();
+        let from: usize = match page_token.as_str() {
+            "" => 0,
+            token => token
+                .parse()
+                .map_err(|_| Status::invalid_argument("page_token: not one of ours"))?,
+        };
+        let limit = match usize::try_from(limit).unwrap_or(TASKS_PER_PAGE) {
+            0 => TASKS_PER_PAGE,
+            limit => limit.min(TASKS_PER_PAGE),
+        };
+        let upto = from.saturating_add(limit);
+        let (run, more) = self
+            .runs
+            .read(&run, move |run, archived| {
+                (
+                    view::page(run, archived, from..upto),
+                    run.tasks.len() > upto,
+                )
+            })
+            .await?;
+        let next_page_token = if more {
+            upto.to_string()
+        } else {
+            String::new()
+        };
+        Ok(Response::new(v1::GetRunResponse {
+            run: Some(run),
+            next_page_token,
+        }))
     }
 
     async fn list_runs(
@@ -269,9 +316,24 @@ impl OperatorService for Operators {
             agent_events: request.agent_events,
             follow_after_end: request.follow_after_end,
         };
-        let (out, inbox) = mpsc::channel(STREAM_QUEUE);
+        let place = self.watches.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "watches: {WATCHES} are open, and no more are served; try again later"
+            ))
+        })?;
+        let (out, inbox) = mpsc::channel(WATCH_QUEUE);
         let produce = watch::follow(self.runs.clone(), wish, out.clone());
-        Ok(self.stream(produce, out, inbox, token))
+        self.produce(produce, out, token);
+        let responses = ReceiverStream::new(inbox).flat_map(move |batch| {
+            // A watch has its place until its last response was taken.
+            let _place = &place;
+            let (responses, end) = match batch {
+                Ok(responses) => (responses, None),
+                Err(status) => (Vec::new(), Some(Err(status))),
+            };
+            stream::iter(responses.into_iter().map(Ok).chain(end))
+        });
+        Ok(Response::new(Box::pin(responses)))
     }
 
     type ReadLogStream = Streamed<v1::ReadLogResponse>;

@@ -1,21 +1,27 @@
 //! Finding runs, live or archived.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use coordinator_core::state::{Run, RunImage};
 use coordinator_core::{Command, Reply, RunId};
 use muster_proto::v1;
+use tokio::sync::Semaphore;
 use tonic::Status;
 use tracing::debug;
 
+use super::feed::{Feed, Feeds};
+use super::limits::TRANSCRIPT_READS;
 use super::status;
 use super::view;
-use crate::engine::{Handle, Readers};
+use crate::engine::{self, Handle, Readers};
 use crate::store::Which;
-use crate::transcript::Transcripts;
+use crate::transcript::{self, Transcripts};
 
 /// Runs listed at once.
 const LIST_MAX: usize = 500;
+/// Tasks that the engine counts before it does something else.
+const TASKS_COUNTED: usize = 50_000;
 
 /// Finds and shows runs; cheap to clone.
 #[derive(Clone)]
@@ -23,16 +29,21 @@ pub struct Runs {
     engine: Handle,
     readers: Readers,
     transcripts: Transcripts,
+    feeds: Feeds,
+    /// Places among those who read transcripts.
+    transcript_reads: Arc<Semaphore>,
 }
 
 impl Runs {
     /// Makes the finder.
     #[must_use]
-    pub fn new(engine: Handle, readers: Readers, transcripts: Transcripts) -> Self {
+    pub fn new(engine: Handle, readers: Readers, transcripts: Transcripts, feeds: Feeds) -> Self {
         Self {
             engine,
             readers,
             transcripts,
+            feeds,
+            transcript_reads: Arc::new(Semaphore::new(TRANSCRIPT_READS)),
         }
     }
 
@@ -94,30 +105,55 @@ impl Runs {
             .ok_or_else(|| Status::not_found(format!("no run {name:?}; `status` lists the runs")))
     }
 
-    /// Gives a run's number, name and the names of its tasks.
+    /// Gives what the watchers of a run share.
     ///
     /// # Errors
     /// `NOT_FOUND` when no run has that name.
-    pub async fn identify(&self, name: &str) -> Result<(RunId, Arc<str>, Arc<[Arc<str>]>), Status> {
-        self.read(name, |run, _| {
-            (
-                run.id,
-                run.name.clone(),
-                run.tasks.iter().map(|task| task.name.clone()).collect(),
-            )
-        })
-        .await
+    pub(super) async fn feed(&self, name: &str) -> Result<Arc<Feed>, Status> {
+        let live = engine::live_run(&self.engine, name)
+            .await
+            .map_err(status::of)?;
+        let known = match live {
+            Some(run) => self.feeds.known(run),
+            None => {
+                let wanted = name.to_owned();
+                let found = self
+                    .readers
+                    .read(move |reader| reader.archived(Which::Name(&wanted)))
+                    .await
+                    .map_err(status::of_read)?;
+                found.and_then(|summary| self.feeds.known(summary.run))
+            }
+        };
+        if let Some(feed) = known {
+            return Ok(feed);
+        }
+        let (run, name, tasks) = self
+            .read(name, |run, _| {
+                let tasks = run.tasks.iter().map(|task| task.name.clone()).collect();
+                (run.id, run.name.clone(), tasks)
+            })
+            .await?;
+        Ok(self.feeds.of(run, name, tasks))
     }
 
-    /// Tells whether a run has ended: only an archived one is not live.
+    /// Reads transcripts, whose folder is given, on a blocking thread.
     ///
     /// # Errors
-    /// The engine has ended.
-    pub async fn has_ended(&self, run: RunId) -> Result<bool, Status> {
-        self.engine
-            .query(move |state, _| state.run(run).is_none_or(Run::is_ended))
-            .await
-            .map_err(status::of)
+    /// The transcripts' own.
+    pub(super) async fn read_transcript<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Path) -> Result<T, transcript::Error> + Send + 'static,
+    ) -> Result<T, Status> {
+        let room = self.transcript_reads.clone().acquire_owned().await;
+        let root = self.transcripts.root().to_owned();
+        tokio::task::spawn_blocking(move || {
+            let _room = room;
+            read(&root)
+        })
+        .await
+        .map_err(|error| status::internal(&error))?
+        .map_err(|error| status::internal(&error))
     }
 
     /// Brings an archived run back, so that the command that follows finds it live. Nothing can
@@ -138,6 +174,41 @@ impl Runs {
         answer.map_err(|rejection| status::of_rejection(&rejection))
     }
 
+    /// Describes live runs, newest first. The engine is asked again and again for some of them, so
+    /// that it does not count the tasks of the largest ones while others wait.
+    async fn live(
+        &self,
+        mut before: Option<RunId>,
+        limit: usize,
+    ) -> Result<Vec<(RunId, v1::RunSummary)>, Status> {
+        let mut found: Vec<(RunId, v1::RunSummary)> = Vec::new();
+        loop {
+            let missing = limit.saturating_sub(found.len());
+            let (part, more) = self
+                .engine
+                .query(move |state, _| {
+                    let older = |run: &&Run| before.is_none_or(|before| run.id < before);
+                    let mut part = Vec::new();
+                    let mut counted = 0;
+                    for run in state.runs().rev().filter(older).take(missing) {
+                        if counted >= TASKS_COUNTED {
+                            return (part, true);
+                        }
+                        counted += run.tasks.len();
+                        part.push((run.id, view::summary(run, false)));
+                    }
+                    (part, false)
+                })
+                .await
+                .map_err(status::of)?;
+            before = part.last().map(|(run, _)| *run).or(before);
+            found.extend(part);
+            if !more {
+                return Ok(found);
+            }
+        }
+    }
+
     /// Lists runs, newest first.
     ///
     /// # Errors
@@ -156,17 +227,7 @@ impl Runs {
             0 => LIST_MAX,
             limit => limit.min(LIST_MAX),
         };
-        let mut runs: Vec<(RunId, v1::RunSummary)> = self
-            .engine
-            .query(move |state, _| {
-                state
-                    .runs()
-                    .filter(|run| before.is_none_or(|before| run.id < before))
-                    .map(|run| (run.id, view::summary(run, false)))
-                    .collect()
-            })
-            .await
-            .map_err(status::of)?;
+        let mut runs = self.live(before, limit.saturating_add(1)).await?;
         let archived = self
             .readers
             // One more than is shown tells whether there is another page.

@@ -5,23 +5,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use coordinator_core::LeaseId;
 use coordinator_core::event::{LeaseEnd, Work};
-use coordinator_core::{Event, EventKind, LeaseId, RunId, TaskIx};
 use muster_proto::v1::watch_run_response::Item;
-use muster_proto::v1::{JournalEvent, TaskAgentEvent, WatchRunResponse};
-use tokio::sync::mpsc;
+use muster_proto::v1::{TaskAgentEvent, WatchRunResponse};
+use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
 use super::convert;
-use super::event_text;
+use super::feed::{Feed, Head, LeaseNews};
+use super::limits::{WATCH_BATCH, WATCHER_STALL};
 use super::runs::Runs;
-use super::status;
-use crate::store::form;
 use crate::transcript::{self, LAST_WORDS, Place, Position};
 
-/// Journal events read at once.
-const EVENTS_PER_READ: usize = 512;
+/// How long a watch that resumes waits for the events before its cursor.
+const CATCH_UP: Duration = Duration::from_secs(10);
 /// Bytes of agent events read at once from one transcript.
 const AGENT_BYTES_PER_READ: usize = 256 * 1024;
 /// Closed leases whose late events are still shown.
@@ -67,6 +67,9 @@ impl Cursor {
     }
 }
 
+/// Where a watch's responses go, some at a time.
+pub(super) type Out = mpsc::Sender<Result<Vec<WatchRunResponse>, Status>>;
+
 /// What one watch wants.
 #[derive(Clone, Debug)]
 pub(super) struct Wish {
@@ -85,11 +88,7 @@ struct Followed {
 }
 
 /// Follows one run until it has ended and everything was sent, or the watcher goes.
-pub(super) async fn follow(
-    runs: Runs,
-    wish: Wish,
-    out: mpsc::Sender<Result<WatchRunResponse, Status>>,
-) {
+pub(super) async fn follow(runs: Runs, wish: Wish, out: Out) {
     if let Err(status) = Watch::run(runs, wish, &out).await {
         // The watcher may have gone.
         drop(out.send(Err(status)).await);
@@ -98,53 +97,40 @@ pub(super) async fn follow(
 
 struct Watch<'a> {
     runs: Runs,
-    run: RunId,
-    name: Arc<str>,
-    tasks: Arc<[Arc<str>]>,
+    feed: Arc<Feed>,
     cursor: Cursor,
     followed: BTreeMap<LeaseId, Followed>,
-    /// The task and attempt of each lease that was seen, so that later events can name them.
-    /// Task and attempt of each lease, and whether it is to verify.
-    subjects: BTreeMap<LeaseId, (Option<TaskIx>, Option<u32>, bool)>,
     agent_events: bool,
-    out: &'a mpsc::Sender<Result<WatchRunResponse, Status>>,
+    out: &'a Out,
+    /// What is sent with the next batch.
+    ready: Vec<WatchRunResponse>,
 }
 
 impl<'a> Watch<'a> {
-    async fn run(
-        runs: Runs,
-        wish: Wish,
-        out: &'a mpsc::Sender<Result<WatchRunResponse, Status>>,
-    ) -> Result<(), Status> {
-        let (run, name, tasks) = runs.identify(&wish.run).await?;
-        let mut news = runs.engine().notices().run(run);
+    async fn run(runs: Runs, wish: Wish, out: &'a Out) -> Result<(), Status> {
+        let feed = runs.feed(&wish.run).await?;
+        let mut head = feed.head();
         let mut grown = runs.transcripts().grown();
         let mut watch = Watch {
             runs,
-            run,
-            name,
-            tasks,
+            feed,
             cursor: Cursor {
                 seq: 0,
                 leases: wish.cursor.leases.clone(),
             },
             followed: BTreeMap::new(),
-            subjects: BTreeMap::new(),
             agent_events: wish.agent_events,
             out,
+            ready: Vec::new(),
         };
-        watch.catch_up(&wish.cursor).await?;
+        watch.catch_up(&wish.cursor, &mut head).await?;
         let mut last_words = None;
         loop {
-            news.mark_unchanged();
             grown.mark_unchanged();
-            // Asked before reading: what is committed afterwards makes the signal change.
-            let ended = watch.runs.has_ended(run).await?;
-            let mut sent = watch.journal().await?;
-            sent |= watch.agents().await?;
-            if sent {
-                continue;
-            }
+            let Head { seq, ended } = *head.borrow_and_update();
+            watch.journal(seq).await?;
+            watch.agents().await?;
+            watch.flush().await?;
             if ended && !wish.follow_after_end {
                 let until =
                     *last_words.get_or_insert_with(|| tokio::time::Instant::now() + LAST_WORDS);
@@ -153,10 +139,9 @@ impl<'a> Watch<'a> {
                 }
             }
             tokio::select! {
-                changed = news.changed() => {
+                changed = head.changed() => {
                     if changed.is_err() {
-                        // Nobody was watching for a moment, so the signal was forgotten.
-                        news = watch.runs.engine().notices().run(run);
+                        return Err(Status::unavailable("the run's events cannot be read now"));
                     }
                 }
                 changed = grown.changed(), if watch.agent_events => {
@@ -178,18 +163,26 @@ impl<'a> Watch<'a> {
     }
 
     /// Learns from the events before the cursor which leases it names, without sending them.
-    async fn catch_up(&mut self, cursor: &Cursor) -> Result<(), Status> {
-        while self.cursor.seq < cursor.seq {
-            let events = self.read(self.cursor.seq.saturating_add(1)).await?;
-            if events.is_empty() {
-                break;
-            }
-            for event in events {
-                if event.seq > cursor.seq {
-                    break;
+    async fn catch_up(
+        &mut self,
+        cursor: &Cursor,
+        head: &mut watch::Receiver<Head>,
+    ) -> Result<(), Status> {
+        while self.agent_events && self.cursor.seq < cursor.seq {
+            let entries = self.feed.after(self.cursor.seq).await?;
+            for entry in entries {
+                if entry.item.seq <= cursor.seq {
+                    self.cursor.seq = entry.item.seq;
+                    self.learn(entry.lease);
+                } else {
+                    self.cursor.seq = cursor.seq;
                 }
-                self.cursor.seq = event.seq;
-                self.learn(&event);
+            }
+            let ended = |head: &Head| head.ended || head.seq > self.cursor.seq;
+            match tokio::time::timeout(CATCH_UP, head.wait_for(ended)).await {
+                Ok(Ok(head)) if head.seq > self.cursor.seq => {}
+                // The cursor is of a future that a backup has not, or made up.
+                _ => break,
             }
         }
         self.cursor.seq = cursor.seq;
@@ -202,39 +195,28 @@ impl<'a> Watch<'a> {
         Ok(())
     }
 
-    async fn read(&self, from: u64) -> Result<Vec<Event>, Status> {
-        let run = self.run;
-        self.runs
-            .readers()
-            .read(move |reader| reader.run_events(run, from, EVENTS_PER_READ))
-            .await
-            .map_err(status::of_read)
-    }
-
-    /// Remembers what a lease is about, and whether its transcript is to be followed.
-    fn learn(&mut self, event: &Event) {
-        let EventKind::LeaseGranted { lease, work, .. } = event.kind else {
-            if let EventKind::LeaseClosed { lease, end, .. } = event.kind
-                && let Some(followed) = self.followed.get_mut(&lease)
-            {
-                followed.closed = true;
-                followed.speaks &= end == LeaseEnd::Confirmed;
+    /// Remembers which transcripts are to be followed.
+    fn learn(&mut self, news: LeaseNews) {
+        let (lease, work) = match news {
+            LeaseNews::None => return,
+            LeaseNews::Closed(lease, end) => {
+                if let Some(followed) = self.followed.get_mut(&lease) {
+                    followed.closed = true;
+                    followed.speaks &= end == LeaseEnd::Confirmed;
+                }
+                return;
             }
-            return;
+            LeaseNews::Granted(lease, work) => (lease, work),
         };
-        let subject = event_text::subject(&event.kind);
-        let verifies = !matches!(work, Work::Attempt { .. });
-        self.subjects
-            .insert(lease, (subject.task, subject.attempt, verifies));
         if !self.agent_events {
             return;
         }
         let task = match work {
-            Work::Attempt { task, .. } | Work::Verify { task, .. } => self.task_name(task),
+            Work::Attempt { task, .. } | Work::Verify { task, .. } => self.feed.task_name(task),
             Work::FinalVerify => Arc::from(""),
         };
         let place = Place {
-            run: self.name.clone(),
+            run: self.feed.name.clone(),
             task,
             work,
             lease,
@@ -249,86 +231,54 @@ impl<'a> Watch<'a> {
         self.cursor.leases.entry(lease).or_insert(0);
     }
 
-    fn task_name(&self, task: TaskIx) -> Arc<str> {
-        let ix = usize::try_from(task.0).unwrap_or(usize::MAX);
-        self.tasks.get(ix).cloned().unwrap_or_else(|| Arc::from(""))
-    }
-
-    /// Sends the journal events that are new; what an agent said comes before its lease's end.
-    async fn journal(&mut self) -> Result<bool, Status> {
-        // Behind the largest number there is nothing, and its own event was seen.
-        let events = match self.cursor.seq.checked_add(1) {
-            Some(from) => self.read(from).await?,
-            None => Vec::new(),
-        };
-        let sent = !events.is_empty();
-        for event in events {
-            if let EventKind::LeaseClosed { lease, .. } = event.kind {
-                self.agent(lease).await?;
+    /// Sends the journal events up to `upto`; what an agent said comes before its lease's end.
+    async fn journal(&mut self, upto: u64) -> Result<(), Status> {
+        while self.cursor.seq < upto {
+            let entries = self.feed.after(self.cursor.seq).await?;
+            if entries.is_empty() {
+                return Ok(());
             }
-            self.learn(&event);
-            self.cursor.seq = event.seq;
-            let item = self.journal_item(&event)?;
-            self.send(Item::Journal(item)).await?;
-        }
-        self.forget_old();
-        Ok(sent)
-    }
-
-    fn journal_item(&self, event: &Event) -> Result<JournalEvent, Status> {
-        let mut subject = event_text::subject(&event.kind);
-        let mut text = event_text::text(&event.kind, |task| self.task_name(task).to_string());
-        if let Some(lease) = subject.lease
-            && let Some((task, attempt, verifies)) = self.subjects.get(&lease)
-        {
-            subject.task = *task;
-            subject.attempt = *attempt;
-            if *verifies && matches!(event.kind, EventKind::WorkStarted { .. }) {
-                text = "verify started".to_owned();
+            for entry in entries {
+                if let LeaseNews::Closed(lease, _) = entry.lease {
+                    self.agent(lease).await?;
+                }
+                self.learn(entry.lease);
+                self.cursor.seq = entry.item.seq;
+                self.send(Item::Journal(entry.item.clone())).await?;
             }
+            self.forget_old();
         }
-        Ok(JournalEvent {
-            seq: event.seq,
-            at: Some(convert::timestamp(event.at)),
-            kind: event.kind.name().to_owned(),
-            task: subject.task.map(|task| self.task_name(task).to_string()),
-            attempt: subject.attempt,
-            json: form::event_json(event).map_err(|error| status::internal(&error))?,
-            text,
-        })
+        Ok(())
     }
 
-    async fn agents(&mut self) -> Result<bool, Status> {
-        let mut sent = false;
+    async fn agents(&mut self) -> Result<(), Status> {
         for lease in self.followed.keys().copied().collect::<Vec<_>>() {
-            sent |= self.agent(lease).await?;
+            self.agent(lease).await?;
         }
-        Ok(sent)
+        Ok(())
     }
 
     /// Sends what is new in one transcript.
-    async fn agent(&mut self, lease: LeaseId) -> Result<bool, Status> {
-        let mut sent = false;
+    async fn agent(&mut self, lease: LeaseId) -> Result<(), Status> {
         loop {
             let Some(followed) = self.followed.get(&lease) else {
-                return Ok(sent);
+                return Ok(());
             };
             let (place, mut position) = (followed.place.clone(), followed.position);
-            let root = self.runs.transcripts().root().to_owned();
             let read_place = place.clone();
-            let (events, position) = tokio::task::spawn_blocking(move || {
-                let events =
-                    transcript::read_on(&root, &read_place, &mut position, AGENT_BYTES_PER_READ);
-                events.map(|events| (events, position))
-            })
-            .await
-            .map_err(|error| status::internal(&error))?
-            .map_err(|error| status::internal(&error))?;
+            let (events, position) = self
+                .runs
+                .read_transcript(move |root| {
+                    let events =
+                        transcript::read_on(root, &read_place, &mut position, AGENT_BYTES_PER_READ);
+                    events.map(|events| (events, position))
+                })
+                .await?;
             if let Some(followed) = self.followed.get_mut(&lease) {
                 followed.position = position;
             }
             if events.is_empty() {
-                return Ok(sent);
+                return Ok(());
             }
             if events.iter().any(transcript::is_last)
                 && let Some(followed) = self.followed.get_mut(&lease)
@@ -341,7 +291,6 @@ impl<'a> Watch<'a> {
                     continue;
                 }
                 *last = event.number;
-                sent = true;
                 let item = TaskAgentEvent {
                     task: place.task.to_string(),
                     work: Some(convert::work(place.work)),
@@ -350,18 +299,35 @@ impl<'a> Watch<'a> {
                 };
                 self.send(Item::Agent(item)).await?;
             }
+            // Agent events may be large.
+            self.flush().await?;
         }
     }
 
-    async fn send(&self, item: Item) -> Result<(), Status> {
-        let response = WatchRunResponse {
+    async fn send(&mut self, item: Item) -> Result<(), Status> {
+        self.ready.push(WatchRunResponse {
             cursor: self.cursor.text(),
             item: Some(item),
-        };
-        self.out
-            .send(Ok(response))
-            .await
-            .map_err(|_| Status::cancelled("the watcher has gone"))
+        });
+        if self.ready.len() >= WATCH_BATCH {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), Status> {
+        if self.ready.is_empty() {
+            return Ok(());
+        }
+        let batch = std::mem::take(&mut self.ready);
+        match tokio::time::timeout(WATCHER_STALL, self.out.send(Ok(batch))).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Status::cancelled("the watcher has gone")),
+            Err(_) => Err(Status::resource_exhausted(format!(
+                "watch: nothing was read for {} seconds; resume at the last cursor",
+                WATCHER_STALL.as_secs()
+            ))),
+        }
     }
 
     /// Keeps the cursor short: transcripts of leases that closed long ago do not grow any more.

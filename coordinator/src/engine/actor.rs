@@ -115,7 +115,7 @@ pub fn start(mut store: Box<dyn Store>, options: Options) -> Result<Started, Fat
 }
 
 /// Rebuilds the state from the newest snapshot and the batches after it.
-fn rebuild(store: &mut dyn Store, loaded: &Loaded) -> Result<(State, Timestamp), Fatal> {
+pub(crate) fn rebuild(store: &mut dyn Store, loaded: &Loaded) -> Result<(State, Timestamp), Fatal> {
     let (mut state, mut last_at) = match &loaded.snapshot {
         Some(snapshot) => {
             let state = State::from_image(snapshot.image.clone(), snapshot.at)

@@ -7,9 +7,11 @@ mod abuse;
 mod clocks;
 mod cutoff;
 mod deaths;
+mod disk;
 mod failures;
 mod first;
 mod foreign;
+mod restored;
 mod several_hosts;
 mod straggler;
 mod wire;
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         foreign::SCENARIOS,
         deaths::SCENARIOS,
         straggler::SCENARIOS,
+        restored::SCENARIOS,
         abuse::SCENARIOS,
         wire::SCENARIOS,
     ];
@@ -79,6 +82,12 @@ fn main() -> ExitCode {
                 .map_or((*name).to_owned(), |why| format!("{name} ({why})"));
             trials.push(trial(&name, *scenario, &programs).with_ignored_flag(missing.is_some()));
         }
+    }
+    for (name, missing, scenario) in disk::scenarios(&programs) {
+        let name = missing
+            .as_ref()
+            .map_or(name.to_owned(), |why| format!("{name} ({why})"));
+        trials.push(trial(&name, scenario, &programs).with_ignored_flag(missing.is_some()));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

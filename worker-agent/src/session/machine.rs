@@ -33,7 +33,7 @@ const REPORTS_PER_BATCH: usize = 256;
 
 /// Why a lease's processes must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StopCause {
+pub enum StopCause {
     /// The coordinator said so.
     Told,
     /// The lease ran out without a renewal.
@@ -46,7 +46,7 @@ pub(crate) enum StopCause {
     clippy::large_enum_variant,
     reason = "most are messages, and none is kept"
 )]
-pub(crate) enum Output {
+pub enum Output {
     /// Say this.
     Send(worker_message::Kind),
     /// Put these into the outbox, then call [`Machine::stored`].
@@ -70,14 +70,14 @@ pub(crate) enum Output {
 
 /// Which events to send next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NextEvents {
-    pub(crate) lease: u64,
+pub struct NextEvents {
+    pub lease: u64,
     /// Number of the last event that was sent.
-    pub(crate) after: u64,
+    pub after: u64,
     /// Number of the last event that may be sent.
-    pub(crate) last: u64,
+    pub last: u64,
     /// Room in the window; an event larger than the whole window goes alone.
-    pub(crate) bytes_max: u64,
+    pub bytes_max: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,7 +174,7 @@ struct Session {
 
 /// The worker's side of a session, and what outlives sessions.
 #[derive(Debug)]
-pub(crate) struct Machine {
+pub struct Machine {
     slots: u32,
     draining: bool,
     /// Its disk cannot be worked on.
@@ -189,7 +189,7 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Makes a machine for a worker of `slots` slots whose outbox goes on at `next_report`.
-    pub(crate) fn new(slots: u32, next_report: u64) -> Self {
+    pub fn new(slots: u32, next_report: u64) -> Self {
         Self {
             slots,
             draining: false,
@@ -205,7 +205,7 @@ impl Machine {
     /// Takes a report that an earlier incarnation left in the outbox.
     ///
     /// A lease whose final report this is counts as held until it is acknowledged.
-    pub(crate) fn restore_report(&mut self, report: Report) {
+    pub fn restore_report(&mut self, report: Report) {
         if report.kind.as_ref().is_some_and(is_final) {
             self.lease(report.lease).work = Work::Reported;
         }
@@ -219,7 +219,7 @@ impl Machine {
     }
 
     /// Takes a lease whose folder an earlier incarnation left, with events up to `last`.
-    pub(crate) fn restore_lease(&mut self, lease: u64, last: u64) {
+    pub fn restore_lease(&mut self, lease: u64, last: u64) {
         let lease = self.lease(lease);
         lease.finished = false;
         lease.events_stored = last;
@@ -233,13 +233,13 @@ impl Machine {
     }
 
     /// Leases whose work or unacknowledged result the worker has.
-    pub(crate) fn held(&self) -> Vec<u64> {
+    pub fn held(&self) -> Vec<u64> {
         let held = self.leases.iter().filter(|(_, lease)| lease.is_held());
         held.map(|(id, _)| *id).collect()
     }
 
     /// Leases it could take now.
-    pub(crate) fn free_slots(&self) -> u32 {
+    pub fn free_slots(&self) -> u32 {
         let taken = self.leases.values().filter(|lease| lease.takes_slot());
         let taken = u32::try_from(taken.count()).unwrap_or(u32::MAX);
         if self.draining || self.disk_trouble {
@@ -250,12 +250,12 @@ impl Machine {
     }
 
     /// Tells whether it takes nothing new.
-    pub(crate) fn is_draining(&self) -> bool {
+    pub fn is_draining(&self) -> bool {
         self.draining
     }
 
     /// Takes nothing new from here on.
-    pub(crate) fn drain(&mut self) {
+    pub fn drain(&mut self) {
         self.draining = true;
     }
 
@@ -272,17 +272,17 @@ impl Machine {
     }
 
     /// Tells whether no process runs and no result waits to be said.
-    pub(crate) fn holds_nothing(&self) -> bool {
+    pub fn holds_nothing(&self) -> bool {
         self.reports.is_empty() && !self.leases.values().any(Lease::is_held)
     }
 
     /// Tells whether nothing at all is owed: no lease, no report, no event, no unpublished edit.
-    pub(crate) fn owes_nothing(&self) -> bool {
+    pub fn owes_nothing(&self) -> bool {
         self.reports.is_empty() && self.leases.is_empty()
     }
 
     /// Begins a session with the coordinator's answer to the hello.
-    pub(crate) fn welcomed(&mut self, welcome: &Welcome, now: Boottime) -> Vec<Output> {
+    pub fn welcomed(&mut self, welcome: &Welcome, now: Boottime) -> Vec<Output> {
         self.disconnected();
         let interval = welcome.heartbeat_interval;
         let interval = interval.and_then(|interval| Duration::try_from(interval).ok());
@@ -311,7 +311,7 @@ impl Machine {
     }
 
     /// Ends the session: what was not confirmed will be said again.
-    pub(crate) fn disconnected(&mut self) {
+    pub fn disconnected(&mut self) {
         self.session = None;
         for pending in self.reports.values_mut() {
             pending.sent = false;
@@ -323,7 +323,7 @@ impl Machine {
     }
 
     /// Makes the next heartbeat and remembers when it was sent; `None` outside a session.
-    pub(crate) fn heartbeat(&mut self, now: Boottime) -> Option<Heartbeat> {
+    pub fn heartbeat(&mut self, now: Boottime) -> Option<Heartbeat> {
         let (held_leases, free_slots) = (self.held(), self.free_slots());
         let draining = self.draining;
         let session = self.session.as_mut()?;
@@ -346,11 +346,7 @@ impl Machine {
     }
 
     /// Takes a message that is not the welcome.
-    pub(crate) fn received(
-        &mut self,
-        message: coordinator_message::Kind,
-        now: Boottime,
-    ) -> Vec<Output> {
+    pub fn received(&mut self, message: coordinator_message::Kind, now: Boottime) -> Vec<Output> {
         let mut outputs = Vec::new();
         match message {
             // Only the first message is a welcome, and the shell has taken that one.
@@ -390,7 +386,7 @@ impl Machine {
     }
 
     /// Ends leases whose time is over.
-    pub(crate) fn tick(&mut self, now: Boottime) -> Vec<Output> {
+    pub fn tick(&mut self, now: Boottime) -> Vec<Output> {
         let mut outputs = Vec::new();
         let expired = self
             .leases
@@ -406,7 +402,7 @@ impl Machine {
     }
 
     /// When [`Machine::tick`] next has something to do.
-    pub(crate) fn wakeup(&self) -> Option<Boottime> {
+    pub fn wakeup(&self) -> Option<Boottime> {
         let ends = self.leases.values().filter_map(|lease| match lease.work {
             Work::Working { end, ttl } => Some(work_end(end, ttl)),
             _ => None,
@@ -417,7 +413,7 @@ impl Machine {
     /// Numbers a word about a lease; it is said once it is stored.
     ///
     /// What comes after the final word about a lease is ignored.
-    pub(crate) fn report(&mut self, lease: u64, kind: report::Kind) -> Vec<Output> {
+    pub fn report(&mut self, lease: u64, kind: report::Kind) -> Vec<Output> {
         let Some(state) = self.leases.get_mut(&lease) else {
             return Vec::new();
         };
@@ -447,7 +443,7 @@ impl Machine {
     }
 
     /// Says reports that are now in the outbox, and that slots may have become free.
-    pub(crate) fn stored(&mut self, numbers: &[u64], now: Boottime) -> Vec<Output> {
+    pub fn stored(&mut self, numbers: &[u64], now: Boottime) -> Vec<Output> {
         let mut slots_changed = false;
         for number in numbers {
             if let Some(pending) = self.reports.get_mut(number) {
@@ -598,14 +594,14 @@ impl Machine {
     }
 
     /// Notes that events up to `last` are on disk.
-    pub(crate) fn events_stored(&mut self, lease: u64, last: u64) {
+    pub fn events_stored(&mut self, lease: u64, last: u64) {
         if let Some(lease) = self.leases.get_mut(&lease) {
             lease.events_stored = lease.events_stored.max(last);
         }
     }
 
     /// Notes that a lease's folder holds nothing unpublished and gets no more events.
-    pub(crate) fn finished(&mut self, lease: u64) -> Vec<Output> {
+    pub fn finished(&mut self, lease: u64) -> Vec<Output> {
         let mut outputs = Vec::new();
         if let Some(state) = self.leases.get_mut(&lease) {
             state.finished = true;
@@ -643,6 +639,8 @@ impl Machine {
     }
 
     /// Which events fit into the window now; leases take turns.
+    pub fn next_events(&self) -> Option<NextEvents> {
+        let window = self.session.as_ref()?.event_window_bytes;
     pub(crate) fn next_events(&self) -> Option<NextEvents> {
         let window = &self.session.as_ref()?.event_window;
         let in_flight: u64 = self.leases.values().map(Lease::bytes_in_flight).sum();
@@ -661,6 +659,7 @@ impl Machine {
     /// Notes that events up to `last`, of `bytes` together, were sent.
     ///
     /// A batch that exceeds the window's room is taken all the same: events are not cut.
+    pub fn events_sent(&mut self, lease: u64, last: u64, bytes: u64) {
     pub(crate) fn events_sent(&mut self, lease: u64, last: u64, bytes: u64, now: Boottime) {
         self.last_served = lease;
         if let Some(state) = self.leases.get_mut(&lease)
@@ -676,7 +675,7 @@ impl Machine {
     }
 
     /// Notes that a lease's events cannot be read: those on disk are given up.
-    pub(crate) fn events_lost(&mut self, lease: u64) -> Vec<Output> {
+    pub fn events_lost(&mut self, lease: u64) -> Vec<Output> {
         let mut outputs = Vec::new();
         if let Some(state) = self.leases.get_mut(&lease) {
             state.events_stored = state.events_sent;

@@ -1,7 +1,7 @@
 //! The worker's conversation with its coordinator.
 
 pub(crate) mod link;
-pub(crate) mod machine;
+pub mod machine;
 mod reconnect;
 mod window;
 

@@ -143,6 +143,6 @@ fn sync_cost(folder: &Path) -> Result<String> {
     }
     Ok(format!(
         "a synced 4 KiB write takes {}",
-        measure::spread(&mut times)
+        muster_tests::figures::spread(&mut times)
     ))
 }

@@ -12,6 +12,7 @@ use coordinator_core::state::LeaseClocks;
 use muster_connect::{AuthorizedChannel, Bearer, Endpoint, Token, bootstrap_ca, read_token_file};
 use muster_proto::v1::operator_service_client::OperatorServiceClient;
 use muster_proto::{MESSAGE_BYTES_MAX, v1};
+use muster_tests::figures::{Taken, spread};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
@@ -117,11 +118,12 @@ async fn memory(bed: &mut Bed, tasks: usize) -> Result<Vec<String>> {
         )?;
     }
     let text = plan.len();
-    let before = resident()?;
+    let before = Taken::by("self")?.resident_kib;
     let begun = Instant::now();
     bed.submit("memory", plan).await?;
     let took = begun.elapsed();
-    let (after, peak) = (resident()?, status_kib("VmHWM")?);
+    let taken = Taken::by("self")?;
+    let (after, peak) = (taken.resident_kib, taken.resident_peak_kib);
     let each = (after.saturating_sub(before)) * 1024 / u64::try_from(tasks)?.max(1);
     Ok(vec![format!(
         "memory of {tasks} waiting tasks (a plan of {text} bytes, submitted in {took:.2?}): {} MiB more \
@@ -129,38 +131,6 @@ async fn memory(bed: &mut Bed, tasks: usize) -> Result<Vec<String>> {
         after.saturating_sub(before) / 1024,
         peak / 1024
     )])
-}
-
-fn resident() -> Result<u64> {
-    status_kib("VmRSS")
-}
-
-fn status_kib(key: &str) -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/self/status")?;
-    let line = text
-        .lines()
-        .find(|line| line.starts_with(key))
-        .context("no such line")?;
-    line.split_whitespace()
-        .nth(1)
-        .context("no number")?
-        .parse()
-        .context("read a number")
-}
-
-/// Describes times by their median, 99th percentile and maximum.
-pub(crate) fn spread(times: &mut [Duration]) -> String {
-    times.sort();
-    let at = |percent: usize| {
-        let index = (times.len() * percent / 100).min(times.len().saturating_sub(1));
-        times.get(index).copied().unwrap_or_default()
-    };
-    format!(
-        "p50 {:.2?}, p99 {:.2?}, max {:.2?}",
-        at(50),
-        at(99),
-        at(100)
-    )
 }
 
 impl Bed {

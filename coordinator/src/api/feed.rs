@@ -1,0 +1,337 @@
+//! What watchers of one run share: its events are read and made ready once, however many watch.
+//!
+//! A task reads what was committed and tells all watchers how far the run has come; they take the
+//! events, ready to be sent, from chunks of [`EVENTS_PER_CHUNK`]. Chunks that nobody asked for lately
+//! are forgotten and read again when a watcher starts at the beginning.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use coordinator_core::event::{LeaseEnd, Work};
+use coordinator_core::state::Run;
+use coordinator_core::{Event, EventKind, LeaseId, RunId, TaskIx};
+use muster_proto::v1::JournalEvent;
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::Status;
+
+use super::limits::{CHUNKS_PER_FEED, EVENTS_PER_CHUNK, FEED_PACE};
+use super::{convert, event_text, status};
+use crate::engine::{Handle, Readers};
+use crate::store::form;
+
+/// The feeds of all runs that are watched; cheap to clone.
+#[derive(Clone)]
+pub struct Feeds {
+    engine: Handle,
+    readers: Readers,
+    feeds: Arc<Mutex<BTreeMap<RunId, Weak<Feed>>>>,
+}
+
+/// How far a run has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Head {
+    /// Its last event that watchers can have.
+    pub seq: u64,
+    /// It has ended, and its last event is not behind `seq`.
+    pub ended: bool,
+}
+
+/// What a watcher has to know of an event besides its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LeaseNews {
+    None,
+    Granted(LeaseId, Work),
+    Closed(LeaseId, LeaseEnd),
+}
+
+/// An event, ready to be sent.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub item: JournalEvent,
+    pub lease: LeaseNews,
+}
+
+/// The events of one run.
+pub(super) struct Feed {
+    run: RunId,
+    pub name: Arc<str>,
+    tasks: Vec<Arc<str>>,
+    readers: Readers,
+    head: watch::Receiver<Head>,
+    /// What each lease is about, so that events that only name a lease can be understood.
+    subjects: Mutex<BTreeMap<LeaseId, Subject>>,
+    chunks: Mutex<Chunks>,
+    /// Held while a forgotten chunk is read again, so that many who want it read it once.
+    reading: tokio::sync::Mutex<()>,
+    _ends_with_last_watcher: DropGuard,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Subject {
+    task: Option<TaskIx>,
+    attempt: Option<u32>,
+    verifies: bool,
+}
+
+#[derive(Default)]
+struct Chunks {
+    kept: BTreeMap<u64, Chunk>,
+    uses: u64,
+}
+
+#[derive(Default)]
+struct Chunk {
+    entries: Vec<Arc<Entry>>,
+    used: u64,
+}
+
+impl Feeds {
+    /// Makes the feeds. `readers` should not be those of the fleet, which has to go on when
+    /// everybody watches.
+    #[must_use]
+    pub fn new(engine: Handle, readers: Readers) -> Self {
+        Self {
+            engine,
+            readers,
+            feeds: Arc::default(),
+        }
+    }
+
+    /// Gives the feed of a run that is watched already.
+    pub(super) fn known(&self, run: RunId) -> Option<Arc<Feed>> {
+        self.lock().get(&run).and_then(Weak::upgrade)
+    }
+
+    /// Gives the feed of a run.
+    pub(super) fn of(&self, run: RunId, name: Arc<str>, tasks: Vec<Arc<str>>) -> Arc<Feed> {
+        let mut feeds = self.lock();
+        if let Some(feed) = feeds.get(&run).and_then(Weak::upgrade) {
+            return feed;
+        }
+        feeds.retain(|_, feed| feed.strong_count() > 0);
+        let (head, seen) = watch::channel(Head::default());
+        let unwatched = CancellationToken::new();
+        let feed = Arc::new(Feed {
+            run,
+            name,
+            tasks,
+            readers: self.readers.clone(),
+            head: seen,
+            subjects: Mutex::default(),
+            chunks: Mutex::default(),
+            reading: tokio::sync::Mutex::default(),
+            _ends_with_last_watcher: unwatched.clone().drop_guard(),
+        });
+        feeds.insert(run, Arc::downgrade(&feed));
+        let (engine, weak) = (self.engine.clone(), Arc::downgrade(&feed));
+        tokio::spawn(async move {
+            tokio::select! {
+                () = unwatched.cancelled() => {}
+                // Its watchers see that `head` is gone.
+                result = drive(&engine, &weak, &head) => if let Err(error) = result {
+                    tracing::warn!(%run, error = error.message(), "watchers of a run are sent away");
+                },
+            }
+        });
+        feed
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Weak<Feed>>> {
+        self.feeds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads what is committed as long as somebody watches.
+async fn drive(
+    engine: &Handle,
+    feed: &Weak<Feed>,
+    head: &watch::Sender<Head>,
+) -> Result<(), Status> {
+    let Some(run) = feed.upgrade().map(|feed| feed.run) else {
+        return Ok(());
+    };
+    let mut news = engine.notices().run(run);
+    loop {
+        news.mark_unchanged();
+        // Asked before reading: what is committed afterwards makes the signal change.
+        let ended = engine
+            .query(move |state, _| state.run(run).is_none_or(Run::is_ended))
+            .await
+            .map_err(status::of)?;
+        let mut came = false;
+        loop {
+            let Some(feed) = feed.upgrade() else {
+                return Ok(());
+            };
+            let seq = head.borrow().seq;
+            let entries = feed.read(seq.saturating_add(1)).await?;
+            let Some(last) = entries.last().map(|entry| entry.item.seq) else {
+                break;
+            };
+            feed.keep(entries);
+            came = true;
+            head.send_replace(Head {
+                seq: last,
+                ended: false,
+            });
+        }
+        if came {
+            // The run may have been opened again since it was asked whether it has ended.
+            tokio::time::sleep(FEED_PACE).await;
+            continue;
+        }
+        head.send_if_modified(|head| std::mem::replace(&mut head.ended, ended) != ended);
+        if news.changed().await.is_err() {
+            return Err(Status::unavailable("the coordinator is stopping"));
+        }
+    }
+}
+
+fn chunk_of(seq: u64) -> u64 {
+    seq.saturating_sub(1) / EVENTS_PER_CHUNK
+}
+
+impl Feed {
+    /// Tells how far the run has come, and when it comes further.
+    pub(super) fn head(&self) -> watch::Receiver<Head> {
+        self.head.clone()
+    }
+
+    pub(super) fn task_name(&self, task: TaskIx) -> Arc<str> {
+        let ix = usize::try_from(task.0).unwrap_or(usize::MAX);
+        self.tasks.get(ix).cloned().unwrap_or_else(|| Arc::from(""))
+    }
+
+    /// Gives the events after `seq`, up to the end of their chunk; none when there are none yet.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(super) async fn after(&self, seq: u64) -> Result<Vec<Arc<Entry>>, Status> {
+        if seq >= self.head.borrow().seq {
+            return Ok(Vec::new());
+        }
+        if let Some(found) = self.kept_after(seq) {
+            return Ok(found);
+        }
+        let _reading = self.reading.lock().await;
+        if let Some(found) = self.kept_after(seq) {
+            return Ok(found);
+        }
+        let from = chunk_of(seq.saturating_add(1)) * EVENTS_PER_CHUNK;
+        let upto = self.head.borrow().seq;
+        let mut entries = self.read(from.saturating_add(1)).await?;
+        // What the driver has not announced yet it will add itself.
+        entries.retain(|entry| entry.item.seq <= upto);
+        self.keep(entries.clone());
+        entries.retain(|entry| entry.item.seq > seq);
+        Ok(entries)
+    }
+
+    fn kept_after(&self, seq: u64) -> Option<Vec<Arc<Entry>>> {
+        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        chunks.uses += 1;
+        let uses = chunks.uses;
+        let chunk = chunks.kept.get_mut(&chunk_of(seq.saturating_add(1)))?;
+        chunk.used = uses;
+        let first = chunk.entries.first()?.item.seq;
+        // The driver's newest chunk may lack its beginning when that was forgotten meanwhile.
+        let skip = seq.saturating_add(1).checked_sub(first)?;
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        let found = chunk
+            .entries
+            .get(skip..)
+            .filter(|found| !found.is_empty())?;
+        Some(found.to_vec())
+    }
+
+    /// Keeps entries, which follow each other, in their chunks.
+    fn keep(&self, entries: Vec<Arc<Entry>>) {
+        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        chunks.uses += 1;
+        let uses = chunks.uses;
+        for entry in entries {
+            let chunk = chunks.kept.entry(chunk_of(entry.item.seq)).or_default();
+            chunk.used = uses;
+            let next = chunk.entries.last().map(|last| last.item.seq + 1);
+            match next {
+                Some(next) if next == entry.item.seq => chunk.entries.push(entry),
+                // It is there already.
+                Some(next) if next > entry.item.seq && chunk.holds(entry.item.seq) => {}
+                Some(_) => chunk.entries = vec![entry],
+                None => chunk.entries.push(entry),
+            }
+        }
+        while chunks.kept.len() > CHUNKS_PER_FEED {
+            let oldest = chunks.kept.iter().min_by_key(|(_, chunk)| chunk.used);
+            let Some(oldest) = oldest.map(|(number, _)| *number) else {
+                return;
+            };
+            chunks.kept.remove(&oldest);
+        }
+    }
+
+    /// Reads from `from` on to the end of its chunk.
+    async fn read(&self, from: u64) -> Result<Vec<Arc<Entry>>, Status> {
+        let run = self.run;
+        let upto = (chunk_of(from) + 1) * EVENTS_PER_CHUNK;
+        let count = usize::try_from(upto.saturating_sub(from) + 1).unwrap_or(usize::MAX);
+        let events = self
+            .readers
+            .read(move |reader| reader.run_events(run, from, count))
+            .await
+            .map_err(status::of_read)?;
+        events
+            .iter()
+            .take_while(|event| event.seq <= upto)
+            .map(|event| self.entry(event).map(Arc::new))
+            .collect()
+    }
+
+    fn entry(&self, event: &Event) -> Result<Entry, Status> {
+        let mut subject = event_text::subject(&event.kind);
+        let mut text = event_text::text(&event.kind, |task| self.task_name(task).to_string());
+        let lease = match event.kind {
+            EventKind::LeaseGranted { lease, work, .. } => LeaseNews::Granted(lease, work),
+            EventKind::LeaseClosed { lease, end, .. } => LeaseNews::Closed(lease, end),
+            _ => LeaseNews::None,
+        };
+        let mut subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
+        if let LeaseNews::Granted(lease, work) = lease {
+            let about = Subject {
+                task: subject.task,
+                attempt: subject.attempt,
+                verifies: !matches!(work, Work::Attempt { .. }),
+            };
+            subjects.insert(lease, about);
+        }
+        if let Some(lease) = subject.lease
+            && let Some(about) = subjects.get(&lease)
+        {
+            subject.task = about.task;
+            subject.attempt = about.attempt;
+            if about.verifies && matches!(event.kind, EventKind::WorkStarted { .. }) {
+                text = "verify started".to_owned();
+            }
+        }
+        drop(subjects);
+        let item = JournalEvent {
+            seq: event.seq,
+            at: Some(convert::timestamp(event.at)),
+            kind: event.kind.name().to_owned(),
+            task: subject.task.map(|task| self.task_name(task).to_string()),
+            attempt: subject.attempt,
+            json: form::event_json(event).map_err(|error| status::internal(&error))?,
+            text,
+        };
+        Ok(Entry { item, lease })
+    }
+}
+
+impl Chunk {
+    fn holds(&self, seq: u64) -> bool {
+        self.entries
+            .first()
+            .is_some_and(|first| first.item.seq <= seq)
+    }
+}

@@ -1,0 +1,68 @@
+//! Every bound of the port in one place, each with its reason. Those of the core are in
+//! [`coordinator_core::limits`], those of hosted repositories in [`crate::git::host`].
+
+use std::time::Duration;
+
+/// Connections at one time, unless three quarters of the process's file descriptors are fewer: a
+/// site of thousands of workers and as many viewers.
+pub(super) const CONNECTIONS: usize = 16_384;
+/// Connections that have shown no valid credential yet. The oldest gives way to a newcomer, so
+/// strangers who say nothing cannot keep others out.
+pub(super) const STRANGERS: usize = 1_024;
+/// Refused credentials after which a connection is closed: a client that was wrong so often is
+/// guessing, and has to pay for another TLS handshake.
+pub(super) const REFUSALS_PER_CONNECTION: u32 = 32;
+/// Streams of one connection. A worker uses a handful, a dashboard some dozens.
+pub(super) const STREAMS_PER_CONNECTION: u32 = 256;
+/// Bytes of answers that one stream holds back for a client that is slow to take them.
+pub(super) const SEND_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Watches at one time: each takes some KiB, and up to [`SEND_BUFFER_BYTES`] when it is not read.
+pub(super) const WATCHES: usize = 20_000;
+/// How long a watcher may take nothing; it resumes at its cursor whenever it likes.
+pub(super) const WATCHER_STALL: Duration = Duration::from_secs(60);
+/// Items handed to a watcher's stream at once; two such batches wait at the most.
+pub(super) const WATCH_BATCH: usize = 64;
+/// Chunks of events of one run that are kept for its watchers, each of some hundred events.
+pub(super) const CHUNKS_PER_FEED: usize = 32;
+/// Events that are made ready and shared at once.
+pub(super) const EVENTS_PER_CHUNK: u64 = 256;
+/// The shortest time between two looks at a run that is being watched: at thousands of watchers
+/// each look wakes them all.
+pub(super) const FEED_PACE: Duration = Duration::from_millis(20);
+/// Transcripts that are read at once, so that readers of logs leave threads to others.
+pub(super) const TRANSCRIPT_READS: usize = 8;
+
+/// Bytes that wait for one worker's connection.
+pub(super) const SESSION_BYTES: usize = 16 * 1024 * 1024;
+/// How long a worker may take nothing of what it is told: well before its leases run out.
+pub(super) const WORKER_STALL: Duration = Duration::from_secs(30);
+/// Sessions at one time: every worker that may be known, while each reconnects.
+pub(super) const SESSIONS: usize = 2 * coordinator_core::limits::WORKERS;
+/// Leases that never were the worker's but of which it sends events, in one session. Each costs a
+/// search, and an honest worker has none.
+pub(super) const FOREIGN_LEASES_PER_SESSION: usize = 256;
+/// Reports about leases that are not the worker's, in one session: all that it can have lost, twice.
+pub(super) const STALE_REPORTS_PER_SESSION: usize =
+    2 * coordinator_core::limits::SLOTS_PER_WORKER as usize;
+/// Messages a second that a session takes in the long run; a faster one has to wait. A worker of
+/// 4,096 slots whose tasks take a second says less, since it says them together.
+pub(super) const MESSAGES_PER_SECOND: u32 = 1_000;
+/// Messages that a session takes at once before it is slowed down.
+pub(super) const MESSAGES_BURST: u32 = 10_000;
+
+/// Hellos a second of one join token in the long run: each new incarnation is journaled.
+pub(super) const HELLOS_PER_SECOND: u32 = 100;
+/// Hellos of one join token at once: all workers of a site come back together after a restart.
+pub(super) const HELLOS_BURST: u32 = 20_000;
+
+/// Plans that are read at once: the largest take some hundred megabytes while they are checked.
+pub(super) const PLANS_AT_ONCE: usize = 2;
+/// Plans that wait for their turn; further ones are refused.
+pub(super) const PLANS_WAITING: usize = 64;
+/// From a plan's turn to its answer: 64 MiB at 10 Mbit/s, and the seconds that checking it takes.
+pub(super) const PLAN_TIME: Duration = Duration::from_secs(120);
+/// Bytes of an operator's request other than a plan.
+pub(crate) const REQUEST_BYTES: usize = 256 * 1024;
+/// Tasks that one answer describes; the next page has the others.
+pub(super) const TASKS_PER_PAGE: usize = 10_000;

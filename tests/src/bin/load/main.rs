@@ -1,0 +1,263 @@
+//! Loads and abuses a coordinator, and says how it bears that.
+//!
+//! A real `coordinator serve` runs in a process of its own, on a home in a temporary folder; workers,
+//! watchers and abusers are simulated in this process, but talk to it over real TLS connections. Work
+//! takes time and nothing else. Figures are printed; only a broken promise makes this program fail:
+//! a panic, a wrong answer, an honest client that was not served, memory or descriptors above what
+//! is stated.
+
+mod abuse;
+mod fleet;
+mod report;
+mod site;
+mod watchers;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use muster_tests::figures::spread;
+use tokio::task::JoinSet;
+
+use fleet::{Fleet, Habit};
+use report::Report;
+use site::{Sampler, Site, wide_plan};
+use watchers::Watched;
+
+/// Loads and abuses a coordinator.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "load")]
+struct Arguments {
+    #[command(subcommand)]
+    mode: Mode,
+    /// Print one JSON document instead of lines
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Mode {
+    /// Many workers and watchers at once
+    Fleet(FleetMode),
+    /// Hostile clients of every kind, one after the other, beside an honest fleet
+    Abuse(AbuseMode),
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct FleetMode {
+    /// Workers, each with a connection of its own
+    #[arg(long, default_value_t = 1_000)]
+    workers: usize,
+    /// Watchers of the run that they work on
+    #[arg(long, default_value_t = 10_000)]
+    watchers: usize,
+    /// Watchers that share one connection
+    #[arg(long, default_value_t = 4)]
+    watchers_per_connection: usize,
+    /// How long one attempt takes, in milliseconds
+    #[arg(long, default_value_t = 20_000)]
+    work_ms: u64,
+    /// How long to measure, once everybody is connected
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+    /// Kill and restart the coordinator at the end, and wait until all workers are welcome again
+    #[arg(long)]
+    restart: bool,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct AbuseMode {
+    /// Honest workers
+    #[arg(long, default_value_t = 50)]
+    workers: usize,
+    /// How long each abuse goes on
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// Only these; all if none is named
+    names: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| {
+            let done = runtime.block_on(run(&arguments));
+            // What is blocked in an abuse must not keep the program from ending.
+            runtime.shutdown_background();
+            done
+        });
+    match done {
+        Ok(report) => {
+            report.print(arguments.json);
+            if report.broken().is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Err(error) => {
+            report::complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: &Arguments) -> Result<Report> {
+    raise_descriptors()?;
+    match &arguments.mode {
+        Mode::Fleet(mode) => Box::pin(run_fleet(mode)).await,
+        Mode::Abuse(mode) => Box::pin(abuse::run(mode)).await,
+    }
+}
+
+/// Takes as many file descriptors as this process may have; the coordinator inherits it.
+fn raise_descriptors() -> Result<()> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised)?;
+    Ok(())
+}
+
+async fn run_fleet(mode: &FleetMode) -> Result<Report> {
+    let mut report = Report::new("fleet");
+    let mut site = Site::start().await?;
+    let start = site.taken()?;
+    let sampler = Sampler::start(site.process.clone());
+    let rate = (mode.workers as u64 * 1_000).div_ceil(mode.work_ms.max(1));
+    let tasks = usize::try_from(rate * (mode.seconds + 120))? + mode.workers;
+    let run = site.door.submit(wide_plan(tasks, "")).await?;
+    let mut tasks = JoinSet::new();
+    let habit = Habit {
+        work: Duration::from_millis(mode.work_ms),
+        beat: None,
+    };
+    let fleet = Fleet::new(site.door.clone(), habit);
+    fleet.join("fleet", mode.workers, &mut tasks);
+    let joined = fleet.until_connected(mode.workers).await?;
+    report.say(
+        "workers welcome",
+        format!("{} in {joined:.2?}", mode.workers),
+    );
+    let with_workers = site.taken()?;
+    let watched = std::sync::Arc::new(Watched::default());
+    let begun = Instant::now();
+    let on_each = mode.watchers_per_connection;
+    watchers::watch(
+        &site.door,
+        &run,
+        mode.watchers,
+        on_each,
+        &watched,
+        &mut tasks,
+    );
+    let open = || watched.open.load(std::sync::atomic::Ordering::Relaxed);
+    while open() < mode.watchers && begun.elapsed() < Duration::from_secs(120) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    report.say(
+        "watchers open",
+        format!("{} in {:.2?}", open(), begun.elapsed()),
+    );
+    report.expect(
+        open() == mode.watchers,
+        format!(
+            "only {} of {} watchers were served: {:?}",
+            open(),
+            mode.watchers,
+            watched.last_error()
+        ),
+    );
+    let connections = mode.workers
+        + watched
+            .connections
+            .load(std::sync::atomic::Ordering::Relaxed);
+    report.say("connections", connections.to_string());
+    // What happened while they joined is not measured.
+    drop((fleet.take(), watched.take_lags()));
+    let events_before = watched.events.load(std::sync::atomic::Ordering::Relaxed);
+    let before = site.taken()?;
+    let begun = Instant::now();
+    tokio::time::sleep(Duration::from_secs(mode.seconds)).await;
+    let took = begun.elapsed().as_secs_f64();
+    let after = site.taken()?;
+    let mut seen = fleet.take();
+    let events = watched.events.load(std::sync::atomic::Ordering::Relaxed) - events_before;
+    report.say("grant after a free slot", spread(&mut seen.grants));
+    report.say("heartbeat answered", spread(&mut seen.beats));
+    report.say("report acknowledged", spread(&mut seen.reports));
+    report.say("tasks a second", format!("{:.1}", seen.done as f64 / took));
+    report.say(
+        "events delivered a second",
+        format!("{:.0}", events as f64 / took),
+    );
+    report.say(
+        "event's delay at a watcher",
+        spread(&mut watched.take_lags()),
+    );
+    report.say(
+        "coordinator's cores busy",
+        format!(
+            "{:.2}",
+            (after.processor - before.processor) as f64 / 100.0 / took
+        ),
+    );
+    report.say_taken("coordinator at start", &start);
+    report.say_taken("with workers", &with_workers);
+    report.say_taken("at end", &after);
+    report.say_taken("peak", &sampler.stop());
+    let per_worker = with_workers.resident_kib.saturating_sub(start.resident_kib) as f64;
+    report.say(
+        "KiB a worker",
+        format!("{:.1}", per_worker / mode.workers.max(1) as f64),
+    );
+    let per_watcher = after.resident_kib.saturating_sub(with_workers.resident_kib) as f64;
+    report.say(
+        "KiB a watcher",
+        format!("{:.1}", per_watcher / mode.watchers.max(1) as f64),
+    );
+    report.expect(
+        seen.stale == 0,
+        format!("{} reports of live work were called stale", seen.stale),
+    );
+    report.expect(
+        seen.reconnects == 0,
+        format!("{} sessions broke: {:?}", seen.reconnects, seen.last_error),
+    );
+    let wrong = watched.wrong.load(std::sync::atomic::Ordering::Relaxed);
+    report.expect(
+        wrong == 0,
+        format!("{wrong} events came in wrong order, twice or not at all"),
+    );
+    let broken = watched.broken.load(std::sync::atomic::Ordering::Relaxed);
+    report.expect(
+        broken == 0,
+        format!("{broken} watches broke: {:?}", watched.last_error()),
+    );
+    if mode.restart {
+        let begun = Instant::now();
+        site.restart()?;
+        let up = begun.elapsed();
+        // Nobody counts as connected until the old sessions were seen to be gone.
+        fleet.until_connected(mode.workers).await?;
+        report.say(
+            "after a kill",
+            format!(
+                "answers after {up:.2?}, all {} workers welcome after {:.2?}",
+                mode.workers,
+                begun.elapsed()
+            ),
+        );
+    }
+    if let Err(error) = site.check() {
+        report.expect(false, format!("{error:#}"));
+    }
+    tasks.abort_all();
+    Ok(report)
+}

@@ -1,0 +1,91 @@
+//! What the measuring programs share: spreads of times, and what a process takes of its machine.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+/// Gives the time below which `percent` of the times are; zero when there are none.
+///
+/// The times must be sorted.
+#[must_use]
+pub fn percentile(times: &[Duration], percent: usize) -> Duration {
+    let index = (times.len() * percent / 100).min(times.len().saturating_sub(1));
+    times.get(index).copied().unwrap_or_default()
+}
+
+/// Describes times by their median, 99th percentile and maximum.
+pub fn spread(times: &mut [Duration]) -> String {
+    times.sort();
+    format!(
+        "p50 {:.2?}, p99 {:.2?}, max {:.2?}",
+        percentile(times, 50),
+        percentile(times, 99),
+        percentile(times, 100)
+    )
+}
+
+/// What a process takes at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Resident memory in KiB.
+    pub resident_kib: u64,
+    /// The most resident memory there ever was, in KiB.
+    pub resident_peak_kib: u64,
+    /// Threads.
+    pub threads: u64,
+    /// Open file descriptors.
+    pub descriptors: u64,
+    /// Processor time of all its threads since it began, in hundredths of a second.
+    pub processor: u64,
+}
+
+impl Taken {
+    /// Looks at a process.
+    ///
+    /// # Errors
+    /// It has ended, or it is another user's.
+    pub fn by(process: &str) -> Result<Self> {
+        let folder = std::path::Path::new("/proc").join(process);
+        let status = std::fs::read_to_string(folder.join("status")).context("read its status")?;
+        let number = |key: &str| -> Result<u64> {
+            let line = status.lines().find(|line| line.starts_with(key));
+            let value = line.and_then(|line| line.split_whitespace().nth(1));
+            value
+                .context("no such line")?
+                .parse()
+                .context("read a number")
+        };
+        let descriptors = std::fs::read_dir(folder.join("fd"))?.count();
+        let stat = std::fs::read_to_string(folder.join("stat"))?;
+        // Behind the name, which may hold spaces, the twelfth and thirteenth fields are its times.
+        let fields = stat.rsplit_once(')').map(|(_, rest)| rest);
+        let times = fields.unwrap_or_default().split_whitespace().skip(11);
+        let processor = times.take(2).map(|time| time.parse().unwrap_or(0)).sum();
+        Ok(Self {
+            resident_kib: number("VmRSS:")?,
+            resident_peak_kib: number("VmHWM:")?,
+            threads: number("Threads:")?,
+            descriptors: u64::try_from(descriptors)?,
+            processor,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_can_look_at_itself() {
+        let taken = Taken::by("self").unwrap();
+        assert!(taken.resident_kib > 0 && taken.threads > 0 && taken.descriptors > 2);
+    }
+
+    #[test]
+    fn percentiles_of_nothing_are_zero() {
+        assert_eq!(percentile(&[], 99), Duration::ZERO);
+        let times: Vec<_> = (1..=100).map(Duration::from_millis).collect();
+        assert_eq!(percentile(&times, 50), Duration::from_millis(51));
+        assert_eq!(percentile(&times, 100), Duration::from_millis(100));
+    }
+}
