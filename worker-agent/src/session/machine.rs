@@ -640,8 +640,6 @@ impl Machine {
 
     /// Which events fit into the window now; leases take turns.
     pub fn next_events(&self) -> Option<NextEvents> {
-        let window = self.session.as_ref()?.event_window_bytes;
-    pub(crate) fn next_events(&self) -> Option<NextEvents> {
         let window = &self.session.as_ref()?.event_window;
         let in_flight: u64 = self.leases.values().map(Lease::bytes_in_flight).sum();
         let bytes_max = window.room(in_flight)?;
@@ -659,8 +657,7 @@ impl Machine {
     /// Notes that events up to `last`, of `bytes` together, were sent.
     ///
     /// A batch that exceeds the window's room is taken all the same: events are not cut.
-    pub fn events_sent(&mut self, lease: u64, last: u64, bytes: u64) {
-    pub(crate) fn events_sent(&mut self, lease: u64, last: u64, bytes: u64, now: Boottime) {
+    pub fn events_sent(&mut self, lease: u64, last: u64, bytes: u64, now: Boottime) {
         self.last_served = lease;
         if let Some(state) = self.leases.get_mut(&lease)
             && last > state.events_sent
