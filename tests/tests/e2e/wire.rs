@@ -285,11 +285,16 @@ fn far_host(programs: &Programs) -> Result<()> {
 }
 
 fn slow_line(programs: &Programs) -> Result<()> {
-    const LINES: usize = 4_000;
-    with_proxy(programs, TERMS, |cluster, proxy| {
+    const LINES: usize = 5_200;
+    // A single event of 16 kB takes two seconds here.
+    let terms = Options {
+        lease_ttl: Duration::from_secs(6),
+        ..TERMS
+    };
+    with_proxy(programs, terms, |cluster, proxy| {
         let worker = start_worker(cluster, proxy, "slow", 1)?;
-        // Some 400 kB while the lease would have run out without renewals; they would take 50
-        // seconds at 64 kbit/s.
+        // Some 500 kB while the lease would have run out without renewals; they would take a
+        // minute at 64 kbit/s.
         let script = format!(
             "i=0; while [ $i -lt {LINES} ]; do seq -f 'line %.0f {}' $((i+1)) $((i+40)); \
              i=$((i+40)); sleep 0.06; done; touch {}/said",
@@ -305,7 +310,7 @@ fn slow_line(programs: &Programs) -> Result<()> {
         let said = cluster.folder().join("said");
         until_true("the agent has said everything", SOON, || Ok(said.exists()))?;
         let took = begun.elapsed();
-        let most = TERMS.lease_ttl + TERMS.lease_grace;
+        let most = terms.lease_ttl + terms.lease_grace;
         ensure!(took > most, "it took only {took:?}");
         let up = proxy.counts().passed[0];
         ensure!(up < 200_000, "the line was not slow: {up} bytes had passed");
