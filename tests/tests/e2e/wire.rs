@@ -37,6 +37,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         "a_session_that_is_half_closed_is_followed_by_another",
         half_closed,
     ),
+    (
+        "a_connection_that_a_firewall_forgot_is_replaced_before_leases_run_out",
+        forgotten,
+    ),
 ];
 
 /// They need hosts of their own.
@@ -438,6 +442,35 @@ fn vanishing_name(programs: &Programs) -> Result<()> {
             SOON,
             || Ok(sessions(&worker) == 2),
         )?;
+        gates.open("end")?;
+        once(&cluster.ended(&run)?, "t")?;
+        transcript_is_whole(cluster, &run, "t", 1)
+    })
+}
+
+fn forgotten(programs: &Programs) -> Result<()> {
+    with_proxy(programs, TERMS, |cluster, proxy| {
+        let gates = Gates::new(cluster.folder())?;
+        let worker = start_worker(cluster, proxy, "one", 1)?;
+        let script = format!(
+            "touch {}/at-work\n{}\necho line 1",
+            cluster.folder().display(),
+            gates.wait("end")
+        );
+        let run = cluster.submit(&one_task(cluster, &script)?)?;
+        let at_work = cluster.folder().join("at-work");
+        until_true("the agent works", SOON, || Ok(at_work.exists()))?;
+        for (index, direction) in Direction::BOTH.into_iter().enumerate() {
+            proxy.set(direction, Faults::BLACK_HOLE);
+            until_true("something is lost", SOON, || {
+                Ok(proxy.counts().lost[index] > 0)
+            })?;
+            // New connections pass; the open one is dead, and nobody is told.
+            proxy.heal();
+            until_true("it has a session again", SOON, || {
+                Ok(sessions(&worker) == index + 2)
+            })?;
+        }
         gates.open("end")?;
         once(&cluster.ended(&run)?, "t")?;
         transcript_is_whole(cluster, &run, "t", 1)
