@@ -93,12 +93,12 @@ impl Manifest {
         }
         let manifest: Self =
             serde_json::from_slice(body).map_err(|error| damaged(&format!("says: {error}")))?;
-        let wrong = manifest
-            .files
-            .iter()
-            .find(|file| file.relative().is_none());
+        let wrong = manifest.files.iter().find(|file| file.relative().is_none());
         match wrong {
-            Some(file) => Err(damaged(&format!("names {:?}, which no home has", file.path))),
+            Some(file) => Err(damaged(&format!(
+                "names {:?}, which no home has",
+                file.path
+            ))),
             None => Ok(manifest),
         }
     }

@@ -34,7 +34,12 @@ impl Promises {
 
     fn of_run(&mut self, run: &Run, base: &CommitId) {
         self.runs.insert(run.name.to_string(), run.generation);
-        self.must(names::source(&run.name), base, "the source of run", &run.name);
+        self.must(
+            names::source(&run.name),
+            base,
+            "the source of run",
+            &run.name,
+        );
         for (ix, task) in run.indexed() {
             let place = format!("{}/{}", run.name, task.name);
             for attempt in task.attempts() {
@@ -50,7 +55,12 @@ impl Promises {
                 let note = format!("the base of {place}");
                 self.commits.entry(commit.clone()).or_insert(note);
                 if let [_, _, ..] = &*task.dependencies {
-                    self.must(names::base(&run.name, &task.name), commit, "the base of", &place);
+                    self.must(
+                        names::base(&run.name, &task.name),
+                        commit,
+                        "the base of",
+                        &place,
+                    );
                 }
             }
         }

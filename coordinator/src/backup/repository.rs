@@ -96,7 +96,12 @@ pub(super) async fn check(
     has_commits(&repository, name, promises).await?;
     repository
         .command()
-        .args(["fsck", "--connectivity-only", "--no-dangling", "--no-progress"])
+        .args([
+            "fsck",
+            "--connectivity-only",
+            "--no-dangling",
+            "--no-progress",
+        ])
         .timeout(PATIENCE)
         .run_ok()
         .await
@@ -155,7 +160,10 @@ pub(super) fn list(home: &Path) -> Result<Vec<String>, Error> {
         let name = entry.map_err(io("list", &folder))?.file_name();
         // One that is being made begins with a dot.
         let name = name.to_str().and_then(|name| name.strip_suffix(".git"));
-        names.extend(name.filter(|name| !name.starts_with('.')).map(str::to_owned));
+        names.extend(
+            name.filter(|name| !name.starts_with('.'))
+                .map(str::to_owned),
+        );
     }
     names.sort();
     Ok(names)

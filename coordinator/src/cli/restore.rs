@@ -52,10 +52,9 @@ pub(crate) async fn restore(context: &Context, options: Restore) -> Result<Exit>
              are valid again",
             restored.made_at
         ));
-        context.output.say(&format!(
-            "start it with: {} serve",
-            context.program
-        ));
+        context
+            .output
+            .say(&format!("start it with: {} serve", context.program));
     }
     Ok(Exit::Success)
 }

@@ -54,7 +54,11 @@ fn restored_home(programs: &Programs) -> Result<()> {
         cluster.kill_coordinator()?;
         std::fs::rename(cluster.home(), cluster.folder().join("lost"))?;
         let restored = cluster.ask(["restore", &backup_text])?.success()?;
-        ensure!(restored.err.contains("restored and verified"), "{}", restored.err);
+        ensure!(
+            restored.err.contains("restored and verified"),
+            "{}",
+            restored.err
+        );
         cluster.serve()?;
 
         let known: BTreeSet<u64> = leases(cluster, &run)?.into_iter().collect();
@@ -71,7 +75,14 @@ fn restored_home(programs: &Programs) -> Result<()> {
             .iter()
             .map(|(line, count)| (line.as_str(), *count))
             .collect::<Vec<_>>();
-        let wanted = [("a 1", 1), ("b 1", 1), ("b 2", 1), ("c 1", 1), ("c 2", 1), ("d 1", 1)];
+        let wanted = [
+            ("a 1", 1),
+            ("b 1", 1),
+            ("b 2", 1),
+            ("c 1", 1),
+            ("c 2", 1),
+            ("d 1", 1),
+        ];
         ensure!(
             wanted.iter().all(|start| starts.contains(start)),
             "starts of attempts: {lines:?}"
@@ -79,8 +90,15 @@ fn restored_home(programs: &Programs) -> Result<()> {
         ensure!(status.attempts("d")?.len() == 1, "{}", status.task("d")?);
         let after = leases(cluster, &run)?;
         let all: BTreeSet<u64> = after.iter().copied().collect();
-        ensure!(all.len() == after.len(), "a lease was granted twice: {after:?}");
-        let lost: BTreeSet<u64> = before.iter().copied().filter(|id| !known.contains(id)).collect();
+        ensure!(
+            all.len() == after.len(),
+            "a lease was granted twice: {after:?}"
+        );
+        let lost: BTreeSet<u64> = before
+            .iter()
+            .copied()
+            .filter(|id| !known.contains(id))
+            .collect();
         ensure!(!lost.is_empty(), "no lease was lost: {before:?}, {known:?}");
         ensure!(
             lost.is_disjoint(&all),

@@ -118,7 +118,10 @@ fn no_id_of_a_restored_home_is_one_that_the_lost_life_may_have_given() {
     let events = state.start(world.now, epoch);
     let after = state.image();
     assert_eq!(after.next_lease.0, epoch.0);
-    assert_eq!((after.next_run.0, after.next_question.0), (epoch.0, epoch.0));
+    assert_eq!(
+        (after.next_run.0, after.next_question.0),
+        (epoch.0, epoch.0)
+    );
     assert_eq!(after.leases, before.leases);
     // What was journaled says the same, and the next start takes nothing back.
     let mut replayed = State::new();

@@ -35,7 +35,9 @@ pub fn copy(from: &Path, to: &Path) -> Result<(), Error> {
     let name = to
         .to_str()
         .ok_or_else(|| file("name", to, std::io::ErrorKind::InvalidFilename.into()))?;
-    connection.execute("VACUUM INTO ?1", [name]).map_err(failed)?;
+    connection
+        .execute("VACUUM INTO ?1", [name])
+        .map_err(failed)?;
     Ok(())
 }
 
@@ -76,9 +78,7 @@ pub fn restored(path: &Path, now_ms: u64) -> Result<Epoch, Error> {
     connection
         .pragma_update(None, "journal_mode", "WAL")
         .map_err(failed)?;
-    connection
-        .close()
-        .map_err(|(_, source)| failed(source))?;
+    connection.close().map_err(|(_, source)| failed(source))?;
     sync_folder(folder_of(path))?;
     Ok(epoch)
 }
@@ -94,7 +94,9 @@ impl SqliteStore {
             .and_then(|mut statement| {
                 statement
                     .query_map([], |row| {
-                        Ok(coordinator_core::RunId(row.get::<_, i64>(0)?.unsigned_abs()))
+                        Ok(coordinator_core::RunId(
+                            row.get::<_, i64>(0)?.unsigned_abs(),
+                        ))
                     })?
                     .collect()
             })

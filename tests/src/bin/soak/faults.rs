@@ -177,12 +177,8 @@ impl<'a> Director<'a> {
             Kind::KillGit | Kind::FreezeGit => {
                 self.process(kind, choice, now + short, Seen::is_git)
             }
-            Kind::KillWatcher => {
-                self.process(kind, choice, now, |seen| seen.is_command("watch"))
-            }
-            Kind::KillSubmit => {
-                self.process(kind, choice, now, |seen| seen.is_command("submit"))
-            }
+            Kind::KillWatcher => self.process(kind, choice, now, |seen| seen.is_command("watch")),
+            Kind::KillSubmit => self.process(kind, choice, now, |seen| seen.is_command("submit")),
             Kind::PowerLoss => self.power_loss(now + short),
         };
         match hit {

@@ -147,7 +147,10 @@ pub(crate) fn files(world: &World, ledger: &Ledger) {
         for cgroups in CGROUPS {
             let folder = Path::new(cgroups).join(format!("muster-{mark}"));
             if folder.exists() {
-                world.fail(format!("leak: control group {} is left over", folder.display()));
+                world.fail(format!(
+                    "leak: control group {} is left over",
+                    folder.display()
+                ));
             }
         }
     }
@@ -158,9 +161,9 @@ fn sweep(world: &World, root: &Path) {
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
         let in_git = folder.join("HEAD").exists() && folder.join("objects").is_dir()
-            || folder.ancestors().any(|above| {
-                above.extension().is_some_and(|end| end == "git") && above != folder
-            });
+            || folder
+                .ancestors()
+                .any(|above| above.extension().is_some_and(|end| end == "git") && above != folder);
         for path in entries(&folder) {
             let name = path
                 .file_name()

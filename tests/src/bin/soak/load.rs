@@ -140,7 +140,9 @@ fn follow(world: &World, run: &str) -> Result<()> {
         if status.code().is_some_and(|code| RUN_ENDED.contains(&code)) {
             break;
         }
-        let code = status.code().map_or("killed".to_owned(), |code| code.to_string());
+        let code = status
+            .code()
+            .map_or("killed".to_owned(), |code| code.to_string());
         world.count(&format!("watch ended early: {code}"));
         if status.code().is_some_and(|code| code != 4) {
             let errors = watch.errors();
@@ -276,7 +278,8 @@ impl Operator {
         }
         if let Some(worker) = parts.workers.iter_mut().find(|worker| !worker.wanted) {
             worker.wanted = true;
-            self.world.note(&format!("{} is added again", worker.part.name));
+            self.world
+                .note(&format!("{} is added again", worker.part.name));
             return;
         }
         let number = parts.workers.len() + 1;

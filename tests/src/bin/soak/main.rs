@@ -255,7 +255,10 @@ fn phases(
     repository: PathBuf,
 ) -> Result<verdict::Figures> {
     wait::until_true("the coordinator answers", SOON, || {
-        Ok(world.over() || world.call(&["status"]).is_some_and(|output| output.code() == 0))
+        Ok(world.over()
+            || world
+                .call(&["status"])
+                .is_some_and(|output| output.code() == 0))
     })?;
     let submitter = load::Submitter {
         world: Arc::clone(world),
@@ -402,7 +405,9 @@ fn end_parts(world: &World) -> Result<()> {
         parts.coordinator.signal(Signal::TERM);
         world.note("the coordinator is told to end");
     }
-    wait::until_true("the coordinator that was told to end has ended", SOON, || {
-        Ok(ended(false))
-    })
+    wait::until_true(
+        "the coordinator that was told to end has ended",
+        SOON,
+        || Ok(ended(false)),
+    )
 }

@@ -58,9 +58,8 @@ pub(crate) struct Setting<'a> {
 
 /// Gives, for each task, the indexes of the tasks before it that it needs.
 fn shape(dice: &mut Dice) -> Vec<Vec<usize>> {
-    let size = |dice: &mut Dice, least, most| {
-        usize::try_from(dice.between(least, most)).unwrap_or(1)
-    };
+    let size =
+        |dice: &mut Dice, least, most| usize::try_from(dice.between(least, most)).unwrap_or(1);
     match dice.below(5) {
         // A chain.
         0 => (0..size(dice, 2, 5))

@@ -92,7 +92,10 @@ impl<'a> Judge<'a> {
         for (event, expected) in told.events.iter().zip(1u64..) {
             let seq = event["seq"].as_u64().unwrap_or_default();
             if seq != expected {
-                self.fail(run, format_args!("watch: event {seq} where {expected} has to be"));
+                self.fail(
+                    run,
+                    format_args!("watch: event {seq} where {expected} has to be"),
+                );
                 break;
             }
             let task = event["task"].as_str().unwrap_or_default();
@@ -115,9 +118,7 @@ impl<'a> Judge<'a> {
                 }
                 "verify_lost" => life.uncounted += 1,
                 "lease_granted" => {
-                    self.figures
-                        .grants
-                        .extend(event["event"]["at"].as_u64());
+                    self.figures.grants.extend(event["event"]["at"].as_u64());
                     if !self.leases.insert(lease) {
                         self.fail(run, format_args!("twice: lease {lease} was granted again"));
                     }
@@ -133,7 +134,10 @@ impl<'a> Judge<'a> {
                     let end = what["end"].as_str().unwrap_or("?").to_owned();
                     *self.figures.leases.entry(end).or_default() += 1;
                     if open.remove(&lease).is_none() {
-                        self.fail(run, format_args!("lease {lease} was closed without being open"));
+                        self.fail(
+                            run,
+                            format_args!("lease {lease} was closed without being open"),
+                        );
                     }
                     self.closed(told, event);
                 }
@@ -164,9 +168,7 @@ impl<'a> Judge<'a> {
             .unwrap_or_default()
             .iter()
             .any(|attempt| attempt["lease"].as_u64() == lease);
-        let noted = self
-            .ledger
-            .get(&(run.to_owned(), task.to_owned(), number));
+        let noted = self.ledger.get(&(run.to_owned(), task.to_owned(), number));
         let (Some(noted), true) = (noted, of_attempt) else {
             return;
         };
@@ -291,7 +293,10 @@ impl<'a> Judge<'a> {
         }
         let Some(number) = accepted_number(told, name)? else {
             let said = told.status.task(name)?;
-            self.fail(run, format_args!("no attempt of {name} has its commit: {said}"));
+            self.fail(
+                run,
+                format_args!("no attempt of {name} has its commit: {said}"),
+            );
             return Ok(());
         };
         let could = match task.fate {
@@ -299,9 +304,7 @@ impl<'a> Judge<'a> {
             Fate::FailsUntil(last) | Fate::BadUntil(last) => number > u64::from(last),
             Fate::Hangs => false,
         };
-        let noted = self
-            .ledger
-            .get(&(run.to_owned(), name.to_owned(), number));
+        let noted = self.ledger.get(&(run.to_owned(), name.to_owned(), number));
         let ended = noted.is_some_and(|noted| noted.ends == [0] && noted.begins.len() == 1);
         if !could || !ended {
             self.fail(
@@ -373,7 +376,10 @@ impl<'a> Judge<'a> {
             .count();
         let hit = self.was_hit(run, "", 0) || {
             let known = self.world.known();
-            known.hit.iter().any(|(name, _, number)| name == run && number.is_empty())
+            known
+                .hit
+                .iter()
+                .any(|(name, _, number)| name == run && number.is_empty())
         };
         let fits = match state {
             "succeeded" => all && !told.submitted.plan.conflicts,
@@ -500,7 +506,9 @@ impl<'a> Judge<'a> {
             let mut lines = printed.lines();
             let whole = (1..=task.lines).all(|line| {
                 let start = format!("{} {number} line {line} of many, ", task.name);
-                lines.next().is_some_and(|printed| printed.starts_with(&start))
+                lines
+                    .next()
+                    .is_some_and(|printed| printed.starts_with(&start))
             });
             self.figures.transcripts += 1;
             if !whole || lines.next().is_some() {
@@ -526,8 +534,9 @@ fn accepted_number(told: &Told, task: &str) -> Result<Option<u64>> {
         return Ok(None);
     }
     let attempts = told.status.attempts(task)?;
-    let counts = attempts.iter().rev().find(|attempt| {
-        attempt["state"] == "succeeded" && attempt["commit"] == said["commit"]
-    });
+    let counts = attempts
+        .iter()
+        .rev()
+        .find(|attempt| attempt["state"] == "succeeded" && attempt["commit"] == said["commit"]);
     Ok(counts.and_then(|attempt| attempt["number"].as_u64()))
 }

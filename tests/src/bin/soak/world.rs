@@ -256,10 +256,8 @@ impl World {
                 let parts = self.parts();
                 let all = std::iter::once(&parts.coordinator)
                     .chain(parts.workers.iter().map(|worker| &worker.part));
-                all.filter_map(|part| {
-                    Some((part.name.clone(), part.process.as_ref()?.id().ok()?))
-                })
-                .collect()
+                all.filter_map(|part| Some((part.name.clone(), part.process.as_ref()?.id().ok()?)))
+                    .collect()
             };
             for (name, pid) in pids {
                 if let Some(size) = processes::size(pid) {
