@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// Bytes of length and checksum before each record.
 const HEADER_BYTES: usize = 8;
 /// Longest record: a report or an event is far below; a longer length is damage.
-pub(crate) const RECORD_BYTES_MAX: usize = 1 << 20;
+pub const RECORD_BYTES_MAX: usize = 1 << 20;
 
 /// An append-only file of records, readable by its owner alone.
 ///
@@ -18,7 +18,7 @@ pub(crate) const RECORD_BYTES_MAX: usize = 1 << 20;
 /// all the same, as PostgreSQL found in 2018. So after a refused sync what it was for is cut off,
 /// and written and synced once more.
 #[derive(Debug)]
-pub(crate) struct FrameFile {
+pub struct FrameFile {
     file: File,
     path: PathBuf,
     /// Pushed, not written.
@@ -30,16 +30,16 @@ pub(crate) struct FrameFile {
     /// Something lies behind that end which must go before anything is written.
     ragged: bool,
     #[cfg(test)]
-    pub(crate) faults: Faults,
+    pub faults: Faults,
 }
 
 /// How many calls a test lets fail.
 #[cfg(test)]
 #[derive(Debug, Default)]
-pub(crate) struct Faults {
-    pub(crate) writes: u32,
-    pub(crate) cuts: u32,
-    pub(crate) syncs: u32,
+pub struct Faults {
+    pub writes: u32,
+    pub cuts: u32,
+    pub syncs: u32,
 }
 
 #[cfg(test)]
@@ -58,7 +58,7 @@ impl Faults {
 impl FrameFile {
     /// Opens or creates the file, hands every sound record to `each`, and cuts off what follows
     /// the last sound one.
-    pub(crate) fn open(path: &Path, mut each: impl FnMut(Vec<u8>)) -> Result<Self, Error> {
+    pub fn open(path: &Path, mut each: impl FnMut(Vec<u8>)) -> Result<Self, Error> {
         let file = OpenOptions::new()
             .read(true)
             .append(true)
@@ -88,7 +88,7 @@ impl FrameFile {
     /// Adds a record; it is written by the next [`FrameFile::write`].
     ///
     /// Records above [`RECORD_BYTES_MAX`] are refused, since no reader would take them.
-    pub(crate) fn push(&mut self, record: &[u8]) -> Result<(), Error> {
+    pub fn push(&mut self, record: &[u8]) -> Result<(), Error> {
         if record.len() > RECORD_BYTES_MAX {
             return Err(Error::TooLong {
                 path: self.path.clone(),
@@ -101,7 +101,7 @@ impl FrameFile {
 
     /// Writes what was pushed. After an error it is still pending, and of it nothing is in the
     /// file by the next write.
-    pub(crate) fn write(&mut self) -> Result<(), Error> {
+    pub fn write(&mut self) -> Result<(), Error> {
         self.trim()?;
         if let Err(source) = self.write_pending() {
             // A half-written record would hide everything written after it.
@@ -117,7 +117,7 @@ impl FrameFile {
 
     /// Makes what was written stay after a crash of the host. After an error what was written
     /// since the last sync is pending again.
-    pub(crate) fn sync(&mut self) -> Result<(), Error> {
+    pub fn sync(&mut self) -> Result<(), Error> {
         if let Err(source) = self.sync_file() {
             self.bytes -= self.unsynced.len() as u64;
             self.unsynced.append(&mut self.pending);
@@ -132,7 +132,7 @@ impl FrameFile {
     }
 
     /// Forgets what is pending.
-    pub(crate) fn forget_pending(&mut self) {
+    pub fn forget_pending(&mut self) {
         self.pending.clear();
     }
 
@@ -180,14 +180,14 @@ impl FrameFile {
     }
 
     /// Bytes in the file.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.bytes
     }
 }
 
 /// Reads records in order; remembers where the next one begins.
 #[derive(Debug)]
-pub(crate) struct FrameReader<R> {
+pub struct FrameReader<R> {
     input: R,
     path: PathBuf,
     offset: u64,
@@ -195,7 +195,7 @@ pub(crate) struct FrameReader<R> {
 
 impl FrameReader<BufReader<File>> {
     /// Reads the file from `offset` on, which must be where a record begins.
-    pub(crate) fn open(path: &Path, offset: u64) -> Result<Self, Error> {
+    pub fn open(path: &Path, offset: u64) -> Result<Self, Error> {
         let mut file = File::open(path).map_err(Error::file("open", path))?;
         file.seek(SeekFrom::Start(offset))
             .map_err(Error::file("read", path))?;
@@ -221,7 +221,7 @@ impl<'a> FrameReader<BufReader<&'a File>> {
 
 impl<R: Read> FrameReader<R> {
     /// Returns the next sound record; `None` at the end or at the first damage.
-    pub(crate) fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
+    pub fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
         let mut header = [0; HEADER_BYTES];
         if !self.fill(&mut header)? {
             return Ok(None);
@@ -240,7 +240,7 @@ impl<R: Read> FrameReader<R> {
     }
 
     /// Where the next record begins.
-    pub(crate) fn offset(&self) -> u64 {
+    pub fn offset(&self) -> u64 {
         self.offset
     }
 
@@ -254,7 +254,7 @@ impl<R: Read> FrameReader<R> {
 }
 
 /// Writes one record in its framed form.
-pub(crate) fn encode(out: &mut Vec<u8>, record: &[u8]) {
+pub fn encode(out: &mut Vec<u8>, record: &[u8]) {
     let length = u32::try_from(record.len()).unwrap_or(u32::MAX);
     out.extend_from_slice(&length.to_le_bytes());
     out.extend_from_slice(&checksum(record));
@@ -295,7 +295,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File {
             doing,
             path: path.to_owned(),

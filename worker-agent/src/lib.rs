@@ -8,12 +8,13 @@ pub mod clock;
 mod disk;
 mod document;
 mod failure;
-mod frames;
+pub mod frames;
 mod identity;
+pub mod inspect;
 mod options;
-mod outbox;
-mod session;
-mod spool;
+pub mod outbox;
+pub mod session;
+pub mod spool;
 pub mod supervisor;
 mod worker;
 

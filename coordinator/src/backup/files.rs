@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::manifest::Entry;
@@ -177,6 +177,7 @@ pub(super) fn unfinished(name: &Path) -> Result<tempfile::TempDir, Error> {
     folder(parent)?;
     tempfile::Builder::new()
         .prefix(super::UNFINISHED)
+        .permissions(fs::Permissions::from_mode(0o700))
         .tempdir_in(parent)
         .map_err(io("make a folder in", parent))
 }

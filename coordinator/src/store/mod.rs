@@ -379,8 +379,38 @@ pub enum Error {
 }
 
 impl Error {
+    /// Tells whether what is kept is damaged, so that only a backup helps.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        use rusqlite::{Error as Sqlite, ErrorCode};
+        match self {
+            Self::Damaged(_)
+            | Self::Cut { .. }
+            | Self::MainMissing(_)
+            | Self::Foreign(_)
+            | Self::Inconsistent { .. }
+            | Self::NoSuchBatch(_)
+            | Self::Form { .. }
+            | Self::Gap { .. }
+            | Self::HistoryEnds { .. } => true,
+            Self::Database { source, .. } => match source {
+                Sqlite::SqliteFailure(failure, _) => matches!(
+                    failure.code,
+                    ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown
+                ),
+                // A table, a row or a value is not what we made it.
+                _ => true,
+            },
+            _ => false,
+        }
+    }
+
     /// Tells whether the same write may succeed a little later: the disk is full or busy, or an
     /// operation on it failed.
+    /// Tells whether the same write may succeed a little later: the disk is full or busy.
+    ///
+    /// An operation that failed is not of that kind. After a refused sync nobody knows what reached
+    /// the disk, and one that succeeds afterwards proves nothing, as PostgreSQL found in 2018.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         use rusqlite::ErrorCode;
@@ -393,7 +423,6 @@ impl Error {
                 ErrorCode::DatabaseBusy
                     | ErrorCode::DatabaseLocked
                     | ErrorCode::DiskFull
-                    | ErrorCode::SystemIoFailure
                     | ErrorCode::OutOfMemory
             ),
             _ => false,

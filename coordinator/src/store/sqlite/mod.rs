@@ -6,8 +6,12 @@
 //! at a start: that would read all history ever kept, and every body is checked when it is read.
 
 mod copy;
+#[cfg(test)]
+mod damage;
 mod files;
 mod history;
+pub mod inspect;
+mod mend;
 mod read;
 mod schema;
 #[cfg(test)]
