@@ -9,8 +9,6 @@ use rustix::fs::{FlockOperation, flock};
 
 /// File in a home that its coordinator holds a lock on.
 pub(crate) const LOCK: &str = "coordinator.lock";
-/// File whose lock makes a coordinator the only one of its home.
-const LOCK: &str = "coordinator.lock";
 
 /// A home that this process owns, until it is dropped.
 #[derive(Debug)]

@@ -283,6 +283,8 @@ fn behind_damage(file: &File, position: &Position) -> std::io::Result<Option<(Ag
         }
         Found::Sound(..) | Found::Damaged(_) | Found::Nothing => None,
     })
+}
+
 /// Writes one record in its form.
 pub(super) fn encode(out: &mut Vec<u8>, body: &[u8]) {
     let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
@@ -446,10 +448,7 @@ mod tests {
         PathBuf::from(format!("{}.damaged-1", path.display()))
     }
 
-    /// Whatever byte is flipped: nothing is invented, nothing sound before it is hidden, nothing is
-    /// deleted, and what is appended next is read.
     #[test]
-    fn a_flipped_byte_anywhere_costs_no_more_than_what_it_hit() {
     fn what_a_refused_sync_was_for_is_not_believed_and_is_written_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.events");
@@ -467,8 +466,10 @@ mod tests {
         assert_eq!(read(&path, 0, usize::MAX).unwrap().len(), 2);
     }
 
+    /// Whatever byte is flipped: nothing is invented, nothing sound before it is hidden, nothing is
+    /// deleted, and what is appended next is read.
     #[test]
-    fn a_flipped_bit_ends_the_transcript_there() {
+    fn a_flipped_byte_anywhere_costs_no_more_than_what_it_hit() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.events");
         let whole = written(&path, 4);
