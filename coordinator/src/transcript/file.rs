@@ -133,20 +133,13 @@ impl Transcript {
             body = note.encode_to_vec();
         }
         let mut record = Vec::with_capacity(HEADER + body.len());
-        let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        record.extend_from_slice(&length.to_le_bytes());
-        record.extend_from_slice(&checksum(&body));
-        record.extend_from_slice(&body);
+        encode(&mut record, &body);
         if let Err(error) = self.file.write_all(&record) {
             // Half a record would hide those behind it.
             self.ragged = true;
             self.trim_if_possible(path);
             return Err(io("append to", path)(error));
         }
-        encode(&mut record, &body);
-        self.file
-            .write_all(&record)
-            .map_err(io("append to", path))?;
         self.bytes += record.len() as u64;
         self.last = event.number;
         Ok(())
