@@ -159,11 +159,15 @@ impl<'a> Director<'a> {
             }
             Kind::KillWorker | Kind::FreezeWorker | Kind::StopWorker => {
                 let mut parts = self.world.parts();
-                pick_up(&mut parts, choice).and_then(|part| match kind {
+                let hit = pick_up(&mut parts, choice).and_then(|part| match kind {
                     Kind::KillWorker => end(part, Signal::KILL, now + time),
                     Kind::StopWorker => end(part, Signal::TERM, now + short),
                     _ => freeze(part, now + time),
-                })
+                });
+                if let (Some(name), false) = (&hit, kind == Kind::StopWorker) {
+                    self.world.worker_off(name, time);
+                }
+                hit
             }
             Kind::CutBoth | Kind::CutUp | Kind::CutDown | Kind::Reset => {
                 self.cut(kind, choice, now + time)
@@ -251,6 +255,10 @@ impl<'a> Director<'a> {
         if let Some(work) = work {
             let name = (work.run, work.task, work.attempt);
             self.world.known().hit.insert(name);
+        }
+        if let Some((lease, worker)) = seen.supervised() {
+            let hit = (lease, worker, now_ms());
+            self.world.known().supervisors_hit.push(hit);
         }
         let signal = if freezes { Signal::STOP } else { Signal::KILL };
         if !processes::signal(seen.pid, signal) {

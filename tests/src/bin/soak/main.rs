@@ -233,6 +233,10 @@ fn soak(arguments: &Arguments) -> Result<bool> {
     }
     let ledger = evidence::ledger(&world.ledger)?;
     leftovers::files(&world, &ledger);
+    // Once more with nobody at work, when nothing may be excused.
+    if let Err(error) = leftovers::audit(&world) {
+        world.fail(format!("at rest: {error:#}"));
+    }
     let figures = ended.unwrap_or_default();
     let clean = report::print(arguments, &world, &figures)?;
     if clean && !arguments.keep {

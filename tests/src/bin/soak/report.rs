@@ -68,6 +68,7 @@ pub(crate) fn print(arguments: &Arguments, world: &World, figures: &Figures) -> 
         "attempts": figures.attempts,
         "failed_attempts": figures.failed,
         "leases": figures.leases,
+        "outlived_unguarded": figures.unguarded,
         "transcripts_compared": figures.transcripts,
         "coordinator_recovery_ms": recoveries,
         "sizes": sizes,
@@ -86,6 +87,13 @@ pub(crate) fn print(arguments: &Arguments, world: &World, figures: &Figures) -> 
         say(
             false,
             &format!("transcripts compared: {}", figures.transcripts),
+        );
+        say(
+            false,
+            &format!(
+                "attempts that outlived their lease, their supervisor and worker both being hit: {}",
+                figures.unguarded
+            ),
         );
         let mut sorted = recoveries.clone();
         sorted.sort_unstable();
