@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-/// File in a home that its coordinator holds a lock on.
+/// File whose lock makes a coordinator the only one of its home.
 pub(crate) const LOCK: &str = "coordinator.lock";
 
 /// A home that this process owns, until it is dropped.

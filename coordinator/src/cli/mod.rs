@@ -4,8 +4,8 @@
 //! process. Data goes to standard output, talk to standard error.
 
 mod arguments;
-mod backup;
 mod audit;
+mod backup;
 mod cancel;
 #[cfg(test)]
 mod canned;
@@ -27,8 +27,8 @@ mod land;
 mod logging;
 mod logs;
 mod plan;
-mod restore;
 mod repair;
+mod restore;
 mod retry;
 mod run;
 mod serve;

@@ -405,8 +405,6 @@ impl Error {
         }
     }
 
-    /// Tells whether the same write may succeed a little later: the disk is full or busy, or an
-    /// operation on it failed.
     /// Tells whether the same write may succeed a little later: the disk is full or busy.
     ///
     /// An operation that failed is not of that kind. After a refused sync nobody knows what reached

@@ -3,12 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use muster_proto::v1::agent_event::Kind;
 use muster_proto::v1::{AgentEvent, OutputTruncated};
 use prost::Message as _;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::{Error, Position, mend};
 
@@ -18,9 +18,6 @@ pub(super) const HEADER: usize = 8;
 pub(super) const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What one read takes from the file.
 const CHUNK: usize = 256 * 1024;
-
-/// What is hashed at most to tell a torn end from a damaged length: a fraction of a second.
-const SEARCH_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// An open transcript that is appended to.
 #[derive(Debug)]
@@ -48,12 +45,10 @@ pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Erro
 }
 
 impl Transcript {
-    /// Opens or makes a transcript; a torn end, which was never acknowledged, is cut off.
+    /// Opens or makes a transcript. A torn end, which was never acknowledged, is cut off.
     ///
     /// Other damage is a disk's: the file is set aside as it is, under the same name with
-    /// `.damaged-<n>` behind it, and goes on with what is sound before the damage.
-    /// Opens or makes a transcript. A torn end is cut off; one that is damaged before its end is set
-    /// aside whole, and its sound records stay.
+    /// `.damaged-<n>` behind it, and its sound records stay.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(io("make", folder))?;
@@ -62,24 +57,19 @@ impl Transcript {
         let is_longer = |found: std::fs::Metadata| found.len() > position.offset;
         if std::fs::metadata(path).is_ok_and(is_longer) && mend::look(path)?.is_damaged() {
             let aside = mend::beside(path);
-            tracing::error!(path = %path.display(), aside = %aside.display(), "a transcript is damaged; it is set aside and its sound events stay");
+            error!(
+                transcript = %path.display(), offset = position.offset, aside = %aside.display(),
+                "a transcript is damaged; it is set aside and its sound events stay"
+            );
             mend::mend(path, &aside)?;
             position = end(path)?;
         }
         let file = OpenOptions::new()
             .create(true)
             .append(true)
-            // What agents print is as confidential as what they work on.
             .mode(0o600)
             .open(path)
             .map_err(io("open", path))?;
-        if !is_torn(path, position.offset)? {
-            let aside = set_aside(path)?;
-            warn!(
-                transcript = %path.display(), offset = position.offset, aside = %aside.display(),
-                "a transcript is damaged and was set aside; it goes on before the damage"
-            );
-        }
         file.set_len(position.offset).map_err(io("cut", path))?;
         Ok(Self {
             file,
@@ -103,7 +93,7 @@ impl Transcript {
 
     fn trim_if_possible(&mut self, path: &Path) {
         if let Err(error) = self.trim(path) {
-            tracing::warn!(error = %error, "cannot cut a transcript yet; it is cut before the next write");
+            warn!(error = %error, "cannot cut a transcript yet; it is cut before the next write");
         }
     }
 
@@ -154,78 +144,6 @@ impl Transcript {
         self.file.sync_data().map_err(io("sync", path))?;
         self.synced = (self.last, self.bytes, self.truncated);
         Ok(())
-    }
-}
-
-/// Tells whether what follows a place is nothing, a part of one record or a hole of zeros: what a
-/// write that was cut off leaves.
-fn is_torn(path: &Path, offset: u64) -> Result<bool, Error> {
-    let mut file = File::open(path).map_err(io("open", path))?;
-    let claims_more = match record_at(&file, offset).map_err(io("read", path))? {
-        Found::Nothing => true,
-        Found::Sound(..) => return Ok(false),
-        Found::Damaged(_) => false,
-    };
-    file.seek(SeekFrom::Start(offset))
-        .map_err(io("seek in", path))?;
-    if claims_more {
-        // Shorter than one record, so it can be held.
-        let mut rest = Vec::new();
-        file.read_to_end(&mut rest).map_err(io("read", path))?;
-        return Ok(!holds_record(&rest));
-    }
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let read = file.read(&mut buffer).map_err(io("read", path))?;
-        let chunk = buffer.get(..read).unwrap_or_default();
-        let zeros = chunk.iter().all(|byte| *byte == 0);
-        if chunk.is_empty() || !zeros {
-            return Ok(zeros);
-        }
-    }
-}
-
-/// Tells whether a whole record stands anywhere in what one record's length claims: that length is
-/// damaged then. Says so too when it would take too long to be sure.
-fn holds_record(rest: &[u8]) -> bool {
-    let mut effort = SEARCH_BYTES_MAX;
-    for at in 1..rest.len() {
-        let candidate = rest.get(at..).unwrap_or_default();
-        let length = record_length(candidate).unwrap_or(usize::MAX);
-        if length == 0 || length > candidate.len().saturating_sub(HEADER) {
-            continue;
-        }
-        if length > effort || parse(candidate).is_some() {
-            return true;
-        }
-        effort -= length;
-    }
-    false
-}
-
-/// Copies a file to the first free name beside it, for good.
-fn set_aside(path: &Path) -> Result<PathBuf, Error> {
-    let mut number = 1;
-    loop {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".damaged-{number}"));
-        let aside = PathBuf::from(name);
-        let made = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&aside);
-        match made {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
-            made => {
-                made.and_then(|mut made| {
-                    std::io::copy(&mut File::open(path)?, &mut made)?;
-                    made.sync_all()
-                })
-                .map_err(io("set aside what is damaged as", &aside))?;
-                return Ok(aside);
-            }
-        }
     }
 }
 
@@ -292,13 +210,6 @@ fn checksum(body: &[u8]) -> [u8; 4] {
     [a, b, c, d]
 }
 
-/// Finds where the sound beginning of a transcript ends.
-fn end(path: &Path) -> Result<Position, Error> {
-    let mut position = Position::default();
-    while !read_on(path, &mut position, CHUNK)?.is_empty() {}
-    Ok(position)
-}
-
 pub(super) fn read(path: &Path, after: u64, bytes: usize) -> Result<Vec<AgentEvent>, Error> {
     let mut position = Position::default();
     let mut found = Vec::new();
@@ -320,7 +231,35 @@ pub(super) fn read(path: &Path, after: u64, bytes: usize) -> Result<Vec<AgentEve
     }
 }
 
+/// Reads on from a place, about so many bytes. Behind a damaged record it goes on, with a note.
 pub(super) fn read_on(
+    path: &Path,
+    position: &mut Position,
+    bytes: usize,
+) -> Result<Vec<AgentEvent>, Error> {
+    let mut events = read_sound(path, position, bytes)?;
+    if !events.is_empty() {
+        return Ok(events);
+    }
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(events),
+        Err(source) => return Err(io("open", path)(source)),
+    };
+    if let Some((event, end)) = behind_damage(&file, position).map_err(io("read", path))? {
+        // What is lost is shown as such, and hides nothing behind it.
+        let number = event.number - 1;
+        events.push(super::missing(number, event.at_ms));
+        *position = Position {
+            offset: end,
+            number: event.number,
+        };
+        events.push(event);
+    }
+    Ok(events)
+}
+
+fn read_sound(
     path: &Path,
     position: &mut Position,
     bytes: usize,
@@ -355,19 +294,14 @@ pub(super) fn read_on(
         events.push(event);
         rest = rest.get(size..).unwrap_or_default();
     }
-    if events.is_empty()
-        && let Some((event, end)) = behind_damage(&file, position).map_err(io("read", path))?
-    {
-        // What is lost is shown as such, and hides nothing behind it.
-        let number = event.number - 1;
-        events.push(super::missing(number, event.at_ms));
-        *position = Position {
-            offset: end,
-            number: event.number,
-        };
-        events.push(event);
-    }
     Ok(events)
+}
+
+/// Finds where the sound beginning of a transcript ends.
+fn end(path: &Path) -> Result<Position, Error> {
+    let mut position = Position::default();
+    while !read_sound(path, &mut position, CHUNK)?.is_empty() {}
+    Ok(position)
 }
 
 fn read_up_to(file: &mut File, buffer: &mut Vec<u8>, bytes: usize) -> std::io::Result<()> {
@@ -391,6 +325,8 @@ pub(super) fn parse(bytes: &[u8]) -> Option<(AgentEvent, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn event(number: u64) -> AgentEvent {
@@ -428,19 +364,6 @@ mod tests {
         }
     }
 
-    fn numbers(path: &Path) -> Vec<u64> {
-        let events = read(path, 0, usize::MAX).unwrap();
-        events.iter().map(|event| event.number).collect()
-    }
-
-    fn is_note(event: &AgentEvent) -> bool {
-        matches!(event.kind, Some(Kind::OutputTruncated(_)))
-    }
-
-    fn aside(path: &Path) -> PathBuf {
-        PathBuf::from(format!("{}.damaged-1", path.display()))
-    }
-
     #[test]
     fn what_a_refused_sync_was_for_is_not_believed_and_is_written_again() {
         let folder = tempfile::tempdir().unwrap();
@@ -457,6 +380,19 @@ mod tests {
         transcript.append(&path, &event(2)).unwrap();
         transcript.sync(&path).unwrap();
         assert_eq!(read(&path, 0, usize::MAX).unwrap().len(), 2);
+    }
+
+    fn numbers(path: &Path) -> Vec<u64> {
+        let events = read(path, 0, usize::MAX).unwrap();
+        events.iter().map(|event| event.number).collect()
+    }
+
+    fn is_note(event: &AgentEvent) -> bool {
+        matches!(event.kind, Some(Kind::OutputTruncated(_)))
+    }
+
+    fn aside(path: &Path) -> PathBuf {
+        PathBuf::from(format!("{}.damaged-1", path.display()))
     }
 
     /// Whatever byte is flipped: nothing is invented, nothing sound before it is hidden, nothing is
