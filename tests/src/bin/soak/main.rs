@@ -314,7 +314,9 @@ fn phases(
         Ok(world.over() || unfinished(world).is_empty())
     })
     .with_context(|| format!("hang: {}", unfinished(world)))?;
-    leftovers::wait_for_idle_workers(world, SOON)?;
+    if let Err(error) = leftovers::wait_for_idle_workers(world, SOON) {
+        world.fail(format!("{error:#}"));
+    }
     world.note("everything has ended");
     report::say(
         arguments.json,

@@ -25,8 +25,8 @@ pub(crate) fn complain(line: &str) {
 
 /// Memory that a coordinator or worker may take at most, in KiB; hundreds of tasks need far less.
 const RESIDENT_MAX: u64 = 400 * 1024;
-/// File descriptors that one may have open at most.
-const DESCRIPTORS_MAX: u64 = 400;
+/// File descriptors that one may have open at most; a coordinator keeps up to 512 transcripts open.
+const DESCRIPTORS_MAX: u64 = 800;
 
 /// Prints figures and failures; true if there is no failure.
 pub(crate) fn print(arguments: &Arguments, world: &World, figures: &Figures) -> Result<bool> {
