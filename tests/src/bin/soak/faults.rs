@@ -281,7 +281,7 @@ impl<'a> Director<'a> {
             .chain(parts.workers.iter_mut().map(|worker| &mut worker.part));
         for part in all {
             if part.process.is_some() {
-                part.expected = Expected::ToBeKilled;
+                part.expected = Expected::Killed;
                 part.down_until = Some(until);
                 part.frozen_until = None;
                 part.signal(Signal::KILL);
@@ -368,9 +368,9 @@ fn keep_part(world: &World, part: &mut Part, wanted: bool, now: Instant) {
         let status = process.ended(Duration::from_secs(1));
         let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         let surprise = match part.expected {
-            Expected::ToRun => true,
-            Expected::ToEnd => status != "exit status: 0",
-            Expected::ToBeKilled => false,
+            Expected::Running => true,
+            Expected::Ending => status != "exit status: 0",
+            Expected::Killed => false,
         };
         let errors = process.errors();
         // It asks for git's version when it starts; whoever kills that git keeps it from starting.
@@ -394,7 +394,7 @@ fn keep_part(world: &World, part: &mut Part, wanted: bool, now: Instant) {
         }
         part.process = None;
         part.frozen_until = None;
-        part.expected = Expected::ToRun;
+        part.expected = Expected::Running;
     }
     let due = part.down_until.is_none_or(|until| now >= until);
     if part.process.is_none() && wanted && due {
@@ -417,9 +417,9 @@ fn end(part: &mut Part, signal: Signal, until: Instant) -> Option<String> {
         return None;
     }
     part.expected = if signal == Signal::KILL {
-        Expected::ToBeKilled
+        Expected::Killed
     } else {
-        Expected::ToEnd
+        Expected::Ending
     };
     part.down_until = Some(until);
     part.signal(signal);

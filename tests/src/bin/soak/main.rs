@@ -398,7 +398,7 @@ fn end_parts(world: &World) -> Result<()> {
     };
     for worker in &mut world.parts().workers {
         worker.wanted = false;
-        worker.part.expected = Expected::ToEnd;
+        worker.part.expected = Expected::Ending;
         worker.part.signal(Signal::TERM);
     }
     wait::until_true("workers that were told to end have ended", SOON, || {
@@ -406,7 +406,7 @@ fn end_parts(world: &World) -> Result<()> {
     })?;
     {
         let mut parts = world.parts();
-        parts.coordinator.expected = Expected::ToEnd;
+        parts.coordinator.expected = Expected::Ending;
         parts.coordinator_wanted = false;
         parts.coordinator.signal(Signal::TERM);
         world.note("the coordinator is told to end");

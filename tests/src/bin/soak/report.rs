@@ -95,7 +95,7 @@ pub(crate) fn print(arguments: &Arguments, world: &World, figures: &Figures) -> 
                 figures.unguarded
             ),
         );
-        let mut sorted = recoveries.clone();
+        let mut sorted = recoveries;
         sorted.sort_unstable();
         say(
             false,

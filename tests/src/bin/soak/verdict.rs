@@ -128,9 +128,9 @@ impl<'a> Judge<'a> {
                     if !self.leases.insert(lease) {
                         self.fail(run, format_args!("twice: lease {lease} was granted again"));
                     }
-                    let other = open.iter().find(|(lease, of)| {
-                        of.as_str() == task && !self.revoked.contains(*lease)
-                    });
+                    let other = open
+                        .iter()
+                        .find(|(lease, of)| of.as_str() == task && !self.revoked.contains(*lease));
                     if let Some((other, _)) = other {
                         self.fail(
                             run,

@@ -40,10 +40,10 @@ pub(crate) struct Part {
 /// What is expected of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
-    ToRun,
+    Running,
     /// It was told to end, and has to do so with exit code 0.
-    ToEnd,
-    ToBeKilled,
+    Ending,
+    Killed,
 }
 
 impl Part {
@@ -54,13 +54,13 @@ impl Part {
             process: None,
             down_until: None,
             frozen_until: None,
-            expected: Expected::ToRun,
+            expected: Expected::Running,
         }
     }
 
     /// Tells whether it can be hit.
     pub(crate) fn is_up(&self) -> bool {
-        self.process.is_some() && self.frozen_until.is_none() && self.expected == Expected::ToRun
+        self.process.is_some() && self.frozen_until.is_none() && self.expected == Expected::Running
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
