@@ -38,6 +38,7 @@ pub(crate) fn print(arguments: &Arguments, world: &World, figures: &Figures) -> 
         }
     }
     let recoveries = recoveries(world, figures);
+    let refused = pushes_refused(world);
     let known = world.known();
     let seconds = world.begun.elapsed().as_secs_f64();
     let sizes: BTreeMap<&String, serde_json::Value> = sizes
@@ -68,6 +69,7 @@ pub(crate) fn print(arguments: &Arguments, world: &World, figures: &Figures) -> 
         "attempts": figures.attempts,
         "failed_attempts": figures.failed,
         "leases": figures.leases,
+        "pushes_refused": refused,
         "outlived_unguarded": figures.unguarded,
         "transcripts_compared": figures.transcripts,
         "coordinator_recovery_ms": recoveries,
@@ -87,6 +89,10 @@ pub(crate) fn print(arguments: &Arguments, world: &World, figures: &Figures) -> 
         say(
             false,
             &format!("transcripts compared: {}", figures.transcripts),
+        );
+        say(
+            false,
+            &format!("pushes refused, most of them late: {refused}"),
         );
         say(
             false,
@@ -148,4 +154,11 @@ fn recoveries(world: &World, figures: &Figures) -> Vec<u64> {
         Some(grants.get(first)?.saturating_sub(death.died))
     };
     known.deaths.iter().filter_map(next).collect()
+}
+
+/// Counts the pushes that coordinators say they refused: mostly those of leases that were over.
+fn pushes_refused(world: &World) -> usize {
+    let log = std::fs::read(world.cluster.logs().join("coordinator.err")).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    log.matches("a push was refused").count()
 }
