@@ -7,6 +7,7 @@
 //! <lease>/tmp/           TMPDIR of its processes
 //! <lease>/workspace/     its checkout; `work` in it is where they run
 //! <lease>/launch-<n>/    folder of its n-th supervisor
+//! <lease>/salvage        the commit that holds its unfinished edits, once there is one
 //! <lease>/published      exists once nothing in the workspace is unpublished
 //! ```
 
@@ -14,6 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use muster_connect::private_file;
+use muster_git::ObjectId;
 use muster_proto::v1::Grant;
 use prost::Message as _;
 
@@ -21,6 +23,8 @@ use crate::identity::create_private;
 
 /// Begins the names of folders that are being deleted.
 pub(crate) const DELETED: &str = "deleted-";
+/// A commit id has 64 characters at most.
+const COMMIT_BYTES_MAX: u64 = 128;
 const GRANT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// The folder of one lease.
@@ -113,6 +117,23 @@ impl LeaseFolder {
         }
         found.sort_unstable();
         Ok(found)
+    }
+
+    fn salvage_path(&self) -> PathBuf {
+        self.path.join("salvage")
+    }
+
+    /// Gives the commit that was made of unfinished edits, by this incarnation or an earlier one.
+    pub(crate) fn salvaged(&self) -> Option<ObjectId> {
+        // A note that cannot be read costs no edits: they are committed once more.
+        let bytes = private_file::read_bounded(&self.salvage_path(), COMMIT_BYTES_MAX).ok()?;
+        ObjectId::parse(std::str::from_utf8(&bytes).ok()?.trim()).ok()
+    }
+
+    /// Notes the commit of unfinished edits before it is pushed. Its ref is created once: an
+    /// incarnation that does not know whether it was must bring the same commit.
+    pub(crate) fn note_salvage(&self, commit: ObjectId) -> io::Result<()> {
+        private_file::replace(&self.salvage_path(), commit.to_string().as_bytes())
     }
 
     /// Tells whether nothing in the workspace is unpublished.

@@ -58,6 +58,9 @@ pub(super) enum Error {
     /// Git failed.
     #[error(transparent)]
     Git(#[from] GitError),
+    /// The commit of unfinished edits cannot be noted.
+    #[error("cannot note the commit of unfinished edits")]
+    Note(#[source] std::io::Error),
 }
 
 impl Error {
@@ -69,7 +72,7 @@ impl Error {
                 !disk::is_sign(reason)
                     && !COORDINATOR_FAILED.iter().any(|said| reason.contains(said))
             }
-            Self::Git(_) => false,
+            Self::Git(_) | Self::Note(_) => false,
         }
     }
 }
@@ -254,13 +257,9 @@ impl Site {
         source: &GitSource,
         scribe: &Scribe,
     ) {
-        let mut commit = None;
         let mut pause = PAUSE_FIRST;
         for _ in 0..SALVAGE_TRIES_MAX {
-            match self
-                .try_salvage(workspace, grant, source, &mut commit)
-                .await
-            {
+            match self.try_salvage(folder, workspace, grant, source).await {
                 Ok(None) => return folder.mark_published(),
                 Ok(Some(commit)) => {
                     let name = &source.salvage_ref;
@@ -282,20 +281,24 @@ impl Site {
 
     async fn try_salvage(
         &self,
+        folder: &LeaseFolder,
         workspace: &Workspace,
         grant: &Grant,
         source: &GitSource,
-        commit: &mut Option<ObjectId>,
     ) -> Result<Option<ObjectId>, Error> {
-        // Made once: the ref is created once, so a repeated push must bring the same commit.
-        if commit.is_none() {
-            *commit = self
-                .snapshot(workspace, grant, "unfinished work of")
-                .await?
-                .commit;
-        }
-        let Some(commit) = *commit else {
-            return Ok(None);
+        // Made once, also over incarnations: the ref is created once, so a repeated push must bring
+        // the same commit.
+        let commit = match folder.salvaged() {
+            Some(commit) => commit,
+            None => {
+                let subject = "unfinished work of";
+                let snapshot = self.snapshot(workspace, grant, subject).await?;
+                let Some(commit) = snapshot.commit else {
+                    return Ok(None);
+                };
+                folder.note_salvage(commit).map_err(Error::Note)?;
+                commit
+            }
         };
         let name = RefName::parse(&source.salvage_ref)?;
         let target = (&name, Expected::Absent);
