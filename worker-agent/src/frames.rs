@@ -72,7 +72,7 @@ impl FrameFile {
             .open(path)
             .map_err(Error::file("open", path))?;
         let mut reader = FrameReader::of(&file, path)?;
-        while let Some(record) = reader.next()? {
+        while let Some(record) = reader.next_record()? {
             each(record);
         }
         let bytes = reader.offset();
@@ -245,7 +245,7 @@ impl<'a> FrameReader<BufReader<&'a File>> {
 impl<R: Read> FrameReader<R> {
     /// Returns the next sound record; `None` at the end, and at damage that hides where the next
     /// record begins. A damaged record with a sound one right behind it is left out.
-    pub fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
+    pub fn next_record(&mut self) -> Result<Option<Vec<u8>>, Error> {
         if self.ended {
             return Ok(None);
         }

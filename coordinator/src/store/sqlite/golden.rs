@@ -16,7 +16,7 @@ use super::tests::{raw, writer};
 use super::*;
 use crate::store::contract::{OnDisk, event, replayed};
 use crate::store::form::samples;
-use crate::store::{BatchSeq, Reader as _, Store as _, Which};
+use crate::store::{BatchSeq, Store as _, Which};
 use crate::transcript::{self, Transcripts};
 
 fn golden(name: &str) -> PathBuf {
