@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use crate::api::feed::Feeds;
 use crate::api::grants::Grants;
 use crate::api::operator_service::{About, Operators};
+use crate::api::plans::{self, Plans};
 use crate::api::runs::Runs;
 use crate::api::submit::Submissions;
 use crate::api::worker_service::{Terms, Workers};
@@ -44,6 +45,8 @@ use crate::transcript::{self, Transcripts};
 const ENGINE_ENDS: Duration = Duration::from_secs(20);
 /// Largest message a worker may send: twice its event window.
 const WORKER_MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Where plans come in, which are the only large requests.
+const SUBMIT: &str = "/muster.v1.OperatorService/SubmitRun";
 /// File of the journal in the home.
 pub(crate) const JOURNAL: &str = "journal.db";
 /// Pool of the workers that the coordinator starts itself.
@@ -377,8 +380,12 @@ fn router(
     workers: Workers,
     git_host: &GitHost,
 ) -> Result<Router, tonic_reflection::server::Error> {
-    let operators = OperatorServiceServer::new(operators)
+    let operators = Arc::new(operators);
+    let plans = OperatorServiceServer::from_arc(operators.clone())
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let operators = OperatorServiceServer::from_arc(operators)
+        .max_decoding_message_size(api::limits::REQUEST_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let workers = WorkerServiceServer::new(workers)
         .max_decoding_message_size(WORKER_MESSAGE_BYTES_MAX)
@@ -391,7 +398,17 @@ fn router(
         .add_service(workers)
         .add_service(reflection)
         .add_service(health);
-    Ok(services.into_axum_router().merge(git_host.router()))
+    let plans =
+        Router::new()
+            .route_service(SUBMIT, plans)
+            .layer(axum::middleware::from_fn_with_state(
+                Arc::new(Plans::default()),
+                plans::admit,
+            ));
+    Ok(services
+        .into_axum_router()
+        .merge(plans)
+        .merge(git_host.router()))
 }
 
 /// Makes the join token of the local pool, unless there is one that still opens the door.

@@ -114,6 +114,18 @@ impl Cluster {
         self.listen = format!("0.0.0.0:{}", self.port);
     }
 
+    /// Leaves all folders where they are when it is dropped; they are the caller's to remove.
+    pub fn keep(&mut self) {
+        self.folder.disable_cleanup(true);
+        self.elsewhere.disable_cleanup(true);
+    }
+
+    /// Gives the folders in which everything of it lies.
+    #[must_use]
+    pub fn folders(&self) -> [&Path; 2] {
+        [self.folder.path(), self.elsewhere.path()]
+    }
+
     /// Sets variables of the coordinator that are not those of commands.
     pub fn coordinator_variables(
         &mut self,

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock;
 
-const LOCK: &str = "lock";
+pub(crate) const LOCK: &str = "lock";
 /// How long a lock that is about to be let go is waited for, and how often it is looked at.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
-const IDENTITY: &str = "identity.json";
+pub(crate) const IDENTITY: &str = "identity.json";
 /// Format of everything in a worker's folder: spools, outbox, folders of leases. Grows with every
 /// change that an older program could not live with.
 const FORMAT: u32 = 1;
@@ -239,6 +239,12 @@ fn stored(folder: &Path) -> Result<Option<Stored>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::file("read", &path)(source)),
     }
+}
+
+/// Reads which worker a folder belongs to; `None` before its first start.
+pub(crate) fn worker_of(folder: &Path) -> io::Result<Option<String>> {
+    let stored = stored(folder).map_err(io::Error::other)?;
+    Ok(stored.map(|stored| stored.worker))
 }
 
 /// Creates a folder, and those it is in, for this user alone.

@@ -12,6 +12,7 @@ pub mod frames;
 #[cfg(test)]
 mod golden;
 mod identity;
+pub mod inspect;
 mod options;
 pub mod outbox;
 pub mod session;

@@ -7,6 +7,7 @@ use muster_proto::v1::{Report, report};
 use prost::Message as _;
 
 use crate::frames::{self, Error, FrameFile};
+use crate::inspect::{self, Records};
 
 /// Name of the outbox in a worker's folder.
 pub const NAME: &str = "outbox.log";
@@ -34,25 +35,7 @@ impl Outbox {
         let path = folder.join(NAME);
         let mut pending = BTreeMap::new();
         let mut next = 1;
-        let file = FrameFile::open(&path, |record| match record.split_first() {
-            Some((&REPORT, bytes)) => {
-                if let Ok(report) = Report::decode(bytes) {
-                    next = next.max(report.number.saturating_add(1));
-                    pending.insert(report.number, report);
-                }
-            }
-            Some((&ACKED, bytes)) => {
-                if let Ok(bytes) = bytes.try_into() {
-                    pending.remove(&u64::from_le_bytes(bytes));
-                }
-            }
-            Some((&NEXT, bytes)) => {
-                if let Ok(bytes) = bytes.try_into() {
-                    next = next.max(u64::from_le_bytes(bytes));
-                }
-            }
-            _ => {}
-        })?;
+        let file = FrameFile::open(&path, |record| take(&record, &mut pending, &mut next))?;
         Ok(Self {
             path,
             file,
@@ -121,6 +104,36 @@ impl Outbox {
         self.file = FrameFile::open(&self.path, |_| ())?;
         Ok(())
     }
+}
+
+/// Takes one record of an outbox.
+fn take(record: &[u8], pending: &mut BTreeMap<u64, Report>, next: &mut u64) {
+    match record.split_first() {
+        Some((&REPORT, bytes)) => {
+            if let Ok(report) = Report::decode(bytes) {
+                *next = (*next).max(report.number.saturating_add(1));
+                pending.insert(report.number, report);
+            }
+        }
+        Some((&ACKED, bytes)) => {
+            if let Ok(bytes) = bytes.try_into() {
+                pending.remove(&u64::from_le_bytes(bytes));
+            }
+        }
+        Some((&NEXT, bytes)) => {
+            if let Ok(bytes) = bytes.try_into() {
+                *next = (*next).max(u64::from_le_bytes(bytes));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Reads an outbox without changing it; gives the reports without acknowledgement.
+pub(crate) fn read(path: &Path) -> std::io::Result<(Option<Records>, Vec<Report>)> {
+    let (mut pending, mut next) = (BTreeMap::new(), 1);
+    let found = inspect::records(path, |record| take(record, &mut pending, &mut next))?;
+    Ok((found, pending.into_values().collect()))
 }
 
 /// Tells whether a report is the last word about its lease.

@@ -146,7 +146,7 @@ impl Spool {
     }
 }
 
-fn decode(record: &[u8]) -> Option<(AgentEvent, Taken)> {
+pub(crate) fn decode(record: &[u8]) -> Option<(AgentEvent, Taken)> {
     let (launch, rest) = record.split_first_chunk::<4>()?;
     let (position, event) = rest.split_first_chunk::<8>()?;
     let taken = Taken {

@@ -32,8 +32,9 @@ use crate::spool::SpoolReader;
 const WAITING_MAX: usize = 1_024;
 /// What leases told that is stored with one sync.
 const TOLD_AT_ONCE: usize = 64;
-/// Bytes of events in one message: small enough that heartbeats hardly wait behind it.
-const EVENT_BATCH_BYTES: u64 = 256 * 1024;
+/// Bytes of events in one message: a part of the window, so that the next is under way before the
+/// first is acknowledged.
+const EVENT_BATCH_BYTES: u64 = 64 * 1024;
 /// Longest wait before deadlines are looked at again: tokio's timers stand still while the host
 /// sleeps, leases do not.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -474,7 +475,8 @@ impl Worker {
         permit.send(WorkerMessage {
             kind: Some(worker_message::Kind::Events(EventBatch { leases })),
         });
-        self.lock().events_sent(next.lease, last, bytes);
+        self.lock()
+            .events_sent(next.lease, last, bytes, clock::now());
     }
 
     fn wished(&mut self) {

@@ -30,12 +30,13 @@ pub mod worker;
 pub use batch::{Batch, Journal};
 pub use command::{Command, Rejection, Reply};
 pub use decide::{Decision, Step, Touch, decide, step};
-pub use effects::{Effect, GitStep, WakeReason, effects, git_work, next_wakeup};
+pub use effects::{Effect, GitStep, WakeReason, due, effects, git_work, next_wakeup};
 pub use event::{Event, EventKind};
 pub use failure::{Failure, FailureClass};
 pub use ids::{
     AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId,
 };
+pub use index::Timer;
 pub use recovery::ReplayError;
 pub use schedule::{promote, schedule};
 pub use settle::settle;

@@ -5,9 +5,15 @@
 //! says what will happen; [`run`] lets it happen and checks after each step what must be true.
 //! The same scenario gives the same story, to the byte.
 
+pub mod coverage;
 mod generate;
+pub mod progress;
 mod random;
+pub mod ranges;
+pub mod regressions;
+pub mod runner;
 pub mod scenario;
+pub mod shrink;
 
 use std::fmt;
 
@@ -67,6 +73,37 @@ pub struct Counts {
     /// What operators asked for.
     pub requests: u64,
     pub lies: u64,
+}
+
+impl Counts {
+    /// Gives the counts with their names, for sums and people.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Self {
+            runs,
+            tasks,
+            commands,
+            events,
+            leases,
+            expired,
+            faults,
+            restarts,
+            requests,
+            lies,
+        } = *self;
+        [
+            ("runs", runs),
+            ("tasks", tasks),
+            ("commands", commands),
+            ("events", events),
+            ("leases", leases),
+            ("expired", expired),
+            ("faults", faults),
+            ("restarts", restarts),
+            ("requests", requests),
+            ("lies", lies),
+        ]
+        .into_iter()
+    }
 }
 
 /// Something that must never be.

@@ -16,7 +16,7 @@ use http::{
 };
 use jiff::Timestamp;
 
-use super::server::Connection;
+use super::places::Connection;
 use crate::auth::{Authenticator, Refusal, Unverified};
 
 const HEALTH: &str = "/healthz";
@@ -86,8 +86,10 @@ impl Gate {
 async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
     match gate.auth.authenticate(request.headers(), Timestamp::now()) {
         Ok(identity) => {
-            if let Some(connection) = request.extensions().get::<Connection>() {
-                connection.authenticated();
+            if let Some(connection) = request.extensions().get::<Connection>()
+                && let Err(full) = connection.authenticated(&identity)
+            {
+                return no_room(&request, &full.to_string());
             }
             request.extensions_mut().insert(identity);
         }
@@ -96,7 +98,12 @@ async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -
                 .open
                 .iter()
                 .any(|open| open.holds(request.uri().path())) => {}
-        Err(refusal) => return refuse(&request, &refusal),
+        Err(refusal) => {
+            if let Some(connection) = request.extensions().get::<Connection>() {
+                connection.refused();
+            }
+            return refuse(&request, &refusal);
+        }
     }
     next.run(request).await
 }
@@ -110,6 +117,15 @@ async fn nowhere(request: Request) -> Response {
     }
     let mut response = Response::new(Body::from("nothing is served here\n"));
     *response.status_mut() = StatusCode::NOT_FOUND;
+    response
+}
+
+fn no_room(request: &Request, message: &str) -> Response {
+    if let Some(kind) = grpc_type(request) {
+        return grpc_answer(tonic::Status::resource_exhausted(message), kind);
+    }
+    let mut response = Response::new(Body::from(format!("muster: {message}\n")));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response
 }
 

@@ -51,11 +51,18 @@ pub(super) const MESSAGES_PER_SECOND: u32 = 1_000;
 /// Messages that a session takes at once before it is slowed down.
 pub(super) const MESSAGES_BURST: u32 = 10_000;
 
+/// Hellos a second of one join token in the long run: each new incarnation is journaled.
+pub(super) const HELLOS_PER_SECOND: u32 = 100;
+/// Hellos of one join token at once: all workers of a site come back together after a restart.
+pub(super) const HELLOS_BURST: u32 = 20_000;
+
 /// Plans that are read at once: the largest take some hundred megabytes while they are checked.
 pub(super) const PLANS_AT_ONCE: usize = 2;
 /// Plans that wait for their turn; further ones are refused.
 pub(super) const PLANS_WAITING: usize = 64;
-/// Bytes of a request other than a plan.
-pub(super) const REQUEST_BYTES: usize = 256 * 1024;
+/// From a plan's turn to its answer: 64 MiB at 10 Mbit/s, and the seconds that checking it takes.
+pub(super) const PLAN_TIME: Duration = Duration::from_secs(120);
+/// Bytes of an operator's request other than a plan.
+pub(crate) const REQUEST_BYTES: usize = 256 * 1024;
 /// Tasks that one answer describes; the next page has the others.
 pub(super) const TASKS_PER_PAGE: usize = 10_000;

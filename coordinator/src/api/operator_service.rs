@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::diff;
-use super::limits::WATCHES;
+use super::limits::{TASKS_PER_PAGE, WATCHES};
 use super::log;
 use super::runs::Runs;
 use super::submit::Submissions;
@@ -253,8 +253,40 @@ impl OperatorService for Operators {
         request: Request<v1::GetRunRequest>,
     ) -> Result<Response<v1::GetRunResponse>, Status> {
         allowed(&request, Access::View)?;
-        let run = self.runs.read(&request.get_ref().run, view::run).await?;
-        Ok(Response::new(v1::GetRunResponse { run: Some(run) }))
+        let v1::GetRunRequest {
+            run,
+            limit,
+            page_token,
+        } = request.into_inner();
+        let from: usize = match page_token.as_str() {
+            "" => 0,
+            token => token
+                .parse()
+                .map_err(|_| Status::invalid_argument("page_token: not one of ours"))?,
+        };
+        let limit = match usize::try_from(limit).unwrap_or(TASKS_PER_PAGE) {
+            0 => TASKS_PER_PAGE,
+            limit => limit.min(TASKS_PER_PAGE),
+        };
+        let upto = from.saturating_add(limit);
+        let (run, more) = self
+            .runs
+            .read(&run, move |run, archived| {
+                (
+                    view::page(run, archived, from..upto),
+                    run.tasks.len() > upto,
+                )
+            })
+            .await?;
+        let next_page_token = if more {
+            upto.to_string()
+        } else {
+            String::new()
+        };
+        Ok(Response::new(v1::GetRunResponse {
+            run: Some(run),
+            next_page_token,
+        }))
     }
 
     async fn list_runs(

@@ -20,6 +20,8 @@ use crate::transcript::{self, Transcripts};
 
 /// Runs listed at once.
 const LIST_MAX: usize = 500;
+/// Tasks that the engine counts before it does something else.
+const TASKS_COUNTED: usize = 50_000;
 
 /// Finds and shows runs; cheap to clone.
 #[derive(Clone)]
@@ -172,6 +174,41 @@ impl Runs {
         answer.map_err(|rejection| status::of_rejection(&rejection))
     }
 
+    /// Describes live runs, newest first. The engine is asked again and again for some of them, so
+    /// that it does not count the tasks of the largest ones while others wait.
+    async fn live(
+        &self,
+        mut before: Option<RunId>,
+        limit: usize,
+    ) -> Result<Vec<(RunId, v1::RunSummary)>, Status> {
+        let mut found: Vec<(RunId, v1::RunSummary)> = Vec::new();
+        loop {
+            let missing = limit.saturating_sub(found.len());
+            let (part, more) = self
+                .engine
+                .query(move |state, _| {
+                    let older = |run: &&Run| before.is_none_or(|before| run.id < before);
+                    let mut part = Vec::new();
+                    let mut counted = 0;
+                    for run in state.runs().rev().filter(older).take(missing) {
+                        if counted >= TASKS_COUNTED {
+                            return (part, true);
+                        }
+                        counted += run.tasks.len();
+                        part.push((run.id, view::summary(run, false)));
+                    }
+                    (part, false)
+                })
+                .await
+                .map_err(status::of)?;
+            before = part.last().map(|(run, _)| *run).or(before);
+            found.extend(part);
+            if !more {
+                return Ok(found);
+            }
+        }
+    }
+
     /// Lists runs, newest first.
     ///
     /// # Errors
@@ -190,17 +227,7 @@ impl Runs {
             0 => LIST_MAX,
             limit => limit.min(LIST_MAX),
         };
-        let mut runs: Vec<(RunId, v1::RunSummary)> = self
-            .engine
-            .query(move |state, _| {
-                state
-                    .runs()
-                    .filter(|run| before.is_none_or(|before| run.id < before))
-                    .map(|run| (run.id, view::summary(run, false)))
-                    .collect()
-            })
-            .await
-            .map_err(status::of)?;
+        let mut runs = self.live(before, limit.saturating_add(1)).await?;
         let archived = self
             .readers
             // One more than is shown tells whether there is another page.

@@ -6,8 +6,8 @@ use std::{
     net::SocketAddr,
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc,
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -20,12 +20,14 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
+
+use super::limits::{CONNECTIONS, SEND_BUFFER_BYTES, STRANGERS, STREAMS_PER_CONNECTION};
+use super::places::{Connection, Places};
 
 /// Connections that the kernel has completed and we have not taken yet; a whole Slurm array may
 /// start in the same second.
@@ -38,8 +40,6 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Dead peers are noticed within twice this time, even if no stream is open.
 const KEEPALIVE: Duration = Duration::from_secs(20);
-/// A worker uses a handful of streams, a dashboard some dozens.
-const STREAMS_MAX: u32 = 256;
 /// A request's headers, of which a credential takes at most 4 KiB.
 const HEADERS_BYTES_MAX: u32 = 32 * 1024;
 const HTTP1_BUFFER_BYTES: usize = 64 * 1024;
@@ -60,8 +60,7 @@ pub struct Options {
     /// Connections at one time; more are closed at once. Three quarters of the process's file
     /// descriptors are an upper bound.
     pub connections_max: usize,
-    /// Those of them that have not sent a valid credential yet, so that strangers cannot take the
-    /// room of workers.
+    /// Those of them that have not sent a valid credential yet; the oldest is closed for a new one.
     pub anonymous_max: usize,
     /// From the stop signal until connections that are still open are cut.
     pub shutdown_timeout: Duration,
@@ -74,8 +73,8 @@ impl Options {
             listen,
             handshake_timeout: Duration::from_secs(10),
             anonymous_timeout: Duration::from_secs(30),
-            connections_max: 4096,
-            anonymous_max: 1024,
+            connections_max: CONNECTIONS,
+            anonymous_max: STRANGERS,
             shutdown_timeout: Duration::from_secs(10),
         }
     }
@@ -94,6 +93,10 @@ pub struct Counters {
     pub handshake_timed_out: AtomicU64,
     /// Connections closed because no valid credential came in time.
     pub anonymous_timed_out: AtomicU64,
+    /// Strangers closed early to make room for newer ones.
+    pub evicted: AtomicU64,
+    /// Connections closed because too many of their credentials were not valid.
+    pub guessed: AtomicU64,
 }
 
 /// How a server ended.
@@ -208,46 +211,51 @@ struct Shared {
 }
 
 async fn accept_all(listener: &TcpListener, shared: &Arc<Shared>, tasks: &TaskTracker) {
-    let room = Arc::new(Semaphore::new(shared.options.connections_max));
-    let anonymous_room = Arc::new(Semaphore::new(shared.options.anonymous_max));
+    let places = Places::new(shared.options.connections_max, shared.options.anonymous_max);
     let mut was_full = false;
+    let mut is_out_of_descriptors = false;
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) if concerns_one_connection(&error) => continue,
             Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "no connection can be accepted for a moment"
-                );
+                if !is_out_of_descriptors {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "no connection can be accepted for a moment"
+                    );
+                }
+                is_out_of_descriptors = true;
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let permits = (
-            Arc::clone(&room).try_acquire_owned(),
-            Arc::clone(&anonymous_room).try_acquire_owned(),
-        );
-        let (Ok(permit), Ok(anonymous_permit)) = permits else {
+        is_out_of_descriptors = false;
+        let Some((connection, has_evicted)) = places.enter() else {
             shared.counters.refused_full.fetch_add(1, Ordering::Relaxed);
             if !was_full {
                 tracing::warn!(
                     connections_max = shared.options.connections_max,
-                    anonymous_max = shared.options.anonymous_max,
                     "no room for more connections; new ones are closed"
                 );
             }
             was_full = true;
             continue;
         };
+        if has_evicted && shared.counters.evicted.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(
+                anonymous_max = shared.options.anonymous_max,
+                "connections without a credential are closed early, since there are too many"
+            );
+        }
         was_full = false;
         let shared = Arc::clone(shared);
         tasks.spawn(async move {
             tokio::select! {
                 () = shared.cut.cancelled() => {}
-                () = serve(&shared, stream, peer, Connection::new(anonymous_permit)) => {}
+                () = connection.when_over() => {}
+                () = serve(&shared, stream, peer, connection.clone()) => {}
             }
-            drop(permit);
         });
     }
 }
@@ -309,7 +317,15 @@ async fn serve_http(
                 }
                 return;
             }
-            () = connection.when_authenticated(), if is_anonymous => is_anonymous = false,
+            () = connection.when_changed(), if is_anonymous && !is_late => {
+                is_anonymous = !connection.is_authenticated();
+                if is_anonymous {
+                    is_late = true;
+                    shared.counters.guessed.fetch_add(1, Ordering::Relaxed);
+                    anonymous_end.as_mut().reset(Instant::now() + FAREWELL);
+                    http.as_mut().graceful_shutdown();
+                }
+            }
             () = shared.stop.cancelled(), if !is_ending => {
                 is_ending = true;
                 http.as_mut().graceful_shutdown();
@@ -345,7 +361,8 @@ fn http() -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
-        .max_concurrent_streams(STREAMS_MAX)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
         .max_header_list_size(HEADERS_BYTES_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
@@ -367,44 +384,6 @@ fn concerns_one_connection(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::Interrupted
     )
-}
-
-/// A connection as its requests see it, in their extensions.
-#[derive(Clone, Debug)]
-pub(super) struct Connection(Arc<Standing>);
-
-#[derive(Debug)]
-struct Standing {
-    is_authenticated: AtomicBool,
-    changed: Notify,
-    /// A place among the strangers, given back with the first valid credential.
-    place: Mutex<Option<OwnedSemaphorePermit>>,
-}
-
-impl Connection {
-    fn new(place: OwnedSemaphorePermit) -> Self {
-        Self(Arc::new(Standing {
-            is_authenticated: AtomicBool::new(false),
-            changed: Notify::new(),
-            place: Mutex::new(Some(place)),
-        }))
-    }
-
-    /// Notes that a request on this connection carried a valid credential.
-    pub(super) fn authenticated(&self) {
-        if !self.0.is_authenticated.swap(true, Ordering::Relaxed) {
-            self.0
-                .place
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            self.0.changed.notify_one();
-        }
-    }
-
-    async fn when_authenticated(&self) {
-        self.0.changed.notified().await;
-    }
 }
 
 /// Why the port could not be taken.

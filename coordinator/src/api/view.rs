@@ -1,6 +1,7 @@
 //! Runs as people and programs see them, live or archived alike.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use coordinator_core::event::{Outcome, RunOutcome};
 use coordinator_core::state::{Attempt, AttemptEnd, Run, RunPhase, Task, TaskState, VerifyPhase};
@@ -59,9 +60,31 @@ pub fn counts(run: &Run) -> BTreeMap<String, u32> {
     counts
 }
 
-/// Describes a run whole.
+/// Describes a run and some of its tasks; from the second page on the tasks alone, with what names
+/// the run and its state.
 #[must_use]
-pub fn run(run: &Run, archived: bool) -> v1::Run {
+pub fn page(of: &Run, archived: bool, tasks: Range<usize>) -> v1::Run {
+    let shown = of.tasks.iter().skip(tasks.start).take(tasks.len());
+    let shown = shown.map(|shown| task(of, shown)).collect();
+    if tasks.start == 0 {
+        return v1::Run {
+            tasks: shown,
+            ..head(of, archived)
+        };
+    }
+    v1::Run {
+        run: of.name.to_string(),
+        plan: of.plan.to_string(),
+        state: run_state(of).to_owned(),
+        last_seq: of.last_seq,
+        archived,
+        tasks: shown,
+        ..v1::Run::default()
+    }
+}
+
+/// Describes a run without its tasks.
+fn head(run: &Run, archived: bool) -> v1::Run {
     let (failure, ended_at) = match &run.phase {
         RunPhase::Ended {
             outcome: RunOutcome::Failed(failure),
@@ -85,7 +108,7 @@ pub fn run(run: &Run, archived: bool) -> v1::Run {
             .as_ref()
             .map(|source| source.repository.to_string()),
         base: run.source.as_ref().map(|source| source.base.to_string()),
-        tasks: run.tasks.iter().map(|of| task(run, of)).collect(),
+        tasks: Vec::new(),
         integration: Some(integration(run)),
         failure,
         last_seq: run.last_seq,

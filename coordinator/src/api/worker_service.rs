@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use coordinator_core::command::{Heartbeat, Hello, Report};
@@ -19,21 +19,25 @@ use muster_proto::v1::worker_message::Kind as Heard;
 use muster_proto::v1::worker_service_server::WorkerService;
 use muster_proto::v1::{self, CoordinatorMessage, ProtocolVersion, WorkerMessage};
 use prost::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::convert;
 use super::grants::Grants;
+use super::limits::{
+    FOREIGN_LEASES_PER_SESSION, HELLOS_PER_SECOND, SESSIONS, STALE_REPORTS_PER_SESSION,
+};
+use super::outbound::{Outbound, Pace};
+use super::places::Connection;
 use super::status;
 use crate::auth::{Authenticator, Identity, Unverified};
 use crate::engine::{Handle, SESSION_QUEUE, ToSession};
 use crate::git::names;
 use crate::git::repositories::Repositories;
-use crate::transcript::{Place, Transcripts};
+use crate::transcript::{self, Place, Transcripts};
 
 /// How long a new stream may take to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -41,10 +45,10 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 const EVENT_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
 /// Unacknowledged reports a worker may send.
 const REPORT_WINDOW: u32 = 1_024;
-/// Messages towards the worker that wait for its connection.
-const OUTBOUND: usize = 64;
 /// Event batches that wait for the disk; the worker's event window bounds their bytes.
 const EVENT_QUEUE: usize = 1_024;
+/// Pause after the disk refused events.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
 /// Leases whose transcript a session remembers.
 const PLACES_MAX: usize = 4_096;
 /// Leases one message may name: what a worker can hold, and as much again on its way out.
@@ -78,6 +82,8 @@ struct Inner {
     repositories: Repositories,
     credentials: Arc<Authenticator>,
     sessions: AtomicU64,
+    places: Arc<Semaphore>,
+    hellos: Mutex<BTreeMap<TokenId, Pace>>,
     ending: CancellationToken,
 }
 
@@ -102,6 +108,8 @@ impl Workers {
             repositories,
             credentials,
             sessions,
+            places: Arc::new(Semaphore::new(SESSIONS)),
+            hellos: Mutex::default(),
             ending,
         };
         Self {
@@ -109,8 +117,6 @@ impl Workers {
         }
     }
 }
-
-type Outbound = mpsc::Sender<Result<CoordinatorMessage, Status>>;
 
 #[tonic::async_trait]
 impl WorkerService for Workers {
@@ -129,20 +135,43 @@ impl WorkerService for Workers {
             }
             None => return Err(Status::unauthenticated("no token")),
         };
+        let place = self.inner.places.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "sessions: {SESSIONS} are open, and no more are served; try again later"
+            ))
+        })?;
+        let connection = request.extensions().get::<Connection>().cloned();
         let mut inbound = request.into_inner();
-        let (out, outbound) = mpsc::channel(OUTBOUND);
+        let (out, outbound) = Outbound::open();
         let inner = self.inner.clone();
         tokio::spawn(async move {
+            let _place = place;
             let served = tokio::select! {
                 () = inner.ending.cancelled() => Err(Status::unavailable("the coordinator is stopping")),
                 served = serve(&inner, &pool, token, &mut inbound, &out) => served,
             };
-            if let Err(status) = served {
-                // The worker may have gone already.
-                drop(out.send(Err(status)).await);
+            if let Err(status) = served
+                && !out.end(status).await
+                && let Some(connection) = connection
+            {
+                // What waits for it would stay in memory as long as it likes.
+                connection.cut();
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(outbound))))
+        Ok(Response::new(Box::pin(outbound)))
+    }
+}
+
+impl Inner {
+    /// Refuses a hello of a token that was used too often lately.
+    fn may_say_hello(&self, token: TokenId) -> Result<(), Status> {
+        let mut hellos = self.hellos.lock().unwrap_or_else(PoisonError::into_inner);
+        if hellos.entry(token).or_insert_with(Pace::of_hellos).take() {
+            return Ok(());
+        }
+        Err(Status::resource_exhausted(format!(
+            "hellos: this join token is used for more than {HELLOS_PER_SECOND} a second"
+        )))
     }
 }
 
@@ -180,6 +209,7 @@ async fn serve(
     let Some(Heard::Hello(hello)) = first.and_then(|message| message.kind) else {
         return Err(Status::invalid_argument("a session begins with hello"));
     };
+    inner.may_say_hello(token)?;
     let (to_session, mut orders) = mpsc::channel(SESSION_QUEUE);
     let session = open(inner, pool, token, hello, to_session, out).await?;
     info!(worker = %session.worker, session = session.number, pool, "a worker has joined");
@@ -190,15 +220,19 @@ async fn serve(
         queue,
         out.clone(),
     )));
+    let mut pace = Pace::of_messages();
+    let mut stale = 0;
     let result = loop {
         tokio::select! {
             stored = &mut storing.0 => break stored.unwrap_or(Ok(())),
             heard = inbound.message() => match heard {
-                Ok(Some(message)) => match hear(inner, &session, message, &events, out).await {
-                    Ok(true) => {}
-                    Ok(false) => break Ok(()),
-                    Err(status) => break Err(status),
-                },
+                Ok(Some(message)) => {
+                    match hear(inner, &session, message, &events, &mut stale, out).await {
+                        Ok(true) => pace.wait().await,
+                        Ok(false) => break Ok(()),
+                        Err(status) => break Err(status),
+                    }
+                }
                 Ok(None) => break Ok(()),
                 Err(status) => {
                     debug!(worker = %session.worker, %status, "the worker's stream broke");
@@ -295,7 +329,7 @@ async fn open(
         report_window: REPORT_WINDOW,
         session_credential: credential,
     };
-    if let Err(status) = say(out, Say::Welcome(welcome)).await {
+    if let Err(status) = out.say(Say::Welcome(welcome)).await {
         session.close(&inner.engine).await;
         return Err(status);
     }
@@ -311,18 +345,13 @@ fn at_most(what: &str, count: usize, count_max: usize) -> Result<(), Status> {
     Ok(())
 }
 
-async fn say(out: &Outbound, kind: Say) -> Result<(), Status> {
-    out.send(Ok(CoordinatorMessage { kind: Some(kind) }))
-        .await
-        .map_err(|_| Status::cancelled("the worker has gone"))
-}
-
 /// Takes one message in; false when the worker has said goodbye.
 async fn hear(
     inner: &Arc<Inner>,
     session: &Session,
     message: WorkerMessage,
     events: &mpsc::Sender<v1::EventBatch>,
+    stale: &mut usize,
     out: &Outbound,
 ) -> Result<bool, Status> {
     match message.kind {
@@ -348,10 +377,18 @@ async fn hear(
                     .into_iter()
                     .map(|(lease, is)| convert::verdict(lease, is))
                     .collect();
-                say(out, Say::Renewal(v1::Renewal { seq, verdicts })).await?;
+                out.say(Say::Renewal(v1::Renewal { seq, verdicts })).await?;
             }
         }
-        Some(Heard::Reports(batch)) => reports(inner, session, batch, out).await?,
+        Some(Heard::Reports(batch)) => {
+            *stale += reports(inner, session, batch, out).await?;
+            if *stale > STALE_REPORTS_PER_SESSION {
+                return Err(Status::resource_exhausted(format!(
+                    "reports: more than {STALE_REPORTS_PER_SESSION} were about leases that this \
+                     worker does not hold"
+                )));
+            }
+        }
         // A closed queue means that storing has failed; the session ends with that error.
         Some(Heard::Events(batch)) => drop(events.send(batch).await),
         Some(Heard::Goodbye(goodbye)) => {
@@ -367,12 +404,13 @@ async fn hear(
     Ok(true)
 }
 
+/// Records reports and acknowledges them; gives how many were about leases of others.
 async fn reports(
     inner: &Arc<Inner>,
     session: &Session,
     batch: v1::ReportBatch,
     out: &Outbound,
-) -> Result<(), Status> {
+) -> Result<usize, Status> {
     let count_max = usize::try_from(REPORT_WINDOW).unwrap_or(usize::MAX);
     at_most("reports", batch.reports.len(), count_max)?;
     let checked: Vec<_> = stream::iter(batch.reports)
@@ -422,7 +460,10 @@ async fn reports(
             verdict: verdict.into(),
         });
     }
-    say(out, Say::ReportAcks(v1::ReportAcks { acks })).await
+    let stale = v1::ReportVerdict::Stale as i32;
+    let stale = acks.iter().filter(|ack| ack.verdict == stale).count();
+    out.say(Say::ReportAcks(v1::ReportAcks { acks })).await?;
+    Ok(stale)
 }
 
 /// Reads a report, absent when it is malformed. A success whose commit was not published under
@@ -515,6 +556,7 @@ async fn store_events(
 ) -> Result<(), Status> {
     // Where the events of each lease go, once looked up.
     let mut places: BTreeMap<LeaseId, Option<Place>> = BTreeMap::new();
+    let mut foreign = 0;
     while let Some(batch) = queue.recv().await {
         at_most("events.leases", batch.leases.len(), LEASES_PER_MESSAGE)?;
         let mut acks = Vec::with_capacity(batch.leases.len());
@@ -527,6 +569,16 @@ async fn store_events(
                         places.clear();
                     }
                     let place = inner.grants.place(&worker, &of_lease).await?;
+                    if place.is_none() {
+                        foreign += 1;
+                        if foreign > FOREIGN_LEASES_PER_SESSION {
+                            return Err(Status::resource_exhausted(format!(
+                                "events: they are of more than {FOREIGN_LEASES_PER_SESSION} leases \
+                                 that never were this worker's"
+                            )));
+                        }
+                        warn!(%worker, %lease, "drops events of a lease that is not the worker's");
+                    }
                     places.insert(lease, place.clone());
                     place
                 }
@@ -537,12 +589,15 @@ async fn store_events(
                 number,
             });
         }
-        say(&out, Say::EventAcks(v1::EventAcks { acks })).await?;
+        out.say(Say::EventAcks(v1::EventAcks { acks })).await?;
     }
     Ok(())
 }
 
 /// Stores the events of one lease and gives the number up to which the worker may forget them.
+///
+/// While the disk takes nothing they wait here, and with them, by its window, their worker: ending
+/// the session would only make it send all of them again, and keep its heartbeats from us.
 async fn store_lease(
     inner: &Inner,
     worker: &WorkerId,
@@ -552,14 +607,27 @@ async fn store_lease(
 ) -> Result<u64, Status> {
     let last = events.last().map_or(0, |event| event.number);
     let Some(place) = place else {
-        warn!(%worker, %lease, "took events of a lease that is not the worker's, and dropped them");
         return Ok(last);
     };
-    match inner.transcripts.append(place, events).await {
-        Ok(appended) => Ok(appended.stored),
-        Err(error) => {
-            warn!(%worker, %lease, error = %error, "failed to store events");
-            Err(Status::unavailable("events cannot be stored now"))
+    let mut told = false;
+    loop {
+        match inner
+            .transcripts
+            .append(place.clone(), events.clone())
+            .await
+        {
+            Ok(appended) => return Ok(appended.stored),
+            Err(error @ transcript::Error::Io { .. }) => {
+                if !told {
+                    let reason = std::error::Error::source(&error).map(ToString::to_string);
+                    warn!(%worker, %lease, error = %error, reason, "events cannot be stored; trying again until the disk takes them");
+                    told = true;
+                }
+                tokio::time::sleep(STORE_AGAIN).await;
+            }
+            Err(transcript::Error::Stopped) => {
+                return Err(Status::unavailable("events cannot be stored now"));
+            }
         }
     }
 }
@@ -586,19 +654,19 @@ async fn obey(
                 let bytes: usize = grants.iter().map(Message::encoded_len).sum();
                 if bytes >= GRANT_BYTES {
                     let grants = std::mem::take(&mut grants);
-                    say(out, Say::Grants(v1::GrantBatch { grants })).await?;
+                    out.say(Say::Grants(v1::GrantBatch { grants })).await?;
                 }
             }
             if grants.is_empty() {
                 return Ok(());
             }
-            say(out, Say::Grants(v1::GrantBatch { grants })).await
+            out.say(Say::Grants(v1::GrantBatch { grants })).await
         }
         ToSession::Stop(leases) => {
             let leases = leases.into_iter().map(|lease| lease.0).collect();
-            say(out, Say::Stop(v1::StopLeases { leases })).await
+            out.say(Say::Stop(v1::StopLeases { leases })).await
         }
-        ToSession::Drain(true) => say(out, Say::Drain(v1::Drain {})).await,
+        ToSession::Drain(true) => out.say(Say::Drain(v1::Drain {})).await,
         // The next heartbeat's renewal shows that the drain was taken back.
         ToSession::Drain(false) => Ok(()),
     }

@@ -191,6 +191,21 @@ impl Context {
         ))
     }
 
+    /// Says why a coordinator of this process could not go on.
+    pub(crate) fn could_not_go_on(&self, error: engine::Fatal) -> CliError {
+        let home = self.home.display();
+        let is_write = matches!(error, engine::Fatal::Append(_));
+        let said = CliError::internal(error);
+        if is_write {
+            said.while_doing(format!("the coordinator of {home} ended, since nothing may be said that is not on disk"))
+                .hint(format!(
+                    "free some space on the disk of {home}, or mend it, and start the coordinator again: it goes on where it was"
+                ))
+        } else {
+            said.while_doing(format!("the coordinator of {home} ended"))
+        }
+    }
+
     /// Starts a coordinator in this process.
     pub(crate) async fn start(
         &self,

@@ -85,15 +85,33 @@ async fn list(client: &Client, limit: u32, page_token: String) -> Result<v1::Lis
     Ok(client.operator().list_runs(request).await?.into_inner())
 }
 
-/// Gets a run whole.
+/// Gets a run whole, page by page.
 pub(crate) async fn get(client: &Client, run: &str) -> Result<v1::Run> {
-    let request = v1::GetRunRequest {
-        run: run.to_owned(),
-    };
-    let response = client.operator().get_run(request).await?.into_inner();
-    response.run.ok_or_else(|| {
-        CliError::connection(format!("the coordinator described run {run} with nothing"))
-    })
+    let mut whole: Option<v1::Run> = None;
+    let mut page_token = String::new();
+    loop {
+        let request = v1::GetRunRequest {
+            run: run.to_owned(),
+            limit: 0,
+            page_token: std::mem::take(&mut page_token),
+        };
+        let response = client.operator().get_run(request).await?.into_inner();
+        let page = response.run.ok_or_else(|| {
+            CliError::connection(format!("the coordinator described run {run} with nothing"))
+        })?;
+        let is_last = response.next_page_token.is_empty() || page.tasks.is_empty();
+        let whole = match &mut whole {
+            Some(whole) => {
+                whole.tasks.extend(page.tasks);
+                whole
+            }
+            none => none.insert(page),
+        };
+        if is_last {
+            return Ok(std::mem::take(whole));
+        }
+        page_token = response.next_page_token;
+    }
 }
 
 #[cfg(test)]

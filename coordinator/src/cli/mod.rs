@@ -4,6 +4,7 @@
 //! process. Data goes to standard output, talk to standard error.
 
 mod arguments;
+mod audit;
 mod backup;
 mod cancel;
 #[cfg(test)]
@@ -26,11 +27,13 @@ mod land;
 mod logging;
 mod logs;
 mod plan;
+mod repair;
 mod restore;
 mod retry;
 mod run;
 mod serve;
 mod show;
+mod sim;
 mod status;
 mod submission;
 mod submit;
@@ -67,6 +70,9 @@ pub fn main() -> ExitCode {
     let ended = Context::new(&arguments.global, output).and_then(|context| {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
+            // The engine's answers come from its own thread. By default a busy runtime takes only
+            // every 61st of its steps from outside, so thousands of watchers would hold up grants.
+            .global_queue_interval(3)
             .build()
             .map_err(|error| CliError::internal(error).while_doing("start the runtime"))?;
         let ended = runtime.block_on(dispatch(&context, arguments.command));
@@ -101,9 +107,11 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Fetch(options) => Box::pin(fetch::fetch(context, options)).await,
         Command::Land(options) => Box::pin(land::land(context, options)).await,
         Command::Plan(options) => plan::plan(context, options),
+        Command::Audit(options) => Box::pin(audit::audit(context, options)).await,
         Command::Doctor(options) => Box::pin(doctor::doctor(context, options)).await,
         Command::Backup(options) => Box::pin(backup::backup(context, options)).await,
         Command::Restore(options) => Box::pin(restore::restore(context, options)).await,
+        Command::Sim(options) => Box::pin(sim::sim(context, options)).await,
         Command::Config(options) => config::config(context, &options),
         Command::Completions(options) => completions::completions(context, &options),
     }

@@ -34,11 +34,17 @@ impl Journal for Rows {
                 }
                 Err(error) if error.is_transient() && tried < self.retries => {
                     tried += 1;
-                    warn!(error = %error, tried, "the journal row could not be written yet");
+                    warn!(
+                        error = reason(&error),
+                        tried, "the journal row could not be written yet"
+                    );
                     std::thread::sleep(Duration::from_millis(500));
                 }
                 Err(error) => {
-                    error!(error = %error, "the journal row cannot be written; stopping");
+                    error!(
+                        error = reason(&error),
+                        "the journal row cannot be written; stopping"
+                    );
                     return Err(Fatal::Append(error));
                 }
             }
@@ -54,5 +60,13 @@ impl Journal for Rows {
             );
         }
         Ok(())
+    }
+}
+
+/// Tells an error with what caused it: the database alone knows what the disk said.
+fn reason(error: &store::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::rooms::Place;
 use axum::body::{Body, Bytes};
 use axum::response::Response;
 use futures::StreamExt as _;
@@ -15,11 +16,15 @@ use muster_git::GitCommand;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdin, ChildStdout};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout};
 
 /// The longest silence of a client that is sending its body.
 pub(super) const BODY_IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// The slowest that a client may send in the long run, in bytes a second: whoever is slower than the
+/// slowest line is there to keep a place from others.
+const BODY_RATE_MIN: u64 = 1_024;
 
 /// The longest time for one request, whole: a large repository over a slow line takes minutes.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(3_600);
@@ -80,7 +85,7 @@ pub(super) struct Call {
     /// The most bytes of the body.
     pub(super) body_bytes_max: u64,
     /// Given back when the process has ended.
-    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) permit: Place,
     /// What the client is told in place of the rest if git dies in the middle of its answer.
     pub(super) epilogue: Box<dyn FnOnce() -> Option<Vec<u8>> + Send>,
     pub(super) gauge: Gauge,
@@ -102,6 +107,8 @@ enum Broken {
     Gone,
     #[error("the client stopped sending")]
     Idle,
+    #[error("the client sends less than {BODY_RATE_MIN} bytes a second")]
+    Slow,
     #[error("the request body is larger than allowed")]
     TooLarge,
     #[error("the request took too long")]
@@ -199,11 +206,20 @@ async fn feed(
     let mut left = body_bytes_max;
     write(&mut stdin, head).await;
     let mut body = pin!(body.into_data_stream());
-    while let Some(chunk) = timeout(BODY_IDLE_MAX, body.next())
-        .await
-        .map_err(|_| Broken::Idle)?
-    {
+    // Only what is waited for the client counts: git may be slow too.
+    let (mut waited, mut received) = (Duration::ZERO, 0_u64);
+    loop {
+        let asked = Instant::now();
+        let next = timeout(BODY_IDLE_MAX, body.next());
+        let Some(chunk) = next.await.map_err(|_| Broken::Idle)? else {
+            break;
+        };
         let chunk = chunk.map_err(|_| Broken::Gone)?;
+        waited += asked.elapsed();
+        received += chunk.len() as u64;
+        if waited > BODY_IDLE_MAX && received < waited.as_secs() * BODY_RATE_MIN {
+            return Err(Broken::Slow);
+        }
         left = left
             .checked_sub(chunk.len() as u64)
             .ok_or(Broken::TooLarge)?;

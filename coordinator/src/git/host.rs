@@ -19,7 +19,6 @@ use axum::routing::{get, post};
 use futures::StreamExt as _;
 use http::{HeaderMap, StatusCode, header};
 use muster_git::{Git, GitCommand, GitError, Mode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::auth::Identity;
@@ -30,6 +29,7 @@ use super::pktline::{CommandList, Parser};
 use super::policy::{Fence, Refusal, Scope, decide_update, visible};
 use super::refs::valid_component;
 use super::repository;
+use super::rooms::{self, Place, Rooms};
 
 /// The default of [`Options::push_bytes_max`].
 pub const PUSH_BYTES_MAX: u64 = 2 << 30;
@@ -43,8 +43,8 @@ const PUSHES_MAX: usize = 16;
 /// The most fetches and ref listings at a time: each is two or three processes.
 const READS_MAX: usize = 32;
 
-/// The longest wait for a place among them; a client that waits longer had better come again.
-const ROOM_WAIT_MAX: Duration = Duration::from_secs(60);
+/// The most pushes at a time whose list of updates is being read: each is up to a megabyte.
+const LISTS_MAX: usize = 64;
 
 /// The longest time for the list of updates; the largest is a megabyte.
 const LIST_TIME_MAX: Duration = Duration::from_secs(120);
@@ -56,7 +56,8 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(600);
 /// a snapshot a minute does not leave a pack a minute.
 const UNPACK_LIMIT: &str = "100";
 
-/// What a client is told when git dies in a push for a reason of its own.
+/// What a client is told when git dies in a push for a reason of its own. Workers know its beginning
+/// and do not take it for a verdict.
 const DIED: &str = "git failed at the coordinator; see if the ref is there, and try again";
 
 /// How hosted repositories are served.
@@ -99,8 +100,9 @@ struct Inner {
     options: Options,
     fence: Arc<dyn Fence>,
     hooks: HookServer,
-    pushes: Arc<Semaphore>,
-    reads: Arc<Semaphore>,
+    lists: Rooms,
+    pushes: Rooms,
+    reads: Rooms,
     gauge: Gauge,
 }
 
@@ -120,8 +122,9 @@ impl GitHost {
                 options,
                 fence,
                 hooks,
-                pushes: Arc::new(Semaphore::new(PUSHES_MAX)),
-                reads: Arc::new(Semaphore::new(READS_MAX)),
+                lists: Rooms::new("pushes that begin", LISTS_MAX, LISTS_MAX / 4),
+                pushes: Rooms::new("pushes", PUSHES_MAX, PUSHES_MAX / 2),
+                reads: Rooms::new("fetches and listings", READS_MAX, READS_MAX / 2),
                 gauge: Gauge::default(),
             }),
         })
@@ -228,7 +231,7 @@ async fn list_refs(
         head: Vec::new(),
         body: Body::empty(),
         body_bytes_max: 0,
-        permit: room(&host.reads).await?,
+        permit: room(&host.reads, &parts).await?,
         epilogue: Box::new(|| None),
         gauge: host.gauge.clone(),
     };
@@ -257,7 +260,7 @@ async fn fetch(
         head: Vec::new(),
         body,
         body_bytes_max: FETCH_BYTES_MAX,
-        permit: room(&host.reads).await?,
+        permit: room(&host.reads, &parts).await?,
         epilogue: Box::new(|| None),
         gauge: host.gauge.clone(),
     };
@@ -282,11 +285,13 @@ async fn push(
     }
     let service = Service::ReceivePack;
     let scope = host.scope(&parts).await;
+    let list_place = room(&host.lists, &parts).await?;
     let read = timeout(LIST_TIME_MAX, read_list(body)).await;
     let (list, rest, body) = read.map_err(|_| slow())??;
     let scope = match decide(scope, &list) {
         Ok(scope) => scope,
         Err(refused) => {
+            drop(list_place);
             tracing::info!(repository = name, reason = %refused.first(), "a push was refused");
             let drained = drain(body, host.options.push_bytes_max);
             timeout(DRAIN_TIME_MAX, drained)
@@ -299,7 +304,8 @@ async fn push(
         // Git tries its credential like this before it sends a large push.
         return Ok(result(Vec::new()));
     }
-    let permit = room(&host.pushes).await?;
+    drop(list_place);
+    let permit = room(&host.pushes, &parts).await?;
     let command = host.command(service, name, service.name(), &parts, &scope);
     // The list is not as long as the client's, so there is no length: git reads to the end.
     let mut command = posted(command, service, &HeaderMap::new())?;
@@ -476,13 +482,10 @@ fn unknown_encoding() -> Denied {
     Denied::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
 }
 
-async fn room(semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Denied> {
-    let acquired = timeout(ROOM_WAIT_MAX, Arc::clone(semaphore).acquire_owned()).await;
-    let message = "too many git requests at a time; try again";
-    acquired
-        .ok()
-        .and_then(Result::ok)
-        .ok_or_else(|| Denied::new(StatusCode::SERVICE_UNAVAILABLE, message))
+async fn room(rooms: &Rooms, parts: &Parts) -> Result<Place, Denied> {
+    let credential = identity(parts)?.to_string();
+    let full = |full: rooms::Full| Denied(StatusCode::SERVICE_UNAVAILABLE, full.to_string());
+    rooms.place(credential).await.map_err(full)
 }
 
 /// Reads the list of updates; gives also what was read after it, and the rest of the body.

@@ -12,3 +12,4 @@ pub mod projection;
 pub mod refs;
 pub mod repositories;
 pub mod repository;
+mod rooms;

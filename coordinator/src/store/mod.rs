@@ -410,8 +410,10 @@ impl Error {
         }
     }
 
-    /// Tells whether the same write may succeed a little later: the disk is full or busy, or an
-    /// operation on it failed.
+    /// Tells whether the same write may succeed a little later: the disk is full or busy.
+    ///
+    /// An operation that failed is not of that kind. After a refused sync nobody knows what reached
+    /// the disk, and one that succeeds afterwards proves nothing, as PostgreSQL found in 2018.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         use rusqlite::ErrorCode;
@@ -424,7 +426,6 @@ impl Error {
                 ErrorCode::DatabaseBusy
                     | ErrorCode::DatabaseLocked
                     | ErrorCode::DiskFull
-                    | ErrorCode::SystemIoFailure
                     | ErrorCode::OutOfMemory
             ),
             _ => false,

@@ -3,24 +3,21 @@
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use muster_proto::v1::agent_event::Kind;
 use muster_proto::v1::{AgentEvent, OutputTruncated};
 use prost::Message as _;
-use tracing::warn;
+use tracing::{error, warn};
 
-use super::{Error, Position};
+use super::{Error, Position, mend};
 
 /// Length (4 bytes) and checksum (4 bytes) before each event.
-const HEADER: usize = 8;
+pub(super) const HEADER: usize = 8;
 /// An event's bytes; a longer length is damage.
-const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(super) const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What one read takes from the file.
 const CHUNK: usize = 256 * 1024;
-
-/// What is hashed at most to tell a torn end from a damaged length: a fraction of a second.
-const SEARCH_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// An open transcript that is appended to.
 #[derive(Debug)]
@@ -30,9 +27,15 @@ pub(super) struct Transcript {
     pub(super) last: u64,
     pub(super) bytes: u64,
     pub(super) truncated: bool,
+    /// What was so at the last sync.
+    synced: (u64, u64, bool),
+    /// The file holds more than that, which was taken back.
+    ragged: bool,
+    #[cfg(test)]
+    pub(super) refused_syncs: u32,
 }
 
-fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io {
         action,
@@ -42,41 +45,74 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error
 }
 
 impl Transcript {
-    /// Opens or makes a transcript; a torn end, which was never acknowledged, is cut off.
+    /// Opens or makes a transcript. A torn end, which was never acknowledged, is cut off.
     ///
     /// Other damage is a disk's: the file is set aside as it is, under the same name with
-    /// `.damaged-<n>` behind it, and goes on with what is sound before the damage.
+    /// `.damaged-<n>` behind it, and its sound records stay.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(io("make", folder))?;
         }
-        let mut position = Position::default();
-        while !read_on(path, &mut position, CHUNK)?.is_empty() {}
+        let mut position = end(path)?;
+        let is_longer = |found: std::fs::Metadata| found.len() > position.offset;
+        if std::fs::metadata(path).is_ok_and(is_longer) && mend::look(path)?.is_damaged() {
+            let aside = mend::beside(path);
+            error!(
+                transcript = %path.display(), offset = position.offset, aside = %aside.display(),
+                "a transcript is damaged; it is set aside and its sound events stay"
+            );
+            mend::mend(path, &aside)?;
+            position = end(path)?;
+        }
         let file = OpenOptions::new()
             .create(true)
             .append(true)
-            // What agents print is as confidential as what they work on.
             .mode(0o600)
             .open(path)
             .map_err(io("open", path))?;
-        if !is_torn(path, position.offset)? {
-            let aside = set_aside(path)?;
-            warn!(
-                transcript = %path.display(), offset = position.offset, aside = %aside.display(),
-                "a transcript is damaged and was set aside; it goes on before the damage"
-            );
-        }
         file.set_len(position.offset).map_err(io("cut", path))?;
         Ok(Self {
             file,
             last: position.number,
             bytes: position.offset,
             truncated: false,
+            synced: (position.number, position.offset, false),
+            ragged: false,
+            #[cfg(test)]
+            refused_syncs: 0,
         })
+    }
+
+    /// Takes back what was not synced. After a refused sync nobody knows what reached the disk, and
+    /// a later one that succeeds proves nothing: it has to be written anew.
+    pub(super) fn take_back(&mut self, path: &Path) {
+        (self.last, self.bytes, self.truncated) = self.synced;
+        self.ragged = true;
+        self.trim_if_possible(path);
+    }
+
+    fn trim_if_possible(&mut self, path: &Path) {
+        if let Err(error) = self.trim(path) {
+            warn!(error = %error, "cannot cut a transcript yet; it is cut before the next write");
+        }
+    }
+
+    fn trim(&mut self, path: &Path) -> Result<(), Error> {
+        if self.ragged {
+            self.file.set_len(self.bytes).map_err(io("cut", path))?;
+            self.ragged = false;
+        }
+        Ok(())
+    }
+
+    /// Tells whether the file alone says what is in this transcript.
+    pub(super) fn is_tidy(&self) -> bool {
+        !self.ragged
     }
 
     /// Appends an event; one too large for any reader leaves a note of its size instead.
     pub(super) fn append(&mut self, path: &Path, event: &AgentEvent) -> Result<(), Error> {
+        self.trim(path)?;
         let mut body = event.encode_to_vec();
         if body.len() > EVENT_BYTES_MAX - HEADER {
             let bytes = body.len() as u64;
@@ -87,92 +123,27 @@ impl Transcript {
             body = note.encode_to_vec();
         }
         let mut record = Vec::with_capacity(HEADER + body.len());
-        let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        record.extend_from_slice(&length.to_le_bytes());
-        record.extend_from_slice(&checksum(&body));
-        record.extend_from_slice(&body);
-        self.file
-            .write_all(&record)
-            .map_err(io("append to", path))?;
+        encode(&mut record, &body);
+        if let Err(error) = self.file.write_all(&record) {
+            // Half a record would hide those behind it.
+            self.ragged = true;
+            self.trim_if_possible(path);
+            return Err(io("append to", path)(error));
+        }
         self.bytes += record.len() as u64;
         self.last = event.number;
         Ok(())
     }
 
-    pub(super) fn sync(&self, path: &Path) -> Result<(), Error> {
-        self.file.sync_data().map_err(io("sync", path))
-    }
-}
-
-/// Tells whether what follows a place is nothing, a part of one record or a hole of zeros: what a
-/// write that was cut off leaves.
-fn is_torn(path: &Path, offset: u64) -> Result<bool, Error> {
-    let mut file = File::open(path).map_err(io("open", path))?;
-    let claims_more = match record_at(&file, offset).map_err(io("read", path))? {
-        Found::Nothing => true,
-        Found::Sound(..) => return Ok(false),
-        Found::Damaged(_) => false,
-    };
-    file.seek(SeekFrom::Start(offset))
-        .map_err(io("seek in", path))?;
-    if claims_more {
-        // Shorter than one record, so it can be held.
-        let mut rest = Vec::new();
-        file.read_to_end(&mut rest).map_err(io("read", path))?;
-        return Ok(!holds_record(&rest));
-    }
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let read = file.read(&mut buffer).map_err(io("read", path))?;
-        let chunk = buffer.get(..read).unwrap_or_default();
-        let zeros = chunk.iter().all(|byte| *byte == 0);
-        if chunk.is_empty() || !zeros {
-            return Ok(zeros);
+    pub(super) fn sync(&mut self, path: &Path) -> Result<(), Error> {
+        #[cfg(test)]
+        if self.refused_syncs > 0 {
+            self.refused_syncs -= 1;
+            return Err(io("sync", path)(std::io::Error::other("as a test asked")));
         }
-    }
-}
-
-/// Tells whether a whole record stands anywhere in what one record's length claims: that length is
-/// damaged then. Says so too when it would take too long to be sure.
-fn holds_record(rest: &[u8]) -> bool {
-    let mut effort = SEARCH_BYTES_MAX;
-    for at in 1..rest.len() {
-        let candidate = rest.get(at..).unwrap_or_default();
-        let length = record_length(candidate).unwrap_or(usize::MAX);
-        if length == 0 || length > candidate.len().saturating_sub(HEADER) {
-            continue;
-        }
-        if length > effort || parse(candidate).is_some() {
-            return true;
-        }
-        effort -= length;
-    }
-    false
-}
-
-/// Copies a file to the first free name beside it, for good.
-fn set_aside(path: &Path) -> Result<PathBuf, Error> {
-    let mut number = 1;
-    loop {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".damaged-{number}"));
-        let aside = PathBuf::from(name);
-        let made = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&aside);
-        match made {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
-            made => {
-                made.and_then(|mut made| {
-                    std::io::copy(&mut File::open(path)?, &mut made)?;
-                    made.sync_all()
-                })
-                .map_err(io("set aside what is damaged as", &aside))?;
-                return Ok(aside);
-            }
-        }
+        self.file.sync_data().map_err(io("sync", path))?;
+        self.synced = (self.last, self.bytes, self.truncated);
+        Ok(())
     }
 }
 
@@ -225,6 +196,14 @@ fn behind_damage(file: &File, position: &Position) -> std::io::Result<Option<(Ag
     })
 }
 
+/// Writes one record in its form.
+pub(super) fn encode(out: &mut Vec<u8>, body: &[u8]) {
+    let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(&checksum(body));
+    out.extend_from_slice(body);
+}
+
 fn checksum(body: &[u8]) -> [u8; 4] {
     let hash = blake3::hash(body);
     let [a, b, c, d, ..] = *hash.as_bytes();
@@ -252,7 +231,35 @@ pub(super) fn read(path: &Path, after: u64, bytes: usize) -> Result<Vec<AgentEve
     }
 }
 
+/// Reads on from a place, about so many bytes. Behind a damaged record it goes on, with a note.
 pub(super) fn read_on(
+    path: &Path,
+    position: &mut Position,
+    bytes: usize,
+) -> Result<Vec<AgentEvent>, Error> {
+    let mut events = read_sound(path, position, bytes)?;
+    if !events.is_empty() {
+        return Ok(events);
+    }
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(events),
+        Err(source) => return Err(io("open", path)(source)),
+    };
+    if let Some((event, end)) = behind_damage(&file, position).map_err(io("read", path))? {
+        // What is lost is shown as such, and hides nothing behind it.
+        let number = event.number - 1;
+        events.push(super::missing(number, event.at_ms));
+        *position = Position {
+            offset: end,
+            number: event.number,
+        };
+        events.push(event);
+    }
+    Ok(events)
+}
+
+fn read_sound(
     path: &Path,
     position: &mut Position,
     bytes: usize,
@@ -287,32 +294,27 @@ pub(super) fn read_on(
         events.push(event);
         rest = rest.get(size..).unwrap_or_default();
     }
-    if events.is_empty()
-        && let Some((event, end)) = behind_damage(&file, position).map_err(io("read", path))?
-    {
-        // What is lost is shown as such, and hides nothing behind it.
-        let number = event.number - 1;
-        events.push(super::missing(number, event.at_ms));
-        *position = Position {
-            offset: end,
-            number: event.number,
-        };
-        events.push(event);
-    }
     Ok(events)
+}
+
+/// Finds where the sound beginning of a transcript ends.
+fn end(path: &Path) -> Result<Position, Error> {
+    let mut position = Position::default();
+    while !read_sound(path, &mut position, CHUNK)?.is_empty() {}
+    Ok(position)
 }
 
 fn read_up_to(file: &mut File, buffer: &mut Vec<u8>, bytes: usize) -> std::io::Result<()> {
     file.take(bytes as u64).read_to_end(buffer).map(|_| ())
 }
 
-fn record_length(bytes: &[u8]) -> Option<usize> {
+pub(super) fn record_length(bytes: &[u8]) -> Option<usize> {
     let length: [u8; 4] = bytes.get(..4)?.try_into().ok()?;
     usize::try_from(u32::from_le_bytes(length)).ok()
 }
 
 /// Parses one whole record; `None` when it is torn or damaged.
-fn parse(bytes: &[u8]) -> Option<(AgentEvent, usize)> {
+pub(super) fn parse(bytes: &[u8]) -> Option<(AgentEvent, usize)> {
     let length = record_length(bytes)?;
     let body = bytes.get(HEADER..HEADER.checked_add(length)?)?;
     if bytes.get(4..HEADER)? != checksum(body) {
@@ -323,6 +325,8 @@ fn parse(bytes: &[u8]) -> Option<(AgentEvent, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn event(number: u64) -> AgentEvent {
@@ -358,6 +362,24 @@ mod tests {
             assert_eq!(numbers, (1..=transcript.last).collect::<Vec<_>>());
             assert!(transcript.last < 4);
         }
+    }
+
+    #[test]
+    fn what_a_refused_sync_was_for_is_not_believed_and_is_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.events");
+        let mut transcript = Transcript::open(&path).unwrap();
+        transcript.append(&path, &event(1)).unwrap();
+        transcript.sync(&path).unwrap();
+        transcript.append(&path, &event(2)).unwrap();
+        transcript.refused_syncs = 1;
+        transcript.sync(&path).unwrap_err();
+        transcript.take_back(&path);
+        assert_eq!(transcript.last, 1);
+        assert_eq!(Transcript::open(&path).unwrap().last, 1);
+        transcript.append(&path, &event(2)).unwrap();
+        transcript.sync(&path).unwrap();
+        assert_eq!(read(&path, 0, usize::MAX).unwrap().len(), 2);
     }
 
     fn numbers(path: &Path) -> Vec<u64> {

@@ -5,6 +5,7 @@
 //! stored once, and a gap is noted.
 
 mod file;
+pub mod mend;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -62,7 +63,7 @@ pub struct Place {
 impl Place {
     /// Gives the file's path under the transcripts' folder. Names have been checked to be single,
     /// harmless path components when the run was submitted.
-    fn path(&self, root: &Path) -> PathBuf {
+    pub(crate) fn path(&self, root: &Path) -> PathBuf {
         let name = match self.work {
             Work::Attempt { attempt, .. } => format!("attempt-{attempt}-{}.events", self.lease),
             Work::Verify { attempt, .. } => format!("verify-{attempt}-{}.events", self.lease),

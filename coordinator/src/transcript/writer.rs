@@ -120,7 +120,7 @@ impl Writer {
             }
             self.write(group);
             if self.open.len() > OPEN_MAX {
-                self.open.clear();
+                self.open.retain(|_, transcript| !transcript.is_tidy());
             }
         }
     }
@@ -134,10 +134,14 @@ impl Writer {
         let mut synced: BTreeMap<&Place, bool> = BTreeMap::new();
         for (place, _, result) in &written {
             if result.is_ok() && !synced.contains_key(place) {
-                let done = self
-                    .open
-                    .get(place)
-                    .is_some_and(|transcript| transcript.sync(&place.path(&self.root)).is_ok());
+                let path = place.path(&self.root);
+                let done = self.open.get_mut(place).is_some_and(|transcript| {
+                    let synced = transcript.sync(&path);
+                    if synced.is_err() {
+                        transcript.take_back(&path);
+                    }
+                    synced.is_ok()
+                });
                 synced.insert(place, done);
             }
         }
@@ -146,10 +150,6 @@ impl Writer {
             .filter(|(_, done)| !**done)
             .map(|(place, _)| (*place).clone())
             .collect();
-        for place in &failed {
-            // After a failed sync nobody knows what is on disk: opening again reads it.
-            self.open.remove(place);
-        }
         for (place, answer, result) in written {
             let result = match result {
                 Ok(_) if failed.contains(&place) => Err(Error::Io {
@@ -203,9 +203,6 @@ impl Writer {
             }
         }
         let stored = transcript.last;
-        if written.is_err() {
-            self.open.remove(place);
-        }
         written.map(|()| Appended { stored })
     }
 }

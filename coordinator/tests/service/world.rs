@@ -224,6 +224,7 @@ impl World {
     pub(crate) async fn get(&self, run: &str) -> v1::Run {
         let request = v1::GetRunRequest {
             run: run.to_owned(),
+            ..v1::GetRunRequest::default()
         };
         let response = self.operator.clone().get_run(request).await.unwrap();
         response.into_inner().run.unwrap()

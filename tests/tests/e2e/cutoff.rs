@@ -45,13 +45,9 @@ fn case(loss: Loss, length: Length, wall_jumps: bool) -> Case {
     }
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "the two times are to be seen also when all is well"
-)]
 fn measured(programs: &Programs, coordinator: Coordinator, cases: &[Case]) -> Result<()> {
     for figures in measure(programs, TERMS, coordinator, cases)? {
-        eprintln!("{figures}");
+        crate::say(&figures.to_string());
     }
     Ok(())
 }

@@ -6,12 +6,14 @@
 mod abuse;
 mod cutoff;
 mod deaths;
+mod disk;
 mod failures;
 mod first;
 mod foreign;
 mod restored;
 mod several_hosts;
 mod straggler;
+mod wire;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         restored::SCENARIOS,
         abuse::SCENARIOS,
         cutoff::SCENARIOS,
+        wire::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()
@@ -65,6 +68,12 @@ fn main() -> ExitCode {
             trials.push(trial(&name, *scenario, &programs).with_ignored_flag(missing.is_some()));
         }
     }
+    for (name, missing, scenario) in disk::scenarios(&programs) {
+        let name = missing
+            .as_ref()
+            .map_or(name.to_owned(), |why| format!("{name} ({why})"));
+        trials.push(trial(&name, scenario, &programs).with_ignored_flag(missing.is_some()));
+    }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -84,4 +93,13 @@ fn with_cluster(
 ) -> Result<()> {
     let mut cluster = Cluster::new(programs, options)?;
     test(&mut cluster).map_err(|error| anyhow::anyhow!("{error:#}\n{}", cluster.story()))
+}
+
+/// Shows a figure that is of interest also when all is well.
+#[expect(
+    clippy::print_stderr,
+    reason = "what a test measured is its result as much as its verdict"
+)]
+fn say(line: &str) {
+    eprintln!("{line}");
 }

@@ -22,7 +22,7 @@ use crate::disk::Disk;
 use crate::options::Repositories;
 use crate::session::link::Access;
 
-pub(crate) use folder::LeaseFolder;
+pub(crate) use folder::{DELETED, LeaseFolder};
 pub use leftover::Error as LeftoverError;
 pub(crate) use leftover::find;
 pub(crate) use runner::Runner;

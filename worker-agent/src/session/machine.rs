@@ -15,6 +15,7 @@ use muster_proto::v1::{
     coordinator_message, report, worker_message,
 };
 
+use super::window::EventWindow;
 use crate::clock::Boottime;
 use crate::failure::{class, failure};
 use crate::outbox::is_final;
@@ -91,6 +92,15 @@ enum Work {
     Over,
 }
 
+/// Events that were sent and are not acknowledged.
+#[derive(Clone, Copy, Debug)]
+struct Batch {
+    /// Number of the last of them.
+    last: u64,
+    bytes: u64,
+    sent_at: Boottime,
+}
+
 #[derive(Clone, Debug)]
 struct Lease {
     work: Work,
@@ -100,8 +110,7 @@ struct Lease {
     events_stored: u64,
     events_sent: u64,
     events_acknowledged: u64,
-    /// Sent batches: last number, bytes.
-    in_flight: VecDeque<(u64, u64)>,
+    in_flight: VecDeque<Batch>,
 }
 
 impl Lease {
@@ -125,19 +134,22 @@ impl Lease {
     }
 
     fn bytes_in_flight(&self) -> u64 {
-        self.in_flight.iter().map(|(_, bytes)| bytes).sum()
+        self.in_flight.iter().map(|batch| batch.bytes).sum()
     }
 
-    fn acknowledge(&mut self, number: u64) {
+    /// Takes an acknowledgement; gives the batches that are through with it.
+    fn acknowledge(&mut self, number: u64) -> Vec<Batch> {
         // A peer that confirms what does not exist confirms what does.
         let number = number.min(self.events_stored);
         self.events_acknowledged = self.events_acknowledged.max(number);
         self.events_sent = self.events_sent.max(self.events_acknowledged);
-        while let Some((last, _)) = self.in_flight.front()
-            && *last <= self.events_acknowledged
+        let mut through = Vec::new();
+        while let Some(batch) = self.in_flight.front()
+            && batch.last <= self.events_acknowledged
         {
-            self.in_flight.pop_front();
+            through.extend(self.in_flight.pop_front());
         }
+        through
     }
 
     fn is_done(&self) -> bool {
@@ -156,7 +168,7 @@ struct Pending {
 struct Session {
     last_heartbeat: u64,
     sent_at: VecDeque<(u64, Boottime)>,
-    event_window_bytes: u64,
+    event_window: EventWindow,
     report_window: usize,
 }
 
@@ -272,10 +284,13 @@ impl Machine {
     /// Begins a session with the coordinator's answer to the hello.
     pub fn welcomed(&mut self, welcome: &Welcome, now: Boottime) -> Vec<Output> {
         self.disconnected();
+        let interval = welcome.heartbeat_interval;
+        let interval = interval.and_then(|interval| Duration::try_from(interval).ok());
+        let interval = interval.unwrap_or_default();
         self.session = Some(Session {
             last_heartbeat: 0,
             sent_at: VecDeque::new(),
-            event_window_bytes: welcome.event_window_bytes.max(1),
+            event_window: EventWindow::new(welcome.event_window_bytes, interval),
             report_window: usize::try_from(welcome.report_window.max(1)).unwrap_or(1),
         });
         let mut outputs = Vec::new();
@@ -283,7 +298,8 @@ impl Machine {
             match verdict.verdict() {
                 // No renewal: the first heartbeat follows at once, and its answer renews.
                 Verdict::Keep => {
-                    self.events_acknowledged(verdict.lease, verdict.events_stored, &mut outputs);
+                    let stored = verdict.events_stored;
+                    self.events_acknowledged(verdict.lease, stored, now, &mut outputs);
                 }
                 Verdict::Stop => self.stop(verdict.lease, StopCause::Told, &mut outputs),
                 Verdict::Unspecified => {}
@@ -354,7 +370,7 @@ impl Machine {
             }
             coordinator_message::Kind::EventAcks(acks) => {
                 for EventAck { lease, number } in acks.acks {
-                    self.events_acknowledged(lease, number, &mut outputs);
+                    self.events_acknowledged(lease, number, now, &mut outputs);
                 }
             }
             coordinator_message::Kind::Stop(stop) => {
@@ -594,9 +610,21 @@ impl Machine {
         outputs
     }
 
-    fn events_acknowledged(&mut self, lease: u64, number: u64, outputs: &mut Vec<Output>) {
+    fn events_acknowledged(
+        &mut self,
+        lease: u64,
+        number: u64,
+        now: Boottime,
+        outputs: &mut Vec<Output>,
+    ) {
         if let Some(state) = self.leases.get_mut(&lease) {
-            state.acknowledge(number);
+            let through = state.acknowledge(number);
+            if let Some(session) = &mut self.session {
+                for Batch { bytes, sent_at, .. } in through {
+                    let took = now.since(sent_at);
+                    session.event_window.acknowledged(bytes, took);
+                }
+            }
             let number = state.events_acknowledged;
             outputs.push(Output::EventsAcknowledged { lease, number });
         }
@@ -612,9 +640,9 @@ impl Machine {
 
     /// Which events fit into the window now; leases take turns.
     pub fn next_events(&self) -> Option<NextEvents> {
-        let window = self.session.as_ref()?.event_window_bytes;
+        let window = &self.session.as_ref()?.event_window;
         let in_flight: u64 = self.leases.values().map(Lease::bytes_in_flight).sum();
-        let bytes_max = window.checked_sub(in_flight).filter(|room| *room > 0)?;
+        let bytes_max = window.room(in_flight)?;
         let after = self.leases.range(self.last_served.saturating_add(1)..);
         let turns = after.chain(self.leases.range(..=self.last_served));
         let mut waiting = turns.filter(|(_, lease)| lease.events_sent < lease.events_stored);
@@ -629,13 +657,17 @@ impl Machine {
     /// Notes that events up to `last`, of `bytes` together, were sent.
     ///
     /// A batch that exceeds the window's room is taken all the same: events are not cut.
-    pub fn events_sent(&mut self, lease: u64, last: u64, bytes: u64) {
+    pub fn events_sent(&mut self, lease: u64, last: u64, bytes: u64, now: Boottime) {
         self.last_served = lease;
         if let Some(state) = self.leases.get_mut(&lease)
             && last > state.events_sent
         {
             state.events_sent = last;
-            state.in_flight.push_back((last, bytes));
+            state.in_flight.push_back(Batch {
+                last,
+                bytes,
+                sent_at: now,
+            });
         }
     }
 

@@ -3,5 +3,6 @@
 pub(crate) mod link;
 pub mod machine;
 mod reconnect;
+mod window;
 
 pub use link::Error as LinkError;

@@ -3,6 +3,7 @@
 mod batching;
 mod explaining;
 mod properties;
+mod reports;
 mod retrying;
 mod running;
 mod scheduling;

@@ -12,6 +12,8 @@ mod files;
 #[cfg(test)]
 mod golden;
 mod history;
+pub mod inspect;
+mod mend;
 mod read;
 mod schema;
 #[cfg(test)]

@@ -95,6 +95,41 @@ fn log_cut_at_any_byte_gives_the_commits_before_the_cut() {
 }
 
 #[test]
+fn what_a_log_was_left_with_is_in_the_file_before_it_is_believed() {
+    let home = with_small_pages();
+    let mut writer = writer(&home);
+    append_measured(&home, &mut writer, 5);
+    let main = fs::read(home.path()).unwrap();
+    let log = fs::read(wal_of(&home.path())).unwrap();
+    let copy = OnDisk::quick();
+    fs::write(copy.path(), &main).unwrap();
+    fs::write(wal_of(&copy.path()), &log).unwrap();
+    let _store = copy.store();
+    assert_eq!(fs::read(wal_of(&copy.path())).unwrap(), b"");
+    let file = OnDisk::quick();
+    fs::copy(copy.path(), file.path()).unwrap();
+    assert_prefix(&file, 5, "the file alone");
+}
+
+#[test]
+fn only_a_full_or_busy_disk_is_worth_another_try_of_the_same_write() {
+    use rusqlite::ffi;
+    let transient = |code| {
+        let source = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        database("test")(source).is_transient()
+    };
+    assert!(transient(ffi::SQLITE_FULL) && transient(ffi::SQLITE_BUSY));
+    let broken = [
+        ffi::SQLITE_IOERR_FSYNC,
+        ffi::SQLITE_IOERR_WRITE,
+        ffi::SQLITE_IOERR_TRUNCATE,
+        ffi::SQLITE_READONLY,
+        ffi::SQLITE_CORRUPT,
+    ];
+    assert!(!broken.into_iter().any(transient));
+}
+
+#[test]
 fn garbage_behind_any_place_of_the_log_is_not_taken_for_commits() {
     let home = with_small_pages();
     let mut writer = writer(&home);

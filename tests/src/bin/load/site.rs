@@ -46,13 +46,8 @@ impl Site {
     pub(crate) async fn start() -> Result<Self> {
         let folder = std::env::current_exe()?;
         let folder = folder.parent().context("find this program's folder")?;
-        let named = |name: &str| -> PathBuf {
-            let program = folder.join(name);
-            if program.exists() {
-                return program;
-            }
-            folder.join(format!("{name}-under-test"))
-        };
+        // Built with this very program, so never an older one.
+        let named = |name: &str| -> PathBuf { folder.join(format!("{name}-under-test")) };
         let programs = Programs {
             coordinator: named("coordinator"),
             worker_agent: named("worker-agent"),
@@ -61,7 +56,7 @@ impl Site {
         };
         ensure!(
             programs.coordinator.exists(),
-            "no coordinator beside this program; build it first: `cargo build -p coordinator`"
+            "no coordinator beside this program; build it first: `cargo build -p muster-tests --bins`"
         );
         let mut cluster = Cluster::new(&programs, None)?;
         cluster.serve()?;

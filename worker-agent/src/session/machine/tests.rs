@@ -253,10 +253,10 @@ fn events_keep_to_the_window_and_leases_take_turns() {
         (next.lease, next.after, next.last, next.bytes_max),
         (7, 0, 10, 100)
     );
-    machine.events_sent(7, 4, 60);
+    machine.events_sent(7, 4, 60, at(1));
     let next = machine.next_events().unwrap();
     assert_eq!((next.lease, next.after, next.bytes_max), (8, 0, 40));
-    machine.events_sent(8, 1, 40);
+    machine.events_sent(8, 1, 40, at(1));
     assert_eq!(machine.next_events(), None);
     let events = coordinator_message::Kind::EventAcks(EventAcks {
         acks: vec![EventAck {
@@ -273,7 +273,7 @@ fn events_keep_to_the_window_and_leases_take_turns() {
     machine.welcomed(&again, at(2));
     let mut resumed = vec![];
     while let Some(next) = machine.next_events() {
-        machine.events_sent(next.lease, next.last, 10);
+        machine.events_sent(next.lease, next.last, 10, at(1));
         resumed.push((next.lease, next.after));
     }
     resumed.sort_unstable();
@@ -460,7 +460,7 @@ proptest! {
                         }
                         prop_assert!(next.after < next.last);
                         observer.sent_events.insert(next.lease, next.after + 1);
-                        machine.events_sent(next.lease, next.after + 1, 30);
+                        machine.events_sent(next.lease, next.after + 1, 30, at(1));
                     }
                     vec![]
                 }
@@ -507,7 +507,7 @@ proptest! {
             observer.see(&outputs, now);
         }
         while let Some(next) = machine.next_events() {
-            machine.events_sent(next.lease, next.last, 10);
+            machine.events_sent(next.lease, next.last, 10, at(1));
             let acks = vec![EventAck { lease: next.lease, number: next.last }];
             machine.received(coordinator_message::Kind::EventAcks(EventAcks { acks }), now);
         }
