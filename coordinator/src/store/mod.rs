@@ -410,9 +410,14 @@ impl Error {
             | Self::Foreign(_)
             | Self::Inconsistent { .. }
             | Self::NoSuchBatch(_)
-            | Self::Form { .. }
             | Self::Gap { .. }
             | Self::HistoryEnds { .. } => true,
+            Self::Form { source, .. } => !matches!(
+                source,
+                form::Error::NewerForm { .. }
+                    | form::Error::NewerEvent
+                    | form::Error::Unknown { .. }
+            ),
             Self::Database { source, .. } => match source {
                 Sqlite::SqliteFailure(failure, _) => matches!(
                     failure.code,
