@@ -35,6 +35,10 @@ pub(super) const EVENT_JSON_BYTES: usize = 32 * 1024;
 /// The shortest time between two looks at a run that is being watched: at thousands of watchers
 /// each look wakes them all.
 pub(super) const FEED_PACE: Duration = Duration::from_millis(20);
+/// The shortest time between two looks of one client at what agents say.
+pub(super) const AGENTS_PACE: Duration = Duration::from_millis(100);
+/// Logs at one time that are sent or followed.
+pub(super) const LOGS: usize = 2_000;
 /// Transcripts that are read at once, so that readers of logs leave threads to others.
 pub(super) const TRANSCRIPT_READS: usize = 8;
 
