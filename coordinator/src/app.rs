@@ -398,9 +398,13 @@ fn router(
         .add_service(workers)
         .add_service(reflection)
         .add_service(health);
-    let plans = Router::new().route_service(SUBMIT, plans).layer(
-        axum::middleware::from_fn_with_state(Arc::new(Plans::default()), plans::admit),
-    );
+    let plans =
+        Router::new()
+            .route_service(SUBMIT, plans)
+            .layer(axum::middleware::from_fn_with_state(
+                Arc::new(Plans::default()),
+                plans::admit,
+            ));
     Ok(services
         .into_axum_router()
         .merge(plans)

@@ -241,7 +241,10 @@ impl Feed {
         // The driver's newest chunk may lack its beginning when that was forgotten meanwhile.
         let skip = seq.saturating_add(1).checked_sub(first)?;
         let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-        let found = chunk.entries.get(skip..).filter(|found| !found.is_empty())?;
+        let found = chunk
+            .entries
+            .get(skip..)
+            .filter(|found| !found.is_empty())?;
         Some(found.to_vec())
     }
 

@@ -73,9 +73,12 @@ impl Outbound {
     /// Ends the stream with a reason; false if the worker does not take even that.
     pub(super) async fn end(&self, status: Status) -> bool {
         // A worker that has gone needs no reason.
-        timeout(Duration::from_secs(1), self.messages.send((Err(status), None)))
-            .await
-            .is_ok()
+        timeout(
+            Duration::from_secs(1),
+            self.messages.send((Err(status), None)),
+        )
+        .await
+        .is_ok()
     }
 
     fn stalled(&self) -> Status {
@@ -169,7 +172,10 @@ mod tests {
             })
         };
         out.say(large()).await.unwrap();
-        assert!(out.say(large()).await.is_err(), "two are more than may wait");
+        assert!(
+            out.say(large()).await.is_err(),
+            "two are more than may wait"
+        );
         let mut stream = std::pin::pin!(stream);
         assert!(stream.next().await.is_some());
         out.say(large()).await.unwrap();

@@ -85,7 +85,9 @@ mod tests {
             .layer(middleware::from_fn_with_state(Arc::clone(&plans), admit));
         let token = muster_connect::TokenId::from_bytes([1; 8]);
         let operator = || submission(Identity::Operator { token });
-        let viewer = router.clone().oneshot(submission(Identity::Viewer { token }));
+        let viewer = router
+            .clone()
+            .oneshot(submission(Identity::Viewer { token }));
         let refused = Status::from_header_map(viewer.await.unwrap().headers()).unwrap();
         assert_eq!(refused.code(), tonic::Code::PermissionDenied);
         let mut waiting = tokio::task::JoinSet::new();

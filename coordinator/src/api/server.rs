@@ -211,10 +211,7 @@ struct Shared {
 }
 
 async fn accept_all(listener: &TcpListener, shared: &Arc<Shared>, tasks: &TaskTracker) {
-    let places = Places::new(
-        shared.options.connections_max,
-        shared.options.anonymous_max,
-    );
+    let places = Places::new(shared.options.connections_max, shared.options.anonymous_max);
     let mut was_full = false;
     let mut is_out_of_descriptors = false;
     loop {

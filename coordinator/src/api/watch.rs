@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coordinator_core::event::{LeaseEnd, Work};
 use coordinator_core::LeaseId;
+use coordinator_core::event::{LeaseEnd, Work};
 use muster_proto::v1::watch_run_response::Item;
 use muster_proto::v1::{TaskAgentEvent, WatchRunResponse};
 use tokio::sync::{mpsc, watch};
@@ -88,11 +88,7 @@ struct Followed {
 }
 
 /// Follows one run until it has ended and everything was sent, or the watcher goes.
-pub(super) async fn follow(
-    runs: Runs,
-    wish: Wish,
-    out: Out,
-) {
+pub(super) async fn follow(runs: Runs, wish: Wish, out: Out) {
     if let Err(status) = Watch::run(runs, wish, &out).await {
         // The watcher may have gone.
         drop(out.send(Err(status)).await);

@@ -29,7 +29,8 @@ use tracing::{debug, info, warn};
 use super::convert;
 use super::grants::Grants;
 use super::limits::{
-    FOREIGN_LEASES_PER_SESSION, HELLOS_PER_SECOND, SESSIONS, STALE_REPORTS_PER_SESSION, WORKER_STALL,
+    FOREIGN_LEASES_PER_SESSION, HELLOS_PER_SECOND, SESSIONS, STALE_REPORTS_PER_SESSION,
+    WORKER_STALL,
 };
 use super::outbound::{Outbound, Pace};
 use super::places::Connection;
@@ -165,7 +166,11 @@ impl Inner {
     /// Refuses a hello of a token that was used too often lately.
     fn may_say_hello(&self, token: TokenId) -> Result<(), Status> {
         let mut hellos = self.hellos.lock().unwrap_or_else(PoisonError::into_inner);
-        if hellos.entry(token).or_insert_with(Pace::of_hellos).take(Instant::now()) {
+        if hellos
+            .entry(token)
+            .or_insert_with(Pace::of_hellos)
+            .take(Instant::now())
+        {
             return Ok(());
         }
         Err(Status::resource_exhausted(format!(

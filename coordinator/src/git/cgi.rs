@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::rooms::Place;
 use axum::body::{Body, Bytes};
 use axum::response::Response;
 use futures::StreamExt as _;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use muster_git::GitCommand;
-use super::rooms::Place;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdin, ChildStdout};

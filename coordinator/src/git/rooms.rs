@@ -123,7 +123,11 @@ impl Inner {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut held = self.inner.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self
+            .inner
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(own) = held.get_mut(&self.credential) {
             own.requests -= 1;
             if own.requests == 0 {

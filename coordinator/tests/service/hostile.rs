@@ -256,7 +256,10 @@ async fn a_plan_with_too_many_tasks_is_refused_by_name_and_leaves_nothing() {
     let refused = world.submit(&plan, "key").await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("200000"), "{refused}");
-    let listed = world.operator.clone().list_runs(v1::ListRunsRequest::default());
+    let listed = world
+        .operator
+        .clone()
+        .list_runs(v1::ListRunsRequest::default());
     assert!(listed.await.unwrap().into_inner().runs.is_empty());
 }
 
@@ -270,7 +273,10 @@ async fn only_plans_may_be_large_requests() {
     };
     let refused = world.operator.clone().cancel(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::OutOfRange);
-    let plan = format!("name: p\ntasks:\n- {{name: a, run: '{}'}}\n", "x".repeat(300_000));
+    let plan = format!(
+        "name: p\ntasks:\n- {{name: a, run: '{}'}}\n",
+        "x".repeat(300_000)
+    );
     let judged = world.submit(&plan, "key").await;
     assert!(
         !judged.is_err_and(|refused| refused.code() == Code::OutOfRange),
@@ -290,7 +296,11 @@ async fn a_run_is_shown_page_by_page() {
     };
     let mut names = Vec::new();
     loop {
-        let response = operator.get_run(request.clone()).await.unwrap().into_inner();
+        let response = operator
+            .get_run(request.clone())
+            .await
+            .unwrap()
+            .into_inner();
         let page = response.run.unwrap();
         assert_eq!(page.state, "active");
         names.extend(page.tasks.into_iter().map(|task| task.name));
@@ -338,5 +348,8 @@ async fn all_watchers_of_a_run_get_every_event_once_and_none_the_whole_plan() {
         });
     }
     let ends = watchers.join_all().await;
-    assert!(ends[0] > 2_000 && ends.iter().all(|end| *end == ends[0]), "{ends:?}");
+    assert!(
+        ends[0] > 2_000 && ends.iter().all(|end| *end == ends[0]),
+        "{ends:?}"
+    );
 }

@@ -141,22 +141,43 @@ async fn run_fleet(mode: &FleetMode) -> Result<Report> {
     let fleet = Fleet::new(site.door.clone(), habit);
     fleet.join("fleet", mode.workers, &mut tasks);
     let joined = fleet.until_connected(mode.workers).await?;
-    report.say("workers welcome", format!("{} in {joined:.2?}", mode.workers));
+    report.say(
+        "workers welcome",
+        format!("{} in {joined:.2?}", mode.workers),
+    );
     let with_workers = site.taken()?;
     let watched = std::sync::Arc::new(Watched::default());
     let begun = Instant::now();
     let on_each = mode.watchers_per_connection;
-    watchers::watch(&site.door, &run, mode.watchers, on_each, &watched, &mut tasks);
+    watchers::watch(
+        &site.door,
+        &run,
+        mode.watchers,
+        on_each,
+        &watched,
+        &mut tasks,
+    );
     let open = || watched.open.load(std::sync::atomic::Ordering::Relaxed);
     while open() < mode.watchers && begun.elapsed() < Duration::from_secs(120) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    report.say("watchers open", format!("{} in {:.2?}", open(), begun.elapsed()));
+    report.say(
+        "watchers open",
+        format!("{} in {:.2?}", open(), begun.elapsed()),
+    );
     report.expect(
         open() == mode.watchers,
-        format!("only {} of {} watchers were served: {:?}", open(), mode.watchers, watched.last_error()),
+        format!(
+            "only {} of {} watchers were served: {:?}",
+            open(),
+            mode.watchers,
+            watched.last_error()
+        ),
     );
-    let connections = mode.workers + watched.connections.load(std::sync::atomic::Ordering::Relaxed);
+    let connections = mode.workers
+        + watched
+            .connections
+            .load(std::sync::atomic::Ordering::Relaxed);
     report.say("connections", connections.to_string());
     // What happened while they joined is not measured.
     drop((fleet.take(), watched.take_lags()));
@@ -172,26 +193,53 @@ async fn run_fleet(mode: &FleetMode) -> Result<Report> {
     report.say("heartbeat answered", spread(&mut seen.beats));
     report.say("report acknowledged", spread(&mut seen.reports));
     report.say("tasks a second", format!("{:.1}", seen.done as f64 / took));
-    report.say("events delivered a second", format!("{:.0}", events as f64 / took));
-    report.say("event's delay at a watcher", spread(&mut watched.take_lags()));
+    report.say(
+        "events delivered a second",
+        format!("{:.0}", events as f64 / took),
+    );
+    report.say(
+        "event's delay at a watcher",
+        spread(&mut watched.take_lags()),
+    );
     report.say(
         "coordinator's cores busy",
-        format!("{:.2}", (after.processor - before.processor) as f64 / 100.0 / took),
+        format!(
+            "{:.2}",
+            (after.processor - before.processor) as f64 / 100.0 / took
+        ),
     );
     report.say_taken("coordinator at start", &start);
     report.say_taken("with workers", &with_workers);
     report.say_taken("at end", &after);
     report.say_taken("peak", &sampler.stop());
     let per_worker = with_workers.resident_kib.saturating_sub(start.resident_kib) as f64;
-    report.say("KiB a worker", format!("{:.1}", per_worker / mode.workers.max(1) as f64));
+    report.say(
+        "KiB a worker",
+        format!("{:.1}", per_worker / mode.workers.max(1) as f64),
+    );
     let per_watcher = after.resident_kib.saturating_sub(with_workers.resident_kib) as f64;
-    report.say("KiB a watcher", format!("{:.1}", per_watcher / mode.watchers.max(1) as f64));
-    report.expect(seen.stale == 0, format!("{} reports of live work were called stale", seen.stale));
-    report.expect(seen.reconnects == 0, format!("{} sessions broke: {:?}", seen.reconnects, seen.last_error));
+    report.say(
+        "KiB a watcher",
+        format!("{:.1}", per_watcher / mode.watchers.max(1) as f64),
+    );
+    report.expect(
+        seen.stale == 0,
+        format!("{} reports of live work were called stale", seen.stale),
+    );
+    report.expect(
+        seen.reconnects == 0,
+        format!("{} sessions broke: {:?}", seen.reconnects, seen.last_error),
+    );
     let wrong = watched.wrong.load(std::sync::atomic::Ordering::Relaxed);
-    report.expect(wrong == 0, format!("{wrong} events came in wrong order, twice or not at all"));
+    report.expect(
+        wrong == 0,
+        format!("{wrong} events came in wrong order, twice or not at all"),
+    );
     let broken = watched.broken.load(std::sync::atomic::Ordering::Relaxed);
-    report.expect(broken == 0, format!("{broken} watches broke: {:?}", watched.last_error()));
+    report.expect(
+        broken == 0,
+        format!("{broken} watches broke: {:?}", watched.last_error()),
+    );
     if mode.restart {
         let begun = Instant::now();
         site.restart()?;
@@ -200,7 +248,11 @@ async fn run_fleet(mode: &FleetMode) -> Result<Report> {
         fleet.until_connected(mode.workers).await?;
         report.say(
             "after a kill",
-            format!("answers after {up:.2?}, all {} workers welcome after {:.2?}", mode.workers, begun.elapsed()),
+            format!(
+                "answers after {up:.2?}, all {} workers welcome after {:.2?}",
+                mode.workers,
+                begun.elapsed()
+            ),
         );
     }
     if let Err(error) = site.check() {

@@ -54,7 +54,9 @@ pub(super) async fn half_a_hello(ring: Ring) -> Result<()> {
     let mut open = Vec::new();
     while ring.goes_on() && open.len() < 5_000 {
         let mut stream = TcpStream::connect(&ring.door.address).await?;
-        let half = [0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 0x03, 0x03];
+        let half = [
+            0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 0x03, 0x03,
+        ];
         // It may have been closed for a newer one.
         drop(stream.write_all(&half).await);
         open.push(stream);
@@ -125,7 +127,11 @@ pub(super) async fn slow_headers(ring: Ring) -> Result<()> {
             let Ok(mut stream) = ring.door.tls(b"http/1.1").await else {
                 return;
             };
-            if stream.write_all(b"GET /healthz HTTP/1.1\r\n").await.is_err() {
+            if stream
+                .write_all(b"GET /healthz HTTP/1.1\r\n")
+                .await
+                .is_err()
+            {
                 return;
             }
             while ring.goes_on() {
@@ -196,7 +202,10 @@ pub(super) async fn bad_tokens(ring: Ring) -> Result<()> {
     }
     while tasks.join_next().await.is_some() {}
     ensure!(
-        !ring.answers().iter().any(|(answer, _)| answer.contains("was taken")),
+        !ring
+            .answers()
+            .iter()
+            .any(|(answer, _)| answer.contains("was taken")),
         "a made-up token was taken"
     );
     Ok(())
@@ -270,7 +279,11 @@ pub(super) async fn unfinished_pushes(ring: Ring) -> Result<()> {
     for index in 0..200 {
         let ring = ring.clone();
         let request = post(&ring, &format!("/git/{repository}.git/git-receive-pack"));
-        let line = format!("{} {} {name}\0report-status\n", "0".repeat(40), "1".repeat(40));
+        let line = format!(
+            "{} {} {name}\0report-status\n",
+            "0".repeat(40),
+            "1".repeat(40)
+        );
         let mut list = format!("{:04x}{line}", line.len() + 4);
         if index % 2 == 0 {
             list.push_str("0000PACK");
@@ -302,12 +315,22 @@ pub(super) async fn git_garbage(ring: Ring) -> Result<()> {
     for index in 0..32_usize {
         let (ring, repository) = (ring.clone(), repository.clone());
         tasks.spawn(async move {
-            let bodies = ["zzzz", "0003", "ffff", "0000", "0010x", "00000000PACK\0\0\0\u{2}"];
+            let bodies = [
+                "zzzz",
+                "0003",
+                "ffff",
+                "0000",
+                "0010x",
+                "00000000PACK\0\0\0\u{2}",
+            ];
             let services = ["git-receive-pack", "git-upload-pack"];
             let mut count = index;
             while ring.goes_on() {
                 count += 1;
-                let body = bodies.get(count % bodies.len()).copied().unwrap_or_default();
+                let body = bodies
+                    .get(count % bodies.len())
+                    .copied()
+                    .unwrap_or_default();
                 let service = services.get(count % 2).copied().unwrap_or_default();
                 let request = post(&ring, &format!("/git/{repository}.git/{service}"));
                 let Ok(mut stream) = ring.door.tls(b"http/1.1").await else {

@@ -154,13 +154,25 @@ pub(crate) async fn run(mode: &AbuseMode) -> Result<Report> {
     let wanted = mode.workers * 5 * chosen.len() * usize::try_from(mode.seconds + 4)?;
     let mut run = String::new();
     for _ in 0..wanted.div_ceil(20_000) {
-        run = site.door.submit(wide_plan(20_000, "priority: 100, ")).await?;
+        run = site
+            .door
+            .submit(wide_plan(20_000, "priority: 100, "))
+            .await?;
     }
     let probe: Arc<Mutex<Probe>> = Arc::default();
     tasks.spawn(ask(site.door.clone(), Arc::clone(&probe)));
     tasks.spawn(enter(site.door.clone(), Arc::clone(&probe)));
     for (name, abuse) in chosen {
-        one(&mut report, &mut site, (name, *abuse), &fleet, &probe, &run, mode).await?;
+        one(
+            &mut report,
+            &mut site,
+            (name, *abuse),
+            &fleet,
+            &probe,
+            &run,
+            mode,
+        )
+        .await?;
     }
     tasks.abort_all();
     Ok(report)
@@ -233,17 +245,38 @@ async fn one(
     }
     report.expect(
         during.done > calm.done / 20.0,
-        format!("{name}: honest workers did {:.1} tasks a second, {:.1} before", during.done, calm.done),
+        format!(
+            "{name}: honest workers did {:.1} tasks a second, {:.1} before",
+            during.done, calm.done
+        ),
     );
     report.expect(
         during.newcomers > during.shut_out,
-        format!("{name}: {} newcomers got in, {} did not: {}", during.newcomers, during.shut_out, during.last_error),
+        format!(
+            "{name}: {} newcomers got in, {} did not: {}",
+            during.newcomers, during.shut_out, during.last_error
+        ),
     );
-    report.expect(during.stale == 0, format!("{name}: {} honest reports were called stale", during.stale));
-    report.expect(during.reconnects == 0, format!("{name}: {} honest sessions broke: {}", during.reconnects, during.last_error));
+    report.expect(
+        during.stale == 0,
+        format!("{name}: {} honest reports were called stale", during.stale),
+    );
+    report.expect(
+        during.reconnects == 0,
+        format!(
+            "{name}: {} honest sessions broke: {}",
+            during.reconnects, during.last_error
+        ),
+    );
     let grown = peak.resident_kib.saturating_sub(before.resident_kib);
-    report.expect(grown < RESIDENT_GROWTH_MAX_KIB, format!("{name}: {} MiB more memory", grown / 1024));
-    report.expect(peak.descriptors < DESCRIPTORS_MAX, format!("{name}: {} descriptors", peak.descriptors));
+    report.expect(
+        grown < RESIDENT_GROWTH_MAX_KIB,
+        format!("{name}: {} MiB more memory", grown / 1024),
+    );
+    report.expect(
+        peak.descriptors < DESCRIPTORS_MAX,
+        format!("{name}: {} descriptors", peak.descriptors),
+    );
     if let Err(error) = site.check() {
         report.expect(false, format!("{name}: {error:#}"));
         bail!("{name}: {error:#}");
@@ -301,10 +334,12 @@ async fn enter(door: Arc<Door>, probe: Arc<Mutex<Probe>>) {
             let mut last = String::new();
             loop {
                 match door.operator().await {
-                    Ok(mut operator) => match operator.get_info(v1::GetInfoRequest::default()).await {
-                        Ok(_) => return last,
-                        Err(status) => last = status.to_string(),
-                    },
+                    Ok(mut operator) => {
+                        match operator.get_info(v1::GetInfoRequest::default()).await {
+                            Ok(_) => return last,
+                            Err(status) => last = status.to_string(),
+                        }
+                    }
                     Err(error) => last = format!("{error:#}"),
                 }
                 probe

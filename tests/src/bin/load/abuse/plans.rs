@@ -29,7 +29,10 @@ pub(super) async fn a_million_tasks(ring: Ring) -> Result<()> {
                     Ok(_) => ring.note("taken"),
                     Err(status) => {
                         ring.note_status(&status);
-                        ring.note(&format!("within {} s", if took < 10 { "ten" } else { "many" }));
+                        ring.note(&format!(
+                            "within {} s",
+                            if took < 10 { "ten" } else { "many" }
+                        ));
                     }
                 }
             }
@@ -59,7 +62,10 @@ pub(super) async fn giant_fields(ring: Ring) -> Result<()> {
     let fan = {
         let all: Vec<String> = (0..20_000).map(|task| format!("t{task}")).collect();
         let tasks = wide_plan(20_000, "labels: [nobody], ");
-        format!("{tasks}  - {{ name: last, run: x, depends_on: [{}] }}\n", all.join(", "))
+        format!(
+            "{tasks}  - {{ name: last, run: x, depends_on: [{}] }}\n",
+            all.join(", ")
+        )
     };
     let plans = [
         format!("name: load\ntasks:\n- {{name: t, run: '{large}', labels: [nobody]}}\n"),
@@ -82,7 +88,11 @@ pub(super) async fn giant_fields(ring: Ring) -> Result<()> {
                 ring.note_status(&status);
             }
         }
-        ensure!(begun.elapsed().as_secs() < 30, "a plan took {:?}", begun.elapsed());
+        ensure!(
+            begun.elapsed().as_secs() < 30,
+            "a plan took {:?}",
+            begun.elapsed()
+        );
     }
     Ok(())
 }

@@ -226,7 +226,10 @@ pub(super) async fn foreign_events(ring: Ring) -> Result<()> {
         last = Some(session.end(&ring).await);
     }
     let last = last.context("no session was opened")?;
-    ensure!(last.code() == Code::ResourceExhausted, "not ended by name: {last}");
+    ensure!(
+        last.code() == Code::ResourceExhausted,
+        "not ended by name: {last}"
+    );
     Ok(())
 }
 
@@ -275,7 +278,9 @@ pub(super) async fn loud_worker(ring: Ring) -> Result<()> {
         }
     }
     let reports = vec![success(1, grant.lease)];
-    session.say(Said::Reports(v1::ReportBatch { reports })).await;
+    session
+        .say(Said::Reports(v1::ReportBatch { reports }))
+        .await;
     ring.note(&format!("{number} events of a mebibyte were taken in"));
     Ok(())
 }
@@ -294,7 +299,9 @@ pub(super) async fn foreign_reports(ring: Ring) -> Result<()> {
                     success(number, number * 7)
                 })
                 .collect();
-            session.say(Said::Reports(v1::ReportBatch { reports })).await;
+            session
+                .say(Said::Reports(v1::ReportBatch { reports }))
+                .await;
             match session.hear().await {
                 Ok(Heard::ReportAcks(acks)) => {
                     for ack in acks.acks {
@@ -317,6 +324,9 @@ pub(super) async fn foreign_reports(ring: Ring) -> Result<()> {
         last = ended.or(last);
     }
     let last = last.context("it was never ended")?;
-    ensure!(last.code() == Code::ResourceExhausted, "not ended by name: {last}");
+    ensure!(
+        last.code() == Code::ResourceExhausted,
+        "not ended by name: {last}"
+    );
     Ok(())
 }
