@@ -17,7 +17,7 @@ use muster_proto::v1;
 use crate::facts::Facts;
 use crate::remote::{GitRequest, Ref};
 use crate::scenario::{CrashPoint, Merge, What};
-use crate::store::{Dead, Pen, Written};
+use crate::store::{Pen, Written};
 use crate::world::{Checked, Ev, WALL_MS, World, tell};
 
 /// A message of a worker.
@@ -78,7 +78,7 @@ pub(crate) struct Pending {
     askers: Vec<Asker>,
     committed: Option<Committed>,
     first_row: usize,
-    queries: Vec<Box<GitRequest>>,
+    queries: Vec<GitRequest>,
     at: Timestamp,
 }
 
@@ -208,7 +208,7 @@ impl World<'_> {
                 || "the journal gives another state than the one that died".into(),
             )?;
         }
-        let silently = self.roll(1, self.coordinator.start, 0) % 4 == 0;
+        let silently = self.roll(1, self.coordinator.start, 0).is_multiple_of(4);
         for conn in 0..self.conns.len() {
             self.close_conn(conn, false, silently);
         }
@@ -353,7 +353,7 @@ impl World<'_> {
                         asked.extend(self.checked(conn, report, nth + 1 == last));
                     }
                 }
-                Request::Git(request) => queries.push(request),
+                Request::Git(request) => queries.push(*request),
                 Request::Archive(run) => {
                     self.coordinator.endings.insert(run);
                 }
@@ -362,7 +362,7 @@ impl World<'_> {
         self.decide(asked, queries)
     }
 
-    fn decide(&mut self, asked: Vec<(Asker, Command)>, queries: Vec<Box<GitRequest>>) -> Checked {
+    fn decide(&mut self, asked: Vec<(Asker, Command)>, queries: Vec<GitRequest>) -> Checked {
         let at = self.timestamp();
         let World {
             coordinator,
@@ -392,11 +392,12 @@ impl World<'_> {
             store,
             now: *now,
         };
-        let committed = match batch.close(leases).commit(&mut pen) {
-            Ok(committed) => Some(committed),
-            Err(Dead) => None,
-        };
-        let written = pen.written;
+        let committed = batch.close(leases).commit(&mut pen).ok();
+        let mut written = pen.written;
+        if committed.is_some() {
+            // It speaks on the batch's word that the row is there.
+            written.dies = false;
+        }
         self.counts.commands += commands.len() as u64;
         self.coordinator.pending = Some(Pending {
             written,
@@ -445,7 +446,7 @@ impl World<'_> {
         self.answer(pending.askers, committed.replies)?;
         self.release(&committed.effects, &committed.events);
         for query in pending.queries {
-            self.git_query(*query);
+            self.git_query(query);
         }
         if self.archive_ended()? || self.snapshot_if_due()? || !self.coordinator.up {
             return Ok(());
@@ -855,7 +856,7 @@ impl World<'_> {
         self.coordinator.git_busy = true;
         self.coordinator.git_nth += 1;
         let roll = self.roll(3, self.coordinator.git_nth, start);
-        let takes = if roll % 10 == 0 {
+        let takes = if roll.is_multiple_of(10) {
             500 + (roll >> 8) % 5_000
         } else {
             20 + (roll >> 8) % 200

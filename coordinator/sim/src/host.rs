@@ -698,7 +698,10 @@ impl World<'_> {
             Output::Send(kind) => {
                 let message = match kind {
                     worker_message::Kind::Heartbeat(beat) => Up::Heartbeat(beat),
-                    worker_message::Kind::Reports(batch) => Up::Reports(batch.reports),
+                    worker_message::Kind::Reports(batch) => {
+                        self.check_stored(host, &batch.reports)?;
+                        Up::Reports(batch.reports)
+                    }
                     _ => return Ok(()),
                 };
                 self.say_if_up(host, message);
@@ -740,6 +743,24 @@ impl World<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What is said is on disk, so that the next start can say it again.
+    fn check_stored(&self, host: usize, reports: &[v1::Report]) -> Checked {
+        let outbox = self.hosts.get(host).map(|host| &host.disk.outbox);
+        let missing = reports
+            .iter()
+            .find(|report| outbox.is_none_or(|outbox| !outbox.contains_key(&report.number)));
+        self.ensure(
+            missing.is_none(),
+            "reports are stored before they are said",
+            || {
+                format!(
+                    "report {} is not",
+                    missing.map_or(0, |report| report.number)
+                )
+            },
+        )
     }
 
     /// What the worker's loop does in each turn.

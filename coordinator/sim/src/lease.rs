@@ -310,7 +310,7 @@ impl World<'_> {
     fn end_tree(&mut self, host: usize, lease: u64, by_deadline: bool) {
         let grace = TERM_GRACE_MS.min(self.scenario.clocks.ttl_ms / 12);
         let roll = self.roll(20, lease, 0);
-        let takes = if roll % 3 == 0 {
+        let takes = if roll.is_multiple_of(3) {
             1 + (roll >> 8) % grace
         } else {
             1 + (roll >> 8) % 20
@@ -742,11 +742,9 @@ impl World<'_> {
                 self.wip(host, lease);
             }
             LeaseTimer::TimeLimit => match runner.doing {
-                Doing::Running => {
-                    if runner.stop.is_none() {
-                        runner.timed_out = true;
-                        self.end_tree(host, lease, false);
-                    }
+                Doing::Running if runner.stop.is_none() => {
+                    runner.timed_out = true;
+                    self.end_tree(host, lease, false);
                 }
                 Doing::Preparing => {
                     let failed = failure(FailureClass::Workspace, "the workspace is not ready");
@@ -848,14 +846,14 @@ impl World<'_> {
     }
 
     /// The answer to a push or fetch comes.
-    pub(crate) fn git_answered(&mut self, answer: GitAnswer) -> Checked {
+    pub(crate) fn git_answered(&mut self, answer: &GitAnswer) -> Checked {
         let GitAnswer {
             host,
             process,
             lease,
             op,
             result,
-        } = answer;
+        } = *answer;
         let now = self.now;
         if self.life(host) != process {
             return Ok(());

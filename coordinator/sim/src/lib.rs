@@ -139,3 +139,6 @@ pub struct Violation {
 pub fn run(scenario: &Scenario, watch: &mut dyn Watch) -> Result<Ended, Violation> {
     world::World::new(scenario, watch).run()
 }
+
+#[cfg(test)]
+mod tests;

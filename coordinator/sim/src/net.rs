@@ -155,7 +155,7 @@ impl World<'_> {
         if !std::mem::take(open) {
             return;
         }
-        let lost = fate(seed, 4, conn as u64, 0) % 3 == 0;
+        let lost = fate(seed, 4, conn as u64, 0).is_multiple_of(3);
         if lost || silently {
             known.lost_from = known.lost_from.min(now);
         }

@@ -94,7 +94,7 @@ impl World<'_> {
             Passage::At(at) => self.push(at, Ev::GitArrives(Box::new(request))),
             Passage::Breaks => {
                 self.git_answer(&request, GitResult::Unreachable, 50);
-                if self.roll(10, self.remote.requests, 0) % 2 == 0 {
+                if self.roll(10, self.remote.requests, 0).is_multiple_of(2) {
                     // It broke on its way back.
                     self.push(self.now + 5, Ev::GitArrives(Box::new(request)));
                 }
@@ -126,7 +126,7 @@ impl World<'_> {
     pub(crate) fn git_query(&mut self, mut request: GitRequest) {
         let allowed = self.allowed(&request);
         let roll = self.roll(11, self.remote.requests, request.op);
-        let takes = if roll % 16 == 0 {
+        let takes = if roll.is_multiple_of(16) {
             200 + (roll >> 8) % 8_000
         } else {
             3 + (roll >> 8) % 60

@@ -388,7 +388,7 @@ impl<'w> World<'w> {
                 Ok(())
             }
             Ev::GitMoves(request) => self.git_moves(*request),
-            Ev::GitAnswered(answer) => self.git_answered(*answer),
+            Ev::GitAnswered(answer) => self.git_answered(&answer),
             Ev::StartWorker(host, life) => self.start_worker(host, life),
             Ev::Process(host, process, timer) => self.process_timer(host, process, timer),
             Ev::Lease(host, process, lease, timer) => self.lease_timer(host, process, lease, timer),
