@@ -9,6 +9,8 @@ mod disk;
 mod document;
 mod failure;
 pub mod frames;
+#[cfg(test)]
+mod golden;
 mod identity;
 pub mod inspect;
 mod options;
