@@ -846,7 +846,8 @@ impl World<'_> {
         if start != self.coordinator.start || !self.coordinator.up || self.coordinator.git_busy {
             return;
         }
-        if self.coordinator.pending.is_some() {
+        // It looks again only when its last answer is committed.
+        if self.coordinator.pending.is_some() || !self.coordinator.inbox.is_empty() {
             self.push(self.now + 10, Ev::GitWork(start));
             return;
         }

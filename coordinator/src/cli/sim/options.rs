@@ -66,7 +66,7 @@ pub(crate) struct Sim {
         conflicts_with = "keep_going"
     )]
     pub(super) failures: NonZeroU32,
-    /// Run all seeds, however many fail
+    /// Go on when seeds fail, until 1000 have
     #[arg(long)]
     pub(super) keep_going: bool,
     /// Print the figures, and everything about violations, as one JSON object on the last line
