@@ -144,8 +144,8 @@ impl Link {
     /// Runs until an error that trying again would not cure.
     pub(crate) async fn run(self) -> Error {
         let mut reconnect = Reconnect::new();
-        loop {
-            let (was_up, error) = self.session().await;
+        for number in 1.. {
+            let (was_up, error) = self.session(number).await;
             if was_up {
                 reconnect.succeeded();
                 if self.events.send(LinkEvent::Down).await.is_err() {
@@ -166,11 +166,12 @@ impl Link {
             );
             tokio::time::sleep(pause).await;
         }
+        Error::Abandoned
     }
 
     /// One session, from the connection to its end; tells whether it began.
-    async fn session(&self) -> (bool, Error) {
-        let (mut stream, up, cut) = match self.begin().await {
+    async fn session(&self, number: u64) -> (bool, Error) {
+        let (mut stream, up, cut) = match self.begin(number).await {
             Ok(begun) => begun,
             Err(error) => return (false, error),
         };
@@ -197,7 +198,10 @@ impl Link {
         }
     }
 
-    async fn begin(&self) -> Result<(Streaming<CoordinatorMessage>, Up, CancellationToken), Error> {
+    async fn begin(
+        &self,
+        number: u64,
+    ) -> Result<(Streaming<CoordinatorMessage>, Up, CancellationToken), Error> {
         let endpoint = endpoint(&self.options, &self.folder).await?;
         let channel = endpoint
             .authorized(Bearer::token(&self.options.token)?)
@@ -207,7 +211,7 @@ impl Link {
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let (urgent, urgent_waiting) = mpsc::channel(URGENT_WAITING_MAX);
         let (events, events_waiting) = mpsc::channel(EVENTS_WAITING_MAX);
-        send(&urgent, worker_message::Kind::Hello(self.hello()));
+        send(&urgent, worker_message::Kind::Hello(self.hello(number)));
         let outgoing = ordered(urgent_waiting, events_waiting);
         let first = async {
             let response = client.session(outgoing).await.map_err(refused)?;
@@ -255,7 +259,7 @@ impl Link {
         Ok((stream, up, cut))
     }
 
-    fn hello(&self) -> Hello {
+    fn hello(&self, number: u64) -> Hello {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
         Hello {
             version: Some(ProtocolVersion::current(concat!(
@@ -273,6 +277,7 @@ impl Link {
             held_leases: machine.held(),
             draining: machine.is_draining(),
             pool: self.options.pool.clone(),
+            number,
         }
     }
 }

@@ -233,6 +233,10 @@ fn soak(arguments: &Arguments) -> Result<bool> {
     }
     let ledger = evidence::ledger(&world.ledger)?;
     leftovers::files(&world, &ledger);
+    // Once more with nobody at work, when nothing may be excused.
+    if let Err(error) = leftovers::audit(&world) {
+        world.fail(format!("at rest: {error:#}"));
+    }
     let figures = ended.unwrap_or_default();
     let clean = report::print(arguments, &world, &figures)?;
     if clean && !arguments.keep {
@@ -310,7 +314,9 @@ fn phases(
         Ok(world.over() || unfinished(world).is_empty())
     })
     .with_context(|| format!("hang: {}", unfinished(world)))?;
-    leftovers::wait_for_idle_workers(world, SOON)?;
+    if let Err(error) = leftovers::wait_for_idle_workers(world, SOON) {
+        world.fail(format!("{error:#}"));
+    }
     world.note("everything has ended");
     report::say(
         arguments.json,
@@ -392,7 +398,7 @@ fn end_parts(world: &World) -> Result<()> {
     };
     for worker in &mut world.parts().workers {
         worker.wanted = false;
-        worker.part.expected = Expected::ToEnd;
+        worker.part.expected = Expected::Ending;
         worker.part.signal(Signal::TERM);
     }
     wait::until_true("workers that were told to end have ended", SOON, || {
@@ -400,7 +406,7 @@ fn end_parts(world: &World) -> Result<()> {
     })?;
     {
         let mut parts = world.parts();
-        parts.coordinator.expected = Expected::ToEnd;
+        parts.coordinator.expected = Expected::Ending;
         parts.coordinator_wanted = false;
         parts.coordinator.signal(Signal::TERM);
         world.note("the coordinator is told to end");
