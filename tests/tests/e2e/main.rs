@@ -70,8 +70,9 @@ fn main() -> ExitCode {
     ];
     if muster_tests::hosts::missing_filter().is_some() {
         trials.extend(
-            cutoff::SCENARIOS
-                .iter()
+            [cutoff::SCENARIOS, wire::PROXY_SCENARIOS]
+                .into_iter()
+                .flatten()
                 .map(|(name, scenario)| trial(name, *scenario, &programs)),
         );
     }

@@ -20,7 +20,6 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         "connections_cut_at_any_byte_lose_nothing_and_double_nothing",
         cut_anywhere,
     ),
-    ("a_delay_of_300_ms_each_way_changes_nothing", delay),
     (
         "a_chatty_agent_behind_a_slow_line_keeps_its_lease",
         slow_line,
@@ -42,6 +41,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         forgotten,
     ),
 ];
+
+/// Where packets cannot be delayed between hosts, the bytes of connections are.
+pub(crate) const PROXY_SCENARIOS: &[(&str, Scenario)] =
+    &[("a_delay_of_300_ms_each_way_changes_nothing", delay)];
 
 /// They need hosts of their own.
 pub(crate) const HOST_SCENARIOS: &[(&str, Scenario)] = &[(
@@ -151,7 +154,7 @@ impl Seeded {
 fn cut_anywhere(programs: &Programs) -> Result<()> {
     let seed = std::env::var("MUSTER_E2E_SEED");
     let seed: u64 = seed.ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
-    const CUTS: u64 = 40;
+    const CUTS: u64 = 32;
     const LINES: usize = 50;
     // Connections are cut, not leases: a worker that failed many times in a row pauses for seconds.
     let terms = Options {
@@ -261,7 +264,7 @@ fn far_host(programs: &Programs) -> Result<()> {
         cluster.run_behind(hosts.wrapper("head", &[], &[])?);
         cluster.serve()?;
         let delay = Path::new(env!("CARGO_BIN_EXE_delay"));
-        let mut delay = Program::new(delay, cluster.folder()).args(["1", "150"]);
+        let mut delay = Program::new(delay, cluster.folder()).args(["1", "300"]);
         delay.wrapper = hosts.wrapper("far", &[], &[])?;
         let _delay = delay.start(&cluster.logs(), "delay")?;
         hosts.queue_packets("far", 1)?;
@@ -276,7 +279,7 @@ fn far_host(programs: &Programs) -> Result<()> {
             took > Duration::from_millis(1_200),
             "packets were not delayed: {took:?}"
         );
-        // Without a repository: how git gets on with delay is tried elsewhere.
+        // Without a repository: git only makes it longer.
         let plan = format!(
             "tasks:\n  - name: t\n    run: |\n      {}\n",
             TALK.replace('\n', "\n      ")
@@ -460,17 +463,15 @@ fn forgotten(programs: &Programs) -> Result<()> {
         let run = cluster.submit(&one_task(cluster, &script)?)?;
         let at_work = cluster.folder().join("at-work");
         until_true("the agent works", SOON, || Ok(at_work.exists()))?;
-        for (index, direction) in Direction::BOTH.into_iter().enumerate() {
-            proxy.set(direction, Faults::BLACK_HOLE);
-            until_true("something is lost", SOON, || {
-                Ok(proxy.counts().lost[index] > 0)
-            })?;
-            // New connections pass; the open one is dead, and nobody is told.
-            proxy.heal();
-            until_true("it has a session again", SOON, || {
-                Ok(sessions(&worker) == index + 2)
-            })?;
-        }
+        proxy.set_both(Faults::BLACK_HOLE);
+        until_true("something is lost", SOON, || Ok(proxy.counts().lost[0] > 0))?;
+        // New connections pass; the open one is dead, and nobody is told.
+        proxy.heal();
+        until_true(
+            "it has a session again",
+            SOON,
+            || Ok(sessions(&worker) == 2),
+        )?;
         gates.open("end")?;
         once(&cluster.ended(&run)?, "t")?;
         transcript_is_whole(cluster, &run, "t", 1)
