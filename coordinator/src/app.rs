@@ -158,7 +158,7 @@ impl App {
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
         let repositories = Repositories::new(git.clone(), home.path().to_owned());
-        let projection = Projection::new(engine.clone(), repositories.clone());
+        let projection = Projection::new(engine.clone(), readers.clone(), repositories.clone());
         let fence = Arc::new(EngineFence::new(
             engine.clone(),
             fleet_readers.clone(),

@@ -1,6 +1,7 @@
 //! Records in append-only files: a length, a checksum, the bytes.
 //!
-//! A file that was cut at any byte loads as the records before the cut.
+//! A file that was cut at any byte loads as the records before the cut. Of one that a disk has
+//! damaged, what was hit is missing; the file as it was is kept beside it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
@@ -11,6 +12,9 @@ use std::path::{Path, PathBuf};
 const HEADER_BYTES: usize = 8;
 /// Longest record: a report or an event is far below; a longer length is damage.
 pub const RECORD_BYTES_MAX: usize = 1 << 20;
+
+/// What is hashed at most to tell a torn end from a damaged length: a fraction of a second.
+const SEARCH_BYTES_MAX: usize = 128 << 20;
 
 /// An append-only file of records, readable by its owner alone.
 ///
@@ -57,7 +61,8 @@ impl Faults {
 
 impl FrameFile {
     /// Opens or creates the file, hands every sound record to `each`, and cuts off what follows
-    /// the last sound one.
+    /// the last sound one. If that is more than a write leaves that was cut off, the file is first
+    /// copied to the same name with `.damaged-<n>` behind it.
     pub fn open(path: &Path, mut each: impl FnMut(Vec<u8>)) -> Result<Self, Error> {
         let file = OpenOptions::new()
             .read(true)
@@ -67,10 +72,17 @@ impl FrameFile {
             .open(path)
             .map_err(Error::file("open", path))?;
         let mut reader = FrameReader::of(&file, path)?;
-        while let Some(record) = reader.next()? {
+        while let Some(record) = reader.next_record()? {
             each(record);
         }
         let bytes = reader.offset();
+        if !is_torn(&file, bytes).map_err(Error::file("read", path))? {
+            let aside = set_aside(path)?;
+            tracing::warn!(
+                file = %path.display(), offset = bytes, aside = %aside.display(),
+                "a file is damaged and was set aside; it goes on before the damage"
+            );
+        }
         file.set_len(bytes)
             .map_err(Error::file("cut the damaged end of", path))?;
         Ok(Self {
@@ -191,6 +203,15 @@ pub struct FrameReader<R> {
     input: R,
     path: PathBuf,
     offset: u64,
+    ended: bool,
+}
+
+/// What stands where a record should.
+enum Found {
+    Sound(Vec<u8>),
+    /// A record of this size that is not what was written.
+    Damaged(u64),
+    Nothing,
 }
 
 impl FrameReader<BufReader<File>> {
@@ -203,6 +224,7 @@ impl FrameReader<BufReader<File>> {
             input: BufReader::with_capacity(64 * 1024, file),
             path: path.to_owned(),
             offset,
+            ended: false,
         })
     }
 }
@@ -215,28 +237,50 @@ impl<'a> FrameReader<BufReader<&'a File>> {
             input: BufReader::with_capacity(64 * 1024, file),
             path: path.to_owned(),
             offset: 0,
+            ended: false,
         })
     }
 }
 
 impl<R: Read> FrameReader<R> {
-    /// Returns the next sound record; `None` at the end or at the first damage.
-    pub fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
+    /// Returns the next sound record; `None` at the end, and at damage that hides where the next
+    /// record begins. A damaged record with a sound one right behind it is left out.
+    pub fn next_record(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        if self.ended {
+            return Ok(None);
+        }
+        let mut size = 0;
+        for _ in 0..2 {
+            match self.record()? {
+                Found::Sound(record) => {
+                    self.offset += size + (HEADER_BYTES + record.len()) as u64;
+                    return Ok(Some(record));
+                }
+                Found::Damaged(damaged) => size += damaged,
+                Found::Nothing => break,
+            }
+        }
+        // Where the reader stands is no place of a record any more.
+        self.ended = true;
+        Ok(None)
+    }
+
+    fn record(&mut self) -> Result<Found, Error> {
         let mut header = [0; HEADER_BYTES];
         if !self.fill(&mut header)? {
-            return Ok(None);
+            return Ok(Found::Nothing);
         }
-        let [a, b, c, d, check @ ..] = header;
-        let length = u32::from_le_bytes([a, b, c, d]) as usize;
-        if length > RECORD_BYTES_MAX {
-            return Ok(None);
-        }
+        let Some((length, check)) = read_header(header) else {
+            return Ok(Found::Nothing);
+        };
         let mut record = vec![0; length];
-        if !self.fill(&mut record)? || checksum(&record) != check {
-            return Ok(None);
+        if !self.fill(&mut record)? {
+            return Ok(Found::Nothing);
         }
-        self.offset += (HEADER_BYTES + length) as u64;
-        Ok(Some(record))
+        if checksum(&record) != check {
+            return Ok(Found::Damaged((HEADER_BYTES + length) as u64));
+        }
+        Ok(Found::Sound(record))
     }
 
     /// Where the next record begins.
@@ -251,6 +295,81 @@ impl<R: Read> FrameReader<R> {
             Err(source) => Err(Error::file("read", &self.path)(source)),
         }
     }
+}
+
+/// Reads length and checksum; `None` for a length that no record has.
+fn read_header(header: [u8; HEADER_BYTES]) -> Option<(usize, [u8; 4])> {
+    let [a, b, c, d, check @ ..] = header;
+    let length = u32::from_le_bytes([a, b, c, d]) as usize;
+    (length <= RECORD_BYTES_MAX).then_some((length, check))
+}
+
+/// Tells whether what follows a place is what a write leaves that was cut off: a part of one
+/// record, or a hole of zeros.
+fn is_torn(mut file: &File, offset: u64) -> io::Result<bool> {
+    file.seek(SeekFrom::Start(offset))?;
+    let mut rest = Vec::new();
+    // A record that was cut off is shorter than a whole one.
+    let most = (HEADER_BYTES + RECORD_BYTES_MAX) as u64;
+    file.take(most + 1).read_to_end(&mut rest)?;
+    if rest.iter().all(|byte| *byte == 0) {
+        return Ok(io::copy(&mut file, &mut io::sink())? == 0 || rest.len() as u64 <= most);
+    }
+    let Some((header, body)) = rest.split_first_chunk::<HEADER_BYTES>() else {
+        return Ok(true);
+    };
+    let is_cut = read_header(*header).is_some_and(|(length, _)| length > body.len());
+    // A damaged length can claim that the file is too short as well.
+    Ok(is_cut && !holds_record(&rest))
+}
+
+/// Tells whether a whole record stands anywhere in these bytes but at their beginning. Says so too
+/// when it would take too long to be sure.
+fn holds_record(bytes: &[u8]) -> bool {
+    let mut effort = SEARCH_BYTES_MAX;
+    for at in 1..bytes.len() {
+        let rest = bytes.get(at..).unwrap_or_default();
+        let Some((header, body)) = rest.split_first_chunk::<HEADER_BYTES>() else {
+            return false;
+        };
+        let Some((length, check)) = read_header(*header) else {
+            continue;
+        };
+        let Some(record) = body.get(..length).filter(|record| !record.is_empty()) else {
+            continue;
+        };
+        if length > effort || checksum(record) == check {
+            return true;
+        }
+        effort -= length;
+    }
+    false
+}
+
+/// Copies a file to the first free name beside it, for good.
+fn set_aside(path: &Path) -> Result<PathBuf, Error> {
+    for number in 1_u64.. {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".damaged-{number}"));
+        let aside = PathBuf::from(name);
+        let made = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&aside);
+        match made {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => {
+                made.and_then(|mut made| {
+                    io::copy(&mut File::open(path)?, &mut made)?;
+                    made.sync_all()
+                })
+                .map_err(Error::file("set aside what is damaged as", &aside))?;
+                return Ok(aside);
+            }
+        }
+    }
+    Ok(path.to_owned())
 }
 
 /// Writes one record in its framed form.
@@ -334,6 +453,39 @@ mod tests {
             let mut wanted = records[..kept].to_vec();
             wanted.push(b"next".to_vec());
             assert_eq!(load(&path), wanted, "cut at {cut}");
+        }
+    }
+
+    /// Whatever byte is flipped, only the record that it hit is missing, or the file as it was is
+    /// kept; and what is written next is read.
+    #[test]
+    fn a_flipped_byte_anywhere_loses_nothing_but_what_it_hit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let records: Vec<Vec<u8>> = (0..4_u8).map(|number| vec![number; 9]).collect();
+        let mut whole = Vec::new();
+        records.iter().for_each(|record| encode(&mut whole, record));
+        let size = whole.len() / records.len();
+        let aside = folder.path().join("log.damaged-1");
+        for place in 0..whole.len() {
+            let mut spoiled = whole.clone();
+            spoiled[place] ^= 0x10;
+            std::fs::write(&path, &spoiled).unwrap();
+            let mut file = FrameFile::open(&path, |_| ()).unwrap();
+            file.push(b"next").unwrap();
+            file.write().unwrap();
+            let hit = place / size;
+            let found = load(&path);
+            assert_eq!(found.last().unwrap(), b"next", "at {place}");
+            assert!(found.starts_with(&records[..hit]), "at {place}: {found:?}");
+            let others = records.iter().filter(|record| **record != records[hit]);
+            let kept = std::fs::read(&aside).is_ok_and(|aside| aside == spoiled);
+            let is_last = hit + 1 == records.len();
+            assert!(
+                kept || is_last || others.clone().all(|record| found.contains(record)),
+                "at {place}: {found:?}"
+            );
+            drop(std::fs::remove_file(&aside));
         }
     }
 

@@ -16,6 +16,9 @@ pub(crate) const LOCK: &str = "lock";
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) const IDENTITY: &str = "identity.json";
+/// Format of everything in a worker's folder: spools, outbox, folders of leases. Grows with every
+/// change that an older program could not live with.
+const FORMAT: u32 = 1;
 const IDENTITY_BYTES_MAX: u64 = 16 * 1024;
 /// Workers of one user on one host; more is a mistake of the starter.
 const PLACES_MAX: u32 = 4_096;
@@ -72,6 +75,15 @@ pub(crate) struct Identity {
 struct Stored {
     worker: String,
     incarnation: u64,
+    #[serde(default = "first_format")]
+    format: u32,
+    #[serde(default)]
+    written_by: String,
+}
+
+/// The only format without a number.
+const fn first_format() -> u32 {
+    1
 }
 
 impl Identity {
@@ -141,6 +153,8 @@ impl Identity {
         let stored = Stored {
             worker,
             incarnation,
+            format: FORMAT,
+            written_by: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let path = folder.join(IDENTITY);
         let bytes = serde_json::to_vec_pretty(&stored)
@@ -209,10 +223,19 @@ fn lock(folder: &Path) -> Result<Option<File>, Error> {
 fn stored(folder: &Path) -> Result<Option<Stored>, Error> {
     let path = folder.join(IDENTITY);
     match private_file::read_bounded(&path, IDENTITY_BYTES_MAX) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(io::Error::from)
-            .map_err(Error::file("understand", &path)),
+        Ok(bytes) => {
+            let stored: Stored = serde_json::from_slice(&bytes)
+                .map_err(io::Error::from)
+                .map_err(Error::file("understand", &path))?;
+            if stored.format > FORMAT {
+                return Err(Error::NewerFormat {
+                    folder: folder.to_owned(),
+                    written_by: stored.written_by.chars().take(40).collect(),
+                    found: stored.format,
+                });
+            }
+            Ok(Some(stored))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::file("read", &path)(source)),
     }
@@ -262,6 +285,20 @@ pub enum Error {
     /// All places are taken.
     #[error("all {PLACES_MAX} places in {} are taken by other workers or hosts", .0.display())]
     NoPlace(PathBuf),
+    /// A newer program has left it.
+    #[error(
+        "{} was written by Muster {written_by} in format {found}; this one reads up to format \
+         {FORMAT}: start that or a newer Muster, or name another folder with --state-dir",
+        folder.display()
+    )]
+    NewerFormat {
+        /// The worker's folder.
+        folder: PathBuf,
+        /// Version of the program.
+        written_by: String,
+        /// Its format.
+        found: u32,
+    },
     /// The file system refused.
     #[error("cannot {doing} {}", path.display())]
     File {
@@ -289,6 +326,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_folder_of_a_newer_program_is_refused_with_both_versions_and_left_as_it_is() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join(IDENTITY);
+        let newer = br#"{"worker":"w","incarnation":1,"format":9,"written_by":"8.1.0"}"#;
+        std::fs::write(&path, newer).unwrap();
+        let refused = Identity::take(&StateDir::At(base.path().to_owned()), "host", None);
+        let text = refused.unwrap_err().to_string();
+        assert!(
+            text.contains("Muster 8.1.0 in format 9") && text.contains("up to format 1"),
+            "{text}"
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), newer);
+    }
+
+    #[test]
     fn places_are_taken_in_order_and_incarnations_only_grow() {
         let base = tempfile::tempdir().unwrap();
         let state = StateDir::Within(base.path().to_owned());
@@ -311,11 +363,9 @@ mod tests {
         let state = StateDir::At(folder.path().to_owned());
         let worker = Identity::take(&state, "host", None).unwrap().worker;
         let incarnation = u64::MAX - 5;
-        let stored = serde_json::to_vec(&Stored {
-            worker,
-            incarnation,
-        })
-        .unwrap();
+        // As the first program wrote it.
+        let stored = serde_json::json!({ "worker": worker, "incarnation": incarnation });
+        let stored = serde_json::to_vec(&stored).unwrap();
         std::fs::write(folder.path().join(IDENTITY), stored).unwrap();
         let identity = Identity::take(&state, "host", None).unwrap();
         assert_eq!(identity.incarnation, u64::MAX - 4);

@@ -228,7 +228,7 @@ pub(crate) fn records(path: &Path, mut each: impl FnMut(&[u8])) -> io::Result<Op
         bytes,
         ..Records::default()
     };
-    while let Some(record) = reader.next().map_err(io::Error::other)? {
+    while let Some(record) = reader.next_record().map_err(io::Error::other)? {
         found.count += 1;
         each(&record);
     }

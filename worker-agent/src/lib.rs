@@ -2,13 +2,15 @@
 //! their work.
 
 mod agent;
-mod attempt;
+pub mod attempt;
 pub mod cli;
 pub mod clock;
 mod disk;
 mod document;
 mod failure;
 pub mod frames;
+#[cfg(test)]
+mod golden;
 mod identity;
 pub mod inspect;
 mod options;

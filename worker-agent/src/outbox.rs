@@ -218,6 +218,24 @@ mod tests {
     }
 
     #[test]
+    fn an_outbox_cut_at_any_byte_takes_further_reports() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(NAME);
+        let mut outbox = Outbox::open(folder.path()).unwrap();
+        outbox.store(&[report(1), report(2), report(3)]).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for cut in 0..=whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let mut outbox = Outbox::open(folder.path()).unwrap();
+            let mut wanted = numbers(&outbox);
+            outbox.store(&[report(9)]).unwrap();
+            wanted.push(9);
+            let again = Outbox::open(folder.path()).unwrap();
+            assert_eq!((numbers(&again), again.next_number()), (wanted, 10));
+        }
+    }
+
+    #[test]
     fn an_outbox_cut_at_any_byte_has_a_prefix_of_its_reports() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(NAME);

@@ -191,7 +191,7 @@ impl SpoolReader {
         let mut events = Vec::new();
         let mut bytes = 0;
         let mut end = offset;
-        while let Some(record) = reader.next()? {
+        while let Some(record) = reader.next_record()? {
             let Some((event, _)) = decode(&record) else {
                 break;
             };

@@ -413,7 +413,7 @@ async fn a_coordinator_that_writes_meanwhile_is_saved_as_of_one_moment() {
         async move {
             let mut drains = 0_u64;
             while !enough.load(Ordering::Relaxed) {
-                let draining = drains % 2 == 0;
+                let draining = drains.is_multiple_of(2);
                 let by = "tests".into();
                 let (worker, drain) = (worker(), draining);
                 let command = Command::Drain {

@@ -98,7 +98,7 @@ impl Desk<'_> {
 
     async fn sweep(&mut self, options: &Sim) -> Result<Exit> {
         let output = self.context.output;
-        let range = options.seeds.clone().unwrap_or(options::DEFAULT_SEEDS);
+        let range = options.seeds.clone();
         let before = match &options.progress {
             Some(file) => Progress::read(file).map_err(no_progress)?,
             None => Progress::default(),

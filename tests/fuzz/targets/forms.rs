@@ -15,7 +15,7 @@ fuzz_target!(|input: (u8, &[u8])| {
         })),
         1 => drop(form::decode_events(form, body)),
         2 => drop(form::decode_run(form, body).map(|image| {
-            coordinator::store::Summary::of(&image.run);
+            let _ = coordinator::store::Summary::of(&image.run);
         })),
         3 => drop(form::decode_summary(form, body)),
         _ => drop(form::decode_head(form, body)),

@@ -35,7 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
     if invariants::check(&state).is_ok() {
         let again = State::from_image(image.clone(), Timestamp::from_ms(1)).expect("its own image");
         assert!(again.image() == image, "an image differs from its state");
-        let _ = schedule(&mut state, Timestamp::from_ms(2));
-        let _ = effects(&[]);
+        let events = schedule(&mut state, Timestamp::from_ms(2));
+        let _ = effects(&state, &events);
     }
 });

@@ -19,7 +19,7 @@ fuzz_target!(|input: (u8, &[u8])| {
             drop(coordinator::plan::parse("p", &request.plan, &Default::default()));
         })),
         2 => drop(v1::Grant::decode(bytes).map(|grant| {
-            convert::work_of(grant.work.as_ref(), TaskIx(grant.lease as u32));
+            let _ = convert::work_of(grant.work.as_ref(), TaskIx(grant.lease as u32));
             grant.timeout.as_ref().map(convert::span);
         })),
         _ => drop(v1::AgentEvent::decode(bytes).map(|event| coordinator::transcript::is_last(&event))),

@@ -5,10 +5,11 @@ use std::time::Duration;
 use anyhow::Result;
 use muster_tests::Programs;
 use muster_tests::cluster::Options;
-use muster_tests::cutoff::{Case, Coordinator, Length, Loss, measure};
+use muster_tests::cutoff::{Case, Coordinator, Length, Loss, Network, measure};
 
 use crate::Scenario;
 
+/// Where packets cannot be dropped between hosts, the bytes of connections are held back instead.
 pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[(
     "a_worker_that_is_cut_off_stops_its_agents_before_their_tasks_are_given_away",
     cut_off,
@@ -24,11 +25,13 @@ pub(crate) const CLOCK_SCENARIOS: &[(&str, Scenario)] = &[
         "jumps_of_the_coordinators_wall_clock_change_no_lease_and_break_no_reconnect",
         clock_of_coordinator,
     ),
-    (
-        "agents_end_in_time_while_the_coordinators_host_sleeps",
-        lid_of_coordinator,
-    ),
 ];
+
+/// They need hosts, and a packet filter on them.
+pub(crate) const HOST_SCENARIOS: &[(&str, Scenario)] = &[(
+    "packets_dropped_both_ways_or_one_way_stop_agents_in_time",
+    dropped_packets,
+)];
 
 const TERMS: Options = Options {
     lease_ttl: Duration::from_secs(4),
@@ -46,16 +49,28 @@ fn case(loss: Loss, length: Length, wall_jumps: bool) -> Case {
 }
 
 fn measured(programs: &Programs, coordinator: Coordinator, cases: &[Case]) -> Result<()> {
-    for figures in measure(programs, TERMS, coordinator, cases)? {
+    for figures in measure(programs, TERMS, Network::Proxies, coordinator, cases)? {
         crate::say(&figures.to_string());
     }
     Ok(())
 }
 
-fn cut_off(programs: &Programs) -> Result<()> {
+fn all_cuts() -> Vec<Case> {
     let losses = [Loss::BothWays, Loss::Up, Loss::Down];
     let cases = losses.map(|loss| BOTH_LENGTHS.map(|length| case(loss, length, false)));
-    measured(programs, Coordinator::Undisturbed, cases.as_flattened())
+    cases.as_flattened().to_vec()
+}
+
+fn cut_off(programs: &Programs) -> Result<()> {
+    measured(programs, Coordinator::Undisturbed, &all_cuts())
+}
+
+fn dropped_packets(programs: &Programs) -> Result<()> {
+    let undisturbed = Coordinator::Undisturbed;
+    for figures in measure(programs, TERMS, Network::Hosts, undisturbed, &all_cuts())? {
+        crate::say(&format!("between hosts: {figures}"));
+    }
+    Ok(())
 }
 
 fn clocks_of_workers(programs: &Programs) -> Result<()> {
@@ -74,9 +89,4 @@ fn clock_of_coordinator(programs: &Programs) -> Result<()> {
         case(Loss::BothWays, Length::Longer, false),
     ];
     measured(programs, Coordinator::WallJumps, &cases)
-}
-
-fn lid_of_coordinator(programs: &Programs) -> Result<()> {
-    let case = case(Loss::None, Length::Shorter, false);
-    measured(programs, Coordinator::Lid(Length::Longer), &[case])
 }

@@ -7,7 +7,7 @@ use muster_tests::Programs;
 use muster_tests::cluster::Cluster;
 use muster_tests::files::{Gates, Ledger};
 use muster_tests::process::Program;
-use muster_tests::wait::SOON;
+use muster_tests::wait::{SOON, until_true};
 
 use crate::deaths::{SHORT, gated_plan, started};
 use crate::{Scenario, with_cluster};
@@ -21,6 +21,7 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         "a_stopped_coordinators_home_is_saved_and_put_back",
         stopped_home,
     ),
+    ("backups_made_while_tasks_push_are_each_whole", busy_home),
 ];
 
 fn restored_home(programs: &Programs) -> Result<()> {
@@ -138,6 +139,41 @@ fn stopped_home(programs: &Programs) -> Result<()> {
         ensure!(!log.out.is_empty(), "no log");
         let status = cluster.ask(["status", "@last", "--json"])?.success()?;
         fsck(cluster, &status.json()?)
+    })
+}
+
+fn busy_home(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        let plan = cluster.plan("hundred.yaml");
+        let plan = plan.to_string_lossy();
+        let mut running = cluster
+            .call(["run", &*plan, "--slots", "4", "--json"])
+            .start(&cluster.logs(), "run")?;
+        until_true("a journal is there", SOON, || {
+            Ok(cluster.home().join("journal.db").exists())
+        })?;
+        let mut batches = Vec::new();
+        while running.runs()? {
+            let number = batches.len();
+            let backup = cluster.folder().join(format!("backup-{number}"));
+            let backup = backup.to_string_lossy().into_owned();
+            let saved = cluster.ask(["backup", &backup, "--json"])?.success()?;
+            // Restoring reads everything once more, and git walks all of it.
+            let home = cluster.folder().join(format!("restored-{number}"));
+            let home = home.to_string_lossy().into_owned();
+            cluster
+                .ask(["restore", &backup, "--home", &home])?
+                .success()?;
+            batches.extend(saved.json()?["figures"]["last_batch"].as_u64());
+            std::fs::remove_dir_all(&backup)?;
+            std::fs::remove_dir_all(&home)?;
+        }
+        ensure!(running.ended(SOON)?.success(), "{}", running.errors());
+        ensure!(
+            batches.len() >= 2 && batches.is_sorted() && batches.first() < batches.last(),
+            "batches saved: {batches:?}"
+        );
+        Ok(())
     })
 }
 

@@ -150,6 +150,12 @@ impl LeaseFolder {
         }
     }
 
+    /// Empties the folder for temporary files, of whose users none is left.
+    pub(crate) fn empty_tmp(&self) -> io::Result<()> {
+        remove_tree(&self.tmp())?;
+        create_private(&self.tmp()).map_err(io::Error::other)
+    }
+
     /// Moves the workspace to a folder that outlives the lease's.
     pub(crate) fn keep_workspace(&self, kept: &Path, name: &str) -> io::Result<PathBuf> {
         create_private(kept).map_err(io::Error::other)?;
@@ -253,6 +259,17 @@ mod tests {
         std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o500)).unwrap();
         folder.remove().unwrap();
         assert_eq!(std::fs::read_dir(leases.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn temporary_files_go_and_their_folder_stays() {
+        let leases = tempfile::tempdir().unwrap();
+        let folder = LeaseFolder::of(leases.path(), 7);
+        folder.create(&Grant::default()).unwrap();
+        std::fs::create_dir(folder.tmp().join("build")).unwrap();
+        std::fs::write(folder.tmp().join("build/large"), b"x").unwrap();
+        folder.empty_tmp().unwrap();
+        assert_eq!(std::fs::read_dir(folder.tmp()).unwrap().count(), 0);
     }
 
     #[test]

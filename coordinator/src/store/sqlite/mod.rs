@@ -9,6 +9,8 @@ mod copy;
 #[cfg(test)]
 mod damage;
 mod files;
+#[cfg(test)]
+mod golden;
 mod history;
 pub mod inspect;
 mod mend;

@@ -15,7 +15,7 @@ pub(super) fn writer(home: &OnDisk) -> Writer<SqliteStore> {
 }
 
 /// Opens the database as another program would.
-fn raw(home: &OnDisk) -> Connection {
+pub(super) fn raw(home: &OnDisk) -> Connection {
     Connection::open(home.path()).unwrap()
 }
 
