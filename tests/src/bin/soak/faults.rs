@@ -176,7 +176,9 @@ impl<'a> Director<'a> {
                 self.process(kind, choice, now + time, Seen::is_supervisor)
             }
             Kind::KillAgent | Kind::FreezeAgent => {
-                self.process(kind, choice, now + time, |seen| seen.work().is_some())
+                // Before it becomes the agent, a process does not say yet for whom it works.
+                let of_attempt = |seen: &Seen| seen.work().is_some_and(|work| !work.run.is_empty());
+                self.process(kind, choice, now + time, of_attempt)
             }
             Kind::KillGit | Kind::FreezeGit => {
                 self.process(kind, choice, now + short, Seen::is_git)
