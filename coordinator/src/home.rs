@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+/// File whose lock makes a coordinator the only one of its home.
+pub(crate) const LOCK: &str = "coordinator.lock";
+
 /// A home that this process owns, until it is dropped.
 #[derive(Debug)]
 pub struct Home {
@@ -59,7 +62,7 @@ impl Home {
             let private = std::fs::Permissions::from_mode(0o700);
             std::fs::set_permissions(&path, private).map_err(io("make the home private"))?;
         }
-        let lock_path = path.join("coordinator.lock");
+        let lock_path = path.join(LOCK);
         let lock_io = |action| {
             let path = lock_path.clone();
             move |source| Error::Io {
@@ -100,6 +103,40 @@ impl Home {
     }
 }
 
+/// A home in which no coordinator can start as long as this lives. Nothing is changed for it.
+#[derive(Debug)]
+pub struct Quiet {
+    _lock: Option<File>,
+}
+
+/// Keeps coordinators from starting on a home; `None` if one has it.
+///
+/// Several may keep a home quiet at once. A coordinator that wants to start meanwhile finds the
+/// home in use.
+///
+/// # Errors
+/// The lock cannot be looked at.
+pub fn quiet(path: &Path) -> Result<Option<Quiet>, Error> {
+    let lock_path = path.join(LOCK);
+    let io = |action, source| Error::Io {
+        action,
+        path: lock_path.clone(),
+        source,
+    };
+    let lock = match File::open(&lock_path) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Some(Quiet { _lock: None }));
+        }
+        Err(error) => return Err(io("open", error)),
+    };
+    match flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(Some(Quiet { _lock: Some(lock) })),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(io("lock", error.into())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +158,28 @@ mod tests {
             assert!(begun.elapsed() < std::time::Duration::from_secs(10));
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_home_that_is_kept_quiet_is_in_use_and_unchanged() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        assert!(quiet(path).unwrap().is_some());
+        assert_eq!(std::fs::read_dir(path).unwrap().count(), 0);
+        let owned = Home::own(path).unwrap();
+        assert!(quiet(path).unwrap().is_none());
+        drop(owned);
+        let begun = std::time::Instant::now();
+        let first = loop {
+            if let Some(first) = quiet(path).unwrap() {
+                break first;
+            }
+            assert!(begun.elapsed() < std::time::Duration::from_secs(10));
+            std::thread::yield_now();
+        };
+        let _second = quiet(path).unwrap().unwrap();
+        assert!(matches!(Home::own(path), Err(Error::InUse { .. })));
+        drop(first);
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub struct Cluster {
     /// Folders of workers: apart from all that is the coordinator's.
     elsewhere: tempfile::TempDir,
     wrapper: Vec<OsString>,
+    /// Variables of the coordinator alone, not of commands.
+    coordinator_variables: Vec<(OsString, OsString)>,
     port: u16,
     listen: String,
     coordinator: Option<Process>,
@@ -98,6 +100,7 @@ impl Cluster {
             folder,
             elsewhere,
             wrapper: Vec::new(),
+            coordinator_variables: Vec::new(),
             port,
             listen: format!("127.0.0.1:{port}"),
             coordinator: None,
@@ -109,6 +112,36 @@ impl Cluster {
     pub fn run_behind(&mut self, wrapper: Vec<OsString>) {
         self.wrapper = wrapper;
         self.listen = format!("0.0.0.0:{}", self.port);
+    }
+
+    /// Leaves all folders where they are when it is dropped; they are the caller's to remove.
+    pub fn keep(&mut self) {
+        self.folder.disable_cleanup(true);
+        self.elsewhere.disable_cleanup(true);
+    }
+
+    /// Gives the folders in which everything of it lies.
+    #[must_use]
+    pub fn folders(&self) -> [&Path; 2] {
+        [self.folder.path(), self.elsewhere.path()]
+    }
+
+    /// Sets variables of the coordinator that are not those of commands.
+    pub fn coordinator_variables(
+        &mut self,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) {
+        self.coordinator_variables.extend(variables);
+    }
+
+    /// Describes `coordinator serve`.
+    #[must_use]
+    pub fn server(&self) -> Program {
+        let mut program = self.call(["serve", "--listen", &self.listen]);
+        program
+            .variables
+            .extend(self.coordinator_variables.iter().cloned());
+        program
     }
 
     /// Gives the executables.
@@ -187,8 +220,7 @@ impl Cluster {
     /// # Errors
     /// It ends, or does not answer in time.
     pub fn serve(&mut self) -> Result<()> {
-        let program = self.call(["serve", "--listen", &self.listen]);
-        let mut process = program.start(&self.logs(), "serve")?;
+        let mut process = self.server().start(&self.logs(), "serve")?;
         wait::until_true("the coordinator answers", SOON, || {
             anyhow::ensure!(process.runs()?, "it ended by itself\n{}", process.errors());
             Ok(self.ask(["status"])?.code() == 0 && self.home().join("address.json").exists())

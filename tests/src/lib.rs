@@ -2,13 +2,18 @@
 //!
 //! Everything that a test starts is ended when its value is dropped, also when the test fails.
 
+pub mod clocks;
 pub mod cluster;
+pub mod cutoff;
+pub mod disk;
 pub mod figures;
 pub mod files;
 pub mod hosts;
 pub mod process;
+pub mod proxy;
 pub mod repository;
 pub mod run;
+pub mod shim;
 pub mod traces;
 pub mod wait;
 

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock;
 
-const LOCK: &str = "lock";
+pub(crate) const LOCK: &str = "lock";
 /// How long a lock that is about to be let go is waited for, and how often it is looked at.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
-const IDENTITY: &str = "identity.json";
+pub(crate) const IDENTITY: &str = "identity.json";
 const IDENTITY_BYTES_MAX: u64 = 16 * 1024;
 /// Workers of one user on one host; more is a mistake of the starter.
 const PLACES_MAX: u32 = 4_096;
@@ -216,6 +216,12 @@ fn stored(folder: &Path) -> Result<Option<Stored>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::file("read", &path)(source)),
     }
+}
+
+/// Reads which worker a folder belongs to; `None` before its first start.
+pub(crate) fn worker_of(folder: &Path) -> io::Result<Option<String>> {
+    let stored = stored(folder).map_err(io::Error::other)?;
+    Ok(stored.map(|stored| stored.worker))
 }
 
 /// Creates a folder, and those it is in, for this user alone.

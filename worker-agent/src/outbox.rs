@@ -7,9 +7,10 @@ use muster_proto::v1::{Report, report};
 use prost::Message as _;
 
 use crate::frames::{self, Error, FrameFile};
+use crate::inspect::{self, Records};
 
 /// Name of the outbox in a worker's folder.
-pub(crate) const NAME: &str = "outbox.log";
+pub const NAME: &str = "outbox.log";
 /// Size above which acknowledged reports are cleared out; small enough to rewrite in no time.
 const COMPACT_BYTES: u64 = 1 << 20;
 
@@ -21,7 +22,7 @@ const NEXT: u8 = 3;
 ///
 /// Numbers grow over all incarnations of one state folder.
 #[derive(Debug)]
-pub(crate) struct Outbox {
+pub struct Outbox {
     path: PathBuf,
     file: FrameFile,
     pending: BTreeMap<u64, Report>,
@@ -30,29 +31,11 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     /// Opens or creates the outbox of a state folder.
-    pub(crate) fn open(folder: &Path) -> Result<Self, Error> {
+    pub fn open(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(NAME);
         let mut pending = BTreeMap::new();
         let mut next = 1;
-        let file = FrameFile::open(&path, |record| match record.split_first() {
-            Some((&REPORT, bytes)) => {
-                if let Ok(report) = Report::decode(bytes) {
-                    next = next.max(report.number.saturating_add(1));
-                    pending.insert(report.number, report);
-                }
-            }
-            Some((&ACKED, bytes)) => {
-                if let Ok(bytes) = bytes.try_into() {
-                    pending.remove(&u64::from_le_bytes(bytes));
-                }
-            }
-            Some((&NEXT, bytes)) => {
-                if let Ok(bytes) = bytes.try_into() {
-                    next = next.max(u64::from_le_bytes(bytes));
-                }
-            }
-            _ => {}
-        })?;
+        let file = FrameFile::open(&path, |record| take(&record, &mut pending, &mut next))?;
         Ok(Self {
             path,
             file,
@@ -62,22 +45,23 @@ impl Outbox {
     }
 
     /// The number of the next report.
-    pub(crate) fn next_number(&self) -> u64 {
+    pub fn next_number(&self) -> u64 {
         self.next
     }
 
     /// Reports without acknowledgement, oldest first.
-    pub(crate) fn pending(&self) -> impl Iterator<Item = &Report> {
+    pub fn pending(&self) -> impl Iterator<Item = &Report> {
         self.pending.values()
     }
 
-    /// Stores reports; after `Ok` they stay even if the host crashes.
-    pub(crate) fn store(&mut self, reports: &[Report]) -> Result<(), Error> {
-        for report in reports {
-            self.file.push(&tagged(REPORT, &report.encode_to_vec()))?;
+    /// Stores reports; after `Ok` they stay even if the host crashes. After an error none counts as
+    /// stored, and storing them again is harmless.
+    pub fn store(&mut self, reports: &[Report]) -> Result<(), Error> {
+        if let Err(error) = self.write_down(reports) {
+            // The caller brings them again; a disk that stays full must not make them pile up.
+            self.file.forget_pending();
+            return Err(error);
         }
-        self.file.write()?;
-        self.file.sync()?;
         for report in reports {
             self.next = self.next.max(report.number.saturating_add(1));
             self.pending.insert(report.number, report.clone());
@@ -85,10 +69,18 @@ impl Outbox {
         Ok(())
     }
 
+    fn write_down(&mut self, reports: &[Report]) -> Result<(), Error> {
+        for report in reports {
+            self.file.push(&tagged(REPORT, &report.encode_to_vec()))?;
+        }
+        self.file.write()?;
+        self.file.sync()
+    }
+
     /// Forgets acknowledged reports.
     ///
     /// Not synced: a report that is said again after a crash is answered as already recorded.
-    pub(crate) fn acknowledged(&mut self, numbers: &[u64]) -> Result<(), Error> {
+    pub fn acknowledged(&mut self, numbers: &[u64]) -> Result<(), Error> {
         for number in numbers {
             if self.pending.remove(number).is_some() {
                 self.file.push(&tagged(ACKED, &number.to_le_bytes()))?;
@@ -114,8 +106,38 @@ impl Outbox {
     }
 }
 
+/// Takes one record of an outbox.
+fn take(record: &[u8], pending: &mut BTreeMap<u64, Report>, next: &mut u64) {
+    match record.split_first() {
+        Some((&REPORT, bytes)) => {
+            if let Ok(report) = Report::decode(bytes) {
+                *next = (*next).max(report.number.saturating_add(1));
+                pending.insert(report.number, report);
+            }
+        }
+        Some((&ACKED, bytes)) => {
+            if let Ok(bytes) = bytes.try_into() {
+                pending.remove(&u64::from_le_bytes(bytes));
+            }
+        }
+        Some((&NEXT, bytes)) => {
+            if let Ok(bytes) = bytes.try_into() {
+                *next = (*next).max(u64::from_le_bytes(bytes));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Reads an outbox without changing it; gives the reports without acknowledgement.
+pub(crate) fn read(path: &Path) -> std::io::Result<(Option<Records>, Vec<Report>)> {
+    let (mut pending, mut next) = (BTreeMap::new(), 1);
+    let found = inspect::records(path, |record| take(record, &mut pending, &mut next))?;
+    Ok((found, pending.into_values().collect()))
+}
+
 /// Tells whether a report is the last word about its lease.
-pub(crate) fn is_final(kind: &report::Kind) -> bool {
+pub fn is_final(kind: &report::Kind) -> bool {
     match kind {
         report::Kind::Started(_) => false,
         report::Kind::Succeeded(_)
@@ -173,6 +195,26 @@ mod tests {
         outbox.store(&[report(3)]).unwrap();
         let outbox = Outbox::open(folder.path()).unwrap();
         assert_eq!((numbers(&outbox), outbox.next_number()), (vec![1, 3], 4));
+    }
+
+    #[test]
+    fn a_full_disk_takes_no_report_and_lets_none_pile_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut outbox = Outbox::open(folder.path()).unwrap();
+        outbox.file.faults.writes = 3;
+        for _ in 0..3 {
+            outbox.store(&[report(1), report(2)]).unwrap_err();
+            assert_eq!(numbers(&outbox), [0; 0]);
+        }
+        outbox.file.faults.syncs = 1;
+        outbox.store(&[report(1), report(2)]).unwrap_err();
+        assert_eq!(numbers(&Outbox::open(folder.path()).unwrap()), [0; 0]);
+        outbox.store(&[report(1), report(2)]).unwrap();
+        let mut once = Outbox::open(folder.path()).unwrap();
+        assert_eq!(numbers(&once), [1, 2]);
+        let bytes = once.file.bytes();
+        once.compact().unwrap();
+        assert!(once.file.bytes() >= bytes, "reports were stored twice");
     }
 
     #[test]

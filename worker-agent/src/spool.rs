@@ -9,21 +9,21 @@ use crate::clock;
 use crate::frames::{Error, FrameFile, FrameReader};
 
 /// Bytes of output kept for each lease; what comes after is counted and dropped.
-pub(crate) const OUTPUT_BYTES_MAX: u64 = 64 << 20;
+pub const OUTPUT_BYTES_MAX: u64 = 64 << 20;
 /// Bytes kept beyond that for phases and notes, so that output can never crowd them out.
 const RESERVE_BYTES: u64 = 1 << 20;
 /// Up to where an agent's own output has been taken into the spool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Taken {
+pub struct Taken {
     /// Which launch of the lease.
-    pub(crate) launch: u32,
+    pub launch: u32,
     /// Position in its output, as the supervisor counts.
-    pub(crate) position: u64,
+    pub position: u64,
 }
 
 /// The writing end of a lease's events.
 #[derive(Debug)]
-pub(crate) struct Spool {
+pub struct Spool {
     file: FrameFile,
     last: u64,
     taken: Taken,
@@ -36,7 +36,7 @@ pub(crate) struct Spool {
 
 impl Spool {
     /// Opens or creates a spool; one that was cut goes on after its last sound event.
-    pub(crate) fn open(path: &Path, output_bytes_max: u64) -> Result<Self, Error> {
+    pub fn open(path: &Path, output_bytes_max: u64) -> Result<Self, Error> {
         let mut last = 0;
         let mut taken = Taken::default();
         let (mut output_bytes, mut reserve_bytes, mut truncation_told) = (0, 0, false);
@@ -66,7 +66,7 @@ impl Spool {
     }
 
     /// Adds output that ends at `taken`; beyond the bound it is counted and dropped.
-    pub(crate) fn output(&mut self, mut output: Output, taken: Taken) -> Result<(), Error> {
+    pub fn output(&mut self, mut output: Output, taken: Taken) -> Result<(), Error> {
         let room = self.output_bytes_max.saturating_sub(self.output_bytes);
         let room = usize::try_from(room).unwrap_or(usize::MAX);
         self.taken = taken;
@@ -86,7 +86,7 @@ impl Spool {
     }
 
     /// Counts output that was dropped before it came here, and tells the sum.
-    pub(crate) fn end_of_output(&mut self, dropped_before: u64) -> Result<(), Error> {
+    pub fn end_of_output(&mut self, dropped_before: u64) -> Result<(), Error> {
         self.dropped += dropped_before;
         if self.dropped > 0 {
             self.tell_truncation()?;
@@ -95,7 +95,7 @@ impl Spool {
     }
 
     /// Adds a phase or a note; beyond the reserve, which no honest lease reaches, it is dropped.
-    pub(crate) fn lifecycle(&mut self, kind: agent_event::Kind) -> Result<(), Error> {
+    pub fn lifecycle(&mut self, kind: agent_event::Kind) -> Result<(), Error> {
         if self.reserve_bytes >= RESERVE_BYTES {
             return Ok(());
         }
@@ -104,19 +104,19 @@ impl Spool {
     }
 
     /// Writes and syncs; returns the number of the last event, which may now be sent.
-    pub(crate) fn sync(&mut self) -> Result<u64, Error> {
+    pub fn sync(&mut self) -> Result<u64, Error> {
         self.file.write()?;
         self.file.sync()?;
         Ok(self.last)
     }
 
     /// The number of the last event.
-    pub(crate) fn last(&self) -> u64 {
+    pub fn last(&self) -> u64 {
         self.last
     }
 
     /// Up to where an agent's output has been taken.
-    pub(crate) fn taken(&self) -> Taken {
+    pub fn taken(&self) -> Taken {
         self.taken
     }
 
@@ -146,7 +146,7 @@ impl Spool {
     }
 }
 
-fn decode(record: &[u8]) -> Option<(AgentEvent, Taken)> {
+pub(crate) fn decode(record: &[u8]) -> Option<(AgentEvent, Taken)> {
     let (launch, rest) = record.split_first_chunk::<4>()?;
     let (position, event) = rest.split_first_chunk::<8>()?;
     let taken = Taken {
@@ -158,7 +158,7 @@ fn decode(record: &[u8]) -> Option<(AgentEvent, Taken)> {
 
 /// The sending end of a lease's events; reads only what was synced.
 #[derive(Debug)]
-pub(crate) struct SpoolReader {
+pub struct SpoolReader {
     path: PathBuf,
     /// End of batches that were read and are not acknowledged: last number, offset behind it.
     read: std::collections::VecDeque<(u64, u64)>,
@@ -167,7 +167,7 @@ pub(crate) struct SpoolReader {
 
 impl SpoolReader {
     /// Reads the spool at `path` from its beginning.
-    pub(crate) fn new(path: &Path) -> Self {
+    pub fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
             read: std::collections::VecDeque::new(),
@@ -177,7 +177,7 @@ impl SpoolReader {
 
     /// Returns the events after `after` and up to `last`, as many as fit into `bytes_max`, but at
     /// least one if there is one.
-    pub(crate) fn read(
+    pub fn read(
         &mut self,
         after: u64,
         last: u64,
@@ -211,7 +211,7 @@ impl SpoolReader {
     }
 
     /// Notes that the coordinator has everything up to `number`.
-    pub(crate) fn acknowledged(&mut self, number: u64) {
+    pub fn acknowledged(&mut self, number: u64) {
         while let Some(batch) = self.read.front()
             && batch.0 <= number
         {

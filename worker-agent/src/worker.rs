@@ -12,12 +12,13 @@ use muster_proto::v1::{
 };
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent;
 use crate::attempt::{self, FromLease, LeaseFolder, Orders, Runner, Site, Stop};
 use crate::clock::{self, Boottime};
+use crate::disk::{self, Disk};
 use crate::failure::chain;
 use crate::frames;
 use crate::identity::{self, Identity, create_private};
@@ -31,8 +32,9 @@ use crate::spool::SpoolReader;
 const WAITING_MAX: usize = 1_024;
 /// What leases told that is stored with one sync.
 const TOLD_AT_ONCE: usize = 64;
-/// Bytes of events in one message: small enough that heartbeats hardly wait behind it.
-const EVENT_BATCH_BYTES: u64 = 256 * 1024;
+/// Bytes of events in one message: a part of the window, so that the next is under way before the
+/// first is acknowledged.
+const EVENT_BATCH_BYTES: u64 = 64 * 1024;
 /// Longest wait before deadlines are looked at again: tokio's timers stand still while the host
 /// sleeps, leases do not.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -67,9 +69,11 @@ pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ende
         events,
         no_more,
     );
-    // Ends with this function, however that ends.
+    // Both end with this function, however that ends.
     let mut linking = JoinSet::new();
     linking.spawn(link.run());
+    let mut watching = JoinSet::new();
+    watching.spawn(worker.site.disk.clone().watch(disk::LOOK_EVERY));
     let ended = worker.work(&mut link_events, &mut linking).await;
     if let Ok(ended) = &ended {
         worker.say_goodbye(*ended, &mut link_events).await;
@@ -81,10 +85,14 @@ pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ende
 struct Worker {
     site: Arc<Site>,
     machine: Arc<Mutex<Machine>>,
+    /// `None` while it is written to.
     outbox: Option<Outbox>,
+    writing: JoinSet<Written>,
     /// Reports that are not in the outbox yet, and when to try again to put them there.
     unstored: Vec<Report>,
     store_again_at: Boottime,
+    /// Reports that need not be kept any more.
+    acknowledged: Vec<u64>,
     leases: BTreeMap<u64, Lease>,
     runners: JoinSet<()>,
     told: mpsc::Receiver<FromLease>,
@@ -96,6 +104,13 @@ struct Worker {
     leave_at: Option<Boottime>,
     /// Tells the link that no further session is wanted.
     no_more: CancellationToken,
+}
+
+/// What became of reports that were to be stored.
+struct Written {
+    outbox: Outbox,
+    stored: Vec<u64>,
+    result: Result<(), frames::Error>,
 }
 
 struct Lease {
@@ -127,6 +142,7 @@ impl Worker {
             identity: Author::new("Muster", "muster@localhost")?,
             access: access_seen,
             told: told_by,
+            disk: Disk::new(identity.folder.clone()),
             wip_interval: options.wip_interval,
         });
         if link::knows_another_coordinator(options, &identity.folder) {
@@ -144,8 +160,10 @@ impl Worker {
             site: Arc::clone(&site),
             machine: Arc::new(Mutex::new(machine)),
             outbox: Some(outbox),
+            writing: JoinSet::new(),
             unstored: Vec::new(),
             store_again_at: clock::now(),
+            acknowledged: Vec::new(),
             leases: BTreeMap::new(),
             runners: JoinSet::new(),
             told,
@@ -198,6 +216,7 @@ impl Worker {
         // A wish from before the start counts.
         self.wished();
         let mut told = Vec::with_capacity(TOLD_AT_ONCE);
+        let mut trouble = self.site.disk.trouble();
         loop {
             if let Some(ended) = self.ended() {
                 return Ok(ended);
@@ -228,10 +247,15 @@ impl Worker {
                 }
                 Ok(permit) = room => self.send_events(permit).await,
                 Ok(()) = self.wishes.changed() => self.wished(),
+                Some(written) = self.writing.join_next() => self.written(written).await?,
+                Ok(()) = trouble.changed() => {
+                    let in_trouble = trouble.borrow_and_update().is_some();
+                    self.step(|machine, now| machine.disk_is_in_trouble(in_trouble, now)).await;
+                }
                 () = tokio::time::sleep(wait) => {}
             }
             self.step(|machine, now| machine.tick(now)).await;
-            self.store().await;
+            self.write_outbox();
         }
     }
 
@@ -274,15 +298,7 @@ impl Worker {
                     orders.stop.get_or_insert(Stop::Salvage);
                 });
             }
-            Output::Acknowledged(numbers) => {
-                let done = self
-                    .with_outbox(move |outbox| outbox.acknowledged(&numbers))
-                    .await;
-                if let Err(error) = done {
-                    // They are said again after a restart, and answered as already recorded.
-                    tracing::warn!(error = chain(&error), "cannot clear the outbox");
-                }
-            }
+            Output::Acknowledged(numbers) => self.acknowledged.extend(numbers),
             Output::EventsAcknowledged { lease, number } => {
                 if let Some(lease) = self.leases.get_mut(&lease) {
                     lease.spool.acknowledged(number);
@@ -362,39 +378,61 @@ impl Worker {
         while self.runners.try_join_next().is_some() {}
     }
 
-    /// Puts reports into the outbox; those that the disk refuses are tried again in the next turn.
-    async fn store(&mut self) {
-        if self.unstored.is_empty() || clock::now() < self.store_again_at {
+    /// Puts reports into the outbox while everything else goes on: a slow disk must not keep
+    /// renewals waiting. Reports that the disk refuses are tried again.
+    fn write_outbox(&mut self) {
+        let may_store = !self.unstored.is_empty() && clock::now() >= self.store_again_at;
+        if !may_store && self.acknowledged.is_empty() {
             return;
         }
-        let reports = self.unstored.clone();
-        let stored = self.with_outbox(move |outbox| outbox.store(&reports)).await;
-        match stored {
+        let Some(mut outbox) = self.outbox.take() else {
+            return;
+        };
+        let acknowledged = std::mem::take(&mut self.acknowledged);
+        let reports = match may_store {
+            true => self.unstored.clone(),
+            false => Vec::new(),
+        };
+        self.writing.spawn_blocking(move || {
+            if let Err(error) = outbox.acknowledged(&acknowledged) {
+                // They are said again after a restart, and answered as already recorded.
+                tracing::warn!(error = chain(&error), "cannot clear the outbox");
+            }
+            let stored = reports.iter().map(|report| report.number).collect();
+            let result = match reports.is_empty() {
+                true => Ok(()),
+                false => outbox.store(&reports),
+            };
+            Written {
+                outbox,
+                stored,
+                result,
+            }
+        });
+    }
+
+    /// Says reports that are in the outbox now.
+    async fn written(&mut self, written: Result<Written, JoinError>) -> Result<(), Error> {
+        let Written {
+            outbox,
+            stored,
+            result,
+        } = written.map_err(|_| Error::OutboxLost)?;
+        self.outbox = Some(outbox);
+        match result {
             Ok(()) => {
-                let reports = std::mem::take(&mut self.unstored);
-                let numbers: Vec<u64> = reports.iter().map(|report| report.number).collect();
-                self.step(|machine, now| machine.stored(&numbers, now))
-                    .await;
+                self.unstored
+                    .retain(|report| !stored.contains(&report.number));
+                self.step(|machine, now| machine.stored(&stored, now)).await;
             }
             Err(error) => {
-                tracing::error!(error = chain(&error), "cannot store a report; trying again");
+                let error = chain(&error);
+                tracing::error!(error, "cannot store a report; trying again");
+                self.site.disk.suspect(&error);
                 self.store_again_at = clock::now().after(LOOK_AGAIN);
             }
         }
-    }
-
-    async fn with_outbox<T: Send + 'static>(
-        &mut self,
-        what: impl FnOnce(&mut Outbox) -> Result<T, frames::Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let mut outbox = self.outbox.take().ok_or(Error::OutboxLost)?;
-        let done = tokio::task::spawn_blocking(move || {
-            let done = what(&mut outbox);
-            (outbox, done)
-        });
-        let (outbox, done) = done.await.map_err(|_| Error::OutboxLost)?;
-        self.outbox = Some(outbox);
-        Ok(done?)
+        Ok(())
     }
 
     async fn send_events(&mut self, permit: mpsc::OwnedPermit<WorkerMessage>) {
@@ -437,7 +475,8 @@ impl Worker {
         permit.send(WorkerMessage {
             kind: Some(worker_message::Kind::Events(EventBatch { leases })),
         });
-        self.lock().events_sent(next.lease, last, bytes);
+        self.lock()
+            .events_sent(next.lease, last, bytes, clock::now());
     }
 
     fn wished(&mut self) {

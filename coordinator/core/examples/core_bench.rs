@@ -7,16 +7,18 @@
     reason = "a program that measures needs a clock and an output"
 )]
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
+use coordinator_core::batch::Leases;
 use coordinator_core::command::{Heartbeat, Hello, Report};
 use coordinator_core::event::{Outcome, Usage};
 use coordinator_core::plan::{Profile, RunSpec, Source, TaskSpec};
 use coordinator_core::worker::{Offer, Requirement};
 use coordinator_core::{
-    Command, CommitId, Event, EventKind, Incarnation, LeaseId, Span, State, Timestamp, WorkerId,
-    schedule, step,
+    Batch, Command, CommitId, Event, EventKind, Incarnation, Journal, LeaseId, Span, State,
+    Timestamp, WorkerId, schedule, step,
 };
 
 const TASKS: usize = 100_000;
@@ -140,6 +142,23 @@ fn beat(state: &mut State, now: Timestamp, n: usize, seq: u64, held: Vec<LeaseId
     step(state, now, &beat).unwrap();
 }
 
+/// A journal that costs nothing.
+struct Nowhere;
+
+impl Journal for Nowhere {
+    type Error = Infallible;
+
+    fn append(&mut self, _now: Timestamp, _events: &[Event]) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+fn committed(batch: Batch<'_>) -> Vec<Event> {
+    let committed = batch.close(Leases::Grant).commit(&mut Nowhere).unwrap();
+    assert!(committed.replies.iter().all(Result::is_ok));
+    committed.events
+}
+
 /// Works off a run: rounds in which every worker reports all it holds, one report a batch.
 fn cycles(what: &str, chain: usize) -> Vec<Event> {
     let mut state = State::new();
@@ -156,6 +175,7 @@ fn cycles(what: &str, chain: usize) -> Vec<Event> {
             let worker = WorkerId::new(&format!("worker-{n:03}"));
             let held: Vec<LeaseId> = state.leases_of_worker(&worker).map(|l| l.id).collect();
             for lease in held {
+                let mut batch = Batch::open(&mut state, now);
                 for report in [
                     Report::Started,
                     Report::Succeeded {
@@ -170,10 +190,10 @@ fn cycles(what: &str, chain: usize) -> Vec<Event> {
                         lease,
                         report,
                     };
-                    log.extend(step(&mut state, now, &command).unwrap().events);
+                    batch.take(&command);
                 }
                 done += 1;
-                log.extend(schedule(&mut state, now));
+                log.extend(committed(batch));
             }
             beat(&mut state, now, n, seq, vec![]);
             log.extend(schedule(&mut state, now));

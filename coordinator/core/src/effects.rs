@@ -2,7 +2,7 @@
 
 use crate::event::{Event, EventKind};
 use crate::ids::{CommitId, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId};
-use crate::index::RunEntry;
+use crate::index::{RunEntry, Timer};
 use crate::settle::{base_commits, integration_commits};
 use crate::state::{Link, RunPhase, State, TaskState};
 use crate::time::Timestamp;
@@ -146,6 +146,14 @@ pub fn next_wakeup(state: &State) -> Option<(Timestamp, WakeReason)> {
     let deadline = state.index.timers.first();
     let deadline = deadline.map(|(at, _)| (*at, WakeReason::Deadline));
     delay.into_iter().chain(deadline).min_by_key(|(at, _)| *at)
+}
+
+/// Gives the deadlines that have passed, oldest first: what a [`crate::Command::Tick`] would handle.
+pub fn due(state: &State, now: Timestamp) -> impl Iterator<Item = &Timer> {
+    let timers = state.index.timers.iter();
+    timers
+        .take_while(move |(at, _)| *at <= now)
+        .map(|(_, timer)| timer)
 }
 
 impl State {

@@ -46,6 +46,16 @@ number!(
     QuestionId, u64, "Q"
 );
 
+impl Epoch {
+    /// From here on an epoch is the time, in milliseconds since 1970, at which the home was put
+    /// back from a backup, plus the starts since.
+    ///
+    /// The life that was lost may have given ids which the backup does not know and workers still
+    /// hold. No id given in such an epoch is below the epoch's own number, and no life has given
+    /// ids faster than one a millisecond all along, so none is given twice.
+    pub const RESTORED: Self = Self(1 << 40);
+}
+
 /// A task of a run.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct TaskKey {

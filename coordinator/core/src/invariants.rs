@@ -40,7 +40,7 @@ pub fn check(state: &State) -> Checked {
 ///
 /// # Errors
 /// Says what does not hold.
-pub(crate) fn check_run(run: &Run) -> Checked {
+pub fn check_run(run: &Run) -> Checked {
     let all_final = run.tasks.iter().all(|task| task.state.is_final());
     ensure(matches!(run.phase, RunPhase::Active) || all_final, || {
         format!("{} is past its tasks but some are open", run.id)

@@ -5,6 +5,7 @@
 //! changes only through [`Event`]s, which the engine persists before anybody hears of them.
 
 mod backoff;
+pub mod batch;
 mod build;
 pub mod command;
 mod decide;
@@ -26,14 +27,16 @@ pub mod time;
 pub mod validate;
 pub mod worker;
 
+pub use batch::{Batch, Journal};
 pub use command::{Command, Rejection, Reply};
 pub use decide::{Decision, Step, Touch, decide, step};
-pub use effects::{Effect, GitStep, WakeReason, effects, git_work, next_wakeup};
+pub use effects::{Effect, GitStep, WakeReason, due, effects, git_work, next_wakeup};
 pub use event::{Event, EventKind};
 pub use failure::{Failure, FailureClass};
 pub use ids::{
     AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId,
 };
+pub use index::Timer;
 pub use recovery::ReplayError;
 pub use schedule::{promote, schedule};
 pub use settle::settle;

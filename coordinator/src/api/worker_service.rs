@@ -39,7 +39,7 @@ use crate::auth::{Authenticator, Identity, Unverified};
 use crate::engine::{Handle, SESSION_QUEUE, ToSession};
 use crate::git::names;
 use crate::git::repositories::Repositories;
-use crate::transcript::{Place, Transcripts};
+use crate::transcript::{self, Place, Transcripts};
 
 /// How long a new stream may take to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -49,6 +49,8 @@ const EVENT_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
 const REPORT_WINDOW: u32 = 1_024;
 /// Event batches that wait for the disk; the worker's event window bounds their bytes.
 const EVENT_QUEUE: usize = 1_024;
+/// Pause after the disk refused events.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
 /// Leases whose transcript a session remembers.
 const PLACES_MAX: usize = 4_096;
 /// Leases one message may name: what a worker can hold, and as much again on its way out.
@@ -599,6 +601,9 @@ async fn store_events(
 }
 
 /// Stores the events of one lease and gives the number up to which the worker may forget them.
+///
+/// While the disk takes nothing they wait here, and with them, by its window, their worker: ending
+/// the session would only make it send all of them again, and keep its heartbeats from us.
 async fn store_lease(
     inner: &Inner,
     worker: &WorkerId,
@@ -610,11 +615,25 @@ async fn store_lease(
     let Some(place) = place else {
         return Ok(last);
     };
-    match inner.transcripts.append(place, events).await {
-        Ok(appended) => Ok(appended.stored),
-        Err(error) => {
-            warn!(%worker, %lease, error = %error, "failed to store events");
-            Err(Status::unavailable("events cannot be stored now"))
+    let mut told = false;
+    loop {
+        match inner
+            .transcripts
+            .append(place.clone(), events.clone())
+            .await
+        {
+            Ok(appended) => return Ok(appended.stored),
+            Err(error @ transcript::Error::Io { .. }) => {
+                if !told {
+                    let reason = std::error::Error::source(&error).map(ToString::to_string);
+                    warn!(%worker, %lease, error = %error, reason, "events cannot be stored; trying again until the disk takes them");
+                    told = true;
+                }
+                tokio::time::sleep(STORE_AGAIN).await;
+            }
+            Err(transcript::Error::Stopped) => {
+                return Err(Status::unavailable("events cannot be stored now"));
+            }
         }
     }
 }

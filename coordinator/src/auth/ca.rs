@@ -219,7 +219,7 @@ pub enum Error {
     },
     /// One of the two files is gone.
     #[error(
-        "the certificate authority is incomplete: {} is missing; restore it from a backup, or \
+        "the certificate authority is incomplete: {} is missing; copy it from one that `coordinator backup` made, or \
          remove its whole folder to have a new authority made, after which every join token must be \
          made anew", path.display()
     )]
@@ -229,7 +229,7 @@ pub enum Error {
     },
     /// A file does not hold what it should.
     #[error(
-        "{} is damaged; restore it from a backup, or remove its whole folder to have a new \
+        "{} is damaged; copy it from one that `coordinator backup` made, or remove its whole folder to have a new \
          certificate authority made, after which every join token must be made anew",
         path.display()
     )]

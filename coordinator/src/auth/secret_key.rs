@@ -100,7 +100,7 @@ pub enum Error {
     },
     /// The file does not have the length of a key.
     #[error(
-        "the secret key {} is damaged: it must have {BYTES} bytes; restore it from a backup, or \
+        "the secret key {} is damaged: it must have {BYTES} bytes; copy it from one that `coordinator backup` made, or \
          remove it together with tokens.db and admin.token, after which every token must be made \
          anew", path.display()
     )]

@@ -420,7 +420,7 @@ pub enum Error {
     },
     /// The database refused.
     #[error(
-        "{what} the token store {}; if it is damaged, restore it from a backup, or remove it, after \
+        "{what} the token store {}; if it is damaged, copy it from one that `coordinator backup` made, or remove it, after \
          which every token must be made anew", path.display()
     )]
     Database {

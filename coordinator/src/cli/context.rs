@@ -11,6 +11,7 @@ use super::logging;
 use super::summary::quoted;
 use crate::app::{self, App};
 use crate::config::{self, Config, Flags, Loaded};
+use crate::engine;
 use crate::home;
 use crate::output::Output;
 use crate::pool::local::Parting;
@@ -190,6 +191,21 @@ impl Context {
         ))
     }
 
+    /// Says why a coordinator of this process could not go on.
+    pub(crate) fn could_not_go_on(&self, error: engine::Fatal) -> CliError {
+        let home = self.home.display();
+        let is_write = matches!(error, engine::Fatal::Append(_));
+        let said = CliError::internal(error);
+        if is_write {
+            said.while_doing(format!("the coordinator of {home} ended, since nothing may be said that is not on disk"))
+                .hint(format!(
+                    "free some space on the disk of {home}, or mend it, and start the coordinator again: it goes on where it was"
+                ))
+        } else {
+            said.while_doing(format!("the coordinator of {home} ended"))
+        }
+    }
+
     /// Starts a coordinator in this process.
     pub(crate) async fn start(
         &self,
@@ -228,6 +244,12 @@ impl Context {
                 Err(error @ (app::Error::Server(_) | app::Error::Git(_))) => {
                     return Err(CliError::new(Kind::User, error).while_doing(what()));
                 }
+                Err(error) if is_damage(&error) => {
+                    return Err(CliError::internal(error).while_doing(what()).hint(
+                        "`coordinator restore FROM --home NEW` puts a backup into a new home; \
+                         keep this one, much of it may be whole",
+                    ));
+                }
                 Err(error) => {
                     return Err(CliError::internal(error)
                         .while_doing(what())
@@ -235,6 +257,17 @@ impl Context {
                 }
             }
         }
+    }
+}
+
+/// Tells whether the journal is damaged, so that only a backup helps.
+fn is_damage(error: &app::Error) -> bool {
+    match error {
+        app::Error::Store(error) | app::Error::Engine(engine::Fatal::Load(error)) => {
+            error.is_damage()
+        }
+        app::Error::Engine(engine::Fatal::Journal(_)) => true,
+        _ => false,
     }
 }
 

@@ -13,8 +13,10 @@ use super::client::{Client, Trouble};
 use super::context::Context;
 use super::error::{Exit, Result};
 use super::table::Table;
+use crate::audit::{self, Level};
 use crate::config::Flags;
 use crate::output::Paint;
+use crate::store::sqlite::inspect::Beside;
 
 /// Below this a few checkouts fill the disk.
 const FREE_BYTES_WARN: u64 = 5 << 30;
@@ -27,6 +29,11 @@ const CLOCK_MIN: u64 = 1_767_225_600;
 const FILES_WARN: u64 = 1024;
 /// A program that says its version has done so long before.
 const PROBE_MAX: Duration = Duration::from_secs(5);
+
+/// A journal that is larger is not read whole for a glance.
+const AUDIT_BYTES_MAX: u64 = 64 << 20;
+/// A glance at the state takes no longer.
+const AUDIT_MAX: Duration = Duration::from_secs(10);
 
 /// What a check has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +98,9 @@ impl Check {
 }
 
 pub(crate) async fn doctor(context: &Context, options: Doctor) -> Result<Exit> {
+    if options.repair {
+        return Box::pin(super::repair::repair(context, options.json)).await;
+    }
     let mut checks = vec![git().await, configuration(context)];
     if let Some(home) = context.local_home() {
         let there = existing(home);
@@ -99,6 +109,9 @@ pub(crate) async fn doctor(context: &Context, options: Doctor) -> Result<Exit> {
     checks.extend([clock(), open_files(), cgroup(), sandbox()]);
     checks.push(supervisor().await);
     checks.push(coordinator(context).await);
+    if let Some(home) = context.local_home() {
+        checks.extend(Box::pin(state(home)).await);
+    }
 
     if options.json {
         let listed: Vec<_> = checks
@@ -341,6 +354,40 @@ async fn supervisor() -> Check {
         Ok(Err(error)) => Check::fail(NAME, format!("{}: {error}", program.display()), ADVICE),
         Err(_) => Check::fail(NAME, "did not start in time", ADVICE),
     }
+}
+
+/// Says what an audit finds, where that is known in a moment and nothing is in motion.
+async fn state(home: &Path) -> Option<Check> {
+    const NAME: &str = "state";
+    let journal = std::fs::metadata(home.join(crate::app::JOURNAL)).ok()?;
+    if journal.len() > AUDIT_BYTES_MAX {
+        return Some(Check::ok(NAME, "large; `coordinator audit` checks it"));
+    }
+    let _quiet = crate::home::quiet(home).ok().flatten()?;
+    let git = Git::find().await.ok()?;
+    let options = audit::Options {
+        home: home.to_owned(),
+        workers: audit::local_workers(home),
+        depth: audit::Depth::Connectivity,
+        beside: Beside::Nobody,
+    };
+    let looking = audit::audit(&git, &options);
+    let Ok(report) = tokio::time::timeout(AUDIT_MAX, looking).await else {
+        return Some(Check::ok(NAME, "large; `coordinator audit` checks it"));
+    };
+    let (damage, leftover) = (report.count(Level::Damage), report.count(Level::Leftover));
+    Some(if report.is_clean() {
+        Check::ok(
+            NAME,
+            format!("{} runs, nothing is wrong", report.counts.runs),
+        )
+    } else {
+        Check::warn(
+            NAME,
+            format!("{damage} damaged, {leftover} left over"),
+            "`coordinator audit` shows them, and `coordinator doctor --repair` mends what it can",
+        )
+    })
 }
 
 async fn coordinator(context: &Context) -> Check {

@@ -4,6 +4,8 @@
 //! process. Data goes to standard output, talk to standard error.
 
 mod arguments;
+mod audit;
+mod backup;
 mod cancel;
 #[cfg(test)]
 mod canned;
@@ -25,10 +27,13 @@ mod land;
 mod logging;
 mod logs;
 mod plan;
+mod repair;
+mod restore;
 mod retry;
 mod run;
 mod serve;
 mod show;
+mod sim;
 mod status;
 mod submission;
 mod submit;
@@ -102,7 +107,11 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Fetch(options) => Box::pin(fetch::fetch(context, options)).await,
         Command::Land(options) => Box::pin(land::land(context, options)).await,
         Command::Plan(options) => plan::plan(context, options),
+        Command::Audit(options) => Box::pin(audit::audit(context, options)).await,
         Command::Doctor(options) => Box::pin(doctor::doctor(context, options)).await,
+        Command::Backup(options) => Box::pin(backup::backup(context, options)).await,
+        Command::Restore(options) => Box::pin(restore::restore(context, options)).await,
+        Command::Sim(options) => Box::pin(sim::sim(context, options)).await,
         Command::Config(options) => config::config(context, &options),
         Command::Completions(options) => completions::completions(context, &options),
     }

@@ -230,8 +230,7 @@ impl Host {
             && let Err(error) = app.stop(parting).await
         {
             // Everything that was promised is in the journal already.
-            let message = format!("the coordinator did not stop in order: {error}");
-            context.output.complain(&message);
+            context.could_not_go_on(error).report(context.output);
         }
     }
 }

@@ -59,12 +59,12 @@ pub(crate) async fn serve(context: &Context, options: Serve) -> Result<Exit> {
             context.output.say("stopping; workers keep what they do");
             // A second signal does not wait for anybody.
             tokio::select! {
-                stopped = app.stop(Parting::Keep) => stopped.map_err(CliError::internal)?,
+                stopped = app.stop(Parting::Keep) => stopped.map_err(|error| context.could_not_go_on(error))?,
                 _ = interrupts.next() => return Ok(Exit::Interrupted),
             }
         }
         // It has reasons of its own to end: a commit that could not be made, or `Shutdown`.
-        () = app.asked_to_end() => app.stop(Parting::Keep).await.map_err(CliError::internal)?,
+        () = app.asked_to_end() => app.stop(Parting::Keep).await.map_err(|error| context.could_not_go_on(error))?,
     }
     Ok(Exit::Success)
 }

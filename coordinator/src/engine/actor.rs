@@ -5,18 +5,20 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use coordinator_core::batch::{Closed, Leases};
 use coordinator_core::state::{LeaseClocks, RunImage};
 use coordinator_core::{
-    Command, Effect, Epoch, Event, EventKind, LeaseId, Rejection, Reply, RunId, State, Step,
-    Timestamp, WorkerId, effects, next_wakeup, promote, schedule,
+    Batch, Command, Effect, Epoch, Event, EventKind, LeaseId, Rejection, Reply, RunId, State,
+    Timestamp, WorkerId, next_wakeup,
 };
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::clock::Clock;
 use super::grant::GrantFacts;
 use super::notice::Notices;
+use super::rows::Rows;
 use super::{BATCH_MAX, Both, Handle, QUEUE, Request, ToSession};
 use crate::store::{self, BatchSeq, Loaded, Progress, Store};
 
@@ -84,15 +86,18 @@ pub fn start(mut store: Box<dyn Store>, options: Options) -> Result<Started, Fat
     };
     let mut actor = Actor {
         state,
-        store,
+        journal: Rows {
+            store,
+            epoch,
+            next: loaded.next,
+            retries: options.append_retries,
+            since_snapshot: 0,
+        },
         clock,
-        epoch,
-        next_seq: loaded.next,
-        options,
+        snapshot_every: options.snapshot_every,
         notices,
         sessions: BTreeMap::new(),
         endings: BTreeSet::new(),
-        since_snapshot: 0,
         holding: false,
         truncating: false,
         unfinished: false,
@@ -110,7 +115,7 @@ pub fn start(mut store: Box<dyn Store>, options: Options) -> Result<Started, Fat
 }
 
 /// Rebuilds the state from the newest snapshot and the batches after it.
-fn rebuild(store: &mut dyn Store, loaded: &Loaded) -> Result<(State, Timestamp), Fatal> {
+pub(crate) fn rebuild(store: &mut dyn Store, loaded: &Loaded) -> Result<(State, Timestamp), Fatal> {
     let (mut state, mut last_at) = match &loaded.snapshot {
         Some(snapshot) => {
             let state = State::from_image(snapshot.image.clone(), snapshot.at)
@@ -144,16 +149,13 @@ struct Session {
 
 struct Actor {
     state: State,
-    store: Box<dyn Store>,
+    journal: Rows,
     clock: Clock,
-    epoch: Epoch,
-    next_seq: BatchSeq,
-    options: Options,
+    snapshot_every: u64,
     notices: Arc<Notices>,
     sessions: BTreeMap<WorkerId, Session>,
     /// Runs that are to be archived as soon as they have ended and nothing of them is open.
     endings: BTreeSet<RunId>,
-    since_snapshot: u64,
     /// No new leases.
     holding: bool,
     /// Journal rows wait to be let go.
@@ -162,11 +164,18 @@ struct Actor {
     unfinished: bool,
 }
 
-/// What waits for the commit of its batch.
-type Pending = (
-    oneshot::Sender<Result<Reply, Rejection>>,
-    Result<Reply, Rejection>,
-);
+/// Who waits for the replies of a batch, in the order of its commands.
+enum Asker {
+    One(oneshot::Sender<Result<Reply, Rejection>>),
+    /// For two commands.
+    Both(oneshot::Sender<Both>),
+    /// For the hello of a session, which exists once it is accepted.
+    Session {
+        worker: WorkerId,
+        session: Session,
+        answer: oneshot::Sender<Result<Reply, Rejection>>,
+    },
+}
 
 enum Next {
     Request(Request),
@@ -174,16 +183,20 @@ enum Next {
     Closed,
 }
 
+/// Ends a batch as the coordinator's mood wants it.
+fn close(batch: Batch<'_>, holding: bool) -> Closed<'_> {
+    batch.close(if holding { Leases::Hold } else { Leases::Grant })
+}
+
 impl Actor {
     /// Journals the start and gives every open lease its full time.
     fn begin(&mut self) -> Result<(), Fatal> {
         let now = self.clock.now();
-        let mut events = self.state.start(now, self.epoch);
-        events.extend(schedule(&mut self.state, now));
-        self.commit(now, &events)?;
-        self.release(&events);
+        let batch = Batch::start(&mut self.state, now, self.journal.epoch);
+        let committed = batch.close(Leases::Grant).commit(&mut self.journal)?;
+        self.release(&committed.effects, &committed.events);
         info!(
-            epoch = self.epoch.0,
+            epoch = self.journal.epoch.0,
             runs = self.state.runs().count(),
             leases = self.state.leases().count(),
             "the coordinator has started"
@@ -240,9 +253,8 @@ impl Actor {
         inbox: &mut mpsc::Receiver<Request>,
     ) -> Result<bool, Fatal> {
         let now = self.clock.now();
-        let mut events = Vec::new();
-        let mut answers: Vec<Pending> = Vec::new();
-        let mut pairs: Vec<(oneshot::Sender<Both>, Both)> = Vec::new();
+        let mut batch = Batch::open(&mut self.state, now);
+        let mut askers = Vec::new();
         let mut queries = Vec::new();
         let mut stops = Vec::new();
         let mut acknowledgements = Vec::new();
@@ -251,27 +263,29 @@ impl Actor {
         while let Some(request) = next.take() {
             match request {
                 Request::Command { command, answer } => {
-                    let reply = self.decide(now, &command, &mut events);
-                    answers.push((answer, reply));
+                    batch.take(&command);
+                    askers.push(Asker::One(answer));
                 }
                 Request::Both { commands, answer } => {
-                    let (first, second) = *commands;
-                    let first = self.decide(now, &first, &mut events);
-                    let second = self.decide(now, &second, &mut events);
-                    pairs.push((answer, (first, second)));
+                    batch.take(&commands.0);
+                    batch.take(&commands.1);
+                    askers.push(Asker::Both(answer));
                 }
                 Request::Open { hello, out, answer } => {
-                    let (worker, number) = (hello.worker.clone(), hello.session);
-                    let reply = self.decide(now, &Command::Hello(hello), &mut events);
-                    if reply.is_ok() {
-                        self.sessions.insert(worker, Session { number, out });
-                    }
-                    answers.push((answer, reply));
+                    askers.push(Asker::Session {
+                        worker: hello.worker.clone(),
+                        session: Session {
+                            number: hello.session,
+                            out,
+                        },
+                        answer,
+                    });
+                    batch.take(&Command::Hello(hello));
                 }
                 Request::Query(query) => queries.push(query),
                 Request::PutSpecs { run, specs, answer } => {
-                    let stored = self.store.put_specs(&run, &specs).map_err(Arc::new);
-                    drop(answer.send(stored));
+                    let stored = self.journal.store.put_specs(&run, &specs);
+                    drop(answer.send(stored.map_err(Arc::new)));
                 }
                 Request::Archive { run } => {
                     self.endings.insert(run);
@@ -287,25 +301,9 @@ impl Actor {
                 next = inbox.try_recv().ok();
             }
         }
-        if next_wakeup(&self.state).is_some_and(|(at, _)| at <= now) {
-            // A tick cannot be refused; it only finds what is due.
-            drop(self.decide(now, &Command::Tick, &mut events));
-        }
-        if self.holding {
-            // Nothing is granted, but delays that are over must not wake the engine again.
-            promote(&mut self.state, now);
-        } else {
-            events.extend(schedule(&mut self.state, now));
-        }
-        self.commit(now, &events)?;
-        for (answer, reply) in answers {
-            // An asker that has gone will see the effect all the same.
-            drop(answer.send(reply));
-        }
-        for (answer, replies) in pairs {
-            drop(answer.send(replies));
-        }
-        self.release(&events);
+        let committed = close(batch, self.holding).commit(&mut self.journal)?;
+        self.answer(askers, committed.replies);
+        self.release(&committed.effects, &committed.events);
         for query in queries {
             query(&self.state, now);
         }
@@ -317,74 +315,52 @@ impl Actor {
         Ok(stopping)
     }
 
-    fn decide(
-        &mut self,
-        now: Timestamp,
-        command: &Command,
-        events: &mut Vec<Event>,
-    ) -> Result<Reply, Rejection> {
-        let Step {
-            events: mut happened,
-            reply,
-        } = coordinator_core::step(&mut self.state, now, command)?;
-        events.append(&mut happened);
-        Ok(reply)
-    }
-
-    /// Appends a batch; nothing of it has been told to anybody before this returns.
-    fn commit(&mut self, now: Timestamp, events: &[Event]) -> Result<(), Fatal> {
-        if events.is_empty() {
-            return Ok(());
-        }
-        let mut tried = 0;
-        loop {
-            match self.store.append(self.next_seq, self.epoch, now, events) {
-                Ok(()) => break,
-                // The write before this one had been made although it said otherwise.
-                Err(store::Error::Conflict { expected, next })
-                    if tried > 0 && next == expected.next() =>
-                {
-                    break;
+    /// Hands the replies of a committed batch to whoever asked. One that has gone will see the
+    /// effect all the same.
+    fn answer(&mut self, askers: Vec<Asker>, replies: Vec<Result<Reply, Rejection>>) {
+        let mut replies = replies.into_iter();
+        for asker in askers {
+            let Some(reply) = replies.next() else {
+                return;
+            };
+            match asker {
+                Asker::One(answer) => drop(answer.send(reply)),
+                Asker::Both(answer) => {
+                    if let Some(second) = replies.next() {
+                        drop(answer.send((reply, second)));
+                    }
                 }
-                Err(error) if error.is_transient() && tried < self.options.append_retries => {
-                    tried += 1;
-                    warn!(error = %error, tried, "the journal row could not be written yet");
-                    std::thread::sleep(Duration::from_millis(500));
-                }
-                Err(error) => {
-                    error!(error = %error, "the journal row cannot be written; stopping");
-                    return Err(Fatal::Append(error));
+                Asker::Session {
+                    worker,
+                    session,
+                    answer,
+                } => {
+                    if reply.is_ok() {
+                        self.sessions.insert(worker, session);
+                    }
+                    drop(answer.send(reply));
                 }
             }
         }
-        self.next_seq = self.next_seq.next();
-        self.since_snapshot += 1;
-        for event in events {
-            info!(
-                seq = event.seq,
-                event = event.kind.name(),
-                run = event.kind.run().map(|run| run.0),
-                "recorded"
-            );
-        }
-        Ok(())
     }
 
     /// Tells the world what has been committed.
-    fn release(&mut self, events: &[Event]) {
+    fn release(&mut self, effects: &[Effect], events: &[Event]) {
         if events.is_empty() {
             return;
         }
         let mut grants: BTreeMap<WorkerId, Vec<GrantFacts>> = BTreeMap::new();
         let mut stops: BTreeMap<WorkerId, Vec<LeaseId>> = BTreeMap::new();
-        for effect in effects(&self.state, events) {
+        for effect in effects {
             match effect {
                 Effect::Grant { lease, worker } => {
-                    if let Some(facts) = GrantFacts::collect(&self.state, lease) {
-                        grants.entry(worker).or_default().push(facts);
+                    if let Some(facts) = GrantFacts::collect(&self.state, *lease) {
+                        grants.entry(worker.clone()).or_default().push(facts);
                     }
                 }
-                Effect::Stop { lease, worker } => stops.entry(worker).or_default().push(lease),
+                Effect::Stop { lease, worker } => {
+                    stops.entry(worker.clone()).or_default().push(*lease);
+                }
                 // No agent of this version asks questions.
                 Effect::Answer { .. } => {}
                 Effect::GitWork => self.notices.announce_git_work(),
@@ -452,7 +428,7 @@ impl Actor {
         };
         let last_seq = image.last_seq;
         let image = RunImage { run: image };
-        match self.store.archive(&image) {
+        match self.journal.store.archive(&image) {
             Ok(Progress::More) => return Ok(true),
             Ok(Progress::Done) => {}
             Err(error) => {
@@ -464,24 +440,23 @@ impl Actor {
         }
         self.endings.remove(&run);
         let now = self.clock.now();
-        let mut events = Vec::new();
-        let archived = Command::Archived { run, last_seq };
-        if let Err(rejection) = self.decide(now, &archived, &mut events) {
+        let mut batch = Batch::open(&mut self.state, now);
+        batch.take(&Command::Archived { run, last_seq });
+        let committed = close(batch, self.holding).commit(&mut self.journal)?;
+        if let Some(Err(rejection)) = committed.replies.first() {
             warn!(run = %image.run.name, error = %rejection, "an archived run stays in memory");
-            return Ok(true);
         }
-        self.commit(now, &events)?;
-        self.release(&events);
+        self.release(&committed.effects, &committed.events);
         Ok(true)
     }
 
     /// Writes a snapshot when enough batches have passed, and lets go of journal rows behind it in
     /// bounded steps. True while there is more to do.
     fn snapshot_if_due(&mut self) -> bool {
-        if self.since_snapshot >= self.options.snapshot_every {
-            self.since_snapshot = 0;
-            let last = BatchSeq(self.next_seq.0.saturating_sub(1));
-            match self.store.snapshot(last, &self.state.image()) {
+        if self.journal.since_snapshot >= self.snapshot_every {
+            self.journal.since_snapshot = 0;
+            let last = BatchSeq(self.journal.next.0.saturating_sub(1));
+            match self.journal.store.snapshot(last, &self.state.image()) {
                 Ok(()) => self.truncating = true,
                 // The journal is complete without it; only the next start takes longer.
                 Err(error) => warn!(error = %error, "failed to write a snapshot"),
@@ -490,7 +465,7 @@ impl Actor {
         if !self.truncating {
             return false;
         }
-        match self.store.truncate() {
+        match self.journal.store.truncate() {
             Ok(Progress::More) => true,
             Ok(Progress::Done) => {
                 self.truncating = false;

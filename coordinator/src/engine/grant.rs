@@ -222,37 +222,44 @@ fn verify_timeout(verify: Option<&VerifySpec>) -> Span {
 
 /// Names a ref that holds the base of a task, for a lease to read.
 ///
-/// A task without dependencies starts from the run's source; one with a single dependency from
-/// what that dependency made; only merged bases have a ref of their own.
+/// A task without dependencies starts from the run's source; one whose base is what a single
+/// dependency made, from that; only merged bases have a ref of their own. Several dependencies of
+/// which at most one has changed something need no merge.
 pub fn base_ref(run: &Run, ix: TaskIx) -> String {
     let mut ix = ix;
     loop {
         let Some(task) = run.task(ix) else {
             return refs::source(&run.name);
         };
-        match &*task.dependencies {
+        let origin = match &*task.dependencies {
             [] => return refs::source(&run.name),
-            [only] => {
-                let Some(dependency) = run.task(*only) else {
-                    return refs::source(&run.name);
-                };
-                match &dependency.state {
-                    TaskState::Succeeded {
-                        outcome: Outcome::Commit(_),
-                        ..
-                    } => {
-                        let number = dependency
-                            .history
-                            .as_deref()
-                            .and_then(|history| history.attempts.last())
-                            .map_or(0, |attempt| attempt.number.0);
-                        return refs::attempt(&run.name, &dependency.name, number);
-                    }
-                    // It changed nothing, so its commit is its base.
-                    _ => ix = *only,
+            [only] => *only,
+            several => {
+                let base = run.base(ix);
+                let same = |of: &&TaskIx| base.is_some() && run.commit(**of) == base;
+                match several.iter().find(same) {
+                    Some(origin) => *origin,
+                    None => return refs::base(&run.name, &task.name),
                 }
             }
-            [_, _, ..] => return refs::base(&run.name, &task.name),
+        };
+        let Some(dependency) = run.task(origin) else {
+            return refs::source(&run.name);
+        };
+        match &dependency.state {
+            TaskState::Succeeded {
+                outcome: Outcome::Commit(_),
+                ..
+            } => {
+                let number = dependency
+                    .history
+                    .as_deref()
+                    .and_then(|history| history.attempts.last())
+                    .map_or(0, |attempt| attempt.number.0);
+                return refs::attempt(&run.name, &dependency.name, number);
+            }
+            // It changed nothing, so its commit is its base.
+            _ => ix = origin,
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod clock;
 pub mod grant;
 pub mod notice;
 pub mod readers;
+mod rows;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use coordinator_core::command::Hello;
 use coordinator_core::{Command, Rejection, Reply, RunId, State, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use actor::rebuild;
 pub use actor::{Fatal, Options, Started, start};
 pub use notice::Notices;
 pub use readers::{ReadError, Readers};

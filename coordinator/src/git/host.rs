@@ -56,7 +56,8 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(600);
 /// a snapshot a minute does not leave a pack a minute.
 const UNPACK_LIMIT: &str = "100";
 
-/// What a client is told when git dies in a push for a reason of its own.
+/// What a client is told when git dies in a push for a reason of its own. Workers know its beginning
+/// and do not take it for a verdict.
 const DIED: &str = "git failed at the coordinator; see if the ref is there, and try again";
 
 /// How hosted repositories are served.

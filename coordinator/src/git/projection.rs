@@ -58,40 +58,49 @@ struct Settled {
 }
 
 /// The branches of one run as the journal has them.
-struct Wanted {
+pub(crate) struct Wanted {
     run: RunId,
-    repository: String,
-    heads: BTreeMap<String, CommitId>,
+    pub(crate) repository: String,
+    pub(crate) heads: BTreeMap<String, CommitId>,
 }
 
 impl Wanted {
     /// `None` for a run without a repository.
-    fn of(run: &Run) -> Option<Self> {
+    pub(crate) fn of(run: &Run) -> Option<Self> {
         let source = run.source.as_ref()?;
-        let mut heads = BTreeMap::new();
-        for task in &run.tasks {
-            if let TaskState::Succeeded {
-                outcome: Outcome::Commit(commit),
-                ..
-            } = &task.state
-            {
-                heads.insert(names::task_head(&run.name, &task.name), commit.clone());
-            }
-        }
-        if let RunPhase::Ended {
-            outcome: coordinator_core::event::RunOutcome::Succeeded,
-            integrated: Some(commit),
-            ..
-        } = &run.phase
-        {
-            heads.insert(names::integration_head(&run.name), commit.clone());
-        }
         Some(Self {
             run: run.id,
             repository: source.repository.to_string(),
-            heads,
+            heads: heads(run),
         })
     }
+}
+
+/// Gives the branches of a run that people see, as the journal has them.
+#[must_use]
+pub fn heads(run: &Run) -> BTreeMap<String, CommitId> {
+    let mut heads = BTreeMap::new();
+    if run.source.is_none() {
+        return heads;
+    }
+    for task in &run.tasks {
+        if let TaskState::Succeeded {
+            outcome: Outcome::Commit(commit),
+            ..
+        } = &task.state
+        {
+            heads.insert(names::task_head(&run.name, &task.name), commit.clone());
+        }
+    }
+    if let RunPhase::Ended {
+        outcome: coordinator_core::event::RunOutcome::Succeeded,
+        integrated: Some(commit),
+        ..
+    } = &run.phase
+    {
+        heads.insert(names::integration_head(&run.name), commit.clone());
+    }
+    heads
 }
 
 impl Projection {

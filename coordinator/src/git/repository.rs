@@ -34,7 +34,10 @@ pub enum Error {
 const UNFINISHED: &str = ".new-";
 
 /// How the folders start in which git receives objects.
-const INCOMING: &str = "tmp_objdir-";
+pub(crate) const INCOMING: &str = "tmp_objdir-";
+
+/// How the names start under which git writes objects and packs before it renames them.
+const HALF_WRITTEN: [&str; 4] = ["tmp_obj_", "tmp_pack_", "tmp_idx_", "tmp_rev_"];
 
 /// A bare repository at `<home>/repos/<name>.git`.
 #[derive(Debug, Clone)]
@@ -107,7 +110,8 @@ pub fn folder(home: &Path) -> PathBuf {
     home.join("repos")
 }
 
-async fn init(git: &Git, path: &Path, format: ObjectFormat) -> Result<(), GitError> {
+/// Makes an empty hosted repository; not atomic.
+pub(crate) async fn init(git: &Git, path: &Path, format: ObjectFormat) -> Result<(), GitError> {
     let repository = Repository::init_bare(git, path, format).await?;
     // Nothing collects garbage on its own, not even under a person's hands: a commit without a ref
     // may be known to the journal already.
@@ -155,18 +159,29 @@ pub(super) async fn reaches_hidden(
 pub(super) fn clean(home: &Path) -> Result<(), Error> {
     let folder = folder(home);
     std::fs::create_dir_all(&folder).map_err(at("create", &folder))?;
+    leftovers(home)?.iter().try_for_each(|path| remove(path))
+}
+
+/// Lists what git processes and a coordinator leave behind when they are killed; while git works in
+/// the repositories, also what belongs to it.
+pub(crate) fn leftovers(home: &Path) -> Result<Vec<PathBuf>, Error> {
+    let folder = folder(home);
+    let mut found = Vec::new();
+    if !folder.exists() {
+        return Ok(found);
+    }
     for path in entries(&folder)? {
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
         if name.starts_with(UNFINISHED) {
-            remove(&path)?;
+            found.push(path);
         } else if name.ends_with(".git") {
-            clean_repository(&path)?;
+            found.extend(leftovers_of(&path)?);
         }
     }
-    Ok(())
+    Ok(found)
 }
 
-fn clean_repository(repository: &Path) -> Result<(), Error> {
+pub(crate) fn leftovers_of(repository: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut folders = vec![repository.join("refs")];
     let mut stale: Vec<_> = ["packed-refs.lock", "HEAD.lock", "config.lock"]
         .map(|name| repository.join(name))
@@ -182,12 +197,21 @@ fn clean_repository(repository: &Path) -> Result<(), Error> {
             }
         }
     }
-    let incoming = entries(&repository.join("objects"))?;
-    stale.extend(incoming.into_iter().filter(|path| {
-        let name = path.file_name().and_then(OsStr::to_str);
-        name.is_some_and(|name| name.starts_with(INCOMING))
-    }));
-    stale.iter().try_for_each(|path| remove(path))
+    let named = |path: &Path, beginnings: &[&str]| {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        beginnings
+            .iter()
+            .any(|beginning| name.starts_with(beginning))
+    };
+    for path in entries(&repository.join("objects"))? {
+        if named(&path, &[INCOMING]) {
+            stale.push(path);
+        } else if path.is_dir() {
+            let inside = entries(&path)?;
+            stale.extend(inside.into_iter().filter(|path| named(path, &HALF_WRITTEN)));
+        }
+    }
+    Ok(stale)
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {

@@ -320,7 +320,10 @@ pub enum Error {
     ArchivedLater { run: RunId, held: u64, given: u64 },
     #[error("{what} cannot be read")]
     Form { what: Place, source: form::Error },
-    #[error("{0} is damaged: its checksum does not match; restore the state folder from a backup")]
+    #[error(
+        "{0} is damaged: its checksum does not match; `coordinator restore` puts a backup into a \
+         new home"
+    )]
     Damaged(Place),
     #[error(
         "the state was written by Muster {written_by} in format {found}; this one reads up to \
@@ -333,6 +336,8 @@ pub enum Error {
     },
     #[error("{} is not a journal of Muster", .0.display())]
     Foreign(PathBuf),
+    #[error("{} is damaged: {found}; `coordinator restore` puts a backup into a new home", path.display())]
+    Inconsistent { path: PathBuf, found: String },
     #[error(
         "{} lies on a network file system ({kind}), which cannot keep a journal safe: set \
          MUSTER_HOME to a folder on a local disk",
@@ -340,9 +345,8 @@ pub enum Error {
     )]
     NetworkFileSystem { path: PathBuf, kind: String },
     #[error(
-        "{} is cut: {found} bytes are left of {wanted}; put the whole state folder back from a \
-         backup (the file, and the files ending in -wal and -shm beside it, belong together), or \
-         set MUSTER_HOME to a fresh folder to begin anew",
+        "{} is cut: {found} bytes are left of {wanted}; `coordinator restore FROM --home NEW` puts \
+         a backup into a new home, and a MUSTER_HOME that is not there yet begins anew",
         path.display()
     )]
     Cut {
@@ -351,8 +355,8 @@ pub enum Error {
         wanted: u64,
     },
     #[error(
-        "{} is missing though its log (-wal) is there; put the whole state folder back from a \
-         backup, or set MUSTER_HOME to a fresh folder to begin anew",
+        "{} is missing though its log (-wal) is there; `coordinator restore FROM --home NEW` puts \
+         a backup into a new home, and a MUSTER_HOME that is not there yet begins anew",
         .0.display()
     )]
     MainMissing(PathBuf),
@@ -375,8 +379,36 @@ pub enum Error {
 }
 
 impl Error {
-    /// Tells whether the same write may succeed a little later: the disk is full or busy, or an
-    /// operation on it failed.
+    /// Tells whether what is kept is damaged, so that only a backup helps.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        use rusqlite::{Error as Sqlite, ErrorCode};
+        match self {
+            Self::Damaged(_)
+            | Self::Cut { .. }
+            | Self::MainMissing(_)
+            | Self::Foreign(_)
+            | Self::Inconsistent { .. }
+            | Self::NoSuchBatch(_)
+            | Self::Form { .. }
+            | Self::Gap { .. }
+            | Self::HistoryEnds { .. } => true,
+            Self::Database { source, .. } => match source {
+                Sqlite::SqliteFailure(failure, _) => matches!(
+                    failure.code,
+                    ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown
+                ),
+                // A table, a row or a value is not what we made it.
+                _ => true,
+            },
+            _ => false,
+        }
+    }
+
+    /// Tells whether the same write may succeed a little later: the disk is full or busy.
+    ///
+    /// An operation that failed is not of that kind. After a refused sync nobody knows what reached
+    /// the disk, and one that succeeds afterwards proves nothing, as PostgreSQL found in 2018.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         use rusqlite::ErrorCode;
@@ -389,7 +421,6 @@ impl Error {
                 ErrorCode::DatabaseBusy
                     | ErrorCode::DatabaseLocked
                     | ErrorCode::DiskFull
-                    | ErrorCode::SystemIoFailure
                     | ErrorCode::OutOfMemory
             ),
             _ => false,

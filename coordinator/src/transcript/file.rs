@@ -2,19 +2,20 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use muster_proto::v1::agent_event::Kind;
 use muster_proto::v1::{AgentEvent, OutputTruncated};
 use prost::Message as _;
+use tracing::{error, warn};
 
-use super::{Error, Position};
+use super::{Error, Position, mend};
 
 /// Length (4 bytes) and checksum (4 bytes) before each event.
-const HEADER: usize = 8;
+pub(super) const HEADER: usize = 8;
 /// An event's bytes; a longer length is damage.
-const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(super) const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What one read takes from the file.
 const CHUNK: usize = 256 * 1024;
 
@@ -26,9 +27,15 @@ pub(super) struct Transcript {
     pub(super) last: u64,
     pub(super) bytes: u64,
     pub(super) truncated: bool,
+    /// What was so at the last sync.
+    synced: (u64, u64, bool),
+    /// The file holds more than that, which was taken back.
+    ragged: bool,
+    #[cfg(test)]
+    pub(super) refused_syncs: u32,
 }
 
-fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io {
         action,
@@ -38,17 +45,28 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error
 }
 
 impl Transcript {
-    /// Opens or makes a transcript; a torn end is cut off.
+    /// Opens or makes a transcript. A torn end, which was never acknowledged, is cut off.
+    ///
+    /// Other damage is a disk's: the file is set aside as it is, under the same name with
+    /// `.damaged-<n>` behind it, and its sound records stay.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(io("make", folder))?;
         }
-        let mut position = Position::default();
-        while !read_on(path, &mut position, CHUNK)?.is_empty() {}
+        let mut position = end(path)?;
+        let is_longer = |found: std::fs::Metadata| found.len() > position.offset;
+        if std::fs::metadata(path).is_ok_and(is_longer) && mend::look(path)?.is_damaged() {
+            let aside = mend::beside(path);
+            error!(
+                transcript = %path.display(), offset = position.offset, aside = %aside.display(),
+                "a transcript is damaged; it is set aside and its sound events stay"
+            );
+            mend::mend(path, &aside)?;
+            position = end(path)?;
+        }
         let file = OpenOptions::new()
             .create(true)
             .append(true)
-            // What agents print is as confidential as what they work on.
             .mode(0o600)
             .open(path)
             .map_err(io("open", path))?;
@@ -58,11 +76,43 @@ impl Transcript {
             last: position.number,
             bytes: position.offset,
             truncated: false,
+            synced: (position.number, position.offset, false),
+            ragged: false,
+            #[cfg(test)]
+            refused_syncs: 0,
         })
+    }
+
+    /// Takes back what was not synced. After a refused sync nobody knows what reached the disk, and
+    /// a later one that succeeds proves nothing: it has to be written anew.
+    pub(super) fn take_back(&mut self, path: &Path) {
+        (self.last, self.bytes, self.truncated) = self.synced;
+        self.ragged = true;
+        self.trim_if_possible(path);
+    }
+
+    fn trim_if_possible(&mut self, path: &Path) {
+        if let Err(error) = self.trim(path) {
+            warn!(error = %error, "cannot cut a transcript yet; it is cut before the next write");
+        }
+    }
+
+    fn trim(&mut self, path: &Path) -> Result<(), Error> {
+        if self.ragged {
+            self.file.set_len(self.bytes).map_err(io("cut", path))?;
+            self.ragged = false;
+        }
+        Ok(())
+    }
+
+    /// Tells whether the file alone says what is in this transcript.
+    pub(super) fn is_tidy(&self) -> bool {
+        !self.ragged
     }
 
     /// Appends an event; one too large for any reader leaves a note of its size instead.
     pub(super) fn append(&mut self, path: &Path, event: &AgentEvent) -> Result<(), Error> {
+        self.trim(path)?;
         let mut body = event.encode_to_vec();
         if body.len() > EVENT_BYTES_MAX - HEADER {
             let bytes = body.len() as u64;
@@ -73,21 +123,85 @@ impl Transcript {
             body = note.encode_to_vec();
         }
         let mut record = Vec::with_capacity(HEADER + body.len());
-        let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        record.extend_from_slice(&length.to_le_bytes());
-        record.extend_from_slice(&checksum(&body));
-        record.extend_from_slice(&body);
-        self.file
-            .write_all(&record)
-            .map_err(io("append to", path))?;
+        encode(&mut record, &body);
+        if let Err(error) = self.file.write_all(&record) {
+            // Half a record would hide those behind it.
+            self.ragged = true;
+            self.trim_if_possible(path);
+            return Err(io("append to", path)(error));
+        }
         self.bytes += record.len() as u64;
         self.last = event.number;
         Ok(())
     }
 
-    pub(super) fn sync(&self, path: &Path) -> Result<(), Error> {
-        self.file.sync_data().map_err(io("sync", path))
+    pub(super) fn sync(&mut self, path: &Path) -> Result<(), Error> {
+        #[cfg(test)]
+        if self.refused_syncs > 0 {
+            self.refused_syncs -= 1;
+            return Err(io("sync", path)(std::io::Error::other("as a test asked")));
+        }
+        self.file.sync_data().map_err(io("sync", path))?;
+        self.synced = (self.last, self.bytes, self.truncated);
+        Ok(())
     }
+}
+
+/// What stands at a place of the file.
+enum Found {
+    Sound(AgentEvent, u64),
+    /// A record of this size that is not what was written.
+    Damaged(u64),
+    /// The file ends before a record does.
+    Nothing,
+}
+
+fn record_at(file: &File, offset: u64) -> std::io::Result<Found> {
+    let fill = |buffer: &mut [u8], at| match file.read_exact_at(buffer, at) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    };
+    let mut record = vec![0; HEADER];
+    if !fill(&mut record, offset)? {
+        return Ok(Found::Nothing);
+    }
+    let length = record_length(&record).unwrap_or(usize::MAX);
+    if length > EVENT_BYTES_MAX {
+        return Ok(Found::Damaged(HEADER as u64));
+    }
+    record.resize(HEADER + length, 0);
+    if !fill(&mut record, offset)? {
+        return Ok(Found::Nothing);
+    }
+    Ok(match parse(&record) {
+        Some((event, size)) => Found::Sound(event, size as u64),
+        None => Found::Damaged(record.len() as u64),
+    })
+}
+
+/// Finds the record behind a damaged one; `None` unless a sound one of a later number stands right
+/// where the damaged one says that it ends.
+fn behind_damage(file: &File, position: &Position) -> std::io::Result<Option<(AgentEvent, u64)>> {
+    let Found::Damaged(size) = record_at(file, position.offset)? else {
+        return Ok(None);
+    };
+    let next = position.offset + size;
+    Ok(match record_at(file, next)? {
+        // The damaged one had a number of its own.
+        Found::Sound(event, size) if event.number > position.number + 1 => {
+            Some((event, next + size))
+        }
+        Found::Sound(..) | Found::Damaged(_) | Found::Nothing => None,
+    })
+}
+
+/// Writes one record in its form.
+pub(super) fn encode(out: &mut Vec<u8>, body: &[u8]) {
+    let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(&checksum(body));
+    out.extend_from_slice(body);
 }
 
 fn checksum(body: &[u8]) -> [u8; 4] {
@@ -117,7 +231,35 @@ pub(super) fn read(path: &Path, after: u64, bytes: usize) -> Result<Vec<AgentEve
     }
 }
 
+/// Reads on from a place, about so many bytes. Behind a damaged record it goes on, with a note.
 pub(super) fn read_on(
+    path: &Path,
+    position: &mut Position,
+    bytes: usize,
+) -> Result<Vec<AgentEvent>, Error> {
+    let mut events = read_sound(path, position, bytes)?;
+    if !events.is_empty() {
+        return Ok(events);
+    }
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(events),
+        Err(source) => return Err(io("open", path)(source)),
+    };
+    if let Some((event, end)) = behind_damage(&file, position).map_err(io("read", path))? {
+        // What is lost is shown as such, and hides nothing behind it.
+        let number = event.number - 1;
+        events.push(super::missing(number, event.at_ms));
+        *position = Position {
+            offset: end,
+            number: event.number,
+        };
+        events.push(event);
+    }
+    Ok(events)
+}
+
+fn read_sound(
     path: &Path,
     position: &mut Position,
     bytes: usize,
@@ -155,17 +297,24 @@ pub(super) fn read_on(
     Ok(events)
 }
 
+/// Finds where the sound beginning of a transcript ends.
+fn end(path: &Path) -> Result<Position, Error> {
+    let mut position = Position::default();
+    while !read_sound(path, &mut position, CHUNK)?.is_empty() {}
+    Ok(position)
+}
+
 fn read_up_to(file: &mut File, buffer: &mut Vec<u8>, bytes: usize) -> std::io::Result<()> {
     file.take(bytes as u64).read_to_end(buffer).map(|_| ())
 }
 
-fn record_length(bytes: &[u8]) -> Option<usize> {
+pub(super) fn record_length(bytes: &[u8]) -> Option<usize> {
     let length: [u8; 4] = bytes.get(..4)?.try_into().ok()?;
     usize::try_from(u32::from_le_bytes(length)).ok()
 }
 
 /// Parses one whole record; `None` when it is torn or damaged.
-fn parse(bytes: &[u8]) -> Option<(AgentEvent, usize)> {
+pub(super) fn parse(bytes: &[u8]) -> Option<(AgentEvent, usize)> {
     let length = record_length(bytes)?;
     let body = bytes.get(HEADER..HEADER.checked_add(length)?)?;
     if bytes.get(4..HEADER)? != checksum(body) {
@@ -176,6 +325,8 @@ fn parse(bytes: &[u8]) -> Option<(AgentEvent, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn event(number: u64) -> AgentEvent {
@@ -214,14 +365,84 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_ends_the_transcript_there() {
+    fn what_a_refused_sync_was_for_is_not_believed_and_is_written_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.events");
-        let mut whole = written(&path, 3);
-        let middle = whole.len() / 2;
-        whole[middle] ^= 1;
+        let mut transcript = Transcript::open(&path).unwrap();
+        transcript.append(&path, &event(1)).unwrap();
+        transcript.sync(&path).unwrap();
+        transcript.append(&path, &event(2)).unwrap();
+        transcript.refused_syncs = 1;
+        transcript.sync(&path).unwrap_err();
+        transcript.take_back(&path);
+        assert_eq!(transcript.last, 1);
+        assert_eq!(Transcript::open(&path).unwrap().last, 1);
+        transcript.append(&path, &event(2)).unwrap();
+        transcript.sync(&path).unwrap();
+        assert_eq!(read(&path, 0, usize::MAX).unwrap().len(), 2);
+    }
+
+    fn numbers(path: &Path) -> Vec<u64> {
+        let events = read(path, 0, usize::MAX).unwrap();
+        events.iter().map(|event| event.number).collect()
+    }
+
+    fn is_note(event: &AgentEvent) -> bool {
+        matches!(event.kind, Some(Kind::OutputTruncated(_)))
+    }
+
+    fn aside(path: &Path) -> PathBuf {
+        PathBuf::from(format!("{}.damaged-1", path.display()))
+    }
+
+    /// Whatever byte is flipped: nothing is invented, nothing sound before it is hidden, nothing is
+    /// deleted, and what is appended next is read.
+    #[test]
+    fn a_flipped_byte_anywhere_costs_no_more_than_what_it_hit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.events");
+        let whole = written(&path, 4);
+        let size = whole.len() / 4;
+        for place in 0..whole.len() {
+            let mut spoiled = whole.clone();
+            spoiled[place] ^= 0x10;
+            std::fs::write(&path, &spoiled).unwrap();
+            let hit = place / size;
+            for found in read(&path, 0, usize::MAX).unwrap() {
+                assert!(
+                    found == event(found.number) || is_note(&found),
+                    "at {place}: {found:?}"
+                );
+            }
+            let mut transcript = Transcript::open(&path).unwrap();
+            let kept = std::fs::read(&path).unwrap();
+            let all_there =
+                kept == spoiled || std::fs::read(aside(&path)).is_ok_and(|aside| aside == spoiled);
+            // The last record with a length that reaches behind the end is a torn one.
+            let looks_torn = place % size < 4 && hit == 3 && kept == whole[..3 * size];
+            assert!(all_there || looks_torn, "at {place}");
+            transcript.append(&path, &event(9)).unwrap();
+            let numbers = numbers(&path);
+            let before: Vec<u64> = (1..=hit as u64).collect();
+            assert!(numbers.starts_with(&before), "at {place}: {numbers:?}");
+            assert_eq!(numbers.last(), Some(&9), "at {place}");
+            if place % size >= 4 && hit < 3 {
+                assert_eq!(numbers, [1, 2, 3, 4, 9], "at {place}");
+            }
+            drop(std::fs::remove_file(aside(&path)));
+        }
+    }
+
+    #[test]
+    fn a_hole_of_zeros_at_the_end_is_a_torn_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.events");
+        let mut whole = written(&path, 2);
+        let length = whole.len();
+        whole.extend_from_slice(&[0; 700]);
         std::fs::write(&path, &whole).unwrap();
-        assert!(read(&path, 0, usize::MAX).unwrap().len() < 3);
+        assert_eq!(Transcript::open(&path).unwrap().bytes, length as u64);
+        assert!(!aside(&path).exists());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! stored once, and a gap is noted.
 
 mod file;
+pub mod mend;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -13,8 +14,8 @@ use std::time::Duration;
 
 use coordinator_core::LeaseId;
 use coordinator_core::event::Work;
-use muster_proto::v1::AgentEvent;
 use muster_proto::v1::agent_event::Kind;
+use muster_proto::v1::{AgentEvent, OutputTruncated};
 
 pub use writer::{Appended, Transcripts, Writes};
 
@@ -62,7 +63,7 @@ pub struct Place {
 impl Place {
     /// Gives the file's path under the transcripts' folder. Names have been checked to be single,
     /// harmless path components when the run was submitted.
-    fn path(&self, root: &Path) -> PathBuf {
+    pub(crate) fn path(&self, root: &Path) -> PathBuf {
         let name = match self.work {
             Work::Attempt { attempt, .. } => format!("attempt-{attempt}-{}.events", self.lease),
             Work::Verify { attempt, .. } => format!("verify-{attempt}-{}.events", self.lease),
@@ -157,4 +158,14 @@ pub fn leases(root: &Path, run: &str, task: &str, work: Work) -> Result<Vec<Leas
         .collect();
     leases.sort_unstable();
     Ok(leases)
+}
+
+/// Notes that events up to a number are not there; nobody knows how large they were.
+fn missing(number: u64, at_ms: u64) -> AgentEvent {
+    let kind = Some(Kind::OutputTruncated(OutputTruncated { bytes: 0 }));
+    AgentEvent {
+        number,
+        at_ms,
+        kind,
+    }
 }

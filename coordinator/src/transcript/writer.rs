@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coordinator_core::LeaseId;
-use muster_proto::v1::agent_event::Kind;
-use muster_proto::v1::{AgentEvent, OutputTruncated};
+use muster_proto::v1::AgentEvent;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
 use super::file::Transcript;
-use super::{Error, Place, TRANSCRIPT_BYTES_MAX};
+use super::{Error, Place, TRANSCRIPT_BYTES_MAX, missing};
 
 /// Appends that may wait; senders wait beyond it, and with them their worker's event window.
 const QUEUE: usize = 1_024;
@@ -179,7 +178,7 @@ impl Writer {
             }
             self.write(group);
             if self.open.len() > OPEN_MAX {
-                self.open.clear();
+                self.open.retain(|_, transcript| !transcript.is_tidy());
             }
         }
     }
@@ -193,10 +192,14 @@ impl Writer {
         let mut synced: BTreeMap<&Place, bool> = BTreeMap::new();
         for (place, _, result) in &written {
             if result.is_ok() && !synced.contains_key(place) {
-                let done = self
-                    .open
-                    .get(place)
-                    .is_some_and(|transcript| transcript.sync(&place.path(&self.root)).is_ok());
+                let path = place.path(&self.root);
+                let done = self.open.get_mut(place).is_some_and(|transcript| {
+                    let synced = transcript.sync(&path);
+                    if synced.is_err() {
+                        transcript.take_back(&path);
+                    }
+                    synced.is_ok()
+                });
                 synced.insert(place, done);
             }
         }
@@ -205,10 +208,6 @@ impl Writer {
             .filter(|(_, done)| !**done)
             .map(|(place, _)| (*place).clone())
             .collect();
-        for place in &failed {
-            // After a failed sync nobody knows what is on disk: opening again reads it.
-            self.open.remove(place);
-        }
         for (place, answer, result) in written {
             let result = match result {
                 Ok(_) if failed.contains(&place) => Err(Error::Io {
@@ -264,20 +263,7 @@ impl Writer {
             }
         }
         let stored = transcript.last;
-        if written.is_err() {
-            self.open.remove(place);
-        }
         written.map(|()| Appended { stored })
-    }
-}
-
-/// Notes that events up to a number are not there; nobody knows how large they were.
-fn missing(number: u64, at_ms: u64) -> AgentEvent {
-    let kind = Some(Kind::OutputTruncated(OutputTruncated { bytes: 0 }));
-    AgentEvent {
-        number,
-        at_ms,
-        kind,
     }
 }
 
@@ -285,6 +271,7 @@ fn missing(number: u64, at_ms: u64) -> AgentEvent {
 mod tests {
     use coordinator_core::event::Work;
     use coordinator_core::{AttemptNo, LeaseId, TaskIx};
+    use muster_proto::v1::agent_event::Kind;
 
     use super::*;
     use crate::transcript;

@@ -1,5 +1,7 @@
 //! The program as a person uses it: real processes, real git, real workers.
 
+mod sim;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

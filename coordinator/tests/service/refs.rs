@@ -1,6 +1,8 @@
 //! What the journal says, and what the hosted repository shows.
 
-use super::world::{Worker, World, done, git, made_commit};
+use muster_proto::v1;
+
+use super::world::{Worker, World, done, git, made, made_commit};
 
 const ONE: &str = "name: p\nrepo: .\ntasks:\n  - {name: a, run: 'true', agent: command}\n";
 
@@ -83,4 +85,28 @@ async fn a_branch_that_cannot_be_moved_holds_up_its_own_run_and_only_for_so_long
 
     std::fs::remove_file(folder.join("a.lock")).unwrap();
     world.until(&stuck, |run| run.archived).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_starts_from_its_one_dependency_that_changed_something() {
+    let world = World::start().await;
+    let plan = ONE.to_owned()
+        + "  - {name: b, run: 'true', agent: command}\n"
+        + "  - {name: c, run: 'true', agent: command, depends_on: [a, b]}\n";
+    let run = world.submit_with_repository(&plan, "key").await;
+    let mut worker = Worker::join(&world, "w").await;
+    let mut grants = worker.grants().await;
+    grants.sort_by(|a, b| a.task.cmp(&b.task));
+    let commit = world.publish(&grants[0]);
+    let nothing = made(v1::outcome::Kind::NoChange(v1::Empty {}));
+    let reports = vec![
+        (grants[0].lease, made_commit(&commit)),
+        (grants[1].lease, nothing),
+    ];
+    worker.report(reports).await;
+    worker.beat(Vec::new()).await;
+    let source = worker.grant().await.source.unwrap();
+    assert_eq!(source.base, commit);
+    let there = git(&world.hosted(), &["rev-parse", &source.read_ref]);
+    assert_eq!(there, commit, "{} of {run}", source.read_ref);
 }

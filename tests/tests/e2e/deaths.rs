@@ -53,7 +53,11 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
 pub(crate) const SHORT: Options = Options::short_leases();
 
 /// Six tasks in two layers, each of which notes its start and waits before a door.
-fn gated_plan(cluster: &Cluster, ledger: &Ledger, gates: &Gates) -> Result<std::path::PathBuf> {
+pub(crate) fn gated_plan(
+    cluster: &Cluster,
+    ledger: &Ledger,
+    gates: &Gates,
+) -> Result<std::path::PathBuf> {
     let mut plan =
         "name: gated\nrepo: { from: ./seed }\ndefaults: { timeout: 5m }\ntasks:\n".to_owned();
     std::fs::create_dir_all(cluster.folder().join("seed"))?;
@@ -91,7 +95,7 @@ fn all_once(ledger: &Ledger) -> Result<()> {
     Ok(())
 }
 
-fn started(ledger: &Ledger, count: usize) -> Result<()> {
+pub(crate) fn started(ledger: &Ledger, count: usize) -> Result<()> {
     until_true(&format!("{count} attempts run"), SOON, || {
         Ok(ledger.lines()?.len() >= count)
     })

@@ -4,12 +4,16 @@
 //! name, and never as passed; therefore the harness is libtest-mimic.
 
 mod abuse;
+mod cutoff;
 mod deaths;
+mod disk;
 mod failures;
 mod first;
 mod foreign;
+mod restored;
 mod several_hosts;
 mod straggler;
+mod wire;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -39,19 +43,36 @@ fn main() -> ExitCode {
         foreign::SCENARIOS,
         deaths::SCENARIOS,
         straggler::SCENARIOS,
+        restored::SCENARIOS,
         abuse::SCENARIOS,
+        cutoff::SCENARIOS,
+        wire::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()
         .flatten()
         .map(|(name, scenario)| trial(name, *scenario, &programs))
         .collect();
-    let missing = muster_tests::hosts::missing();
-    for (name, scenario) in several_hosts::SCENARIOS {
+    let with_needs = [
+        (muster_tests::hosts::missing(), several_hosts::SCENARIOS),
+        (
+            muster_tests::clocks::missing(&programs.source),
+            cutoff::CLOCK_SCENARIOS,
+        ),
+    ];
+    for (missing, scenarios) in with_needs {
+        for (name, scenario) in scenarios {
+            let name = missing
+                .as_ref()
+                .map_or((*name).to_owned(), |why| format!("{name} ({why})"));
+            trials.push(trial(&name, *scenario, &programs).with_ignored_flag(missing.is_some()));
+        }
+    }
+    for (name, missing, scenario) in disk::scenarios(&programs) {
         let name = missing
             .as_ref()
-            .map_or((*name).to_owned(), |why| format!("{name} ({why})"));
-        trials.push(trial(&name, *scenario, &programs).with_ignored_flag(missing.is_some()));
+            .map_or(name.to_owned(), |why| format!("{name} ({why})"));
+        trials.push(trial(&name, scenario, &programs).with_ignored_flag(missing.is_some()));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -72,4 +93,13 @@ fn with_cluster(
 ) -> Result<()> {
     let mut cluster = Cluster::new(programs, options)?;
     test(&mut cluster).map_err(|error| anyhow::anyhow!("{error:#}\n{}", cluster.story()))
+}
+
+/// Shows a figure that is of interest also when all is well.
+#[expect(
+    clippy::print_stderr,
+    reason = "what a test measured is its result as much as its verdict"
+)]
+fn say(line: &str) {
+    eprintln!("{line}");
 }

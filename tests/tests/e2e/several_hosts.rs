@@ -19,6 +19,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         "a_worker_that_is_cut_off_stops_in_time_and_comes_back_in_vain",
         cut_off,
     ),
+    (
+        "a_daemon_deaf_to_term_is_ended_in_a_container_whose_session_began_outside",
+        container,
+    ),
 ];
 
 /// A name that no DNS knows.
@@ -129,5 +133,27 @@ fn cut_off(programs: &Programs) -> Result<()> {
         deaths::gone_before_deadline(&endless.mark, Instant::now())?;
         deaths::runs_elsewhere(cluster, &endless)?;
         deaths::comes_back_in_vain(cluster, &endless, || hosts.connect(index, Connected::Yes))
+    })
+}
+
+/// In a container that was entered, not started (`docker exec`), the worker's session and process
+/// group are those of a process that is not visible in it: the kernel gives both the number 0.
+fn container(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        cluster.serve()?;
+        let mut worker = cluster.worker("inside", &cluster.address(), 1)?;
+        let words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+        worker.wrapper = words.into_iter().map(Into::into).collect();
+        let _worker = cluster.start_described(&worker, "inside")?;
+        let plan = cluster.write_plan(
+            "plan.yaml",
+            "name: deaf\ntasks:\n  - name: deaf\n    \
+             run: (trap '' TERM; setsid sleep 600) >/dev/null 2>&1 &\n",
+        )?;
+        let run = cluster.submit(&plan)?;
+        let ended = cluster.ended(&run)?;
+        ensure!(ended.state() == "succeeded", "{}", ended.json);
+        ensure!(ended.attempts("deaf")?.len() == 1, "{}", ended.json);
+        Ok(())
     })
 }

@@ -20,7 +20,7 @@ use prost::Message as _;
 use crate::identity::create_private;
 
 /// Begins the names of folders that are being deleted.
-const DELETED: &str = "deleted-";
+pub(crate) const DELETED: &str = "deleted-";
 const GRANT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// The folder of one lease.

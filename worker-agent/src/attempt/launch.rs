@@ -22,6 +22,9 @@ use crate::supervisor::{
 /// Longest wait before limits are looked at again: tokio's timers stand still while the host
 /// sleeps, limits do not.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How long a program that is gone waits, once it is to stop, for a disk that does not take the
+/// rest of its output.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What to launch.
 #[derive(Debug)]
@@ -87,7 +90,7 @@ pub(crate) async fn run(
     let more = Arc::new(Notify::new());
     let gone = CancellationToken::new();
     let _gone_with_this = gone.clone().drop_guard();
-    let pump = tokio::spawn(pump(
+    let mut pump = tokio::spawn(pump(
         folder.clone(),
         Taken {
             launch: program.number,
@@ -145,8 +148,31 @@ pub(crate) async fn run(
     let report = renewing(process.wait(), orders, |deadline| control.renew(deadline)).await?;
     let report = confirmed(&folder, report).await?;
     gone.cancel();
-    let tail = pump.await.unwrap_or_default();
+    let patience = async {
+        let stop = stop_ordered(orders).await;
+        tokio::time::sleep(DISK_PATIENCE).await;
+        stop
+    };
+    let tail = tokio::select! {
+        tail = &mut pump => tail.unwrap_or_default(),
+        stop = patience => {
+            pump.abort();
+            if ran == Ran::Ended {
+                ran = Ran::Stopped(stop);
+            }
+            Vec::new()
+        }
+    };
     Ok(Launched { ran, report, tail })
+}
+
+/// Waits for the order to stop.
+pub(super) async fn stop_ordered(orders: &mut watch::Receiver<Orders>) -> Stop {
+    match orders.wait_for(|orders| orders.stop.is_some()).await {
+        Ok(orders) => orders.stop.unwrap_or(Stop::Leave),
+        // A worker that gives no orders any more is ending.
+        Err(_) => Stop::Leave,
+    }
 }
 
 /// Waits until processes that a lost supervisor left are gone, however long that takes: to say

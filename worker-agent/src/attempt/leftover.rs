@@ -89,7 +89,7 @@ impl Found {
             folder: lease_folder,
             spool,
         } = self;
-        let (scribe, writing) = Scribe::start(lease, spool, site.told.clone());
+        let (scribe, writing) = Scribe::start(lease, spool, site.told.clone(), site.disk.clone());
         for number in lease_folder.launches().unwrap_or_default() {
             let position = match number.cmp(&taken.launch) {
                 std::cmp::Ordering::Less => continue,

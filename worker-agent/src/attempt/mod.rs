@@ -18,10 +18,11 @@ use muster_proto::v1::report;
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Boottime;
+use crate::disk::Disk;
 use crate::options::Repositories;
 use crate::session::link::Access;
 
-pub(crate) use folder::LeaseFolder;
+pub(crate) use folder::{DELETED, LeaseFolder};
 pub use leftover::Error as LeftoverError;
 pub(crate) use leftover::find;
 pub(crate) use runner::Runner;
@@ -45,6 +46,8 @@ pub(crate) struct Site {
     /// How the coordinator is reached; `None` outside a session.
     pub(crate) access: watch::Receiver<Option<Access>>,
     pub(crate) told: mpsc::Sender<FromLease>,
+    /// Of all of this.
+    pub(crate) disk: Disk,
     /// How often edits of running agents are kept, unless as usual.
     pub(crate) wip_interval: Option<Duration>,
 }

@@ -15,6 +15,7 @@ use super::environment::attempt_number;
 use super::folder::LeaseFolder;
 use super::scribe::Scribe;
 use crate::clock;
+use crate::disk;
 use crate::failure::chain;
 use crate::options::Repositories;
 use crate::session::link::Access;
@@ -30,6 +31,9 @@ const REFUSALS_MAX: u32 = 3;
 /// Tries after which a salvage is given up while the coordinator can be reached. It takes a lease
 /// for alive longer than the worker does, and refuses until it is over: some minutes of patience.
 const SALVAGE_TRIES_MAX: u32 = 40;
+
+/// What a coordinator says whose git died in a push for a reason of its own.
+const COORDINATOR_FAILED: &str = "git failed at the coordinator";
 
 /// Which credential a push uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +53,19 @@ pub(super) enum Error {
     /// Git failed.
     #[error(transparent)]
     Git(#[from] GitError),
+}
+
+impl Error {
+    /// Tells whether the coordinator has judged the push, and not merely failed at it: a disk of its
+    /// own that is full for a while must not cost an attempt its work.
+    fn is_verdict(&self) -> bool {
+        match self {
+            Self::Refused { reason, .. } => {
+                !disk::is_sign(reason) && !reason.contains(COORDINATOR_FAILED)
+            }
+            Self::Git(_) => false,
+        }
+    }
 }
 
 impl Site {
@@ -121,7 +138,7 @@ impl Site {
             {
                 Ok(()) => return Ok(()),
                 Err(error) => {
-                    if matches!(error, Error::Refused { .. }) {
+                    if error.is_verdict() {
                         refusals += 1;
                         if refusals >= REFUSALS_MAX {
                             return Err(error);

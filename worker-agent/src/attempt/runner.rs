@@ -73,6 +73,7 @@ impl Runner {
         let spool = match opened {
             Ok(spool) => spool,
             Err(message) => {
+                self.site.disk.suspect(&message);
                 let failure = failure(class::WORKSPACE, &message, b"");
                 let failed = Failed {
                     failure: Some(failure),
@@ -83,7 +84,8 @@ impl Runner {
                 return self.finished().await;
             }
         };
-        let (scribe, writing) = Scribe::start(lease, spool, self.site.told.clone());
+        let (scribe, writing) =
+            Scribe::start(lease, spool, self.site.told.clone(), self.site.disk.clone());
         self.tell(report::Kind::Started(Empty {})).await;
         let is_attempt = matches!(
             self.grant.work.as_ref().and_then(|work| work.kind.as_ref()),
@@ -267,14 +269,20 @@ impl Runner {
             Err(Happened::Failed(failure(class, message, tail)))
         };
         if let Err(error) = create_private(&program.folder) {
-            return failed(class::WORKSPACE, &chain(&error), b"");
+            let error = chain(&error);
+            self.site.disk.suspect(&error);
+            return failed(class::WORKSPACE, &error, b"");
         }
         let (ends_at, idle) = (program.ends_at, program.idle);
         let executable = self.site.executable.clone();
         let launched = launch::run(&executable, program, &mut self.orders, scribe).await;
         let launched = match launched {
             Ok(launched) => launched,
-            Err(error) => return failed(class::WORKSPACE, &chain(&error), b""),
+            Err(error) => {
+                let error = chain(&error);
+                self.site.disk.suspect_if_sign(&error);
+                return failed(class::WORKSPACE, &error, b"");
+            }
         };
         let ran_ms = launched.report.times.and_then(|times| times.ran_ms);
         self.run_time += Duration::from_millis(ran_ms.unwrap_or_default());
@@ -412,16 +420,9 @@ async fn until_stopped<T>(
     what: impl Future<Output = T>,
 ) -> Result<T, Stop> {
     let mut orders = orders.clone();
-    let stopped = async {
-        match orders.wait_for(|orders| orders.stop.is_some()).await {
-            Ok(orders) => orders.stop.unwrap_or(Stop::Leave),
-            // A worker that gives no orders any more is ending.
-            Err(_) => Stop::Leave,
-        }
-    };
     tokio::select! {
         biased;
-        stop = stopped => Err(stop),
+        stop = launch::stop_ordered(&mut orders) => Err(stop),
         done = what => Ok(done),
     }
 }
@@ -444,10 +445,11 @@ async fn prepare(
             Ok(workspace) => return Ok(Some(workspace)),
             Err(error) => {
                 tries += 1;
-                if tries == PREPARE_TRIES {
-                    return Err(failure(class::WORKSPACE, &chain(&error), b""));
-                }
                 let error = chain(&error);
+                site.disk.suspect_if_sign(&error);
+                if tries == PREPARE_TRIES {
+                    return Err(failure(class::WORKSPACE, &error, b""));
+                }
                 tracing::warn!(
                     lease = grant.lease,
                     error,
@@ -485,7 +487,23 @@ async fn publish_result(
     grant: &Grant,
     source: &GitSource,
 ) -> Result<Option<ObjectId>, publish::Error> {
-    let Some(commit) = site.snapshot(workspace, grant, "").await?.commit else {
+    let snapshot = loop {
+        match site.snapshot(workspace, grant, "").await {
+            Ok(snapshot) => break snapshot,
+            // The work is done and must not be done again because a disk is full for a while.
+            Err(error) if site.disk.suspect_if_sign(&chain(&error)) => {
+                let error = chain(&error);
+                tracing::warn!(
+                    lease = grant.lease,
+                    error,
+                    "cannot commit yet; waiting for the disk"
+                );
+                site.disk.usable().await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let Some(commit) = snapshot.commit else {
         return Ok(None);
     };
     let name = RefName::parse(&source.attempt_ref)?;

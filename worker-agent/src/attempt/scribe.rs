@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::FromLease;
+use crate::disk::Disk;
 use crate::failure::chain;
 use crate::frames;
 use crate::spool::{Spool, Taken};
@@ -43,11 +44,12 @@ impl Scribe {
         lease: u64,
         spool: Spool,
         told: mpsc::Sender<FromLease>,
+        disk: Disk,
     ) -> (Self, Writing) {
         let (entries, waiting) = mpsc::channel(WAITING_MAX);
         (
             Self { entries },
-            tokio::spawn(write(lease, spool, waiting, told)),
+            tokio::spawn(write(lease, spool, waiting, told, disk)),
         )
     }
 
@@ -89,6 +91,7 @@ async fn write(
     mut spool: Spool,
     mut waiting: mpsc::Receiver<Entry>,
     told: mpsc::Sender<FromLease>,
+    disk: Disk,
 ) {
     let mut entries = Vec::with_capacity(WAITING_MAX);
     while waiting.recv_many(&mut entries, WAITING_MAX).await > 0 {
@@ -127,7 +130,9 @@ async fn write(
                     break;
                 }
                 Err(error) => {
-                    tracing::warn!(lease, error = chain(&error), "cannot write events down");
+                    let error = chain(&error);
+                    tracing::warn!(lease, error, "cannot write events down; trying again");
+                    disk.suspect(&error);
                     tokio::time::sleep(DISK_PAUSE).await;
                 }
             }

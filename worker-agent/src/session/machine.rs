@@ -15,6 +15,7 @@ use muster_proto::v1::{
     coordinator_message, report, worker_message,
 };
 
+use super::window::EventWindow;
 use crate::clock::Boottime;
 use crate::failure::{class, failure};
 use crate::outbox::is_final;
@@ -32,7 +33,7 @@ const REPORTS_PER_BATCH: usize = 256;
 
 /// Why a lease's processes must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StopCause {
+pub enum StopCause {
     /// The coordinator said so.
     Told,
     /// The lease ran out without a renewal.
@@ -45,7 +46,7 @@ pub(crate) enum StopCause {
     clippy::large_enum_variant,
     reason = "most are messages, and none is kept"
 )]
-pub(crate) enum Output {
+pub enum Output {
     /// Say this.
     Send(worker_message::Kind),
     /// Put these into the outbox, then call [`Machine::stored`].
@@ -69,14 +70,14 @@ pub(crate) enum Output {
 
 /// Which events to send next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NextEvents {
-    pub(crate) lease: u64,
+pub struct NextEvents {
+    pub lease: u64,
     /// Number of the last event that was sent.
-    pub(crate) after: u64,
+    pub after: u64,
     /// Number of the last event that may be sent.
-    pub(crate) last: u64,
+    pub last: u64,
     /// Room in the window; an event larger than the whole window goes alone.
-    pub(crate) bytes_max: u64,
+    pub bytes_max: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +92,15 @@ enum Work {
     Over,
 }
 
+/// Events that were sent and are not acknowledged.
+#[derive(Clone, Copy, Debug)]
+struct Batch {
+    /// Number of the last of them.
+    last: u64,
+    bytes: u64,
+    sent_at: Boottime,
+}
+
 #[derive(Clone, Debug)]
 struct Lease {
     work: Work,
@@ -100,8 +110,7 @@ struct Lease {
     events_stored: u64,
     events_sent: u64,
     events_acknowledged: u64,
-    /// Sent batches: last number, bytes.
-    in_flight: VecDeque<(u64, u64)>,
+    in_flight: VecDeque<Batch>,
 }
 
 impl Lease {
@@ -125,19 +134,22 @@ impl Lease {
     }
 
     fn bytes_in_flight(&self) -> u64 {
-        self.in_flight.iter().map(|(_, bytes)| bytes).sum()
+        self.in_flight.iter().map(|batch| batch.bytes).sum()
     }
 
-    fn acknowledge(&mut self, number: u64) {
+    /// Takes an acknowledgement; gives the batches that are through with it.
+    fn acknowledge(&mut self, number: u64) -> Vec<Batch> {
         // A peer that confirms what does not exist confirms what does.
         let number = number.min(self.events_stored);
         self.events_acknowledged = self.events_acknowledged.max(number);
         self.events_sent = self.events_sent.max(self.events_acknowledged);
-        while let Some((last, _)) = self.in_flight.front()
-            && *last <= self.events_acknowledged
+        let mut through = Vec::new();
+        while let Some(batch) = self.in_flight.front()
+            && batch.last <= self.events_acknowledged
         {
-            self.in_flight.pop_front();
+            through.extend(self.in_flight.pop_front());
         }
+        through
     }
 
     fn is_done(&self) -> bool {
@@ -156,15 +168,17 @@ struct Pending {
 struct Session {
     last_heartbeat: u64,
     sent_at: VecDeque<(u64, Boottime)>,
-    event_window_bytes: u64,
+    event_window: EventWindow,
     report_window: usize,
 }
 
 /// The worker's side of a session, and what outlives sessions.
 #[derive(Debug)]
-pub(crate) struct Machine {
+pub struct Machine {
     slots: u32,
     draining: bool,
+    /// Its disk cannot be worked on.
+    disk_trouble: bool,
     leases: BTreeMap<u64, Lease>,
     reports: BTreeMap<u64, Pending>,
     next_report: u64,
@@ -175,10 +189,11 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Makes a machine for a worker of `slots` slots whose outbox goes on at `next_report`.
-    pub(crate) fn new(slots: u32, next_report: u64) -> Self {
+    pub fn new(slots: u32, next_report: u64) -> Self {
         Self {
             slots,
             draining: false,
+            disk_trouble: false,
             leases: BTreeMap::new(),
             reports: BTreeMap::new(),
             next_report,
@@ -190,7 +205,7 @@ impl Machine {
     /// Takes a report that an earlier incarnation left in the outbox.
     ///
     /// A lease whose final report this is counts as held until it is acknowledged.
-    pub(crate) fn restore_report(&mut self, report: Report) {
+    pub fn restore_report(&mut self, report: Report) {
         if report.kind.as_ref().is_some_and(is_final) {
             self.lease(report.lease).work = Work::Reported;
         }
@@ -204,7 +219,7 @@ impl Machine {
     }
 
     /// Takes a lease whose folder an earlier incarnation left, with events up to `last`.
-    pub(crate) fn restore_lease(&mut self, lease: u64, last: u64) {
+    pub fn restore_lease(&mut self, lease: u64, last: u64) {
         let lease = self.lease(lease);
         lease.finished = false;
         lease.events_stored = last;
@@ -218,16 +233,16 @@ impl Machine {
     }
 
     /// Leases whose work or unacknowledged result the worker has.
-    pub(crate) fn held(&self) -> Vec<u64> {
+    pub fn held(&self) -> Vec<u64> {
         let held = self.leases.iter().filter(|(_, lease)| lease.is_held());
         held.map(|(id, _)| *id).collect()
     }
 
     /// Leases it could take now.
-    pub(crate) fn free_slots(&self) -> u32 {
+    pub fn free_slots(&self) -> u32 {
         let taken = self.leases.values().filter(|lease| lease.takes_slot());
         let taken = u32::try_from(taken.count()).unwrap_or(u32::MAX);
-        if self.draining {
+        if self.draining || self.disk_trouble {
             0
         } else {
             self.slots.saturating_sub(taken)
@@ -235,32 +250,47 @@ impl Machine {
     }
 
     /// Tells whether it takes nothing new.
-    pub(crate) fn is_draining(&self) -> bool {
+    pub fn is_draining(&self) -> bool {
         self.draining
     }
 
     /// Takes nothing new from here on.
-    pub(crate) fn drain(&mut self) {
+    pub fn drain(&mut self) {
         self.draining = true;
     }
 
+    /// Offers no slot while the disk cannot be worked on, and says so when that changes.
+    pub(crate) fn disk_is_in_trouble(&mut self, trouble: bool, now: Boottime) -> Vec<Output> {
+        if self.disk_trouble == trouble {
+            return Vec::new();
+        }
+        self.disk_trouble = trouble;
+        match self.session {
+            Some(_) => vec![self.heartbeat_message(now)],
+            None => Vec::new(),
+        }
+    }
+
     /// Tells whether no process runs and no result waits to be said.
-    pub(crate) fn holds_nothing(&self) -> bool {
+    pub fn holds_nothing(&self) -> bool {
         self.reports.is_empty() && !self.leases.values().any(Lease::is_held)
     }
 
     /// Tells whether nothing at all is owed: no lease, no report, no event, no unpublished edit.
-    pub(crate) fn owes_nothing(&self) -> bool {
+    pub fn owes_nothing(&self) -> bool {
         self.reports.is_empty() && self.leases.is_empty()
     }
 
     /// Begins a session with the coordinator's answer to the hello.
-    pub(crate) fn welcomed(&mut self, welcome: &Welcome, now: Boottime) -> Vec<Output> {
+    pub fn welcomed(&mut self, welcome: &Welcome, now: Boottime) -> Vec<Output> {
         self.disconnected();
+        let interval = welcome.heartbeat_interval;
+        let interval = interval.and_then(|interval| Duration::try_from(interval).ok());
+        let interval = interval.unwrap_or_default();
         self.session = Some(Session {
             last_heartbeat: 0,
             sent_at: VecDeque::new(),
-            event_window_bytes: welcome.event_window_bytes.max(1),
+            event_window: EventWindow::new(welcome.event_window_bytes, interval),
             report_window: usize::try_from(welcome.report_window.max(1)).unwrap_or(1),
         });
         let mut outputs = Vec::new();
@@ -268,7 +298,8 @@ impl Machine {
             match verdict.verdict() {
                 // No renewal: the first heartbeat follows at once, and its answer renews.
                 Verdict::Keep => {
-                    self.events_acknowledged(verdict.lease, verdict.events_stored, &mut outputs);
+                    let stored = verdict.events_stored;
+                    self.events_acknowledged(verdict.lease, stored, now, &mut outputs);
                 }
                 Verdict::Stop => self.stop(verdict.lease, StopCause::Told, &mut outputs),
                 Verdict::Unspecified => {}
@@ -280,7 +311,7 @@ impl Machine {
     }
 
     /// Ends the session: what was not confirmed will be said again.
-    pub(crate) fn disconnected(&mut self) {
+    pub fn disconnected(&mut self) {
         self.session = None;
         for pending in self.reports.values_mut() {
             pending.sent = false;
@@ -292,7 +323,7 @@ impl Machine {
     }
 
     /// Makes the next heartbeat and remembers when it was sent; `None` outside a session.
-    pub(crate) fn heartbeat(&mut self, now: Boottime) -> Option<Heartbeat> {
+    pub fn heartbeat(&mut self, now: Boottime) -> Option<Heartbeat> {
         let (held_leases, free_slots) = (self.held(), self.free_slots());
         let draining = self.draining;
         let session = self.session.as_mut()?;
@@ -315,11 +346,7 @@ impl Machine {
     }
 
     /// Takes a message that is not the welcome.
-    pub(crate) fn received(
-        &mut self,
-        message: coordinator_message::Kind,
-        now: Boottime,
-    ) -> Vec<Output> {
+    pub fn received(&mut self, message: coordinator_message::Kind, now: Boottime) -> Vec<Output> {
         let mut outputs = Vec::new();
         match message {
             // Only the first message is a welcome, and the shell has taken that one.
@@ -343,7 +370,7 @@ impl Machine {
             }
             coordinator_message::Kind::EventAcks(acks) => {
                 for EventAck { lease, number } in acks.acks {
-                    self.events_acknowledged(lease, number, &mut outputs);
+                    self.events_acknowledged(lease, number, now, &mut outputs);
                 }
             }
             coordinator_message::Kind::Stop(stop) => {
@@ -359,7 +386,7 @@ impl Machine {
     }
 
     /// Ends leases whose time is over.
-    pub(crate) fn tick(&mut self, now: Boottime) -> Vec<Output> {
+    pub fn tick(&mut self, now: Boottime) -> Vec<Output> {
         let mut outputs = Vec::new();
         let expired = self
             .leases
@@ -375,7 +402,7 @@ impl Machine {
     }
 
     /// When [`Machine::tick`] next has something to do.
-    pub(crate) fn wakeup(&self) -> Option<Boottime> {
+    pub fn wakeup(&self) -> Option<Boottime> {
         let ends = self.leases.values().filter_map(|lease| match lease.work {
             Work::Working { end, ttl } => Some(work_end(end, ttl)),
             _ => None,
@@ -386,7 +413,7 @@ impl Machine {
     /// Numbers a word about a lease; it is said once it is stored.
     ///
     /// What comes after the final word about a lease is ignored.
-    pub(crate) fn report(&mut self, lease: u64, kind: report::Kind) -> Vec<Output> {
+    pub fn report(&mut self, lease: u64, kind: report::Kind) -> Vec<Output> {
         let Some(state) = self.leases.get_mut(&lease) else {
             return Vec::new();
         };
@@ -416,7 +443,7 @@ impl Machine {
     }
 
     /// Says reports that are now in the outbox, and that slots may have become free.
-    pub(crate) fn stored(&mut self, numbers: &[u64], now: Boottime) -> Vec<Output> {
+    pub fn stored(&mut self, numbers: &[u64], now: Boottime) -> Vec<Output> {
         let mut slots_changed = false;
         for number in numbers {
             if let Some(pending) = self.reports.get_mut(number) {
@@ -503,6 +530,10 @@ impl Machine {
             .map(|sent| sent.after(ttl));
         let refusal = match end {
             _ if self.draining => Some((class::PREEMPTED, "the worker takes nothing new")),
+            _ if self.disk_trouble => Some((
+                class::WORKSPACE,
+                "the worker's disk cannot be worked on; it takes nothing new until it can",
+            )),
             _ if self.free_slots() == 0 => {
                 Some((class::WORKER_LOST, "the worker has no free slot"))
             }
@@ -563,14 +594,14 @@ impl Machine {
     }
 
     /// Notes that events up to `last` are on disk.
-    pub(crate) fn events_stored(&mut self, lease: u64, last: u64) {
+    pub fn events_stored(&mut self, lease: u64, last: u64) {
         if let Some(lease) = self.leases.get_mut(&lease) {
             lease.events_stored = lease.events_stored.max(last);
         }
     }
 
     /// Notes that a lease's folder holds nothing unpublished and gets no more events.
-    pub(crate) fn finished(&mut self, lease: u64) -> Vec<Output> {
+    pub fn finished(&mut self, lease: u64) -> Vec<Output> {
         let mut outputs = Vec::new();
         if let Some(state) = self.leases.get_mut(&lease) {
             state.finished = true;
@@ -579,9 +610,21 @@ impl Machine {
         outputs
     }
 
-    fn events_acknowledged(&mut self, lease: u64, number: u64, outputs: &mut Vec<Output>) {
+    fn events_acknowledged(
+        &mut self,
+        lease: u64,
+        number: u64,
+        now: Boottime,
+        outputs: &mut Vec<Output>,
+    ) {
         if let Some(state) = self.leases.get_mut(&lease) {
-            state.acknowledge(number);
+            let through = state.acknowledge(number);
+            if let Some(session) = &mut self.session {
+                for Batch { bytes, sent_at, .. } in through {
+                    let took = now.since(sent_at);
+                    session.event_window.acknowledged(bytes, took);
+                }
+            }
             let number = state.events_acknowledged;
             outputs.push(Output::EventsAcknowledged { lease, number });
         }
@@ -596,10 +639,10 @@ impl Machine {
     }
 
     /// Which events fit into the window now; leases take turns.
-    pub(crate) fn next_events(&self) -> Option<NextEvents> {
-        let window = self.session.as_ref()?.event_window_bytes;
+    pub fn next_events(&self) -> Option<NextEvents> {
+        let window = &self.session.as_ref()?.event_window;
         let in_flight: u64 = self.leases.values().map(Lease::bytes_in_flight).sum();
-        let bytes_max = window.checked_sub(in_flight).filter(|room| *room > 0)?;
+        let bytes_max = window.room(in_flight)?;
         let after = self.leases.range(self.last_served.saturating_add(1)..);
         let turns = after.chain(self.leases.range(..=self.last_served));
         let mut waiting = turns.filter(|(_, lease)| lease.events_sent < lease.events_stored);
@@ -614,18 +657,22 @@ impl Machine {
     /// Notes that events up to `last`, of `bytes` together, were sent.
     ///
     /// A batch that exceeds the window's room is taken all the same: events are not cut.
-    pub(crate) fn events_sent(&mut self, lease: u64, last: u64, bytes: u64) {
+    pub fn events_sent(&mut self, lease: u64, last: u64, bytes: u64, now: Boottime) {
         self.last_served = lease;
         if let Some(state) = self.leases.get_mut(&lease)
             && last > state.events_sent
         {
             state.events_sent = last;
-            state.in_flight.push_back((last, bytes));
+            state.in_flight.push_back(Batch {
+                last,
+                bytes,
+                sent_at: now,
+            });
         }
     }
 
     /// Notes that a lease's events cannot be read: those on disk are given up.
-    pub(crate) fn events_lost(&mut self, lease: u64) -> Vec<Output> {
+    pub fn events_lost(&mut self, lease: u64) -> Vec<Output> {
         let mut outputs = Vec::new();
         if let Some(state) = self.leases.get_mut(&lease) {
             state.events_stored = state.events_sent;

@@ -1,7 +1,8 @@
 //! The worker's conversation with its coordinator.
 
 pub(crate) mod link;
-pub(crate) mod machine;
+pub mod machine;
 mod reconnect;
+mod window;
 
 pub use link::Error as LinkError;

@@ -1,6 +1,7 @@
 //! What became of a launch whose worker or supervisor was lost.
 
-use std::fs::TryLockError;
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// How long processes that got KILL may take to end before they count as remaining.
 const SWEEP_TIME: Duration = Duration::from_secs(5);
+
+/// How much of a supervisor's last words is worth a line in the log.
+const COMPLAINTS_BYTES: u64 = 2048;
 
 /// Is what is left of a launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +75,11 @@ pub async fn leftover(dir: &Path, patience: Duration) -> Result<Leftover, Error>
 
 /// Says what there is to say about a launch whose supervisor was lost.
 pub(super) fn lost(dir: &Path, tree: LostTree, cgroup: Option<&Cgroup>) -> ExitReport {
+    tracing::warn!(
+        folder = %dir.display(),
+        said = complaints(dir),
+        "a supervisor ended without a report"
+    );
     ExitReport {
         end: End::SupervisorLost { tree },
         containment: match cgroup {
@@ -80,6 +89,20 @@ pub(super) fn lost(dir: &Path, tree: LostTree, cgroup: Option<&Cgroup>) -> ExitR
         times: None,
         output: spooled(dir),
     }
+}
+
+/// Reads the last words of a supervisor: empty if it was killed, a panic or an error if it failed.
+fn complaints(dir: &Path) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(dir.join(files::COMPLAINTS))?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(COMPLAINTS_BYTES)))?;
+        let mut said = Vec::new();
+        file.take(COMPLAINTS_BYTES).read_to_end(&mut said)?;
+        Ok(said)
+    };
+    let said = read().unwrap_or_default();
+    String::from_utf8_lossy(&said).trim().to_owned()
 }
 
 /// Counts what a lost supervisor had stored, up to where the spool is torn or damaged.
@@ -120,5 +143,24 @@ async fn sweep(mark: &Mark, cgroup: Option<&Cgroup>) -> Result<LostTree, Error> 
             return Ok(LostTree::Remains);
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_supervisors_last_words_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(complaints(dir.path()), "");
+        let words = format!("{}it cannot go on\n", "x".repeat(5000));
+        std::fs::write(dir.path().join(files::COMPLAINTS), words).unwrap();
+        let said = complaints(dir.path());
+        assert!(
+            said.starts_with('x') && said.ends_with("it cannot go on"),
+            "{said}"
+        );
+        assert!(said.len() <= 2048);
     }
 }

@@ -39,7 +39,7 @@ mod tree;
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub use error::Error;
@@ -50,6 +50,27 @@ pub use report::{
     Containment, End, ExecFailure, ExitReport, ExitStatus, LostTree, OutputBytes, StopCause, Times,
 };
 pub use spool::{Content, OutputReader, RECORD_BYTES_MAX, Record, Stream};
+
+/// Tells whether a folder's launch is known to be over.
+pub(crate) fn is_over(dir: &Path) -> bool {
+    dir.join(files::EXIT).exists()
+}
+
+/// Gives the word that the processes of a folder's launch carry; `None` if none was begun.
+pub(crate) fn mark_of(dir: &Path) -> Result<Option<String>, Error> {
+    let launch = Launch::load(dir)?;
+    Ok(launch.map(|launch| launch.mark.as_str().to_owned()))
+}
+
+/// Gives the file that a folder's supervisor locks for as long as it lives.
+pub(crate) fn lock_of(dir: &Path) -> PathBuf {
+    dir.join(files::LOCK)
+}
+
+/// Gives the cgroup of a folder's launch, if it is still there.
+pub(crate) fn cgroup_of(dir: &Path) -> Option<PathBuf> {
+    cgroup::Cgroup::find(dir).map(|cgroup| cgroup.path().to_owned())
+}
 
 const SUPERVISE_SUBCOMMAND: &str = "supervise";
 const EXEC_SUBCOMMAND: &str = "supervise-exec";

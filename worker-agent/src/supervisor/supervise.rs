@@ -333,7 +333,13 @@ impl Supervisor {
     /// Begins to end the tree, once: the first cause counts.
     fn end(&mut self, cause: Cause) -> Result<(), Error> {
         if self.ending.is_none() {
-            let kill_at = clock::now().after(self.launch.term_grace());
+            let grace_from = match &cause {
+                // One that passed while this process was frozen or its host asleep has taken the
+                // grace with it: the coordinator may have given the work to somebody else.
+                Cause::Stopped(StopCause::Deadline) => self.deadline,
+                Cause::Exited(_) | Cause::ExecFailed(_) | Cause::Stopped(_) => clock::now(),
+            };
+            let kill_at = grace_from.after(self.launch.term_grace());
             self.ending = Some((cause, Ending::begin(kill_at, &self.launch.mark)?));
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use worker_agent::clock;
+use worker_agent::clock::{self, Boottime};
 use worker_agent::supervisor::{End, Event, ExitStatus, StopCause};
 
 use super::bench::{Bench, alive, ended, event, started};
@@ -64,6 +64,30 @@ async fn a_deadline_can_be_moved_closer() {
         ),
         "{report:?}"
     );
+}
+
+// As when a laptop wakes up: the grace was part of the lease, and that is over.
+#[tokio::test]
+async fn a_tree_whose_deadline_passed_long_ago_gets_no_grace() {
+    let bench = Bench::new();
+    let script = "trap '' TERM; echo > deaf; while :; do sleep 0.05; done";
+    let mut process = bench.spawn(bench.launch(script)).await;
+    started(&mut process).await;
+    bench.told("deaf");
+    let asleep = clock::now().as_millis().saturating_sub(60_000);
+    let woke = std::time::Instant::now();
+    process.control().renew(Boottime::from_millis(asleep));
+    let report = ended(process).await;
+    let status = Some(ExitStatus::Signal(9));
+    assert_eq!(
+        report.end,
+        End::Stopped {
+            by: StopCause::Deadline,
+            status
+        }
+    );
+    let grace = bench.launch(script).term_grace_ms;
+    assert!(woke.elapsed() < Duration::from_millis(grace));
 }
 
 #[tokio::test]

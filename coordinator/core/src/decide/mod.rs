@@ -222,3 +222,19 @@ fn tail(text: &str, max: usize) -> Box<str> {
     }
     text.get(begin..).unwrap_or_default().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        assert_eq!(&*head("aé", 3), "aé");
+        assert_eq!(&*head("aé", 2), "a");
+        assert_eq!(&*head("é", 1), "");
+        assert_eq!(&*tail("éa", 3), "éa");
+        assert_eq!(&*tail("éa", 2), "a");
+        assert_eq!(&*tail("abc", 2), "bc");
+        assert_eq!(&*tail("aé", 1), "");
+    }
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::build;
 use crate::event::{Event, EventKind, LeaseEnd, Work};
-use crate::ids::{LeaseId, QuestionId, RunId, TaskKey};
+use crate::ids::{Epoch, LeaseId, QuestionId, RunId, TaskKey};
 use crate::index::Said;
 use crate::state::{
     AttemptEnd, CancelRequest, Lease, Link, Question, RunPhase, State, TaskState, VerifyPhase,
@@ -50,7 +50,14 @@ impl State {
             },
         }
         match &event.kind {
-            EventKind::CoordinatorStarted { epoch } => self.epoch = *epoch,
+            EventKind::CoordinatorStarted { epoch } => {
+                self.epoch = *epoch;
+                if *epoch >= Epoch::RESTORED {
+                    self.next_run = self.next_run.max(RunId(epoch.0));
+                    self.next_lease = self.next_lease.max(LeaseId(epoch.0));
+                    self.next_question = self.next_question.max(QuestionId(epoch.0));
+                }
+            }
             EventKind::WorkerJoined {
                 worker,
                 incarnation,

@@ -34,7 +34,7 @@ pub(crate) enum Wanted {
 
 /// What becomes due.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Timer {
+pub enum Timer {
     /// Silence: TTL and grace of a lease have passed.
     Lease(LeaseId),
     /// The work of a lease has taken too long.

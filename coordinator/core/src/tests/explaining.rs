@@ -97,6 +97,14 @@ fn limits_claims_and_resources_are_named() {
         "it waits: the fitting workers are busy: 1 short of a resource → \
          wait, or start more workers"
     );
+    let more = plan(&["a"]).named("four").each(|task| {
+        task.profile.requirement.resources.insert(text("gpus"), 2);
+    });
+    let four = world.submit(more);
+    assert!(
+        said(&world, four, "a").contains("gpus"),
+        "no worker has two"
+    );
     let (worker, by) = (worker("w"), text("me"));
     world.act(&Command::Drain {
         worker,

@@ -1,7 +1,9 @@
 //! Scenarios and properties of the whole core, on a world of simulated workers.
 
+mod batching;
 mod explaining;
 mod properties;
+mod reports;
 mod retrying;
 mod running;
 mod scheduling;

@@ -239,3 +239,37 @@ fn a_delay_that_is_over_wakes_no_coordinator_that_begins_nothing_new() {
     assert!(next_wakeup(&world.state).is_none_or(|(next, _)| next > at));
     assert!(world.live().is_empty());
 }
+
+#[test]
+fn a_verify_goes_before_attempts_of_another_kind_that_rank_higher() {
+    let mut world = World::new();
+    let mut run = plan(&["checked", "urgent"]).verified();
+    run.0.tasks[0].profile.requirement.agent = text("codex");
+    run.0.tasks[0].profile.verify.as_mut().unwrap().requirement = needs("codex");
+    run.0.tasks[1].priority = 10;
+    world.submit(run);
+    let only_codex = Offer {
+        agents: labels(&["codex"]),
+        ..offer(1)
+    };
+    world.hello("w", 1, only_codex);
+    world.beat("w");
+    let attempt = world.only();
+    world.say(&attempt, made("c"));
+    world.hello("w", 1, offer(1));
+    world.beat("w");
+    assert_eq!(world.at_work(), ["(checked)"]);
+}
+
+#[test]
+fn a_claim_of_everything_waits_for_every_claim_and_names_that_only_begin_alike_do_not_meet() {
+    let mut world = World::new();
+    let run = plan(&["part", "all", "alike", "folder"])
+        .paths(0, &["src/db"])
+        .paths(1, &["."])
+        .paths(2, &["lib2"])
+        .paths(3, &["lib"]);
+    world.submit(run);
+    world.join("w", 8);
+    assert_eq!(world.at_work(), ["alike", "folder", "part"]);
+}

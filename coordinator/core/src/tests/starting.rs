@@ -104,3 +104,32 @@ fn a_waiting_task_is_small() {
         size_of::<TaskState>()
     );
 }
+
+#[test]
+fn no_id_of_a_restored_home_is_one_that_the_lost_life_may_have_given() {
+    let world = busy();
+    let mut state = State::new();
+    world
+        .log
+        .iter()
+        .for_each(|event| state.replay(event).unwrap());
+    let before = state.image();
+    let epoch = Epoch(Epoch::RESTORED.0 + 7);
+    let events = state.start(world.now, epoch);
+    let after = state.image();
+    assert_eq!(after.next_lease.0, epoch.0);
+    assert_eq!(
+        (after.next_run.0, after.next_question.0),
+        (epoch.0, epoch.0)
+    );
+    assert_eq!(after.leases, before.leases);
+    // What was journaled says the same, and the next start takes nothing back.
+    let mut replayed = State::new();
+    for event in world.log.iter().chain(&events) {
+        replayed.replay(event).unwrap();
+    }
+    assert_eq!(replayed.image(), after);
+    let events = replayed.start(world.now, Epoch(epoch.0 + 1));
+    assert_eq!(events.len(), 1);
+    assert_eq!(replayed.image().next_lease.0, epoch.0 + 1);
+}

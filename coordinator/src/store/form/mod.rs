@@ -23,7 +23,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Batch, Summary};
-pub(super) use snapshot::Head;
+pub use snapshot::Head;
 
 /// Number of the form that is written today; the highest that can be read.
 pub(super) const FORM: u32 = 1;
@@ -61,7 +61,10 @@ pub(super) fn encode_batch(
 }
 
 /// Reads a batch of any form up to today's.
-pub(super) fn decode_batch(form: u32, body: &[u8]) -> Result<Batch, Error> {
+///
+/// # Errors
+/// Bytes that are not of the form, or a form of a newer program.
+pub fn decode_batch(form: u32, body: &[u8]) -> Result<Batch, Error> {
     match form {
         1 => decode::<event::BatchV1<'_>>("batch", body)?.try_into(),
         found => Err(newer("batch", found)),
@@ -85,7 +88,10 @@ pub fn event_json(event: &Event) -> Result<String, Error> {
 }
 
 /// Reads a JSON array of events of any form up to today's.
-pub(super) fn decode_events(form: u32, body: &[u8]) -> Result<Vec<Event>, Error> {
+///
+/// # Errors
+/// As [`decode_batch`].
+pub fn decode_events(form: u32, body: &[u8]) -> Result<Vec<Event>, Error> {
     match form {
         1 => decode::<Vec<event::EventV1<'_>>>("events", body)?
             .into_iter()
@@ -101,7 +107,10 @@ pub(super) fn encode_head(head: &Head) -> Result<Vec<u8>, Error> {
 }
 
 /// Reads the part of a snapshot that is not runs.
-pub(super) fn decode_head(form: u32, body: &[u8]) -> Result<Head, Error> {
+///
+/// # Errors
+/// As [`decode_batch`].
+pub fn decode_head(form: u32, body: &[u8]) -> Result<Head, Error> {
     match form {
         1 => decode::<snapshot::HeadV1<'_>>("snapshot", body)?.try_into(),
         found => Err(newer("snapshot", found)),
@@ -114,7 +123,10 @@ pub(super) fn encode_run(run: &coordinator_core::state::Run) -> Result<Vec<u8>, 
 }
 
 /// Reads a run of any form up to today's.
-pub(super) fn decode_run(form: u32, body: &[u8]) -> Result<RunImage, Error> {
+///
+/// # Errors
+/// As [`decode_batch`].
+pub fn decode_run(form: u32, body: &[u8]) -> Result<RunImage, Error> {
     match form {
         1 => Ok(RunImage {
             run: decode::<run::RunV1<'_>>("run image", body)?.try_into()?,
@@ -129,7 +141,10 @@ pub(super) fn encode_summary(summary: &Summary) -> Result<Vec<u8>, Error> {
 }
 
 /// Reads an archived run's summary of any form up to today's.
-pub(super) fn decode_summary(form: u32, body: &[u8]) -> Result<Summary, Error> {
+///
+/// # Errors
+/// As [`decode_batch`].
+pub fn decode_summary(form: u32, body: &[u8]) -> Result<Summary, Error> {
     match form {
         1 => decode::<run::SummaryV1<'_>>("summary", body)?.try_into(),
         found => Err(newer("summary", found)),

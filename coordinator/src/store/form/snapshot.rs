@@ -15,12 +15,12 @@ use super::plan::{OfferV1, Text, shared, text};
 
 /// An image without its runs, and the time of the batch that it stands behind.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(in crate::store) struct Head {
-    pub(in crate::store) at: Timestamp,
+pub struct Head {
+    pub at: Timestamp,
     /// The image; its `runs` are empty.
-    pub(in crate::store) image: Image,
+    pub image: Image,
     /// Runs in the image's order.
-    pub(in crate::store) runs: Vec<RunId>,
+    pub runs: Vec<RunId>,
 }
 
 impl Head {
@@ -44,7 +44,8 @@ impl Head {
     }
 
     /// Puts the image together again.
-    pub(in crate::store) fn with_runs(self, runs: Vec<Run>) -> Image {
+    #[must_use]
+    pub fn with_runs(self, runs: Vec<Run>) -> Image {
         Image { runs, ..self.image }
     }
 }

@@ -5,8 +5,13 @@
 //! carries its own, and a main file that misses its end is refused. The whole file is not checked
 //! at a start: that would read all history ever kept, and every body is checked when it is read.
 
+mod copy;
+#[cfg(test)]
+mod damage;
 mod files;
 mod history;
+pub mod inspect;
+mod mend;
 mod read;
 mod schema;
 #[cfg(test)]
@@ -17,6 +22,8 @@ use std::path::{Path, PathBuf};
 
 use coordinator_core::Epoch;
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior};
+
+pub use copy::{check, copy, restored};
 
 use super::{Error, Place, form};
 

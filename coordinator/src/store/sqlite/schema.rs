@@ -1,6 +1,7 @@
 //! Tables, pragmas, and the ways to open a connection.
 
 use std::fs::{self, OpenOptions};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +18,7 @@ const FORMAT: i64 = 1;
 /// Marks the file as ours in its header: "Must".
 const APPLICATION: i64 = 0x4D75_7374;
 /// How long a connection waits for another's lock: a checkpoint or a backup takes moments.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Statements that a connection keeps prepared: more than there are.
 const STATEMENTS: usize = 64;
 
@@ -115,7 +116,28 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
     }
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     check_format(path, &connection)?;
+    settle_log(&connection)?;
     Ok(connection)
+}
+
+/// Moves what an earlier start left in the log into the file.
+///
+/// When a sync was refused, that start ended, and the system may show frames that never reached the
+/// disk and that no later sync of the log would write. What is copied into the file is written
+/// anew, so that what is believed from here on is there.
+fn settle_log(connection: &Connection) -> Result<(), Error> {
+    let doing = "move the journal's log into its file";
+    let (frames, moved) = connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+            Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+        })
+        .map_err(database(doing))?;
+    if moved == frames {
+        return Ok(());
+    }
+    // Another process reads it.
+    let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+    Err(database(doing)(rusqlite::Error::SqliteFailure(busy, None)))
 }
 
 /// Opens a connection that can only read.
@@ -123,6 +145,33 @@ pub(super) fn open_to_read(path: &Path) -> Result<Connection, Error> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     check_format(path, &connection)?;
     Ok(connection)
+}
+
+/// Opens a store that can only be read; see [`connect_to_read`].
+pub(super) fn open_to_inspect(path: &Path, is_immutable: bool) -> Result<Connection, Error> {
+    let connection = connect_to_read(path, is_immutable)?;
+    check_format(path, &connection)?;
+    Ok(connection)
+}
+
+/// Opens any database for reading. One that nobody writes and that has no log can be taken as
+/// immutable: then there are neither locks nor files beside it.
+pub(super) fn connect_to_read(path: &Path, is_immutable: bool) -> Result<Connection, Error> {
+    if !is_immutable {
+        return connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY);
+    }
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
+                uri.push(char::from(*byte));
+            }
+            other => uri.push_str(&format!("%{other:02X}")),
+        }
+    }
+    uri.push_str("?immutable=1");
+    let mode = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    connect(Path::new(&uri), mode)
 }
 
 /// Makes a store under another name and renames it, so that a file under the real name is always
@@ -172,7 +221,7 @@ fn create(path: &Path) -> Result<(), Error> {
     sync_folder(folder_of(path))
 }
 
-fn folder_of(path: &Path) -> &Path {
+pub(super) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

@@ -10,7 +10,7 @@ use crate::store::contract::{OnDisk, Writer, event, replayed};
 use crate::store::form::samples;
 use crate::store::{BatchSeq, Progress, Reader as _, Store as _};
 
-fn writer(home: &OnDisk) -> Writer<SqliteStore> {
+pub(super) fn writer(home: &OnDisk) -> Writer<SqliteStore> {
     Writer::new(Box::new(home.store()))
 }
 
@@ -20,7 +20,7 @@ fn raw(home: &OnDisk) -> Connection {
 }
 
 /// Gives the files as a machine that fails now would leave them.
-fn crashed(home: &OnDisk) -> OnDisk {
+pub(super) fn crashed(home: &OnDisk) -> OnDisk {
     let copy = OnDisk::new();
     fs::copy(home.path(), copy.path()).unwrap();
     if wal_of(&home.path()).exists() {
@@ -37,7 +37,7 @@ fn refusal(home: &OnDisk) -> Error {
 }
 
 /// Makes a store whose pages are so small that every byte of some commits can be tried.
-fn with_small_pages() -> OnDisk {
+pub(super) fn with_small_pages() -> OnDisk {
     let home = OnDisk::new();
     drop(home.store());
     raw(&home)
@@ -50,7 +50,11 @@ fn with_small_pages() -> OnDisk {
 }
 
 /// Appends some batches; gives the log's length behind each, first that before them.
-fn append_measured(home: &OnDisk, writer: &mut Writer<SqliteStore>, batches: u64) -> Vec<usize> {
+pub(super) fn append_measured(
+    home: &OnDisk,
+    writer: &mut Writer<SqliteStore>,
+    batches: u64,
+) -> Vec<usize> {
     let length = || fs::metadata(wal_of(&home.path())).map_or(0, |found| found.len() as usize);
     let mut lengths = vec![length()];
     for seq in 1..=batches {
@@ -88,6 +92,41 @@ fn log_cut_at_any_byte_gives_the_commits_before_the_cut() {
         let wanted = lengths[1..].iter().filter(|length| **length <= cut).count();
         assert_prefix(&copy, wanted, &format!("cut at {cut} of {}", log.len()));
     }
+}
+
+#[test]
+fn what_a_log_was_left_with_is_in_the_file_before_it_is_believed() {
+    let home = with_small_pages();
+    let mut writer = writer(&home);
+    append_measured(&home, &mut writer, 5);
+    let main = fs::read(home.path()).unwrap();
+    let log = fs::read(wal_of(&home.path())).unwrap();
+    let copy = OnDisk::quick();
+    fs::write(copy.path(), &main).unwrap();
+    fs::write(wal_of(&copy.path()), &log).unwrap();
+    let _store = copy.store();
+    assert_eq!(fs::read(wal_of(&copy.path())).unwrap(), b"");
+    let file = OnDisk::quick();
+    fs::copy(copy.path(), file.path()).unwrap();
+    assert_prefix(&file, 5, "the file alone");
+}
+
+#[test]
+fn only_a_full_or_busy_disk_is_worth_another_try_of_the_same_write() {
+    use rusqlite::ffi;
+    let transient = |code| {
+        let source = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        database("test")(source).is_transient()
+    };
+    assert!(transient(ffi::SQLITE_FULL) && transient(ffi::SQLITE_BUSY));
+    let broken = [
+        ffi::SQLITE_IOERR_FSYNC,
+        ffi::SQLITE_IOERR_WRITE,
+        ffi::SQLITE_IOERR_TRUNCATE,
+        ffi::SQLITE_READONLY,
+        ffi::SQLITE_CORRUPT,
+    ];
+    assert!(!broken.into_iter().any(transient));
 }
 
 #[test]
@@ -256,7 +295,7 @@ fn cut_main_file_is_refused_and_left_as_it_is() {
             matches!(error, Error::Cut { found, .. } if found == cut as u64),
             "{cut}: {error:?}"
         );
-        assert!(error.to_string().contains("from a backup"));
+        assert!(error.to_string().contains("`coordinator restore FROM"));
         assert_eq!(fs::read(home.path()).unwrap(), whole[..cut]);
     }
     fs::write(home.path(), &whole).unwrap();

@@ -139,6 +139,25 @@ fn a_full_or_draining_worker_gives_back() {
 }
 
 #[test]
+fn a_worker_whose_disk_fails_offers_nothing_until_it_works_again() {
+    let mut machine = connected();
+    let free = |outputs: &[Output]| {
+        outputs.iter().find_map(|output| match output {
+            Output::Send(worker_message::Kind::Heartbeat(beat)) => Some(beat.free_slots),
+            _ => None,
+        })
+    };
+    assert_eq!(free(&machine.disk_is_in_trouble(true, at(1))), Some(0));
+    assert_eq!(machine.disk_is_in_trouble(true, at(2)), []);
+    // One that was on its way.
+    let outputs = machine.received(grants(vec![grant(7, 1)]), at(3));
+    assert!(given_back(&outputs).unwrap().contains("disk"));
+    assert_eq!(free(&machine.disk_is_in_trouble(false, at(4))), Some(4));
+    let outputs = machine.received(grants(vec![grant(8, 3)]), at(5));
+    assert!(deadline_of_start(&outputs).is_some());
+}
+
+#[test]
 fn work_ends_a_margin_before_the_lease_does() {
     let mut machine = connected();
     machine.received(grants(vec![grant(7, 1)]), at(0));
@@ -234,10 +253,10 @@ fn events_keep_to_the_window_and_leases_take_turns() {
         (next.lease, next.after, next.last, next.bytes_max),
         (7, 0, 10, 100)
     );
-    machine.events_sent(7, 4, 60);
+    machine.events_sent(7, 4, 60, at(1));
     let next = machine.next_events().unwrap();
     assert_eq!((next.lease, next.after, next.bytes_max), (8, 0, 40));
-    machine.events_sent(8, 1, 40);
+    machine.events_sent(8, 1, 40, at(1));
     assert_eq!(machine.next_events(), None);
     let events = coordinator_message::Kind::EventAcks(EventAcks {
         acks: vec![EventAck {
@@ -254,7 +273,7 @@ fn events_keep_to_the_window_and_leases_take_turns() {
     machine.welcomed(&again, at(2));
     let mut resumed = vec![];
     while let Some(next) = machine.next_events() {
-        machine.events_sent(next.lease, next.last, 10);
+        machine.events_sent(next.lease, next.last, 10, at(1));
         resumed.push((next.lease, next.after));
     }
     resumed.sort_unstable();
@@ -441,7 +460,7 @@ proptest! {
                         }
                         prop_assert!(next.after < next.last);
                         observer.sent_events.insert(next.lease, next.after + 1);
-                        machine.events_sent(next.lease, next.after + 1, 30);
+                        machine.events_sent(next.lease, next.after + 1, 30, at(1));
                     }
                     vec![]
                 }
@@ -488,7 +507,7 @@ proptest! {
             observer.see(&outputs, now);
         }
         while let Some(next) = machine.next_events() {
-            machine.events_sent(next.lease, next.last, 10);
+            machine.events_sent(next.lease, next.last, 10, at(1));
             let acks = vec![EventAck { lease: next.lease, number: next.last }];
             machine.received(coordinator_message::Kind::EventAcks(EventAcks { acks }), now);
         }

@@ -1,0 +1,510 @@
+//! What will happen in a world, as explicit lists, so that parts of it can be left out.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that will happen in a world that does not follow from the rest. All times are
+/// milliseconds of simulated time since the world's beginning.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Scenario {
+    /// Decides the small fates: delays of messages, lengths of pauses, moments of death.
+    pub seed: u64,
+    pub clocks: Clocks,
+    /// Journal rows after which the coordinator writes a snapshot.
+    pub snapshot_every: u64,
+    pub plans: Vec<Plan>,
+    pub workers: Vec<WorkerPlan>,
+    pub happenings: Vec<Happening>,
+    pub weather: Vec<Weather>,
+    /// When faults and operators stop; the world then has to come to rest.
+    pub calm_ms: u64,
+}
+
+/// How long leases live.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Clocks {
+    pub ttl_ms: u64,
+    pub grace_ms: u64,
+    pub heartbeat_ms: u64,
+}
+
+/// A plan that is submitted once, or again and again with the same key.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// Names it, also when others are left out.
+    pub id: u32,
+    pub at_ms: u64,
+    pub repository: bool,
+    pub integrate: Option<Integrate>,
+    pub max_parallel: Option<u32>,
+    pub tasks: Vec<TaskPlan>,
+}
+
+/// How a plan's work is integrated.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Integrate {
+    /// What the final verify finds, in the order of its tries; the last one stays. Without any
+    /// there is no final verify.
+    pub verify: Vec<Found>,
+    /// What comes of merging, in the order of its tries; the last one stays.
+    pub merge: Vec<Merge>,
+}
+
+/// A task, and what its agents will do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TaskPlan {
+    /// Names it within its plan, also when others are left out.
+    pub id: u32,
+    pub depends_on: Vec<u32>,
+    pub priority: i16,
+    /// Claims the path of this number; tasks that claim the same one exclude each other.
+    pub path: Option<u32>,
+    pub agent: Agent,
+    pub retries: u32,
+    pub timeout_ms: u64,
+    /// What each attempt's agent does, in their order; the last one stays.
+    pub attempts: Vec<Deed>,
+    /// What each verify finds, in their order; the last one stays. Without any there is no verify.
+    pub verify: Vec<Found>,
+    /// What comes of merging its base, in the order of its tries; the last one stays.
+    pub base: Vec<Merge>,
+}
+
+/// A kind of agent; not every worker has every one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub enum Agent {
+    Command,
+    Codex,
+}
+
+/// What an agent does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Deed {
+    /// How long it works on a worker of usual speed.
+    pub work_ms: u64,
+    pub end: DeedEnd,
+}
+
+/// How an agent ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum DeedEnd {
+    /// It has made a change.
+    Change,
+    /// It ended well and has changed nothing.
+    NoChange,
+    /// It gave up, after edits.
+    Fails,
+    /// Its program cannot be started.
+    Unavailable,
+    /// It goes on until it is stopped.
+    Hangs,
+    /// It asks a person, waits for the answer, and has then made a change. Only simulated workers
+    /// ask: the wire has no message for it yet.
+    Asks,
+}
+
+/// What a verify finds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Found {
+    Good,
+    Bad,
+    /// The checkout cannot be made.
+    Broken,
+}
+
+/// What comes of a merge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Merge {
+    Clean,
+    Conflict,
+    /// Git fails beyond its retries.
+    Error,
+}
+
+/// A worker and the machine it runs on.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WorkerPlan {
+    /// Names it, also when others are left out.
+    pub id: u32,
+    pub at_ms: u64,
+    pub slots: u32,
+    pub agents: Vec<Agent>,
+    /// How much its clock is off, in millionths.
+    pub drift_ppm: i64,
+    /// Speed of its agents in percent of the usual.
+    pub speed_percent: u64,
+    /// How often it lies, in thousandths of its heartbeats; an honest one never does.
+    pub lies_per_mille: u64,
+}
+
+/// Something that happens at a moment.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Happening {
+    pub when: When,
+    pub what: What,
+}
+
+/// A moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum When {
+    At {
+        ms: u64,
+    },
+    /// So long after the nth time (from 0) that something of this kind was told to the world.
+    After {
+        moment: Moment,
+        nth: u32,
+        ms: u64,
+    },
+}
+
+/// Kinds of moments at which a fault or an operator hurts most.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub enum Moment {
+    Submitted,
+    Granted,
+    Started,
+    Published,
+    Made,
+    Failed,
+    Expired,
+    Verifying,
+    Basing,
+    Integrating,
+    Ended,
+    Archived,
+    Revoked,
+    Asked,
+}
+
+/// What happens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum What {
+    /// The coordinator dies, now or at its next step of that kind, and is started again.
+    CoordinatorCrash {
+        point: CrashPoint,
+        down_ms: u64,
+        /// How far the wall clock has jumped when it starts again.
+        wall_jump_ms: i64,
+    },
+    /// The next commits fail; the first of them was written all the same, or not.
+    CommitsFail {
+        times: u32,
+        written: bool,
+    },
+    /// The coordinator's disk takes nothing.
+    DiskFull {
+        for_ms: u64,
+    },
+    /// Each sync of the coordinator takes so long.
+    SlowDisk {
+        for_ms: u64,
+        sync_ms: u64,
+    },
+    /// The worker's process is killed and started again.
+    WorkerKilled {
+        worker: u32,
+        down_ms: u64,
+    },
+    /// The worker's machine loses its power, with all processes, and starts again.
+    HostReboot {
+        worker: u32,
+        down_ms: u64,
+        disk_lost: bool,
+    },
+    /// SIGSTOP, of the worker alone or of its supervisors and agents too.
+    Frozen {
+        worker: u32,
+        for_ms: u64,
+        whole: bool,
+    },
+    /// The lid is closed: nothing runs, and only the clock of deadlines goes on.
+    Suspended {
+        worker: u32,
+        for_ms: u64,
+    },
+    /// Both ends of the worker's stream see it break.
+    Broken {
+        worker: u32,
+    },
+    /// The worker's disk takes nothing.
+    WorkerDiskFull {
+        worker: u32,
+        for_ms: u64,
+    },
+    /// The worker is told to end when it holds nothing, and is started again.
+    WorkerDrains {
+        worker: u32,
+        down_ms: u64,
+    },
+    /// The worker is told to leave at once, and is started again.
+    WorkerLeaves {
+        worker: u32,
+        down_ms: u64,
+    },
+    /// The worker is started with so many slots, and with all agents or only the first, from its
+    /// next start on.
+    Offers {
+        worker: u32,
+        slots: u32,
+        all_agents: bool,
+    },
+    /// An operator submits the plan again with its key, or something else with that key.
+    SubmitAgain {
+        plan: u32,
+        other: bool,
+    },
+    CancelRun {
+        plan: u32,
+    },
+    CancelTask {
+        plan: u32,
+        task: u32,
+    },
+    RetryRun {
+        plan: u32,
+    },
+    RetryTask {
+        plan: u32,
+        task: u32,
+    },
+    Drain {
+        worker: u32,
+        draining: bool,
+    },
+    /// No new leases for a while.
+    Hold {
+        for_ms: u64,
+    },
+    /// An operator answers the oldest open question, or one that is not open.
+    Answer {
+        wrong: bool,
+    },
+}
+
+/// Where a coordinator dies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum CrashPoint {
+    Now,
+    /// After deciding, before anything is written.
+    BeforeAppend,
+    /// While writing: the row is not there afterwards.
+    TornAppend,
+    /// After the row is on disk, before anybody hears of it.
+    AfterAppend,
+    /// After the archive holds a run, before the journal says so.
+    InArchive,
+    /// While writing a snapshot: it is not there afterwards.
+    TornSnapshot,
+    /// After a snapshot is on disk, before the journal is truncated.
+    AfterSnapshot,
+}
+
+/// Bad weather on the network for a while.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Weather {
+    pub from_ms: u64,
+    pub to_ms: u64,
+    /// All workers' when absent.
+    pub worker: Option<u32>,
+    pub link: Link,
+    pub kind: WeatherKind,
+}
+
+/// A way between a worker and the coordinator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Link {
+    /// Both ways of the session, and git.
+    All,
+    ToCoordinator,
+    ToWorker,
+    Git,
+}
+
+/// What the weather does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum WeatherKind {
+    /// Nothing passes.
+    Cut,
+    /// Each message takes up to so much longer.
+    Delay { max_ms: u64 },
+    /// So many thousandths of the messages break their connection (or their push).
+    Breaks { per_mille: u64 },
+}
+
+impl Scenario {
+    /// Gives the number of removable parts: happenings, weather, plans and workers.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        self.happenings.len() + self.weather.len() + self.plans.len() + self.workers.len()
+    }
+
+    /// Leaves parts out. What is left means the same as before.
+    #[must_use]
+    pub fn without(&self, range: Range<usize>) -> Self {
+        let mut left = self.clone();
+        let mut nth = 0;
+        let mut stays = || {
+            let stays = !range.contains(&nth);
+            nth += 1;
+            stays
+        };
+        left.happenings.retain(|_| stays());
+        left.weather.retain(|_| stays());
+        left.plans.retain(|_| stays());
+        left.workers.retain(|_| stays());
+        left
+    }
+
+    /// Gives variants that are smaller in one thing each: fewer tasks, slots, retries and edges,
+    /// shorter waits, straight clocks. None of them has a variant that leads back.
+    #[must_use]
+    pub fn simpler(&self) -> Vec<Self> {
+        let mut variants = vec![];
+        let mut offer = |change: &dyn Fn(&mut Self)| {
+            let mut variant = self.clone();
+            change(&mut variant);
+            if variant != *self {
+                variants.push(variant);
+            }
+        };
+        for (nth, plan) in self.plans.iter().enumerate() {
+            simpler_plan(nth, plan, &mut offer);
+        }
+        for nth in 0..self.workers.len() {
+            let of = |change: fn(&mut WorkerPlan)| {
+                move |scenario: &mut Self| {
+                    scenario
+                        .workers
+                        .iter_mut()
+                        .skip(nth)
+                        .take(1)
+                        .for_each(change)
+                }
+            };
+            offer(&of(|worker| worker.slots = 1));
+            offer(&of(|worker| worker.slots = worker.slots.div_ceil(2)));
+            offer(&of(|worker| worker.drift_ppm = 0));
+            offer(&of(|worker| worker.speed_percent = 100));
+            offer(&of(|worker| worker.at_ms = 0));
+            offer(&of(|worker| worker.lies_per_mille = 0));
+        }
+        for nth in 0..self.happenings.len() {
+            offer(&|scenario| {
+                scenario
+                    .happenings
+                    .iter_mut()
+                    .skip(nth)
+                    .take(1)
+                    .for_each(shorten)
+            });
+        }
+        for nth in 0..self.weather.len() {
+            let of = |change: fn(&mut Weather)| {
+                move |scenario: &mut Self| {
+                    scenario
+                        .weather
+                        .iter_mut()
+                        .skip(nth)
+                        .take(1)
+                        .for_each(change)
+                }
+            };
+            offer(&of(|weather| {
+                weather.to_ms = weather.from_ms + (weather.to_ms - weather.from_ms) / 2;
+            }));
+        }
+        offer(&|scenario| scenario.snapshot_every = 1_000_000);
+        variants
+    }
+}
+
+fn simpler_plan(nth: usize, plan: &Plan, offer: &mut impl FnMut(&dyn Fn(&mut Scenario))) {
+    let with = |scenario: &mut Scenario, change: &dyn Fn(&mut Plan)| {
+        scenario.plans.iter_mut().skip(nth).take(1).for_each(change);
+    };
+    offer(&|s| with(s, &|plan| plan.integrate = None));
+    offer(&|s| with(s, &|plan| plan.max_parallel = None));
+    offer(&|s| with(s, &|plan| plan.at_ms = 0));
+    let many = plan.tasks.len() / 2;
+    if many > 1 {
+        offer(&|s| with(s, &|plan| leave_out(plan, |place| place >= many)));
+        offer(&|s| with(s, &|plan| leave_out(plan, |place| place < many)));
+    }
+    for (place, task) in plan.tasks.iter().enumerate() {
+        if plan.tasks.len() > 1 {
+            offer(&|s| with(s, &|plan| leave_out(plan, |other| other == place)));
+        }
+        let task_with = |s: &mut Scenario, change: &dyn Fn(&mut TaskPlan)| {
+            with(s, &|plan| {
+                plan.tasks.iter_mut().skip(place).take(1).for_each(change)
+            });
+        };
+        offer(&|s| task_with(s, &|task| task.depends_on.clear()));
+        offer(&|s| task_with(s, &|task| task.verify.clear()));
+        offer(&|s| task_with(s, &|task| task.base = vec![Merge::Clean]));
+        offer(&|s| task_with(s, &|task| task.retries = 0));
+        offer(&|s| task_with(s, &|task| task.path = None));
+        offer(&|s| task_with(s, &|task| task.priority = 0));
+        for from in 1..task.attempts.len() {
+            offer(&|s| task_with(s, &|task| task.attempts.truncate(from)));
+        }
+        offer(&|s| {
+            task_with(s, &|task| {
+                for deed in &mut task.attempts {
+                    deed.work_ms = deed.work_ms.div_ceil(2);
+                }
+            });
+        });
+    }
+}
+
+fn leave_out(plan: &mut Plan, out: impl Fn(usize) -> bool) {
+    let mut place = 0;
+    plan.tasks.retain(|_| {
+        place += 1;
+        !out(place - 1)
+    });
+    let left: Vec<u32> = plan.tasks.iter().map(|task| task.id).collect();
+    for task in &mut plan.tasks {
+        task.depends_on.retain(|id| left.contains(id));
+    }
+}
+
+fn shorten(happening: &mut Happening) {
+    match &mut happening.when {
+        When::At { .. } => {}
+        When::After { ms, .. } => *ms /= 2,
+    }
+    match &mut happening.what {
+        What::CoordinatorCrash {
+            down_ms,
+            wall_jump_ms,
+            ..
+        } => {
+            *down_ms /= 2;
+            *wall_jump_ms /= 2;
+        }
+        What::DiskFull { for_ms }
+        | What::SlowDisk { for_ms, .. }
+        | What::Frozen { for_ms, .. }
+        | What::Suspended { for_ms, .. }
+        | What::WorkerDiskFull { for_ms, .. }
+        | What::Hold { for_ms } => *for_ms /= 2,
+        What::WorkerKilled { down_ms, .. }
+        | What::HostReboot { down_ms, .. }
+        | What::WorkerDrains { down_ms, .. }
+        | What::WorkerLeaves { down_ms, .. } => *down_ms /= 2,
+        What::CommitsFail { times, .. } => *times = (*times).min(1),
+        What::Broken { .. }
+        | What::Offers { .. }
+        | What::SubmitAgain { .. }
+        | What::CancelRun { .. }
+        | What::CancelTask { .. }
+        | What::RetryRun { .. }
+        | What::RetryTask { .. }
+        | What::Drain { .. }
+        | What::Answer { .. } => {}
+    }
+}

@@ -1,0 +1,182 @@
+//! Transcripts: each decodes to its end, and belongs to a lease that the journal knows.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use coordinator_core::LeaseId;
+use coordinator_core::event::Work;
+
+use super::finding::{Code, Finding, Place, Repair};
+use super::journal::{Facts, chain, transcript_name};
+use super::report::Report;
+use crate::transcript::mend::{self, Flaw, SET_ASIDE};
+
+/// Checks all transcripts; gives the number of the last event of each lease.
+pub(super) fn check(
+    root: &Path,
+    facts: Option<&Facts>,
+    report: &mut Report,
+) -> BTreeMap<LeaseId, u64> {
+    let mut last = BTreeMap::new();
+    for run in folders(root, report) {
+        let name = file_name(&run);
+        for path in files(&run, report) {
+            one(&path, &name, None, facts, report, &mut last);
+        }
+        for task in folders(&run.join("tasks"), report) {
+            let task_name = file_name(&task);
+            for path in files(&task, report) {
+                one(&path, &name, Some(&task_name), facts, report, &mut last);
+            }
+        }
+    }
+    if let Some(facts) = facts {
+        missing(facts, &last, report);
+    }
+    last
+}
+
+fn one(
+    path: &Path,
+    run: &str,
+    task: Option<&str>,
+    facts: Option<&Facts>,
+    report: &mut Report,
+    last: &mut BTreeMap<LeaseId, u64>,
+) {
+    let name = file_name(path);
+    let mut place = Place::run(run).at_file(path);
+    if let Some(task) = task {
+        place = place.of_task(task);
+    }
+    if name.contains(SET_ASIDE) {
+        let what = "a damaged transcript, as it was before it was mended";
+        return report.find(Finding::new(Code::TranscriptSetAside, place, what));
+    }
+    let Some(lease) = lease_of(&name) else {
+        let code = if name.starts_with(".muster-") {
+            Code::FileUnfinished
+        } else {
+            Code::FileUnknown
+        };
+        return report.find(Finding::new(code, place, "no transcript has such a name"));
+    };
+    place = place.of_lease(lease.0);
+    report.counts.transcripts += 1;
+    if let Some(facts) = facts {
+        let known = facts.leases.get(&lease);
+        let fits = known.is_some_and(|known| {
+            let (of_run, of_task) = facts.names(known);
+            of_run == run
+                && of_task.as_deref() == task
+                && transcript_name(known.work, lease) == name
+        });
+        if fits {
+            place = Place {
+                attempt: facts.place(lease).attempt,
+                ..place
+            };
+        } else if facts.is_complete {
+            let what = match known {
+                None => "its lease was never granted".to_owned(),
+                Some(_) => format!("its lease was for something else: {}", facts.place(lease)),
+            };
+            report.find(Finding::new(Code::TranscriptOfNoLease, place.clone(), what));
+        }
+    }
+    let look = match mend::look(path) {
+        Ok(look) => look,
+        Err(error) => {
+            return report.find(Finding::new(
+                Code::TranscriptUnreadable,
+                place,
+                chain(&error),
+            ));
+        }
+    };
+    report.counts.agent_events += look.events;
+    report.counts.transcript_bytes += look.bytes;
+    last.insert(lease, look.last);
+    let repair = || Repair::MendTranscript {
+        path: path.to_owned(),
+    };
+    for flaw in &look.flaws {
+        let (code, what) = match flaw {
+            Flaw::Torn { at, bytes } => {
+                let what =
+                    format!("its last record, {bytes} bytes from byte {at} on, is half written");
+                (Code::TranscriptTorn, what)
+            }
+            Flaw::Damaged { at, bytes } => {
+                let what = format!("{bytes} bytes from byte {at} on are no record");
+                (Code::TranscriptDamaged, what)
+            }
+        };
+        report.find(Finding::new(code, place.clone(), what).mended_by(repair()));
+    }
+    // Behind damage a gap is no news.
+    if !look.is_damaged() {
+        for (before, behind) in &look.gaps {
+            let what = format!("event {behind} follows event {before}");
+            let finding = Finding::new(Code::TranscriptGap, place.clone(), what);
+            report.find(finding.mended_by(repair()));
+        }
+    }
+}
+
+/// Finds attempts that reported a result and of which nothing is left.
+fn missing(facts: &Facts, last: &BTreeMap<LeaseId, u64>, report: &mut Report) {
+    for (id, lease) in &facts.leases {
+        let worked = matches!(lease.work, Work::Attempt { .. });
+        if worked && lease.has_result && lease.by_worker && !last.contains_key(id) {
+            let what = "it reported a result, and nothing of what it said is there";
+            report.find(Finding::new(
+                Code::TranscriptMissing,
+                facts.place(*id),
+                what,
+            ));
+        }
+    }
+}
+
+fn lease_of(name: &str) -> Option<LeaseId> {
+    let stem = name.strip_suffix(".events")?;
+    let (_, number) = stem.rsplit_once("-L")?;
+    number.parse().ok().map(LeaseId)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+fn folders(folder: &Path, report: &mut Report) -> Vec<PathBuf> {
+    let mut found = list(folder, report);
+    found.retain(|path| path.is_dir());
+    found
+}
+
+fn files(folder: &Path, report: &mut Report) -> Vec<PathBuf> {
+    let mut found = list(folder, report);
+    found.retain(|path| !path.is_dir());
+    found
+}
+
+fn list(folder: &Path, report: &mut Report) -> Vec<PathBuf> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => {
+            report.find(Finding::new(
+                Code::TranscriptUnreadable,
+                Place::file(folder),
+                error,
+            ));
+            return Vec::new();
+        }
+    };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort_unstable();
+    paths
+}

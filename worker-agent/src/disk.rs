@@ -1,0 +1,194 @@
+//! Whether the disk of a worker's state can be worked on.
+//!
+//! A worker whose disk is full is the fastest of all at failing: it would take every task and hand
+//! it back. So it offers no slot from the first sign of trouble until something could be written.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+/// How often the disk is looked at.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Room below which no new work is begun: enough for reports, spools and the commits of what runs.
+const FREE_BYTES_MIN: u64 = 16 << 20;
+/// What is written and synced to find out whether the disk works again.
+const PROBE_BYTES: usize = 64 * 1024;
+/// Name of that file.
+const PROBE: &str = "disk-probe";
+
+/// Tells what is the matter with a disk, and hears of signs of it; clones share everything.
+#[derive(Clone, Debug)]
+pub(crate) struct Disk {
+    folder: Arc<Path>,
+    trouble: Arc<watch::Sender<Option<String>>>,
+    suspected: Arc<Notify>,
+}
+
+impl Disk {
+    /// Watches the disk of a folder; [`Disk::watch`] has to run for that.
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self {
+            folder: folder.into(),
+            trouble: Arc::new(watch::Sender::new(None)),
+            suspected: Arc::default(),
+        }
+    }
+
+    /// Notes that something could not be done there. The disk counts as unusable at once and
+    /// until it has shown the opposite.
+    pub(crate) fn suspect(&self, what: &str) {
+        self.set(Some(what));
+        self.suspected.notify_one();
+    }
+
+    /// As [`Disk::suspect`], if an error looks like it. Tells whether it does.
+    pub(crate) fn suspect_if_sign(&self, error: &str) -> bool {
+        let is_sign = is_sign(error);
+        if is_sign {
+            self.suspect(error);
+        }
+        is_sign
+    }
+
+    /// Waits until the disk can be worked on.
+    pub(crate) async fn usable(&self) {
+        // Fails only when nobody could tell any more.
+        let _ = self.trouble().wait_for(Option::is_none).await;
+    }
+
+    /// What is the matter, now and whenever that changes.
+    pub(crate) fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
+    }
+
+    /// Looks at the disk again and again until it is dropped.
+    pub(crate) async fn watch(self, every: Duration) {
+        loop {
+            let folder = Arc::clone(&self.folder);
+            let in_trouble = self.trouble.borrow().is_some();
+            // On a thread of its own: a disk that hangs holds nobody up.
+            let looked = tokio::task::spawn_blocking(move || look(&folder, in_trouble)).await;
+            match looked {
+                Ok(Ok(())) => self.set(None),
+                Ok(Err(error)) => self.set(Some(&error.to_string())),
+                // It only fails when the worker ends.
+                Err(_) => return,
+            }
+            tokio::select! {
+                () = tokio::time::sleep(every) => {}
+                () = self.suspected.notified() => {
+                    // Not at once: what failed a moment ago mostly fails again.
+                    tokio::time::sleep(every).await;
+                }
+            }
+        }
+    }
+
+    fn set(&self, trouble: Option<&str>) {
+        self.trouble.send_if_modified(|known| {
+            let changed = known.is_some() != trouble.is_some();
+            if changed {
+                let folder = self.folder.display();
+                match trouble {
+                    Some(what) => tracing::error!(
+                        state = %folder,
+                        what,
+                        "the disk cannot be worked on; taking nothing new until it can: free some space or mend it"
+                    ),
+                    None => tracing::info!(state = %folder, "the disk can be worked on again"),
+                }
+            }
+            *known = trouble.map(str::to_owned);
+            changed
+        });
+    }
+}
+
+/// Tells whether an error, told with everything that caused it, came from a disk: our own are told
+/// in the system's words, and git speaks English to us.
+pub(crate) fn is_sign(error: &str) -> bool {
+    let words = [
+        "No space left on device",
+        "Disk quota exceeded",
+        "Read-only file system",
+        "Input/output error",
+    ];
+    words.iter().any(|words| error.contains(words))
+}
+
+/// Looks at the room that is left; after trouble, also tries to write.
+fn look(folder: &Path, in_trouble: bool) -> io::Result<()> {
+    let found = rustix::fs::statvfs(folder)?;
+    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    if free < FREE_BYTES_MIN {
+        return Err(io::Error::other(format!(
+            "only {free} bytes are free, of {FREE_BYTES_MIN} that are needed"
+        )));
+    }
+    // Some file systems do not count files, and say that there is room for none.
+    if found.f_files > 0 && found.f_favail == 0 {
+        return Err(io::Error::other("there is no room for another file"));
+    }
+    if in_trouble { probe(folder) } else { Ok(()) }
+}
+
+fn probe(folder: &Path) -> io::Result<()> {
+    let path = folder.join(PROBE);
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path)?;
+    file.write_all(&[0x5A; PROBE_BYTES])?;
+    file.sync_all()?;
+    std::fs::remove_file(&path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_suspected_disk_is_unusable_until_it_has_been_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        let disk = Disk::new(state.clone());
+        let mut trouble = disk.trouble();
+        disk.suspect("cannot write");
+        assert_eq!(trouble.borrow_and_update().as_deref(), Some("cannot write"));
+        let watching = tokio::spawn(disk.clone().watch(Duration::from_millis(1)));
+        // The folder is not there: nothing can be written, and that is found again and again.
+        while trouble.borrow().as_deref() == Some("cannot write") {
+            tokio::task::yield_now().await;
+        }
+        assert!(trouble.borrow().is_some());
+        std::fs::create_dir(&state).unwrap();
+        trouble.wait_for(Option::is_none).await.unwrap();
+        assert_eq!(std::fs::read_dir(&state).unwrap().count(), 0);
+        watching.abort();
+    }
+
+    #[test]
+    fn errors_of_disks_are_known_by_the_systems_words() {
+        let full = io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
+        assert!(is_sign(&full.to_string()));
+        let broken = io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error());
+        assert!(is_sign(&broken.to_string()));
+        assert!(is_sign("git: fatal: write error: No space left on device"));
+        assert!(!is_sign("fatal: the remote end hung up unexpectedly"));
+    }
+
+    #[test]
+    fn room_is_asked_for_before_something_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(look(folder.path(), false).is_ok());
+        // This file system has no room at all.
+        assert!(look(Path::new("/proc"), false).is_err());
+    }
+}
