@@ -50,7 +50,9 @@ pub(super) const WORKER_STALL: Duration = Duration::from_secs(30);
 pub(super) const SESSIONS: usize = 2 * coordinator_core::limits::WORKERS;
 /// Leases that never were the worker's but of which it sends events, in one session. Each costs a
 /// search, and an honest worker has none.
-pub(super) const FOREIGN_LEASES_PER_SESSION: usize = 256;
+pub(super) const FOREIGN_LEASES_PER_SESSION: usize = 16;
+/// Searches of runs' histories for a lease at once, so that they take one reader of the fleet's four.
+pub(super) const LEASE_SEARCHES: usize = 1;
 /// Reports about leases that are not the worker's, in one session: all that it can have lost, twice.
 pub(super) const STALE_REPORTS_PER_SESSION: usize =
     2 * coordinator_core::limits::SLOTS_PER_WORKER as usize;

@@ -231,7 +231,7 @@ async fn a_worker_that_sends_events_of_leases_it_never_had_is_sent_away_by_name(
     world.submit(ONE, "key").await.unwrap();
     let mut worker = Worker::join(&world, "w").await;
     let grant = worker.grant().await;
-    let leases = (0..300).map(|index| v1::LeaseEvents {
+    let leases = (0..50).map(|index| v1::LeaseEvents {
         lease: 1_000_000 + index,
         events: vec![v1::AgentEvent {
             number: 1,

@@ -205,7 +205,7 @@ pub(super) async fn foreign_events(ring: Ring) -> Result<()> {
     while ring.goes_on() {
         let mut session = Session::open(&ring, "liar", 1, 1).await?;
         session.welcome().await?;
-        let leases = (0..500)
+        let leases = (0..50)
             .map(|_| {
                 lease += 1;
                 v1::LeaseEvents {
