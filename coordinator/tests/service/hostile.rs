@@ -256,11 +256,9 @@ async fn a_plan_with_too_many_tasks_is_refused_by_name_and_leaves_nothing() {
     let refused = world.submit(&plan, "key").await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("200000"), "{refused}");
-    let listed = world
-        .operator
-        .clone()
-        .list_runs(v1::ListRunsRequest::default());
-    assert!(listed.await.unwrap().into_inner().runs.is_empty());
+    let mut operator = world.operator.clone();
+    let listed = operator.list_runs(v1::ListRunsRequest::default()).await;
+    assert!(listed.unwrap().into_inner().runs.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
