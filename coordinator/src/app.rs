@@ -155,10 +155,13 @@ impl App {
         let transcripts = Transcripts::start(home.path().join("transcripts"))?;
 
         let ending = CancellationToken::new();
+        let port = CancellationToken::new();
+        // What was begun ends with a start that fails further down.
+        let undo = [&ending, &port].map(|token| token.clone().drop_guard());
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
         let repositories = Repositories::new(git.clone(), home.path().to_owned());
-        let projection = Projection::new(engine.clone(), repositories.clone());
+        let projection = Projection::new(engine.clone(), readers.clone(), repositories.clone());
         let fence = Arc::new(EngineFence::new(
             engine.clone(),
             fleet_readers.clone(),
@@ -224,7 +227,6 @@ impl App {
             source: error.into(),
         })?;
         let guarded = Gate::new(auth.clone()).guard(router);
-        let port = CancellationToken::new();
         tasks.spawn({
             let port = port.clone();
             async move {
@@ -256,6 +258,10 @@ impl App {
             action: "write the address file",
             source: error.into(),
         })?;
+        for guard in undo {
+            // Gives the token back, which has its owner already.
+            drop(guard.disarm());
+        }
         info!(%address, home = %home.path().display(), "the coordinator serves");
         Ok(Self {
             home,

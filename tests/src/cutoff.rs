@@ -8,17 +8,21 @@
 mod agent;
 mod report;
 mod timeline;
+mod wire;
 
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::clocks::Clocks;
 use crate::cluster::{Cluster, Options, Programs};
+use crate::hosts::Hosts;
 use crate::process::Process;
 use crate::proxy::Proxy;
 use crate::run::RunStatus;
+use wire::Wire;
 
 pub use report::Figures;
 
@@ -44,7 +48,7 @@ pub enum Loss {
 /// For how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
-    /// Half of the lease's TTL.
+    /// Three eighths of the lease's TTL.
     Shorter,
     /// Until the task has been given away.
     Longer,
@@ -81,6 +85,16 @@ impl Case {
     }
 }
 
+/// Between which places everything is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// On one host, with a fault proxy before the coordinator.
+    Proxies,
+    /// Each worker on a host of its own, whose packets are dropped; [`crate::hosts::missing_filter`]
+    /// says whether this can be had. Wall clocks do not jump there.
+    Hosts,
+}
+
 /// What happens to the coordinator meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coordinator {
@@ -88,13 +102,13 @@ pub enum Coordinator {
     Undisturbed,
     /// Its wall clock is set an hour forward, and then an hour back behind the true time.
     WallJumps,
-    /// Its host sleeps: for half of the TTL, or for the TTL and the grace.
+    /// Its host sleeps: for three eighths of the TTL, or for the TTL and the grace.
     Lid(Length),
 }
 
 struct Subject {
     case: Case,
-    proxy: Proxy,
+    wire: Wire,
     worker: Process,
     /// Everything of the worker lies below it.
     folder: PathBuf,
@@ -128,12 +142,21 @@ impl Subject {
 pub fn measure(
     programs: &Programs,
     terms: Options,
+    network: Network,
     coordinator: Coordinator,
     cases: &[Case],
 ) -> Result<Vec<Figures>> {
     let mut cluster = Cluster::new(programs, Some(terms))?;
     let mut stories = Vec::new();
-    measure_on(&mut cluster, terms, coordinator, cases, &mut stories).map_err(|error| {
+    measure_on(
+        &mut cluster,
+        terms,
+        network,
+        coordinator,
+        cases,
+        &mut stories,
+    )
+    .map_err(|error| {
         let stories = stories.join("");
         anyhow::anyhow!("{error:#}\n{stories}{}", cluster.story())
     })
@@ -142,6 +165,7 @@ pub fn measure(
 fn measure_on(
     cluster: &mut Cluster,
     terms: Options,
+    network: Network,
     coordinator: Coordinator,
     cases: &[Case],
     stories: &mut Vec<String>,
@@ -156,15 +180,40 @@ fn measure_on(
     if let Some(clocks) = &of_coordinator {
         cluster.coordinator_variables(clocks.variables());
     }
-    cluster.serve()?;
     let folder = cluster.folder().to_owned();
+    let hosts = match network {
+        Network::Proxies => None,
+        Network::Hosts => {
+            let workers = (1..=cases.len()).map(wire::host);
+            let names: Vec<String> = std::iter::once(wire::HEAD.to_owned())
+                .chain(workers)
+                .collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let hosts = Hosts::new(&names, &folder)?;
+            cluster.run_behind(hosts.wrapper(wire::HEAD, &[], &[])?);
+            Some(Rc::new(hosts))
+        }
+    };
+    cluster.serve()?;
     let mut subjects = Vec::new();
-    for case in cases {
+    for (index, case) in (1..).zip(cases) {
         let name = case.name();
-        let proxy = Proxy::start(cluster.address().parse()?)?;
+        let (wire, address, wrapper) = match &hosts {
+            None => {
+                let proxy = Proxy::start(cluster.address().parse()?)?;
+                let address = proxy.address().to_string();
+                (Wire::Proxy(proxy), address, Vec::new())
+            }
+            Some(hosts) => (
+                Wire::Host(Rc::clone(hosts), index),
+                format!("{}:{}", Hosts::address(0), cluster.port()),
+                hosts.wrapper(&wire::host(index), &[], &[])?,
+            ),
+        };
         let mut program = cluster
-            .worker(&name, &proxy.address().to_string(), 1)?
+            .worker(&name, &address, 1)?
             .args(["--label".to_owned(), format!("for={name}")]);
+        program.wrapper = wrapper;
         let mut clocks = None;
         if case.wall_jumps || case.loss == Loss::Lid {
             let of_worker = Clocks::new(&source, &folder, &name)?;
@@ -175,7 +224,7 @@ fn measure_on(
             case: *case,
             folder: program.folder.clone(),
             worker: program.start(&cluster.logs(), &format!("worker-{name}"))?,
-            proxy,
+            wire,
             clocks,
             agent: agent::Agent::new(&folder, &name),
         });
@@ -189,6 +238,9 @@ fn measure_on(
     for case in cases {
         spare = spare.args(["--label".to_owned(), format!("for={}", case.name())]);
     }
+    if let Some(hosts) = &hosts {
+        spare.wrapper = hosts.wrapper(wire::HEAD, &[], &[])?;
+    }
     let _spare = cluster.start_described(&spare, "spare")?;
 
     let passed = timeline::pass(
@@ -201,7 +253,7 @@ fn measure_on(
     stories.extend(
         subjects
             .iter()
-            .map(|subject| format!("--- {}: {}", subject.case.name(), subject.proxy.story())),
+            .map(|subject| format!("--- {}: {}", subject.case.name(), subject.wire.story())),
     );
     let begun = passed?;
     let status = cluster.ended(&run)?;
@@ -265,7 +317,7 @@ fn figures(
         attempts: attempts.len(),
         starts: subject.agent.starts()?,
         sessions: subject.sessions(),
-        connections: subject.proxy.counts().accepted,
+        connections: subject.wire.connections(),
         agent_end: subject.agent.ended_at().map(|at| since(begun, at)),
         last_sign: since(begun, subject.agent.last_sign()?),
         next_grant,

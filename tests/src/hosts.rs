@@ -12,13 +12,20 @@ use anyhow::{Context as _, Result, ensure};
 #[derive(Debug)]
 pub struct Hosts {
     prefix: String,
-    names: Vec<String>,
+    namespaces: Vec<String>,
     folder: PathBuf,
 }
 
 /// Whether a host's cable is plugged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connected {
+    Yes,
+    No,
+}
+
+/// Whether what a host sends arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
     Yes,
     No,
 }
@@ -44,6 +51,23 @@ pub fn missing() -> Option<String> {
         .map(|error| format!("needs network namespaces: {error:#}"))
 }
 
+/// Why packets of one direction cannot be dropped on this machine, if so.
+#[must_use]
+pub fn missing_filter() -> Option<String> {
+    if let Some(why) = missing() {
+        return Some(why);
+    }
+    let tried = tempfile::tempdir()
+        .map_err(anyhow::Error::from)
+        .and_then(|folder| {
+            let hosts = Hosts::new(&["a"], folder.path())?;
+            hosts.hears("a", 1, Heard::No)
+        });
+    tried
+        .err()
+        .map(|error| format!("needs iptables, to drop packets one way: {error:#}"))
+}
+
 impl Hosts {
     /// Makes `names` on a network of their own; the host of index `i` has [`Hosts::address`]`(i)`.
     ///
@@ -55,7 +79,7 @@ impl Hosts {
         let prefix = format!("mu{}-{count}-", std::process::id());
         let mut hosts = Self {
             prefix,
-            names: Vec::new(),
+            namespaces: Vec::new(),
             folder: folder.to_owned(),
         };
         let hub = hosts.namespace("hub");
@@ -98,12 +122,8 @@ impl Hosts {
         hidden: &[&Path],
         names: &[(&str, &str)],
     ) -> Result<Vec<OsString>> {
-        let file = self.folder.join(format!("hosts-{name}"));
-        let mut text = "127.0.0.1 localhost\n".to_owned();
-        for (address, name) in names {
-            text.push_str(&format!("{address} {name}\n"));
-        }
-        std::fs::write(&file, text)?;
+        let file = self.name_file(name);
+        self.names(name, names)?;
         let mut script = format!("set -e; mount --bind {} /etc/hosts; ", file.display());
         for path in hidden {
             script.push_str(&format!("mount -t tmpfs none {}; ", path.display()));
@@ -126,6 +146,61 @@ impl Hosts {
         Ok(words.into_iter().map(OsString::from).collect())
     }
 
+    /// Hands all packets that the host `name` sends and receives to a packet queue, where a program
+    /// must take them.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn queue_packets(&self, name: &str, queue: u16) -> Result<()> {
+        let network = format!("--net=/run/netns/{}", self.namespace(name));
+        let queue = queue.to_string();
+        for (chain, device) in [("OUTPUT", "-o"), ("INPUT", "-i")] {
+            run(&[
+                "nsenter",
+                &network,
+                "iptables",
+                "-w",
+                "-A",
+                chain,
+                device,
+                "eth0",
+                "-j",
+                "NFQUEUE",
+                "--queue-num",
+                &queue,
+            ])?;
+        }
+        Ok(())
+    }
+
+    /// Changes the names that the host `name` knows, also for programs that run on it.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn names(&self, name: &str, names: &[(&str, &str)]) -> Result<()> {
+        let mut text = "127.0.0.1 localhost\n".to_owned();
+        for (address, name) in names {
+            text.push_str(&format!("{address} {name}\n"));
+        }
+        // In place: it is mounted.
+        std::fs::write(self.name_file(name), text).context("write a hosts file")
+    }
+
+    fn name_file(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("hosts-{name}"))
+    }
+
+    /// Gives the host `name` one more address: that of a host of index `index`, which must not
+    /// exist.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn add_address(&self, name: &str, index: usize) -> Result<()> {
+        let host = self.namespace(name);
+        let address = format!("{}/24", Self::address(index));
+        run(&["ip", "-n", &host, "addr", "add", &address, "dev", "eth0"])
+    }
+
     /// Cuts the host of that index off, or brings it back; its connections are not told.
     ///
     /// # Errors
@@ -139,6 +214,23 @@ impl Hosts {
         run(&["ip", "-n", &hub, "link", "set", &port, state])
     }
 
+    /// Lets the host `name` drop whatever comes from the host of that index, or take it again. The
+    /// other way stays open, and connections are not told.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn hears(&self, name: &str, index: usize, heard: Heard) -> Result<()> {
+        let network = format!("--net=/run/netns/{}", self.namespace(name));
+        let change = match heard {
+            Heard::Yes => "-D",
+            Heard::No => "-A",
+        };
+        let address = Self::address(index);
+        run(&[
+            "nsenter", &network, "iptables", "-w", change, "INPUT", "-s", &address, "-j", "DROP",
+        ])
+    }
+
     fn namespace(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
@@ -146,14 +238,14 @@ impl Hosts {
     fn add(&mut self, name: &str) -> Result<()> {
         let namespace = self.namespace(name);
         run(&["ip", "netns", "add", &namespace])?;
-        self.names.push(namespace);
+        self.namespaces.push(namespace);
         Ok(())
     }
 }
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        for name in &self.names {
+        for name in &self.namespaces {
             // What cannot be removed now is in use by a process that is about to end.
             let _ = run(&["ip", "netns", "del", name]);
         }
@@ -165,7 +257,7 @@ fn run(words: &[&str]) -> Result<()> {
     let output = Command::new(program)
         .args(arguments)
         .output()
-        .context("run ip")?;
+        .with_context(|| format!("run {program}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.success(),

@@ -2,7 +2,7 @@
 //! their work.
 
 mod agent;
-mod attempt;
+pub mod attempt;
 pub mod cli;
 pub mod clock;
 mod disk;

@@ -117,6 +117,7 @@ fn join(state: &mut State, now: Timestamp) {
             ..Offer::default()
         };
         let hello = Command::Hello(Hello {
+            number: 0,
             worker,
             incarnation: Incarnation(1),
             session: 1,

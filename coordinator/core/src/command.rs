@@ -101,6 +101,10 @@ pub struct Hello {
     pub incarnation: Incarnation,
     /// Number the shell gives to the stream; only grows.
     pub session: u64,
+    /// Number the worker gives to its hello; only grows within an incarnation. A stream that the
+    /// worker has given up may be delivered late, behind the one that replaced it; what its hello
+    /// says is then no longer so. 0 from workers that do not count.
+    pub number: u64,
     pub offer: Arc<Offer>,
     /// Leases whose work or unacknowledged result the worker still has. All process trees of
     /// leases of older incarnations are gone: the worker has made sure before it says hello.

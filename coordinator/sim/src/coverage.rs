@@ -7,17 +7,15 @@
 
 mod excused;
 mod kinds;
+mod observe;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use coordinator_core::command::{GitStepFailure, Hello, Report, Target};
-use coordinator_core::state::{Link, Run, State};
-use coordinator_core::{Command, CommitId, LeaseId, Timer, Timestamp, WorkerId, due};
-
 use crate::Watch;
 pub use excused::EXCUSED;
 pub use kinds::{Came, Met};
+pub use observe::{observe, observe_due, observe_start};
 
 const TASKS: &[Met] = &[
     Met::TaskBlocked,
@@ -79,11 +77,10 @@ impl Came {
             Self::CancelTask | Self::RetryTask => &[TASKS, NO_TASK, RUNS],
             Self::Drain | Self::Undrain => &[WORKERS, NO_WORKER],
             Self::Answer => &[QUESTIONS],
-            Self::Hello | Self::Heartbeat | Self::HeartbeatOld | Self::ClosedOld => {
-                &[WORKERS, NO_WORKER]
-            }
+            Self::Hello | Self::HeartbeatOld | Self::ClosedOld => &[WORKERS, NO_WORKER],
             // They need a worker that is known, or that has a session.
-            Self::HelloNewer | Self::HelloOlder | Self::Closed => &[WORKERS],
+            Self::HelloNewer | Self::HelloOlder | Self::HelloLate => &[WORKERS],
+            Self::Heartbeat | Self::Closed => &[&[Met::WorkerUp, Met::WorkerDraining]],
             Self::HelloHeld | Self::HelloNewerHeld | Self::HeartbeatHeld => &[LEASES, NO_LEASE],
             Self::HelloNotHeld
             | Self::HelloNewerNotHeld
@@ -97,14 +94,14 @@ impl Came {
             | Self::GivenBack
             | Self::Stopped
             | Self::Asks => &[LEASES, NO_LEASE],
-            Self::BaseMade | Self::BaseConflict | Self::BaseError | Self::BaseOld => {
-                &[TASKS, NO_TASK]
+            Self::BaseMade | Self::BaseConflict | Self::BaseError => &[TASKS, NO_TASK],
+            Self::IntegrationMade | Self::IntegrationConflict | Self::IntegrationError => {
+                &[RUNS, NO_RUN]
             }
-            Self::IntegrationMade
-            | Self::IntegrationConflict
-            | Self::IntegrationError
-            | Self::IntegrationOld => &[RUNS, NO_RUN],
-            Self::Archived | Self::ArchivedEarly => &[RUNS, NO_RUN],
+            Self::Archived => &[RUNS, NO_RUN],
+            // Only what is known can be newer than they are.
+            Self::BaseOld => &[TASKS],
+            Self::IntegrationOld | Self::ArchivedEarly => &[RUNS],
             Self::TickSilence => &[LEASES],
             Self::TickTimeout => &[&[
                 Met::AttemptGranted,
@@ -136,275 +133,6 @@ pub fn pairs() -> impl Iterator<Item = (Met, Came)> {
         let states = came.concerns().iter().copied().flatten();
         states.map(|met| (*met, *came))
     })
-}
-
-/// Tells the watch which pairs a command is about to make. To be called with the state before the
-/// command; a [`Command::Tick`] is told by [`observe_due`].
-pub fn observe(state: &State, command: &Command, watch: &mut dyn Watch) {
-    let mut tell = |met: Met, came: Came| watch.met(met.name(), came.name());
-    match command {
-        Command::Submit { spec, key, .. } => {
-            let known = key.as_deref().is_some_and(|key| state.knows_key(key));
-            let came = if known {
-                Came::SubmitAgain
-            } else {
-                Came::Submit
-            };
-            tell(kinds::run(state.run_by_name(&spec.name)), came);
-        }
-        Command::Cancel { target, .. } => target_met(
-            state,
-            *target,
-            (Came::CancelRun, Came::CancelTask),
-            &mut tell,
-        ),
-        Command::Retry { target, .. } => {
-            target_met(state, *target, (Came::RetryRun, Came::RetryTask), &mut tell);
-        }
-        Command::Drain {
-            worker, draining, ..
-        } => {
-            let came = if *draining {
-                Came::Drain
-            } else {
-                Came::Undrain
-            };
-            tell(kinds::worker(state.worker(worker)), came);
-        }
-        Command::Answer { question, .. } => {
-            let open = state.questions().find(|(_, open)| open.id == *question);
-            let met = match open {
-                Some((key, _)) => match kinds::task(state.task(key)) {
-                    Met::TaskParked => Met::QuestionParked,
-                    _ => Met::QuestionOpen,
-                },
-                None => {
-                    let mut leases = state.leases();
-                    let answered = leases.any(|lease| {
-                        let answered = state.answered(lease.id);
-                        answered.is_some_and(|answered| answered.id == *question)
-                    });
-                    if answered {
-                        Met::QuestionAnswered
-                    } else {
-                        Met::QuestionUnknown
-                    }
-                }
-            };
-            tell(met, Came::Answer);
-        }
-        Command::Hello(hello) => hello_met(state, hello, &mut tell),
-        Command::Heartbeat(beat) => {
-            let met = kinds::worker(state.worker(&beat.worker));
-            if is_current(state, &beat.worker, beat.incarnation.0, beat.session) {
-                tell(met, Came::Heartbeat);
-                let came = (Came::HeartbeatHeld, Came::HeartbeatNotHeld);
-                leases_met(state, &beat.worker, &beat.held, came, &mut tell);
-            } else {
-                tell(met, Came::HeartbeatOld);
-            }
-        }
-        Command::SessionClosed {
-            worker,
-            incarnation,
-            session,
-        } => {
-            let met = kinds::worker(state.worker(worker));
-            if is_current(state, worker, incarnation.0, *session) {
-                tell(met, Came::Closed);
-                for lease in state.leases_of_worker(worker) {
-                    tell(kinds::lease(state, lease), Came::ClosedLease);
-                }
-            } else {
-                tell(met, Came::ClosedOld);
-            }
-        }
-        Command::Report {
-            worker,
-            lease,
-            report,
-        } => {
-            let came = match report {
-                Report::Started => Came::Started,
-                Report::Succeeded { .. } => Came::Succeeded,
-                Report::Failed { failure, .. } if failure.class.counts() => Came::FailedCounts,
-                Report::Failed { .. } => Came::FailedFree,
-                Report::VerifyPassed => Came::VerifyPassed,
-                Report::GivenBack { .. } => Came::GivenBack,
-                Report::Stopped => Came::Stopped,
-                Report::Asks { .. } => Came::Asks,
-            };
-            tell(lease_met(state, worker, *lease), came);
-        }
-        Command::BaseMade {
-            task,
-            generation,
-            result,
-        } => {
-            let known = state.task(*task);
-            let old = known.is_some_and(|task| task.generation != *generation);
-            let came = made(
-                old,
-                result,
-                [
-                    Came::BaseMade,
-                    Came::BaseConflict,
-                    Came::BaseError,
-                    Came::BaseOld,
-                ],
-            );
-            tell(kinds::task(known), came);
-        }
-        Command::IntegrationMade {
-            run,
-            generation,
-            result,
-        } => {
-            let known = state.run(*run);
-            let old = known.is_some_and(|run| run.generation != *generation);
-            let came = made(
-                old,
-                result,
-                [
-                    Came::IntegrationMade,
-                    Came::IntegrationConflict,
-                    Came::IntegrationError,
-                    Came::IntegrationOld,
-                ],
-            );
-            tell(kinds::run(known), came);
-        }
-        Command::Archived { run, last_seq } => {
-            let known = state.run(*run);
-            let early = known.is_some_and(|run| run.last_seq != *last_seq);
-            let came = if early {
-                Came::ArchivedEarly
-            } else {
-                Came::Archived
-            };
-            tell(kinds::run(known), came);
-        }
-        Command::Reload { image } => tell(kinds::run(state.run(image.run.id)), Came::Reload),
-        Command::Tick => {}
-    }
-}
-
-/// Tells the watch what is due. To be called before a batch is closed.
-pub fn observe_due(state: &State, now: Timestamp, watch: &mut dyn Watch) {
-    for timer in due(state, now) {
-        let pair = match timer {
-            Timer::Lease(id) => state
-                .lease(*id)
-                .map(|lease| (kinds::lease(state, lease), Came::TickSilence)),
-            Timer::Timeout(id) => state
-                .lease(*id)
-                .map(|lease| (kinds::lease(state, lease), Came::TickTimeout)),
-            Timer::Task(key) => Some((kinds::task(state.task(*key)), Came::TickTask)),
-            Timer::Run(id) => Some((kinds::run(state.run(*id)), Came::TickRun)),
-            Timer::Forget(id) => Some((kinds::worker(state.worker(id)), Came::TickForget)),
-        };
-        if let Some((met, came)) = pair {
-            watch.met(met.name(), came.name());
-        }
-    }
-}
-
-/// Tells the watch what a coordinator finds when it starts. To be called with the state that was
-/// read back.
-pub fn observe_start(state: &State, watch: &mut dyn Watch) {
-    let mut tell = |met: Met| watch.met(met.name(), Came::Start.name());
-    for run in state.runs() {
-        tell(kinds::run(Some(run)));
-        for task in &run.tasks {
-            tell(kinds::task(Some(task)));
-        }
-    }
-    for lease in state.leases() {
-        tell(kinds::lease(state, lease));
-    }
-}
-
-type Tell<'t> = &'t mut dyn FnMut(Met, Came);
-
-fn target_met(state: &State, target: Target, came: (Came, Came), tell: Tell<'_>) {
-    match target {
-        Target::Run(id) => {
-            let run = state.run(id);
-            tell(kinds::run(run), came.0);
-            for task in run.into_iter().flat_map(|run: &Run| &run.tasks) {
-                tell(kinds::task(Some(task)), came.0);
-            }
-        }
-        Target::Task(key) => {
-            tell(kinds::task(state.task(key)), came.1);
-            if let Some(run) = state.run(key.run) {
-                tell(kinds::run(Some(run)), came.1);
-            }
-        }
-    }
-}
-
-fn hello_met(state: &State, hello: &Hello, tell: Tell<'_>) {
-    let known = state.worker(&hello.worker);
-    let met = kinds::worker(known);
-    match known.map(|known| known.incarnation.cmp(&hello.incarnation)) {
-        Some(std::cmp::Ordering::Greater) => tell(met, Came::HelloOlder),
-        Some(std::cmp::Ordering::Less) => {
-            tell(met, Came::HelloNewer);
-            let came = (Came::HelloNewerHeld, Came::HelloNewerNotHeld);
-            leases_met(state, &hello.worker, &hello.held, came, tell);
-        }
-        Some(std::cmp::Ordering::Equal) | None => {
-            tell(met, Came::Hello);
-            let came = (Came::HelloHeld, Came::HelloNotHeld);
-            leases_met(state, &hello.worker, &hello.held, came, tell);
-        }
-    }
-}
-
-fn leases_met(
-    state: &State,
-    worker: &WorkerId,
-    held: &[LeaseId],
-    (is_held, is_not): (Came, Came),
-    tell: Tell<'_>,
-) {
-    for id in held {
-        tell(lease_met(state, worker, *id), is_held);
-    }
-    for lease in state.leases_of_worker(worker) {
-        if !held.contains(&lease.id) {
-            tell(kinds::lease(state, lease), is_not);
-        }
-    }
-}
-
-fn lease_met(state: &State, worker: &WorkerId, id: LeaseId) -> Met {
-    match state.lease(id) {
-        None => Met::LeaseNotOpen,
-        Some(lease) if lease.worker != *worker => Met::LeaseForeign,
-        Some(lease) => kinds::lease(state, lease),
-    }
-}
-
-fn is_current(state: &State, worker: &WorkerId, incarnation: u64, session: u64) -> bool {
-    state.worker(worker).is_some_and(|known| {
-        let present = matches!(known.link, Link::Up { session: present, .. } if present == session);
-        present && known.incarnation.0 == incarnation
-    })
-}
-
-fn made(
-    old: bool,
-    result: &Result<CommitId, GitStepFailure>,
-    [merged, conflict, error, stale]: [Came; 4],
-) -> Came {
-    match result {
-        _ if old => stale,
-        Ok(_) => merged,
-        Err(GitStepFailure::Conflict(_)) => conflict,
-        Err(GitStepFailure::Error(_)) => error,
-    }
 }
 
 /// Counts the pairs that worlds reach.
@@ -510,7 +238,8 @@ impl Table {
 mod tests {
     use std::collections::BTreeSet;
 
-    use coordinator_core::TaskKey;
+    use coordinator_core::command::{Hello, Target};
+    use coordinator_core::{Command, LeaseId, State, TaskKey, Timestamp, WorkerId, step};
 
     use super::*;
 
@@ -605,13 +334,14 @@ mod tests {
                 worker: WorkerId::new("w"),
                 incarnation: coordinator_core::Incarnation(incarnation),
                 session: 1,
+                number: 1,
                 offer: std::sync::Arc::default(),
                 held: vec![LeaseId(7)],
                 draining: false,
             })
         };
         observe(&state, &hello(2), &mut reached);
-        coordinator_core::step(&mut state, Timestamp::from_ms(1), &hello(2)).unwrap();
+        step(&mut state, Timestamp::from_ms(1), &hello(2)).unwrap();
         observe(&state, &hello(1), &mut reached);
         observe(&state, &drain, &mut reached);
         let cancel = Command::Cancel {

@@ -37,6 +37,9 @@ impl Scenario {
             for _ in 0..random.between(1, 5) {
                 skies.push(weather(&mut random, &workers, clocks));
             }
+            if random.per_mille(400) {
+                skies.extend(deaf_then_mute(&mut random, &workers, clocks));
+            }
         }
         let last = plans.iter().map(|plan| plan.at_ms).max().unwrap_or(0);
         Self {
@@ -413,6 +416,31 @@ fn operator(random: &mut Random, plans: &[Plan], workers: &[WorkerPlan]) -> What
             wrong: random.per_mille(300),
         },
     }
+}
+
+/// A worker hears late what answered it, and nothing of what it says after that arrives: the worst
+/// that can happen to somebody who counts time from when an answer came.
+fn deaf_then_mute(random: &mut Random, workers: &[WorkerPlan], clocks: Clocks) -> [Weather; 2] {
+    let ids: Vec<u32> = workers.iter().map(|worker| worker.id).collect();
+    let worker = random.pick(&ids);
+    let from_ms = random.below(FAULTS_MS / 3);
+    let late_ms = random.between(clocks.ttl_ms * 3 / 10, clocks.ttl_ms * 65 / 100);
+    let heard_ms = random.below(late_ms.min(clocks.heartbeat_ms * 2));
+    let weather = |link, from_ms, to_ms| Weather {
+        from_ms,
+        to_ms,
+        worker,
+        link,
+        kind: WeatherKind::Cut,
+    };
+    [
+        weather(Link::ToWorker, from_ms, from_ms + late_ms),
+        weather(
+            Link::ToCoordinator,
+            from_ms + heard_ms,
+            from_ms + late_ms + clocks.ttl_ms * 2,
+        ),
+    ]
 }
 
 fn weather(random: &mut Random, workers: &[WorkerPlan], clocks: Clocks) -> Weather {

@@ -5,15 +5,30 @@
 //! says what will happen; [`run`] lets it happen and checks after each step what must be true.
 //! The same scenario gives the same story, to the byte.
 
+mod check;
+mod coordinator;
 pub mod coverage;
+mod facts;
 mod generate;
+mod host;
+mod lease;
+mod liar;
+mod net;
+mod operator;
+mod plan;
 pub mod progress;
 mod random;
 pub mod ranges;
+mod reference;
 pub mod regressions;
+mod remote;
 pub mod runner;
 pub mod scenario;
 pub mod shrink;
+mod store;
+mod story;
+mod wire;
+mod world;
 
 use std::fmt;
 
@@ -122,13 +137,8 @@ pub struct Violation {
 /// # Errors
 /// The first thing that must never be.
 pub fn run(scenario: &Scenario, watch: &mut dyn Watch) -> Result<Ended, Violation> {
-    if watch.wants_lines() {
-        watch.line(0, format_args!("the world of seed {}", scenario.seed));
-    }
-    Ok(Ended {
-        steps: 0,
-        simulated_ms: 0,
-        digest: scenario.seed,
-        counts: Counts::default(),
-    })
+    world::World::new(scenario, watch).run()
 }
+
+#[cfg(test)]
+mod tests;

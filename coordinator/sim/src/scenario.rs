@@ -380,7 +380,7 @@ impl Scenario {
                         .iter_mut()
                         .skip(nth)
                         .take(1)
-                        .for_each(change)
+                        .for_each(change);
                 }
             };
             offer(&of(|worker| worker.slots = 1));
@@ -397,7 +397,7 @@ impl Scenario {
                     .iter_mut()
                     .skip(nth)
                     .take(1)
-                    .for_each(shorten)
+                    .for_each(shorten);
             });
         }
         for nth in 0..self.weather.len() {
@@ -408,7 +408,7 @@ impl Scenario {
                         .iter_mut()
                         .skip(nth)
                         .take(1)
-                        .for_each(change)
+                        .for_each(change);
                 }
             };
             offer(&of(|weather| {
@@ -438,7 +438,7 @@ fn simpler_plan(nth: usize, plan: &Plan, offer: &mut impl FnMut(&dyn Fn(&mut Sce
         }
         let task_with = |s: &mut Scenario, change: &dyn Fn(&mut TaskPlan)| {
             with(s, &|plan| {
-                plan.tasks.iter_mut().skip(place).take(1).for_each(change)
+                plan.tasks.iter_mut().skip(place).take(1).for_each(change);
             });
         };
         offer(&|s| task_with(s, &|task| task.depends_on.clear()));

@@ -15,7 +15,9 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
-use super::limits::{CHUNKS_PER_FEED, EVENTS_PER_CHUNK, FEED_PACE};
+use super::limits::{
+    CHUNKS_PER_FEED, CHUNKS_PER_READ, EVENT_JSON_BYTES, EVENTS_PER_CHUNK, FEED_PACE,
+};
 use super::{convert, event_text, status};
 use crate::engine::{Handle, Readers};
 use crate::store::form;
@@ -225,6 +227,7 @@ impl Feed {
         entries.retain(|entry| entry.item.seq <= upto);
         self.keep(entries.clone());
         entries.retain(|entry| entry.item.seq > seq);
+        entries.truncate(usize::try_from(EVENTS_PER_CHUNK).unwrap_or(usize::MAX));
         Ok(entries)
     }
 
@@ -271,10 +274,12 @@ impl Feed {
         }
     }
 
-    /// Reads from `from` on to the end of its chunk.
+    /// Reads from `from` on, some chunks at once.
     async fn read(&self, from: u64) -> Result<Vec<Arc<Entry>>, Status> {
         let run = self.run;
-        let upto = (chunk_of(from) + 1) * EVENTS_PER_CHUNK;
+        // Events of one commit lie together, and a plan's first commit has as many as it has tasks:
+        // reading a few costs as much as reading some thousand.
+        let upto = (chunk_of(from) + CHUNKS_PER_READ) * EVENTS_PER_CHUNK;
         let count = usize::try_from(upto.saturating_sub(from) + 1).unwrap_or(usize::MAX);
         let events = self
             .readers
@@ -315,13 +320,23 @@ impl Feed {
             }
         }
         drop(subjects);
+        let mut json = form::event_json(event).map_err(|error| status::internal(&error))?;
+        if json.len() > EVENT_JSON_BYTES {
+            // A run's first event holds its whole plan.
+            let omitted = serde_json::json!({
+                "seq": event.seq,
+                "kind": event.kind.name(),
+                "omitted_bytes": json.len(),
+            });
+            json = omitted.to_string();
+        }
         let item = JournalEvent {
             seq: event.seq,
             at: Some(convert::timestamp(event.at)),
             kind: event.kind.name().to_owned(),
             task: subject.task.map(|task| self.task_name(task).to_string()),
             attempt: subject.attempt,
-            json: form::event_json(event).map_err(|error| status::internal(&error))?,
+            json,
             text,
         };
         Ok(Entry { item, lease })

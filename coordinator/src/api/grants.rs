@@ -7,9 +7,11 @@ use coordinator_core::state::Run;
 use coordinator_core::{EventKind, LeaseId, RunId, TaskIx, WorkerId};
 use muster_proto::v1;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::convert;
+use super::limits::LEASE_SEARCHES;
 use super::status;
 use crate::auth::Authenticator;
 use crate::engine::grant::GrantFacts;
@@ -30,6 +32,7 @@ pub struct Grants {
     engine: Handle,
     readers: Readers,
     credentials: Arc<Authenticator>,
+    searches: Arc<Semaphore>,
 }
 
 /// What `MUSTER_CONTEXT_FILE` holds: everything an attempt may want to know about its task.
@@ -85,6 +88,7 @@ impl Grants {
             engine,
             readers,
             credentials,
+            searches: Arc::new(Semaphore::new(LEASE_SEARCHES)),
         }
     }
 
@@ -188,6 +192,7 @@ impl Grants {
             Found::At(place) => Ok(Some(place)),
             Found::IfGranted(run, place) => {
                 let (work, owner) = (place.work, worker.clone());
+                let _searches = self.searches.acquire().await;
                 let granted = self
                     .readers
                     .read(move |reader| was_granted(reader, run, lease, work, &owner))

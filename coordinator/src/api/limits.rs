@@ -22,14 +22,23 @@ pub(super) const WATCHES: usize = 20_000;
 /// How long a watcher may take nothing; it resumes at its cursor whenever it likes.
 pub(super) const WATCHER_STALL: Duration = Duration::from_secs(60);
 /// Items handed to a watcher's stream at once; two such batches wait at the most.
-pub(super) const WATCH_BATCH: usize = 64;
-/// Chunks of events of one run that are kept for its watchers, each of some hundred events.
-pub(super) const CHUNKS_PER_FEED: usize = 32;
+pub(super) const WATCH_BATCH: usize = 16;
+/// Chunks of events of one run that are kept for its watchers, each of some hundred KiB.
+pub(super) const CHUNKS_PER_FEED: usize = 64;
+/// Chunks that are read at once.
+pub(super) const CHUNKS_PER_READ: u64 = 16;
 /// Events that are made ready and shared at once.
 pub(super) const EVENTS_PER_CHUNK: u64 = 256;
+/// Bytes of an event's JSON for watchers; of a larger one only its size is told. A plan of the largest
+/// size would be 24 MB for each watcher, and whoever wants it gets the run page by page.
+pub(super) const EVENT_JSON_BYTES: usize = 32 * 1024;
 /// The shortest time between two looks at a run that is being watched: at thousands of watchers
 /// each look wakes them all.
 pub(super) const FEED_PACE: Duration = Duration::from_millis(20);
+/// The shortest time between two looks of one client at what agents say.
+pub(super) const AGENTS_PACE: Duration = Duration::from_millis(100);
+/// Logs at one time that are sent or followed.
+pub(super) const LOGS: usize = 2_000;
 /// Transcripts that are read at once, so that readers of logs leave threads to others.
 pub(super) const TRANSCRIPT_READS: usize = 8;
 
@@ -41,7 +50,9 @@ pub(super) const WORKER_STALL: Duration = Duration::from_secs(30);
 pub(super) const SESSIONS: usize = 2 * coordinator_core::limits::WORKERS;
 /// Leases that never were the worker's but of which it sends events, in one session. Each costs a
 /// search, and an honest worker has none.
-pub(super) const FOREIGN_LEASES_PER_SESSION: usize = 256;
+pub(super) const FOREIGN_LEASES_PER_SESSION: usize = 16;
+/// Searches of runs' histories for a lease at once, so that they take one reader of the fleet's four.
+pub(super) const LEASE_SEARCHES: usize = 1;
 /// Reports about leases that are not the worker's, in one session: all that it can have lost, twice.
 pub(super) const STALE_REPORTS_PER_SESSION: usize =
     2 * coordinator_core::limits::SLOTS_PER_WORKER as usize;

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::Status;
 
+use super::limits::AGENTS_PACE;
 use super::runs::Runs;
 use super::status;
 use crate::transcript::{self, LAST_WORDS, Place, Position};
@@ -175,6 +176,8 @@ async fn send_all(
                     break;
                 }
             }
+            // Every agent of every run wakes it.
+            tokio::time::sleep(AGENTS_PACE).await;
             tokio::select! {
                 _ = grown.changed() => {}
                 _ = committed.changed() => {}

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::diff;
-use super::limits::{TASKS_PER_PAGE, WATCHES};
+use super::limits::{LOGS, TASKS_PER_PAGE, WATCHES};
 use super::log;
 use super::runs::Runs;
 use super::submit::Submissions;
@@ -29,7 +29,7 @@ use crate::engine;
 use crate::git::repositories::Repositories;
 
 /// Responses of a stream that wait for a slow client.
-const STREAM_QUEUE: usize = 32;
+const STREAM_QUEUE: usize = 2;
 /// Batches of a watch's responses that wait for a slow client.
 const WATCH_QUEUE: usize = 2;
 /// How often a stream looks whether the token that it was asked for with was revoked.
@@ -57,6 +57,7 @@ pub struct Operators {
     ending: CancellationToken,
     /// Places of watches.
     watches: Arc<Semaphore>,
+    logs: Arc<Semaphore>,
 }
 
 impl Operators {
@@ -80,6 +81,7 @@ impl Operators {
             shutdown,
             ending,
             watches: Arc::new(Semaphore::new(WATCHES)),
+            logs: Arc::new(Semaphore::new(LOGS)),
         }
     }
 
@@ -116,18 +118,7 @@ impl Operators {
         reply.map(|reply| touched(&reply)).map_err(status::of)
     }
 
-    /// Ends a stream of responses when the coordinator ends, or the token that asked for it.
-    fn stream<T: Send + 'static>(
-        &self,
-        produce: impl Future<Output = ()> + Send + 'static,
-        out: mpsc::Sender<Result<T, Status>>,
-        inbox: mpsc::Receiver<Result<T, Status>>,
-        token: Option<TokenId>,
-    ) -> Response<Streamed<T>> {
-        self.produce(produce, out, token);
-        Response::new(Box::pin(ReceiverStream::new(inbox)))
-    }
-
+    /// Fills a stream of responses until the coordinator ends, or the token that asked for it.
     fn produce<T: Send + 'static>(
         &self,
         produce: impl Future<Output = ()> + Send + 'static,
@@ -345,6 +336,11 @@ impl OperatorService for Operators {
         allowed(&request, Access::View)?;
         let token = Identity::of(request.extensions())?.token();
         let request = request.into_inner();
+        let place = self.logs.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "logs: {LOGS} are being sent, and no more are served; try again later"
+            ))
+        })?;
         let log = log::find(&self.runs, &request).await?;
         let (out, inbox) = mpsc::channel(STREAM_QUEUE);
         let produce = log::send(
@@ -354,7 +350,13 @@ impl OperatorService for Operators {
             request.follow,
             out.clone(),
         );
-        Ok(self.stream(produce, out, inbox, token))
+        self.produce(produce, out, token);
+        let responses = ReceiverStream::new(inbox).map(move |response| {
+            // A log has its place until its last response was taken.
+            let _place = &place;
+            response
+        });
+        Ok(Response::new(Box::pin(responses)))
     }
 
     async fn get_diff(

@@ -14,7 +14,6 @@ use tonic::Status;
 
 use super::limits::{
     HELLOS_BURST, HELLOS_PER_SECOND, MESSAGES_BURST, MESSAGES_PER_SECOND, SESSION_BYTES,
-    WORKER_STALL,
 };
 
 /// Messages that wait for one worker's connection.
@@ -30,18 +29,27 @@ type Waiting = (
 pub(super) struct Outbound {
     messages: mpsc::Sender<Waiting>,
     bytes: Arc<Semaphore>,
+    stall_max: Duration,
 }
 
 impl Outbound {
-    /// Opens a way, and gives what is to be streamed to the worker.
-    pub(super) fn open() -> (
+    /// Opens a way, and gives what is to be streamed to the worker, which may take nothing for
+    /// `stall_max` at the most.
+    pub(super) fn open(
+        stall_max: Duration,
+    ) -> (
         Self,
         impl Stream<Item = Result<CoordinatorMessage, Status>> + Send,
     ) {
         let (messages, waiting) = mpsc::channel(MESSAGES);
         let bytes = Arc::new(Semaphore::new(SESSION_BYTES));
         let stream = ReceiverStream::new(waiting).map(|(message, _room): Waiting| message);
-        (Self { messages, bytes }, stream)
+        let out = Self {
+            messages,
+            bytes,
+            stall_max,
+        };
+        (out, stream)
     }
 
     /// Says something, waiting for room.
@@ -55,10 +63,10 @@ impl Outbound {
             let room = Arc::clone(&self.bytes).acquire_many_owned(bytes).await;
             self.messages.send((Ok(message), room.ok())).await
         };
-        match timeout(WORKER_STALL, said).await {
+        match timeout(self.stall_max, said).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Status::cancelled("the worker has gone")),
-            Err(_) => Err(stalled()),
+            Err(_) => Err(self.stalled()),
         }
     }
 
@@ -72,13 +80,13 @@ impl Outbound {
         .await
         .is_ok()
     }
-}
 
-fn stalled() -> Status {
-    Status::resource_exhausted(format!(
-        "session: the worker took nothing of what it was told for {} seconds",
-        WORKER_STALL.as_secs()
-    ))
+    fn stalled(&self) -> Status {
+        Status::resource_exhausted(format!(
+            "session: the worker took nothing of what it was told for {} seconds",
+            self.stall_max.as_secs()
+        ))
+    }
 }
 
 /// So many at once, and so many a second in the long run.
@@ -91,35 +99,34 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    fn new(per_second: u32, burst: u32) -> Self {
+    fn new(per_second: u32, burst: u32, now: Instant) -> Self {
         Self {
             per_second,
             burst,
             left: burst.into(),
-            at: Instant::now(),
+            at: now,
         }
     }
 
     /// The pace of one session's messages.
     pub(super) fn of_messages() -> Self {
-        Self::new(MESSAGES_PER_SECOND, MESSAGES_BURST)
+        Self::new(MESSAGES_PER_SECOND, MESSAGES_BURST, Instant::now())
     }
 
     /// The pace of the hellos of one join token.
     pub(super) fn of_hellos() -> Self {
-        Self::new(HELLOS_PER_SECOND, HELLOS_BURST)
+        Self::new(HELLOS_PER_SECOND, HELLOS_BURST, Instant::now())
     }
 
-    fn fill(&mut self) {
-        let now = Instant::now();
+    fn fill(&mut self, now: Instant) {
         let gone = now.duration_since(self.at).as_secs_f64();
         self.at = now;
         self.left = (self.left + gone * f64::from(self.per_second)).min(self.burst.into());
     }
 
     /// Takes one; false if it comes too early.
-    pub(super) fn take(&mut self) -> bool {
-        self.fill();
+    pub(super) fn take(&mut self, now: Instant) -> bool {
+        self.fill(now);
         if self.left < 1.0 {
             return false;
         }
@@ -129,7 +136,7 @@ impl Pace {
 
     /// Takes one as soon as it is due.
     pub(super) async fn wait(&mut self) {
-        while !self.take() {
+        while !self.take(Instant::now()) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -139,9 +146,9 @@ impl Pace {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_worker_that_takes_nothing_is_given_up_by_name() {
-        let (out, _stream) = Outbound::open();
+        let (out, _stream) = Outbound::open(Duration::from_millis(20));
         let refused = loop {
             let said = out.say(Kind::Drain(muster_proto::v1::Drain {})).await;
             if let Err(refused) = said {
@@ -152,9 +159,9 @@ mod tests {
         assert!(refused.message().contains("took nothing"), "{refused}");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn bytes_that_wait_are_bounded() {
-        let (out, stream) = Outbound::open();
+        let (out, stream) = Outbound::open(Duration::from_millis(20));
         let large = || {
             let grant = muster_proto::v1::Grant {
                 document: vec![0; SESSION_BYTES / 2],
@@ -174,15 +181,15 @@ mod tests {
         out.say(large()).await.unwrap();
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_flood_is_slowed_down_to_its_pace() {
-        let mut pace = Pace::new(100, 10);
+    #[test]
+    fn a_flood_is_slowed_down_to_its_pace() {
         let begun = Instant::now();
-        for _ in 0..110 {
-            pace.wait().await;
+        let mut pace = Pace::new(100, 10, begun);
+        let mut taken = 0;
+        for ms in 0..1_000 {
+            let now = begun + Duration::from_millis(ms);
+            taken += (0..5).filter(|_| pace.take(now)).count();
         }
-        let took = begun.elapsed();
-        assert!(took >= Duration::from_millis(990), "{took:?}");
-        assert!(!pace.take());
+        assert!((108..=110).contains(&taken), "{taken}");
     }
 }

@@ -4,7 +4,7 @@ use coordinator_core::Rejection;
 use muster_proto::v1::ProtocolVersion;
 use muster_proto::{PROTOCOL_MAJOR, PROTOCOL_MINOR};
 use tonic::{Code, Status};
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::engine::{self, ReadError};
 
@@ -17,6 +17,20 @@ pub fn of(error: engine::Error) -> Status {
     match error {
         engine::Error::Rejected(rejection) => of_rejection(&rejection),
         engine::Error::Stopped => Status::unavailable("the coordinator is stopping"),
+        engine::Error::Store(error) if error.is_of_disk() => {
+            let reason = match std::error::Error::source(&*error) {
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
+            };
+            warn!(
+                error = reason,
+                "refused a request, since the disk takes nothing"
+            );
+            Status::resource_exhausted(format!(
+                "the coordinator can keep nothing new: {reason}; free some space on the disk of its \
+                 home, or mend it, and try again"
+            ))
+        }
         engine::Error::Store(error) => internal(&*error),
     }
 }

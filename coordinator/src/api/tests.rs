@@ -388,27 +388,51 @@ async fn a_connection_without_a_credential_ends_and_one_with_stays() {
 }
 
 #[tokio::test]
-async fn strangers_cannot_take_all_the_room() {
+async fn a_stranger_gives_way_to_the_next_one_and_a_known_client_to_nobody() {
     let world = World::with(|options| options.anonymous_max = 1).await;
     let token = world.token(Role::Viewer);
     let mut first = world.tls().await.unwrap();
-    assert!(
-        within(world.tls()).await.is_err(),
-        "the one place for strangers is taken"
-    );
-    assert_eq!(world.counters.refused_full.load(Ordering::Relaxed), 1);
+    let mut second = within(world.tls()).await.unwrap();
+    let _ = within(first.read_to_end(&mut Vec::new())).await;
+    assert_eq!(world.counters.evicted.load(Ordering::Relaxed), 1);
 
     let request = format!(
         "GET /who HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
         token.credential()
     );
-    first.write_all(request.as_bytes()).await.unwrap();
     let mut answer = [0; 1024];
-    assert!(within(first.read(&mut answer)).await.unwrap() > 0);
-    assert!(
-        within(world.tls()).await.is_ok(),
-        "the first is no stranger any more"
-    );
+    second.write_all(request.as_bytes()).await.unwrap();
+    assert!(within(second.read(&mut answer)).await.unwrap() > 0);
+    let _third = within(world.tls()).await.unwrap();
+    let _fourth = within(world.tls()).await.unwrap();
+    second.write_all(request.as_bytes()).await.unwrap();
+    assert!(within(second.read(&mut answer)).await.unwrap() > 0);
+    assert!(answer.starts_with(b"HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn a_client_that_guesses_credentials_loses_its_connection() {
+    let world = World::new().await;
+    let mut stream = world.tls().await.unwrap();
+    let guess = b"GET /who HTTP/1.1\r\nhost: x\r\nauthorization: Bearer token_00_11\r\n\r\n";
+    let mut answers = Vec::new();
+    let guessing = async {
+        loop {
+            let mut answer = [0; 1024];
+            if stream.write_all(guess).await.is_err() {
+                return;
+            }
+            match stream.read(&mut answer).await {
+                Ok(0) | Err(_) => return,
+                Ok(read) => answers.push(answer[..read].starts_with(b"HTTP/1.1 401 ")),
+            }
+        }
+    };
+    within(guessing).await;
+    assert!(answers.iter().all(|refused| *refused));
+    let allowed = usize::try_from(limits::REFUSALS_PER_CONNECTION).unwrap();
+    assert!(answers.len() >= allowed && answers.len() <= allowed + 1);
+    assert_eq!(world.counters.guessed.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use tonic::Status;
 
 use super::convert;
 use super::feed::{Feed, Head, LeaseNews};
-use super::limits::{WATCH_BATCH, WATCHER_STALL};
+use super::limits::{AGENTS_PACE, WATCH_BATCH, WATCHER_STALL};
 use super::runs::Runs;
 use crate::transcript::{self, LAST_WORDS, Place, Position};
 
@@ -137,6 +137,10 @@ impl<'a> Watch<'a> {
                 if !watch.waits_for_words() || tokio::time::Instant::now() >= until {
                     return Ok(());
                 }
+            }
+            if watch.agent_events {
+                // Every agent of every run wakes it.
+                tokio::time::sleep(AGENTS_PACE).await;
             }
             tokio::select! {
                 changed = head.changed() => {
@@ -265,6 +269,11 @@ impl<'a> Watch<'a> {
                 return Ok(());
             };
             let (place, mut position) = (followed.place.clone(), followed.position);
+            let before = match self.runs.transcripts().end(lease) {
+                Ok(end) if end <= position.number => return Ok(()),
+                Ok(_) => None,
+                Err(writes) => Some(writes),
+            };
             let read_place = place.clone();
             let (events, position) = self
                 .runs
@@ -278,6 +287,10 @@ impl<'a> Watch<'a> {
                 followed.position = position;
             }
             if events.is_empty() {
+                if let Some(before) = before {
+                    let transcripts = self.runs.transcripts();
+                    transcripts.read_to_end(lease, position.number, before);
+                }
                 return Ok(());
             }
             if events.iter().any(transcript::is_last)

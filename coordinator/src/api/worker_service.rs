@@ -21,6 +21,7 @@ use muster_proto::v1::{self, CoordinatorMessage, ProtocolVersion, WorkerMessage}
 use prost::Message;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
@@ -29,6 +30,7 @@ use super::convert;
 use super::grants::Grants;
 use super::limits::{
     FOREIGN_LEASES_PER_SESSION, HELLOS_PER_SECOND, SESSIONS, STALE_REPORTS_PER_SESSION,
+    WORKER_STALL,
 };
 use super::outbound::{Outbound, Pace};
 use super::places::Connection;
@@ -142,7 +144,7 @@ impl WorkerService for Workers {
         })?;
         let connection = request.extensions().get::<Connection>().cloned();
         let mut inbound = request.into_inner();
-        let (out, outbound) = Outbound::open();
+        let (out, outbound) = Outbound::open(WORKER_STALL);
         let inner = self.inner.clone();
         tokio::spawn(async move {
             let _place = place;
@@ -166,7 +168,11 @@ impl Inner {
     /// Refuses a hello of a token that was used too often lately.
     fn may_say_hello(&self, token: TokenId) -> Result<(), Status> {
         let mut hellos = self.hellos.lock().unwrap_or_else(PoisonError::into_inner);
-        if hellos.entry(token).or_insert_with(Pace::of_hellos).take() {
+        if hellos
+            .entry(token)
+            .or_insert_with(Pace::of_hellos)
+            .take(Instant::now())
+        {
             return Ok(());
         }
         Err(Status::resource_exhausted(format!(
@@ -303,6 +309,7 @@ async fn open(
         worker: session.worker.clone(),
         incarnation: session.incarnation,
         session: session.number,
+        number: hello.number,
         offer: Arc::new(offer),
         held: hello.held_leases.iter().copied().map(LeaseId).collect(),
         draining: hello.draining,

@@ -54,11 +54,15 @@ pub(super) fn check(home: &Path, beside: Beside, report: &mut Report) {
     }
     if let Ok(found) = rustix::fs::statvfs(home) {
         let free = found.f_bavail.saturating_mul(found.f_frsize);
-        if free < FREE_BYTES_MIN {
-            let what = format!("{} MiB are free", free >> 20);
-            report.find(Finding::new(Code::DiskFull, Place::file(home), what));
-        }
+        room(home, free)
+            .into_iter()
+            .for_each(|finding| report.find(finding));
     }
+}
+
+fn room(home: &Path, free: u64) -> Option<Finding> {
+    let what = format!("{} MiB are free", free >> 20);
+    (free < FREE_BYTES_MIN).then(|| Finding::new(Code::DiskFull, Place::file(home), what))
 }
 
 fn private(path: &Path, mode: u32, report: &mut Report) {
@@ -129,4 +133,16 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     found.sort_unstable();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_without_room_for_the_journal_is_found() {
+        let found = room(Path::new("/h"), FREE_BYTES_MIN - 1).unwrap();
+        assert_eq!(found.code, Code::DiskFull);
+        assert!(room(Path::new("/h"), FREE_BYTES_MIN).is_none());
+    }
 }

@@ -101,6 +101,8 @@ struct Check<'a> {
     /// Snapshots that count and cannot be read.
     damaged: Vec<(BatchSeq, String)>,
     archive: BTreeMap<RunId, RunImage>,
+    /// Archived runs that cannot be read or contradict themselves.
+    unsound: BTreeMap<RunId, (Place, String)>,
     /// Events that the histories hold, for the comparison with the journal's.
     digests: BTreeMap<RunId, Vec<u64>>,
     is_complete: bool,
@@ -116,6 +118,7 @@ impl<'a> Check<'a> {
             snapshots: Vec::new(),
             damaged: Vec::new(),
             archive: BTreeMap::new(),
+            unsound: BTreeMap::new(),
             digests: BTreeMap::new(),
             is_complete: true,
         })
@@ -239,32 +242,28 @@ impl<'a> Check<'a> {
             let image = match row.image {
                 Ok(image) => image,
                 Err(error) => {
-                    return self.lost(Finding::new(Code::ArchiveDamaged, place, chain(&error)));
-                }
-            };
-            let said = match row.summary {
-                Ok(summary) => Some(summary),
-                Err(error) => {
-                    self.lost(Finding::new(
-                        Code::ArchiveDamaged,
-                        place.clone(),
-                        chain(&error),
-                    ));
-                    None
+                    self.is_complete = false;
+                    self.unsound.insert(row.run, (place, chain(&error)));
+                    return;
                 }
             };
             let run = &image.run;
-            let wrong =
-                if run.id != row.run || *run.name != *row.name || run.last_seq != row.last_seq {
-                    Some("the image is of another run or another event than its row".to_owned())
-                } else if said.is_some() && said != Summary::of(run) {
+            let wrong = match row.summary {
+                Err(error) => Some(chain(&error)),
+                Ok(said) if Some(&said) != Summary::of(run).as_ref() => {
                     Some("the summary says something else than the image".to_owned())
-                } else {
-                    invariants::check_run(run).err()
-                };
+                }
+                Ok(_)
+                    if run.id != row.run
+                        || *run.name != *row.name
+                        || run.last_seq != row.last_seq =>
+                {
+                    Some("the image is of another run or another event than its row".to_owned())
+                }
+                Ok(_) => invariants::check_run(run).err(),
+            };
             if let Some(what) = wrong {
-                self.report
-                    .find(Finding::new(Code::ArchiveDamaged, place, what));
+                self.unsound.insert(row.run, (place, what));
             }
             self.archive.insert(row.run, image);
         })
@@ -520,7 +519,20 @@ impl<'a> Check<'a> {
     /// Compares the archive with the events by which runs left memory.
     fn compare_archive(&mut self, walk: &Walk) {
         let mut found = Vec::new();
+        for (id, (place, what)) in &self.unsound {
+            let finding = Finding::new(Code::ArchiveDamaged, place.clone(), what);
+            let by = self.ledger.runs.get(id).and_then(|entry| entry.archived_by);
+            let left = walk.left.get(id);
+            let left = left.filter(|image| Some(image.run.last_seq + 1) == by);
+            found.push(match left.map(|image| Box::new(image.clone())) {
+                Some(image) => finding.mended_by(Repair::Archive { image }),
+                None => finding,
+            });
+        }
         for (id, entry) in &self.ledger.runs {
+            if self.unsound.contains_key(id) {
+                continue;
+            }
             let row = self.archive.get(id);
             if let Some(row) = row
                 && row.run.last_seq > entry.last_seq

@@ -52,13 +52,14 @@ pub async fn repair(git: &Git, home: &Home, options: &Options) -> Repaired {
     let mut mender = Mender::new(git, home.path());
     for _ in 0..ROUNDS {
         let mut tried = false;
-        let found: Vec<Finding> = report
+        let mut found: Vec<Finding> = report
             .findings
             .iter()
             .filter(|found| found.repair.is_some())
             .filter(|found| !steps.iter().any(|step| step.finding.is_same(found)))
             .cloned()
             .collect();
+        found.sort_by_key(|found| found.repair.as_ref().map(order));
         for finding in found {
             let Some(wanted) = finding.repair.clone() else {
                 continue;
@@ -73,6 +74,10 @@ pub async fn repair(git: &Git, home: &Home, options: &Options) -> Repaired {
         }
         report = audit(git, options).await;
     }
+    for found in &mut report.findings {
+        // It was tried; what is left is for a person.
+        found.repair = None;
+    }
     // What was moved away just now is said by the steps.
     let aside = mender.made.then_some(mender.aside);
     if let Some(aside) = &aside {
@@ -84,6 +89,16 @@ pub async fn repair(git: &Git, home: &Home, options: &Options) -> Repaired {
         steps,
         report,
         aside,
+    }
+}
+
+/// What goes first: locks that would refuse the rest, and the journal's own before what follows it.
+fn order(repair: &Repair) -> u8 {
+    match repair {
+        Repair::Chmod { .. } | Repair::SetAside { .. } => 0,
+        Repair::DropSnapshot { .. } | Repair::Archive { .. } => 1,
+        Repair::MendTranscript { .. } => 2,
+        Repair::SetRef { .. } | Repair::LoseRef { .. } => 3,
     }
 }
 
@@ -120,8 +135,12 @@ impl<'a> Mender<'a> {
             Repair::MendTranscript { path } => {
                 let to = self.place(&path)?;
                 let look = mend::mend(&path, &to)?;
+                let noted = match look.is_damaged() || !look.gaps.is_empty() {
+                    true => ", with a note where some are missing",
+                    false => "",
+                };
                 Ok(format!(
-                    "its {} sound events are kept, with a note where some are missing; as it was: {}",
+                    "its {} sound events are kept{noted}; as it was: {}",
                     look.events,
                     to.display()
                 ))

@@ -54,12 +54,13 @@ fn one(
         return report.find(Finding::new(Code::TranscriptSetAside, place, what));
     }
     let Some(lease) = lease_of(&name) else {
-        let code = if name.starts_with(".muster-") {
-            Code::FileUnfinished
+        return report.find(if name.starts_with(".muster-") {
+            let what = "its process was killed while it was written";
+            let path = path.to_owned();
+            Finding::new(Code::FileUnfinished, place, what).mended_by(Repair::SetAside { path })
         } else {
-            Code::FileUnknown
-        };
-        return report.find(Finding::new(code, place, "no transcript has such a name"));
+            Finding::new(Code::FileUnknown, place, "no transcript has such a name")
+        });
     };
     place = place.of_lease(lease.0);
     report.counts.transcripts += 1;
@@ -81,7 +82,9 @@ fn one(
                 None => "its lease was never granted".to_owned(),
                 Some(_) => format!("its lease was for something else: {}", facts.place(lease)),
             };
-            report.find(Finding::new(Code::TranscriptOfNoLease, place.clone(), what));
+            let finding = Finding::new(Code::TranscriptOfNoLease, place.clone(), what);
+            let path = path.to_owned();
+            report.find(finding.mended_by(Repair::SetAside { path }));
         }
     }
     let look = match mend::look(path) {

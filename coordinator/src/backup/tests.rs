@@ -200,6 +200,7 @@ async fn joined(engine: &engine::Handle) -> LeaseId {
         worker: worker(),
         incarnation: Incarnation(1),
         session: 1,
+        number: 1,
         offer: Arc::new(offer),
         held: Vec::new(),
         draining: false,

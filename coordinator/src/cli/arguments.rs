@@ -38,7 +38,7 @@ A coordinator for several machines:
 
 Exit codes:
     0  success; of a run: it succeeded
-    1  internal error, or `doctor` or `sim` has found something that fails
+    1  internal error, or `doctor`, `audit` or `sim` has found something wrong
     2  wrong usage, a wrong plan, or something that cannot be done as things are
     3  wrong configuration
     4  no connection to the coordinator, or it does not accept the token

@@ -216,7 +216,11 @@ impl From<muster_git::GitError> for CliError {
 
 impl From<Status> for CliError {
     fn from(status: Status) -> Self {
+        // What the coordinator says itself comes without a source. Whatever has one was made on this
+        // side, from a connection that broke in the middle of a call.
+        let source = std::error::Error::source(&status).is_some();
         let kind = match status.code() {
+            Code::Unknown | Code::Internal | Code::Cancelled if source => Kind::Connection,
             Code::InvalidArgument
             | Code::NotFound
             | Code::AlreadyExists
@@ -230,9 +234,13 @@ impl From<Status> for CliError {
             Code::Unavailable | Code::Unauthenticated | Code::DeadlineExceeded => Kind::Connection,
             Code::Unimplemented | Code::Internal | Code::Unknown | Code::DataLoss => Kind::Internal,
         };
-        let source = std::error::Error::source(&status).is_some();
         let message = if source && status.code() == Code::Unavailable {
             format!("the coordinator cannot be reached: {}", status.message())
+        } else if source && kind == Kind::Connection {
+            format!(
+                "the connection to the coordinator broke: {}",
+                status.message()
+            )
         } else if status.message().is_empty() {
             format!("the coordinator answered {}", status.code().description())
         } else {
@@ -301,6 +309,13 @@ mod tests {
         assert_eq!(kind(Code::Unavailable), Kind::Connection);
         assert_eq!(kind(Code::Unauthenticated), Kind::Connection);
         assert_eq!(kind(Code::Internal), Kind::Internal);
+    }
+
+    #[test]
+    fn a_call_whose_connection_breaks_fails_for_the_connection_and_not_inside() {
+        let broken = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "reset");
+        let error = CliError::from(Status::from_error(Box::new(broken)));
+        assert_eq!(error.kind(), Kind::Connection, "{error}");
     }
 
     #[test]

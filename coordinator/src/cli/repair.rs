@@ -82,16 +82,16 @@ fn step_json(step: &Step) -> serde_json::Value {
 fn text(done: &Repaired, paint: Paint) -> String {
     let mut text = String::new();
     for step in &done.steps {
-        let (word, how) = match &step.outcome {
-            Ok(how) => (paint.green("mended"), how),
-            Err(why) => (paint.red("failed"), why),
+        let (word, lead, how) = match &step.outcome {
+            Ok(how) => (paint.green("mended"), "done:", how),
+            Err(why) => (paint.red("failed"), "because:", why),
         };
         text.push_str(&format!(
             "{word} {}: {}\n  {}\n  {} {}\n\n",
             paint.bold(step.finding.code.as_str()),
             one_line(&step.finding.place.to_string()),
             one_line(&step.finding.what),
-            paint.cyan("done:"),
+            paint.cyan(lead),
             one_line(how),
         ));
     }

@@ -300,6 +300,10 @@ async fn follow(
                 }
             }
             () = drained(host, draining) => break Ok(false),
+            () = ended_by_itself(host) => break Err(CliError::internal(anyhow::anyhow!(
+                "the coordinator of run {name} has ended; nothing that was told is lost"
+            ))
+            .hint(format!("go on with: {} run --resume {name}", context.program))),
             interrupt = interrupts.next() => match (&host.own, interrupt) {
                 (Some(app), Interrupt::Ask) if !draining => {
                     draining = true;
@@ -325,6 +329,14 @@ async fn drained(host: &Host, draining: bool) {
     match &host.own {
         Some(app) if draining => app.drained().await,
         _ => std::future::pending().await,
+    }
+}
+
+/// Waits until the coordinator in this process cannot go on, or was told to end.
+async fn ended_by_itself(host: &Host) {
+    match &host.own {
+        Some(app) => app.asked_to_end().await,
+        None => std::future::pending().await,
     }
 }
 

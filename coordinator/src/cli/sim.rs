@@ -26,6 +26,8 @@ use report::{Broken, Figures, Shortest};
 const SHRINK_TRIES: u32 = 20_000;
 /// How long the shortest story of one violation is looked for.
 const SHRINK_TIME: Duration = Duration::from_secs(20);
+/// Failing seeds after which even `--keep-going` has enough.
+const MOST_FAILURES: usize = 1_000;
 /// How often a terminal sees the figures.
 const LIVE: Duration = Duration::from_millis(250);
 
@@ -98,7 +100,7 @@ impl Desk<'_> {
 
     async fn sweep(&mut self, options: &Sim) -> Result<Exit> {
         let output = self.context.output;
-        let range = options.seeds.clone().unwrap_or(options::DEFAULT_SEEDS);
+        let range = options.seeds.clone();
         let before = match &options.progress {
             Some(file) => Progress::read(file).map_err(no_progress)?,
             None => Progress::default(),
@@ -108,7 +110,7 @@ impl Desk<'_> {
             seeds: before.done.missing(range.clone()),
             threads: options.threads.unwrap_or(cores),
             most_failures: if options.keep_going {
-                usize::MAX
+                MOST_FAILURES
             } else {
                 usize::try_from(options.failures.get()).unwrap_or(usize::MAX)
             },

@@ -1,6 +1,6 @@
 //! The engine's thread.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use coordinator_core::batch::{Closed, Leases};
 use coordinator_core::state::{LeaseClocks, RunImage};
 use coordinator_core::{
-    Batch, Command, Effect, Epoch, Event, EventKind, LeaseId, Rejection, Reply, RunId, State,
+    Batch, Command, Effect, Epoch, Event, EventKind, LeaseId, Rejection, Reply, RunId, Span, State,
     Timestamp, WorkerId, next_wakeup,
 };
 use tokio::runtime;
@@ -32,6 +32,8 @@ pub struct Options {
     pub append_retries: u32,
     /// How long leases live.
     pub clocks: LeaseClocks,
+    /// When a run that could not be archived is tried again: a full disk is not emptied sooner.
+    pub archive_pause: Span,
 }
 
 impl Default for Options {
@@ -40,6 +42,7 @@ impl Default for Options {
             snapshot_every: 4_096,
             append_retries: 10,
             clocks: LeaseClocks::default(),
+            archive_pause: Span::from_ms(30_000),
         }
     }
 }
@@ -97,7 +100,8 @@ pub fn start(mut store: Box<dyn Store>, options: Options) -> Result<Started, Fat
         snapshot_every: options.snapshot_every,
         notices,
         sessions: BTreeMap::new(),
-        endings: BTreeSet::new(),
+        endings: BTreeMap::new(),
+        archive_pause: options.archive_pause,
         holding: false,
         truncating: false,
         unfinished: false,
@@ -154,8 +158,10 @@ struct Actor {
     snapshot_every: u64,
     notices: Arc<Notices>,
     sessions: BTreeMap<WorkerId, Session>,
-    /// Runs that are to be archived as soon as they have ended and nothing of them is open.
-    endings: BTreeSet<RunId>,
+    /// Runs that are to be archived as soon as they have ended and nothing of them is open, each
+    /// not before a time.
+    endings: BTreeMap<RunId, Timestamp>,
+    archive_pause: Span,
     /// No new leases.
     holding: bool,
     /// Journal rows wait to be let go.
@@ -230,7 +236,15 @@ impl Actor {
         if self.unfinished {
             return Next::Time;
         }
-        let wait = next_wakeup(&self.state).map(|(at, _)| at.since(self.clock.now()));
+        // Those that are due already only wait for a lease, whose end is a request.
+        let now = self.clock.now();
+        let archive = self.endings.values().filter(|at| **at > now).min();
+        let wakeup = next_wakeup(&self.state).map(|(at, _)| at);
+        let wait = wakeup
+            .into_iter()
+            .chain(archive.copied())
+            .min()
+            .map(|at| at.since(now));
         let received = waiting.block_on(async {
             match wait {
                 Some(wait) => {
@@ -288,7 +302,7 @@ impl Actor {
                     drop(answer.send(stored.map_err(Arc::new)));
                 }
                 Request::Archive { run } => {
-                    self.endings.insert(run);
+                    self.endings.entry(run).or_default();
                 }
                 Request::Hold { holding, answer } => {
                     self.holding = holding;
@@ -417,8 +431,11 @@ impl Actor {
     /// Moves ended runs of which nothing is open into the archive, one bounded step at a time, so
     /// that commits go in between. True while there is more to do.
     fn archive_ended(&mut self) -> Result<bool, Fatal> {
-        let is_ready = |run: &&RunId| self.state.leases_of_run(**run).next().is_none();
-        let Some(run) = self.endings.iter().find(is_ready).copied() else {
+        let now = self.clock.now();
+        let is_ready = |(run, at): &(&RunId, &Timestamp)| {
+            **at <= now && self.state.leases_of_run(**run).next().is_none()
+        };
+        let Some(run) = self.endings.iter().find(is_ready).map(|(run, _)| *run) else {
             return Ok(false);
         };
         let Some(image) = self.state.run(run).filter(|run| run.is_ended()).cloned() else {
@@ -432,14 +449,13 @@ impl Actor {
             Ok(Progress::More) => return Ok(true),
             Ok(Progress::Done) => {}
             Err(error) => {
-                // The run stays in memory, where nothing is lost, and is archived after a restart.
-                warn!(run = %image.run.name, error = %error, "failed to archive a run");
-                self.endings.remove(&run);
+                // The run stays in memory meanwhile, where nothing is lost.
+                warn!(run = %image.run.name, error = %error, "failed to archive a run; trying again later");
+                self.endings.insert(run, now + self.archive_pause);
                 return Ok(true);
             }
         }
         self.endings.remove(&run);
-        let now = self.clock.now();
         let mut batch = Batch::open(&mut self.state, now);
         batch.take(&Command::Archived { run, last_seq });
         let committed = close(batch, self.holding).commit(&mut self.journal)?;

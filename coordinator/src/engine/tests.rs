@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn open(store: &MemoryStore) -> Started {
     let options = Options {
         append_retries: 0,
+        archive_pause: Span::from_ms(20),
         ..Options::default()
     };
     start(Box::new(store.clone()), options).unwrap()
@@ -75,6 +76,7 @@ async fn join(engine: &Handle, session: u64, held: Vec<LeaseId>) -> mpsc::Receiv
         ..Offer::default()
     };
     let hello = Hello {
+        number: 0,
         worker: worker(),
         incarnation: Incarnation(1),
         session,
@@ -162,6 +164,8 @@ async fn a_run_goes_through_and_leaves_memory_for_the_archive() {
             ..
         })
     ));
+    // A refusal is not for ever.
+    store.refuse_next_archive();
     engine.archive(RunId(1)).await.unwrap();
     let gone = async {
         while engine

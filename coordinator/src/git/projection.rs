@@ -18,7 +18,7 @@ use tracing::warn;
 
 use super::names;
 use super::repositories::Repositories;
-use crate::engine::{self, Handle};
+use crate::engine::{self, Handle, ReadError, Readers};
 
 /// Refs moved by one git process.
 const REFS_PER_UPDATE: usize = 1_000;
@@ -28,12 +28,16 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// Branches of ended runs that are remembered, to be repaired when they were moved by hand.
 const REMEMBERED: usize = 20_000;
 
+/// Archived runs that are read at once.
+const RUNS_PER_PAGE: usize = 64;
+
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Projects the journal onto branches; cheap to clone.
 #[derive(Clone)]
 pub struct Projection {
     engine: Handle,
+    readers: Readers,
     repositories: Repositories,
     /// What each run's branches were last made to say.
     done: Arc<Mutex<BTreeMap<RunId, Said>>>,
@@ -106,9 +110,10 @@ pub fn heads(run: &Run) -> BTreeMap<String, CommitId> {
 impl Projection {
     /// Makes the projection.
     #[must_use]
-    pub fn new(engine: Handle, repositories: Repositories) -> Self {
+    pub fn new(engine: Handle, readers: Readers, repositories: Repositories) -> Self {
         Self {
             engine,
+            readers,
             repositories,
             done: Arc::default(),
         }
@@ -117,6 +122,9 @@ impl Projection {
     /// Projects whatever changes, until cancelled or the engine ends.
     pub async fn run(self, ending: CancellationToken) {
         let mut changed = self.engine.notices().projection();
+        if let Err(error) = self.recall().await {
+            warn!(%error, "branches of archived runs are not repaired when they are moved by hand");
+        }
         loop {
             changed.mark_unchanged();
             let Ok(settled) = self.settle().await else {
@@ -132,6 +140,45 @@ impl Projection {
                 () = tokio::time::sleep(PAUSE), if settled.is_behind => {}
             }
         }
+    }
+
+    /// Recalls what the branches of archived runs were made to say before this start, newest first,
+    /// so that one that was moved by hand meanwhile is repaired too.
+    async fn recall(&self) -> Result<(), ReadError> {
+        let mut before = None;
+        let mut recalled = 0;
+        while recalled < REMEMBERED {
+            let page = self
+                .readers
+                .read(move |reader| {
+                    let mut page = Vec::new();
+                    for summary in reader.archived_runs(before, RUNS_PER_PAGE)? {
+                        let image = reader.archived_image(summary.run)?;
+                        page.push((summary.run, image.and_then(|image| Wanted::of(&image.run))));
+                    }
+                    Ok(page)
+                })
+                .await?;
+            let Some((oldest, _)) = page.last() else {
+                break;
+            };
+            before = Some(*oldest);
+            let mut done = self.done.lock().await;
+            for (run, wanted) in page {
+                if let Some(Wanted {
+                    repository, heads, ..
+                }) = wanted
+                {
+                    recalled += heads.len();
+                    done.entry(run).or_insert(Said {
+                        repository,
+                        heads,
+                        failed_at: None,
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes the branches of all live runs say what the journal says, and waits for it. A run

@@ -39,6 +39,12 @@ pub(crate) const INCOMING: &str = "tmp_objdir-";
 /// How the names start under which git writes objects and packs before it renames them.
 const HALF_WRITTEN: [&str; 4] = ["tmp_obj_", "tmp_pack_", "tmp_idx_", "tmp_rev_"];
 
+/// How the content of a `.keep` file starts that git made for the time of a push.
+const KEPT_BY_PUSH: &[u8] = b"receive-pack ";
+
+/// Longest `.keep` file that is looked into; git's own has about 50 bytes.
+const KEEP_BYTES_MAX: u64 = 4096;
+
 /// A bare repository at `<home>/repos/<name>.git`.
 #[derive(Debug, Clone)]
 pub struct HostedRepository {
@@ -154,8 +160,10 @@ pub(super) async fn reaches_hidden(
 
 /// Removes what git processes and a coordinator leave behind when they are killed.
 ///
-/// A ref lock that stays would refuse every later push to that ref; half-received packs and
-/// half-made repositories only take room. Must be called while no git works in the repositories.
+/// A ref lock that stays would refuse every later push to that ref, and the `.keep` file of a push
+/// every later push of the same pack, since git insists that both be equal and writes its process id
+/// into it. Half-received packs, half-written objects and half-made repositories only take room.
+/// Must be called while no git works in the repositories.
 pub(super) fn clean(home: &Path) -> Result<(), Error> {
     let folder = folder(home);
     std::fs::create_dir_all(&folder).map_err(at("create", &folder))?;
@@ -208,10 +216,21 @@ pub(crate) fn leftovers_of(repository: &Path) -> Result<Vec<PathBuf>, Error> {
             stale.push(path);
         } else if path.is_dir() {
             let inside = entries(&path)?;
-            stale.extend(inside.into_iter().filter(|path| named(path, &HALF_WRITTEN)));
+            stale.extend(
+                inside
+                    .into_iter()
+                    .filter(|path| named(path, &HALF_WRITTEN) || is_of_push(path)),
+            );
         }
     }
     Ok(stale)
+}
+
+/// Tells a `.keep` file of a push from one by which a person keeps a pack.
+fn is_of_push(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "keep")
+        && muster_connect::private_file::read_bounded(path, KEEP_BYTES_MAX)
+            .is_ok_and(|content| content.starts_with(KEPT_BY_PUSH))
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
@@ -280,14 +299,31 @@ mod tests {
         }
         let (lock, kept) = (refs.join("1.lock"), refs.join("2"));
         let packed = made.path().join("packed-refs.lock");
-        for file in [&lock, &kept, &packed] {
+        let objects = made.path().join("objects");
+        std::fs::create_dir_all(objects.join("ab")).unwrap();
+        let half = [objects.join("ab/tmp_obj_x"), objects.join("pack/tmp_idx_x")];
+        let whole = [objects.join("ab/cdef"), objects.join("pack/pack-2.pack")];
+        for file in [&lock, &kept, &packed]
+            .into_iter()
+            .chain(&half)
+            .chain(&whole)
+        {
             std::fs::write(file, "").unwrap();
         }
+        let (of_push, of_person) = (
+            objects.join("pack/pack-1.keep"),
+            objects.join("pack/pack-2.keep"),
+        );
+        std::fs::write(&of_push, "receive-pack 4711 on host\n").unwrap();
+        std::fs::write(&of_person, "mine").unwrap();
         clean(home.path()).unwrap();
-        for gone in [&lock, &packed, &incoming, &unfinished] {
+        let stale = [&lock, &packed, &incoming, &unfinished, &of_push];
+        for gone in stale.into_iter().chain(&half) {
             assert!(!gone.exists(), "{}", gone.display());
         }
-        assert!(kept.exists());
+        for kept in [&kept, &of_person].into_iter().chain(&whole) {
+            assert!(kept.exists(), "{}", kept.display());
+        }
         open(home.path(), "site").await.unwrap();
     }
 

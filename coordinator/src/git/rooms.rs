@@ -29,6 +29,7 @@ struct Inner {
     places_max: usize,
     waiting: Semaphore,
     each_max: usize,
+    wait_max: Duration,
     held: Mutex<BTreeMap<String, Held>>,
 }
 
@@ -71,6 +72,7 @@ impl Rooms {
             places_max,
             waiting: Semaphore::new(WAITING_MAX),
             each_max,
+            wait_max: WAIT_MAX,
             held: Mutex::default(),
         };
         Self {
@@ -92,7 +94,7 @@ impl Rooms {
             let common = Arc::clone(&self.inner.places).acquire_owned().await.ok()?;
             Some((own, common))
         };
-        let permits = timeout(WAIT_MAX, permits).await.ok().flatten();
+        let permits = timeout(self.inner.wait_max, permits).await.ok().flatten();
         place._permits = Some(permits.ok_or(Full::Places { what, places_max })?);
         Ok(place)
     }
@@ -139,9 +141,16 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    /// Two places, of which one credential has one.
+    fn rooms() -> Rooms {
+        let mut rooms = Rooms::new("pushes", 2, 1);
+        Arc::get_mut(&mut rooms.inner).unwrap().wait_max = Duration::from_millis(50);
+        rooms
+    }
+
+    #[tokio::test]
     async fn no_credential_has_all_places_and_whoever_waits_too_long_is_told() {
-        let rooms = Rooms::new("pushes", 2, 1);
+        let rooms = rooms();
         let first = rooms.place("a".to_owned()).await.unwrap();
         let refused = rooms.place("a".to_owned()).await.unwrap_err();
         assert!(matches!(refused, Full::Places { .. }), "{refused}");
@@ -152,9 +161,9 @@ mod tests {
         assert_eq!(rooms.inner.held.lock().unwrap().len(), 1, "only b has one");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn no_credential_fills_the_queue() {
-        let rooms = Rooms::new("pushes", 2, 1);
+        let rooms = rooms();
         let _first = rooms.place("a".to_owned()).await.unwrap();
         let mut waiting = tokio::task::JoinSet::new();
         for _ in 0..WAITING_EACH_MAX {

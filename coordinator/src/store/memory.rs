@@ -39,6 +39,7 @@ struct Kept {
     archive: BTreeMap<RunId, (Summary, RunImage)>,
     specs: BTreeMap<String, Vec<Vec<u8>>>,
     faults: VecDeque<Fault>,
+    refused_archives: u32,
 }
 
 impl Default for MemoryStore {
@@ -69,6 +70,11 @@ impl MemoryStore {
     /// Makes the next append that is not refused fail; several calls fail as many appends.
     pub fn fail_next_append(&self, fault: Fault) {
         self.kept().faults.push_back(fault);
+    }
+
+    /// Makes the next archiving of a run fail.
+    pub fn refuse_next_archive(&self) {
+        self.kept().refused_archives += 1;
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -226,6 +232,10 @@ impl Store for MemoryStore {
         let run = image.run.id;
         let summary = Summary::of(&image.run).ok_or(Error::NotEnded(run))?;
         let mut kept = self.fenced()?;
+        if let Some(left) = kept.refused_archives.checked_sub(1) {
+            kept.refused_archives = left;
+            return Err(Error::Injected);
+        }
         let given = image.run.last_seq;
         if let Some((before, _)) = kept.archive.get(&run)
             && before.last_seq > given

@@ -379,6 +379,26 @@ pub enum Error {
 }
 
 impl Error {
+    /// Tells whether it is the disk that refuses, for which the one who keeps it can do something.
+    #[must_use]
+    pub fn is_of_disk(&self) -> bool {
+        use rusqlite::ErrorCode;
+        match self {
+            Self::Database {
+                source: rusqlite::Error::SqliteFailure(failure, _),
+                ..
+            } => matches!(
+                failure.code,
+                ErrorCode::DiskFull
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::ReadOnly
+                    | ErrorCode::CannotOpen
+            ),
+            Self::File { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Tells whether what is kept is damaged, so that only a backup helps.
     #[must_use]
     pub fn is_damage(&self) -> bool {

@@ -17,7 +17,7 @@ use coordinator_core::event::Work;
 use muster_proto::v1::agent_event::Kind;
 use muster_proto::v1::{AgentEvent, OutputTruncated};
 
-pub use writer::{Appended, Transcripts};
+pub use writer::{Appended, Transcripts, Writes};
 
 /// Bytes that one lease's transcript may take. Workers bound their spools below it; what a
 /// misbehaving one sends beyond is acknowledged and dropped, with one truncation record.

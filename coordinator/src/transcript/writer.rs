@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use coordinator_core::LeaseId;
 use muster_proto::v1::AgentEvent;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
@@ -17,6 +18,8 @@ const QUEUE: usize = 1_024;
 const GROUP_MAX: usize = 256;
 /// Files kept open between groups.
 const OPEN_MAX: usize = 512;
+/// Transcripts whose end is remembered; beyond it all are forgotten, and looked for again.
+const ENDS_MAX: usize = 65_536;
 
 /// What became of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,7 @@ pub struct Transcripts {
     root: Arc<Path>,
     appends: mpsc::Sender<Append>,
     grown: watch::Sender<u64>,
+    ends: Arc<Mutex<Ends>>,
 }
 
 impl Transcripts {
@@ -48,10 +52,12 @@ impl Transcripts {
         let (appends, inbox) = mpsc::channel(QUEUE);
         let grown = watch::Sender::new(0);
         let root: Arc<Path> = root.into();
+        let ends: Arc<Mutex<Ends>> = Arc::default();
         let writer = Writer {
             root: root.clone(),
             open: BTreeMap::new(),
             grown: grown.clone(),
+            ends: ends.clone(),
         };
         std::thread::Builder::new()
             .name("transcripts".into())
@@ -65,6 +71,7 @@ impl Transcripts {
             root,
             appends,
             grown,
+            ends,
         })
     }
 
@@ -101,12 +108,63 @@ impl Transcripts {
     pub fn grown(&self) -> watch::Receiver<u64> {
         self.grown.subscribe()
     }
+
+    /// Gives the number of a transcript's last event, if somebody has written it or read it to its
+    /// end lately: whoever has that need not open the file. If nobody has, gives what
+    /// [`Transcripts::read_to_end`] wants to know after reading it.
+    pub fn end(&self, lease: LeaseId) -> Result<u64, Writes> {
+        let ends = lock(&self.ends);
+        ends.of.get(&lease).copied().ok_or(ends.writes)
+    }
+
+    /// Notes that a transcript was read to its end, unless anything was written since `before`.
+    pub fn read_to_end(&self, lease: LeaseId, number: u64, before: Writes) {
+        let mut ends = lock(&self.ends);
+        if ends.writes == before {
+            ends.note(lease, number);
+        }
+    }
+}
+
+/// How often anything was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Writes(u64);
+
+/// Where transcripts end.
+#[derive(Debug, Default)]
+struct Ends {
+    writes: Writes,
+    of: BTreeMap<LeaseId, u64>,
+}
+
+impl Ends {
+    fn note(&mut self, lease: LeaseId, number: u64) {
+        if self.of.len() >= ENDS_MAX {
+            self.of.clear();
+        }
+        self.of.insert(lease, number);
+    }
+
+    fn written(&mut self, lease: LeaseId, stored: Option<u64>) {
+        self.writes.0 += 1;
+        match stored {
+            Some(stored) => self.note(lease, stored),
+            // Nobody knows what is there now.
+            None => drop(self.of.remove(&lease)),
+        }
+    }
+}
+
+fn lock(ends: &Mutex<Ends>) -> MutexGuard<'_, Ends> {
+    // The map is only touched by short steps that cannot panic half-way.
+    ends.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Writer {
     root: Arc<Path>,
     open: BTreeMap<Place, Transcript>,
     grown: watch::Sender<u64>,
+    ends: Arc<Mutex<Ends>>,
 }
 
 impl Writer {
@@ -159,6 +217,8 @@ impl Writer {
                 }),
                 other => other,
             };
+            let stored = result.as_ref().ok().map(|appended| appended.stored);
+            lock(&self.ends).written(place.lease, stored);
             // A session that has gone will send its events again.
             drop(answer.send(result));
         }

@@ -5,9 +5,19 @@ use std::path::Path;
 use muster_proto::v1;
 use muster_proto::v1::coordinator_message::Kind as Heard;
 use muster_proto::v1::operator_service_client::OperatorServiceClient;
+use muster_proto::v1::worker_message::Kind as Said;
 use tonic::Code;
 
 use super::world::{Worker, World, done, events_of, within};
+
+/// What a session is told once it is ended.
+async fn ended(worker: &mut Worker) -> tonic::Status {
+    loop {
+        if let Err(ended) = worker.hear().await {
+            return ended;
+        }
+    }
+}
 
 const ONE: &str = "name: p\ntasks:\n  - {name: a, run: 'true', agent: command}\n";
 const TWO: &str = "name: p\ntasks:\n  - {name: a, run: 'true', agent: command}\n  - {name: b, run: 'true', agent: command}\n";
@@ -188,4 +198,156 @@ async fn another_major_version_is_refused_with_both_named_and_another_minor_work
             assert!(message.contains("1.0"), "{message}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_reports_leases_of_others_without_end_is_sent_away_by_name() {
+    let world = World::start().await;
+    let mut worker = Worker::join(&world, "w").await;
+    let mut lease = 1_000;
+    let refused = loop {
+        let reports = (0..1_000).map(|_| {
+            lease += 1;
+            v1::Report {
+                number: lease,
+                lease,
+                kind: done(),
+            }
+        });
+        let reports = reports.collect();
+        worker.say(Said::Reports(v1::ReportBatch { reports })).await;
+        match worker.hear().await {
+            Ok(_) => {}
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("reports"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_sends_events_of_leases_it_never_had_is_sent_away_by_name() {
+    let world = World::start().await;
+    world.submit(ONE, "key").await.unwrap();
+    let mut worker = Worker::join(&world, "w").await;
+    let grant = worker.grant().await;
+    let leases = (0..50).map(|index| v1::LeaseEvents {
+        lease: 1_000_000 + index,
+        events: vec![v1::AgentEvent {
+            number: 1,
+            ..v1::AgentEvent::default()
+        }],
+        ..events_of(&grant)
+    });
+    let leases = leases.collect();
+    worker.say(Said::Events(v1::EventBatch { leases })).await;
+    let refused = ended(&mut worker).await;
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("events"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_with_too_many_tasks_is_refused_by_name_and_leaves_nothing() {
+    let world = World::start().await;
+    let mut plan = "name: p\ntasks:\n".to_owned();
+    for task in 0..=coordinator_core::limits::TASKS_PER_RUN {
+        plan.push_str(&format!("- {{name: t{task}, run: x}}\n"));
+    }
+    let refused = world.submit(&plan, "key").await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("200000"), "{refused}");
+    let mut operator = world.operator.clone();
+    let listed = operator.list_runs(v1::ListRunsRequest::default()).await;
+    assert!(listed.unwrap().into_inner().runs.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_plans_may_be_large_requests() {
+    let world = World::start().await;
+    let request = v1::CancelRequest {
+        run: "x".to_owned(),
+        reason: "x".repeat(1 << 20),
+        ..v1::CancelRequest::default()
+    };
+    let refused = world.operator.clone().cancel(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange);
+    let plan = format!(
+        "name: p\ntasks:\n- {{name: a, run: '{}'}}\n",
+        "x".repeat(300_000)
+    );
+    let judged = world.submit(&plan, "key").await;
+    assert!(
+        !judged.is_err_and(|refused| refused.code() == Code::OutOfRange),
+        "a plan has more room"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_is_shown_page_by_page() {
+    let world = World::start().await;
+    let run = world.submit(TWO, "key").await.unwrap();
+    let mut operator = world.operator.clone();
+    let mut request = v1::GetRunRequest {
+        run,
+        limit: 1,
+        ..v1::GetRunRequest::default()
+    };
+    let mut names = Vec::new();
+    loop {
+        let response = operator
+            .get_run(request.clone())
+            .await
+            .unwrap()
+            .into_inner();
+        let page = response.run.unwrap();
+        assert_eq!(page.state, "active");
+        names.extend(page.tasks.into_iter().map(|task| task.name));
+        if response.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = response.next_page_token;
+    }
+    assert_eq!(names, ["a", "b"]);
+    request.page_token = "x".to_owned();
+    let refused = operator.get_run(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_watchers_of_a_run_get_every_event_once_and_none_the_whole_plan() {
+    let world = World::start().await;
+    let mut plan = "name: p\ntasks:\n".to_owned();
+    for task in 0..1_000 {
+        plan.push_str(&format!("- {{name: t{task}, run: x, labels: [nobody]}}\n"));
+    }
+    let run = world.submit(&plan, "key").await.unwrap();
+    world.cancel(&run).await;
+    let mut watchers = tokio::task::JoinSet::new();
+    for after_seq in [0, 0, 0, 500, 1_500] {
+        let mut operator = world.operator.clone();
+        let request = v1::WatchRunRequest {
+            run: run.clone(),
+            after_seq,
+            agent_events: after_seq == 500,
+            ..v1::WatchRunRequest::default()
+        };
+        watchers.spawn(async move {
+            let mut stream = operator.watch_run(request).await.unwrap().into_inner();
+            let mut last = after_seq;
+            while let Some(response) = within(stream.message()).await.unwrap() {
+                let Some(v1::watch_run_response::Item::Journal(event)) = response.item else {
+                    continue;
+                };
+                assert_eq!(event.seq, last + 1);
+                assert!(event.json.len() < 64 * 1024, "{} bytes", event.json.len());
+                last = event.seq;
+            }
+            last
+        });
+    }
+    let ends = watchers.join_all().await;
+    assert!(
+        ends[0] > 2_000 && ends.iter().all(|end| *end == ends[0]),
+        "{ends:?}"
+    );
 }

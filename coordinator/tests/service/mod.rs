@@ -4,4 +4,4 @@
 mod hostile;
 mod operators;
 mod refs;
-mod world;
+pub(crate) mod world;

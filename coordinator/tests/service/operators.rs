@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use coordinator::app::{App, Options};
+use coordinator::pool::local::Parting;
 use muster_proto::v1;
 use muster_proto::v1::operator_service_client::OperatorServiceClient;
 use muster_proto::v1::watch_run_response::Item;
 use tonic::Code;
 
-use super::world::{Worker, World, done, events_of, within};
+use super::world::{Worker, World, done, events_of, options, within};
 
 const ONE: &str = "name: p\ntasks:\n  - {name: a, run: 'true', agent: command}\n";
 
@@ -242,4 +244,31 @@ async fn each_role_may_do_what_its_name_says_and_no_more() {
             assert_eq!(refused, rank(role) < needed, "{role}: {call}: {code:?}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_fails_at_its_last_step_leaves_nothing_running() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    // The address file cannot replace a folder.
+    std::fs::create_dir_all(home.join("address.json/x")).unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let options = Options {
+        listen: address,
+        ..options(&home)
+    };
+    assert!(App::start(options.clone()).await.is_err());
+    std::fs::remove_dir_all(home.join("address.json")).unwrap();
+    // The port is free again once the server has ended.
+    let again = async {
+        loop {
+            match App::start(options.clone()).await {
+                Ok(app) => return app,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    within(again).await.stop(Parting::Keep).await.unwrap();
 }

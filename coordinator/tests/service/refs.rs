@@ -2,7 +2,7 @@
 
 use muster_proto::v1;
 
-use super::world::{Worker, World, done, git, made, made_commit};
+use super::world::{Worker, World, done, git, made, made_commit, within};
 
 const ONE: &str = "name: p\nrepo: .\ntasks:\n  - {name: a, run: 'true', agent: command}\n";
 
@@ -109,4 +109,29 @@ async fn a_task_starts_from_its_one_dependency_that_changed_something() {
     assert_eq!(source.base, commit);
     let there = git(&world.hosted(), &["rev-parse", &source.read_ref]);
     assert_eq!(there, commit, "{} of {run}", source.read_ref);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_of_a_run_that_was_archived_before_the_start_is_repaired_before_it_is_shown() {
+    let mut world = World::start().await;
+    let run = world.submit_with_repository(ONE, "key").await;
+    let mut worker = Worker::join(&world, "w").await;
+    let grant = worker.grant().await;
+    let commit = world.publish(&grant);
+    worker
+        .report(vec![(grant.lease, made_commit(&commit))])
+        .await;
+    world.until(&run, |run| run.archived).await;
+    let branch = format!("refs/heads/muster/{run}/tasks/a");
+    let base = git(&world.work(), &["rev-parse", "main"]);
+    world.stop().await;
+    git(&world.hosted(), &["update-ref", &branch, &base]);
+    world.restart().await;
+    let shown = format!("{commit}\t{branch}");
+    let repaired = async {
+        while !world.ls_remote().unwrap().contains(&shown) {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(repaired).await;
 }

@@ -258,7 +258,12 @@ fn admin(app: &App) -> Token {
 }
 
 async fn app(home: &Path) -> App {
-    let options = Options {
+    App::start(options(home)).await.unwrap()
+}
+
+/// What a coordinator on a home is started with here.
+pub(crate) fn options(home: &Path) -> Options {
+    Options {
         home: home.to_owned(),
         listen: ([127, 0, 0, 1], 0).into(),
         mode: Mode::Serve,
@@ -267,8 +272,7 @@ async fn app(home: &Path) -> App {
         heartbeat_interval: Span::from_ms(200),
         agents: Default::default(),
         executable: env!("CARGO_BIN_EXE_coordinator").into(),
-    };
-    App::start(options).await.unwrap()
+    }
 }
 
 async fn channel(app: &App, token: &Token) -> AuthorizedChannel {

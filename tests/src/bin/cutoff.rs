@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use muster_tests::clocks;
 use muster_tests::cluster::{Options, Programs};
-use muster_tests::cutoff::{Case, Coordinator, Length, Loss, measure};
+use muster_tests::cutoff::{Case, Coordinator, Length, Loss, Network, measure};
+use muster_tests::hosts;
 
 /// Measures workers that are cut off, sleep, or see the wall clock jump, for shorter and for longer
 /// than the TTL of their leases.
@@ -62,10 +63,17 @@ fn main() -> Result<ExitCode> {
         terms.lease_ttl, terms.lease_grace, terms.heartbeat_interval
     ));
     let without_clocks = clocks::missing(&programs.source);
+    let without_hosts = hosts::missing_filter();
     for _ in 0..arguments.rounds {
         for (coordinator, cases) in worlds(without_clocks.is_none()) {
-            for figures in measure(&programs, terms, coordinator, &cases)? {
+            for figures in measure(&programs, terms, Network::Proxies, coordinator, &cases)? {
                 say(&figures.to_string());
+            }
+        }
+        if without_hosts.is_none() {
+            let undisturbed = Coordinator::Undisturbed;
+            for figures in measure(&programs, terms, Network::Hosts, undisturbed, &cuts())? {
+                say(&format!("packets between hosts: {figures}"));
             }
         }
     }
@@ -74,29 +82,41 @@ fn main() -> Result<ExitCode> {
             "not measured: wall clocks that jump, and lids: {why}"
         ));
     }
+    if let Some(why) = without_hosts {
+        say(&format!(
+            "not measured: packets dropped between hosts: {why}"
+        ));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// All combinations, by what happens to the coordinator meanwhile.
-fn worlds(clocks: bool) -> Vec<(Coordinator, Vec<Case>)> {
-    let of = |losses: &[Loss], walls: &[bool]| -> Vec<Case> {
-        let mut cases = Vec::new();
-        for loss in losses {
-            for length in [Length::Shorter, Length::Longer] {
-                if *loss == Loss::None && length == Length::Longer {
-                    continue;
-                }
-                cases.extend(walls.iter().map(|wall_jumps| Case {
-                    loss: *loss,
-                    length,
-                    wall_jumps: *wall_jumps,
-                }));
+const CUTS: [Loss; 3] = [Loss::BothWays, Loss::Up, Loss::Down];
+
+/// All combinations of losses, lengths, and wall clocks that jump or do not.
+fn of(losses: &[Loss], walls: &[bool]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for loss in losses {
+        for length in [Length::Shorter, Length::Longer] {
+            if *loss == Loss::None && length == Length::Longer {
+                continue;
             }
+            cases.extend(walls.iter().map(|wall_jumps| Case {
+                loss: *loss,
+                length,
+                wall_jumps: *wall_jumps,
+            }));
         }
-        cases
-    };
-    let cuts = [Loss::BothWays, Loss::Up, Loss::Down];
-    let mut worlds = vec![(Coordinator::Undisturbed, of(&cuts, &[false]))];
+    }
+    cases
+}
+
+fn cuts() -> Vec<Case> {
+    of(&CUTS, &[false])
+}
+
+/// What is measured at once, by what happens to the coordinator meanwhile.
+fn worlds(clocks: bool) -> Vec<(Coordinator, Vec<Case>)> {
+    let mut worlds = vec![(Coordinator::Undisturbed, cuts())];
     if clocks {
         let with_none = [Loss::None, Loss::BothWays, Loss::Up, Loss::Down];
         worlds.push((Coordinator::Undisturbed, of(&with_none, &[true])));

@@ -8,7 +8,6 @@ use rustix::process::Signal;
 use super::{Coordinator, JUMP_SECONDS, Length, Loss, Subject};
 use crate::clocks::Clocks;
 use crate::cluster::{Cluster, Options};
-use crate::proxy::{Direction, End, Faults};
 use crate::wait::{SOON, until_true};
 
 /// Lets everything happen; gives the moment of the cut.
@@ -38,7 +37,7 @@ pub(super) fn pass(
 
     at(ttl / 4);
     walls(coordinator, of_coordinator, subjects, JUMP_SECONDS)?;
-    at(ttl / 2);
+    at(ttl * 3 / 8);
     for subject in &mut *subjects {
         if subject.case.length == Length::Shorter {
             heal(subject, start)?;
@@ -88,16 +87,10 @@ pub(super) fn pass(
 }
 
 fn cut(subject: &mut Subject) -> Result<()> {
-    let proxy = &subject.proxy;
-    match subject.case.loss {
-        Loss::None => {}
-        Loss::BothWays => proxy.set_both(Faults::STALLED),
-        Loss::Up => proxy.set(Direction::Up, Faults::STALLED),
-        Loss::Down => proxy.set(Direction::Down, Faults::STALLED),
-        Loss::Lid => {
-            proxy.set_both(Faults::STALLED);
-            subject.agent.sleep(subject.worker.id()?, &subject.folder)?;
-        }
+    let loss = subject.case.loss;
+    subject.wire.cut(loss)?;
+    if loss == Loss::Lid {
+        subject.agent.sleep(subject.worker.id()?, &subject.folder)?;
     }
     Ok(())
 }
@@ -109,8 +102,7 @@ fn heal(subject: &mut Subject, since: Instant) -> Result<()> {
         }
         subject.agent.wake();
     }
-    subject.proxy.heal();
-    Ok(())
+    subject.wire.heal(subject.case.loss)
 }
 
 fn open_lid(cluster: &mut Cluster, clocks: Option<&Clocks>, since: Instant) -> Result<()> {
@@ -149,7 +141,7 @@ fn reconnect(coordinator: Coordinator, subjects: &[Subject], sessions: usize) ->
         .filter(|subject| subject.reconnects(coordinator));
     let wrong: Vec<&Subject> = wrong.collect();
     for subject in &wrong {
-        subject.proxy.cut(End::Reset);
+        subject.wire.reset()?;
     }
     for subject in &wrong {
         until_true(

@@ -5,30 +5,27 @@ use std::time::Duration;
 use anyhow::Result;
 use muster_tests::Programs;
 use muster_tests::cluster::Options;
-use muster_tests::cutoff::{Case, Coordinator, Length, Loss, measure};
+use muster_tests::cutoff::{Case, Coordinator, Length, Loss, Network, measure};
 
 use crate::Scenario;
 
+/// Where packets cannot be dropped between hosts, the bytes of connections are held back instead.
 pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[(
     "a_worker_that_is_cut_off_stops_its_agents_before_their_tasks_are_given_away",
     cut_off,
 )];
 
 /// They need the shim that changes clocks.
-pub(crate) const CLOCK_SCENARIOS: &[(&str, Scenario)] = &[
-    (
-        "a_worker_whose_wall_clock_jumps_or_whose_lid_is_closed_keeps_to_its_leases",
-        clocks_of_workers,
-    ),
-    (
-        "jumps_of_the_coordinators_wall_clock_change_no_lease_and_break_no_reconnect",
-        clock_of_coordinator,
-    ),
-    (
-        "agents_end_in_time_while_the_coordinators_host_sleeps",
-        lid_of_coordinator,
-    ),
-];
+pub(crate) const CLOCK_SCENARIOS: &[(&str, Scenario)] = &[(
+    "wall_clocks_that_jump_and_lids_that_close_change_no_lease_and_break_no_reconnect",
+    wrong_clocks,
+)];
+
+/// They need hosts, and a packet filter on them.
+pub(crate) const HOST_SCENARIOS: &[(&str, Scenario)] = &[(
+    "packets_dropped_both_ways_or_one_way_stop_agents_in_time",
+    dropped_packets,
+)];
 
 const TERMS: Options = Options {
     lease_ttl: Duration::from_secs(4),
@@ -46,37 +43,38 @@ fn case(loss: Loss, length: Length, wall_jumps: bool) -> Case {
 }
 
 fn measured(programs: &Programs, coordinator: Coordinator, cases: &[Case]) -> Result<()> {
-    for figures in measure(programs, TERMS, coordinator, cases)? {
+    for figures in measure(programs, TERMS, Network::Proxies, coordinator, cases)? {
         crate::say(&figures.to_string());
     }
     Ok(())
 }
 
-fn cut_off(programs: &Programs) -> Result<()> {
+fn all_cuts() -> Vec<Case> {
     let losses = [Loss::BothWays, Loss::Up, Loss::Down];
     let cases = losses.map(|loss| BOTH_LENGTHS.map(|length| case(loss, length, false)));
-    measured(programs, Coordinator::Undisturbed, cases.as_flattened())
+    cases.as_flattened().to_vec()
 }
 
-fn clocks_of_workers(programs: &Programs) -> Result<()> {
+fn cut_off(programs: &Programs) -> Result<()> {
+    measured(programs, Coordinator::Undisturbed, &all_cuts())
+}
+
+fn dropped_packets(programs: &Programs) -> Result<()> {
+    let undisturbed = Coordinator::Undisturbed;
+    for figures in measure(programs, TERMS, Network::Hosts, undisturbed, &all_cuts())? {
+        crate::say(&format!("between hosts: {figures}"));
+    }
+    Ok(())
+}
+
+/// Everybody's wall clock jumps, at once; the program `cutoff` tells them apart.
+fn wrong_clocks(programs: &Programs) -> Result<()> {
     let cases = [
         case(Loss::None, Length::Shorter, true),
+        case(Loss::None, Length::Shorter, false),
         case(Loss::BothWays, Length::Longer, true),
         case(Loss::Lid, Length::Shorter, false),
         case(Loss::Lid, Length::Longer, false),
     ];
-    measured(programs, Coordinator::Undisturbed, &cases)
-}
-
-fn clock_of_coordinator(programs: &Programs) -> Result<()> {
-    let cases = [
-        case(Loss::None, Length::Shorter, false),
-        case(Loss::BothWays, Length::Longer, false),
-    ];
     measured(programs, Coordinator::WallJumps, &cases)
-}
-
-fn lid_of_coordinator(programs: &Programs) -> Result<()> {
-    let case = case(Loss::None, Length::Shorter, false);
-    measured(programs, Coordinator::Lid(Length::Longer), &[case])
 }

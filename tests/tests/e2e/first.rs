@@ -95,6 +95,25 @@ fn first_plan(programs: &Programs) -> Result<()> {
             "{healed:?}"
         );
 
+        // All that is kept agrees, and all of it was looked at.
+        let audit = cluster.ask(["audit", "--json"])?.success()?.last_json()?;
+        let checked = &audit["checked"];
+        ensure!(audit["clean"] == true && audit["notes"] == 0, "{audit}");
+        let counted = [
+            ("tasks", 7),
+            ("runs", 1),
+            ("archived", 1),
+            ("open_leases", 0),
+            ("repositories", 1),
+            ("workers", 1),
+            ("worker_leases", 0),
+        ];
+        for (what, count) in counted {
+            ensure!(checked[what] == count, "{what}: {checked}");
+        }
+        // Each attempt and verify was leased once, and said something.
+        ensure!(checked["leases"] == checked["transcripts"], "{checked}");
+
         // The branch is really there, and good.
         let mine = Repository::at(&cluster.folder().join("mine"), &cluster.logs());
         std::fs::create_dir(mine.path())?;

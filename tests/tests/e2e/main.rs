@@ -4,6 +4,7 @@
 //! name, and never as passed; therefore the harness is libtest-mimic.
 
 mod abuse;
+mod clocks;
 mod cutoff;
 mod deaths;
 mod disk;
@@ -45,7 +46,6 @@ fn main() -> ExitCode {
         straggler::SCENARIOS,
         restored::SCENARIOS,
         abuse::SCENARIOS,
-        cutoff::SCENARIOS,
         wire::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
@@ -53,13 +53,29 @@ fn main() -> ExitCode {
         .flatten()
         .map(|(name, scenario)| trial(name, *scenario, &programs))
         .collect();
+    let without_clocks = muster_tests::clocks::missing(&programs.source);
     let with_needs = [
         (muster_tests::hosts::missing(), several_hosts::SCENARIOS),
+        (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
+        (without_clocks.clone(), clocks::SCENARIOS),
+        (without_clocks, cutoff::CLOCK_SCENARIOS),
         (
-            muster_tests::clocks::missing(&programs.source),
-            cutoff::CLOCK_SCENARIOS,
+            muster_tests::hosts::missing_filter(),
+            cutoff::HOST_SCENARIOS,
+        ),
+        (
+            muster_tests::hosts::missing_filter(),
+            wire::PACKET_SCENARIOS,
         ),
     ];
+    if muster_tests::hosts::missing_filter().is_some() {
+        trials.extend(
+            [cutoff::SCENARIOS, wire::PROXY_SCENARIOS]
+                .into_iter()
+                .flatten()
+                .map(|(name, scenario)| trial(name, *scenario, &programs)),
+        );
+    }
     for (missing, scenarios) in with_needs {
         for (name, scenario) in scenarios {
             let name = missing

@@ -81,6 +81,12 @@ impl Cache {
         if exists(&complete).await? {
             return Ok(());
         }
+        // A git that was killed while it made this one may have left a lock that nobody would ever
+        // let go; nothing borrows from what is incomplete.
+        match fs::remove_dir_all(folder).await {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            removed => removed.map_err(GitError::file("remove", folder))?,
+        }
         Repository::init_bare(&self.git, folder, format).await?;
         fs::write(&complete, b"")
             .await

@@ -1,5 +1,7 @@
 //! Pushing, and reading what became of each ref.
 
+use std::time::Duration;
+
 use crate::error::GitError;
 use crate::names::{ObjectId, RefName};
 use crate::remote::{REMOTE_NAME, Remote};
@@ -7,6 +9,16 @@ use crate::repository::{Expected, Repository, unexpected};
 
 /// How much of what a remote says besides its verdicts is kept, in characters.
 const REMOTE_SAYS_CHARACTERS_MAX: usize = 2000;
+/// What a remote says that could not move objects to where they stay. Git 2.47 says so when the same
+/// pack is pushed twice at the same time: both pushes note their own process id beside it, and these
+/// notes differ. The one that lost has only to try again.
+const NOT_STORED: &str = "(unable to migrate objects to permanent storage)";
+/// Pauses before it is tried again.
+const NOT_STORED_PAUSES: [Duration; 3] = [
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_millis(2_000),
+];
 
 /// One ref of the remote to be created, moved or deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,23 +81,31 @@ impl Remote {
         if refs.is_empty() {
             return Ok(Vec::new());
         }
-        let command = self
-            .reach(repository.command())
-            .await?
-            .args([
-                "push",
-                "--porcelain",
-                "--no-verify",
-                "--no-follow-tags",
-                "--no-signed",
-            ])
-            .arg("--recurse-submodules=no")
-            .args(refs.iter().filter_map(lease))
-            .args(["--end-of-options", REMOTE_NAME])
-            .args(refs.iter().map(refspec));
-        let described = command.describe();
-        let output = command.run().await?;
-        let verdicts = parse(&String::from_utf8_lossy(&output.stdout), &output.stderr);
+        let mut pauses = NOT_STORED_PAUSES.into_iter();
+        let (described, output, said) = loop {
+            let command = self
+                .reach(repository.command())
+                .await?
+                .args([
+                    "push",
+                    "--porcelain",
+                    "--no-verify",
+                    "--no-follow-tags",
+                    "--no-signed",
+                ])
+                .arg("--recurse-submodules=no")
+                .args(refs.iter().filter_map(lease))
+                .args(["--end-of-options", REMOTE_NAME])
+                .args(refs.iter().map(refspec));
+            let described = command.describe();
+            let output = command.run().await?;
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            match pauses.next().filter(|_| said.contains(NOT_STORED)) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => break (described, output, said),
+            }
+        };
+        let verdicts = parse(&said, &output.stderr);
         let pushed: Option<Vec<RefPush>> = refs
             .iter()
             .map(|wanted| {
@@ -127,7 +147,7 @@ fn refspec(wanted: &PushRef) -> String {
 
 /// Reads the lines of `push --porcelain`: a flag, "from:to", and a summary.
 ///
-/// A ref whose fate the remote failed to report has no verdict.
+/// A ref has no verdict if the remote failed to report its fate or could not store the objects.
 fn parse(stdout: &str, stderr: &str) -> Vec<RefPush> {
     let said: Vec<&str> = stderr
         .lines()
@@ -149,6 +169,8 @@ fn parse(stdout: &str, stderr: &str) -> Vec<RefPush> {
             " " | "+" | "-" => PushOutcome::Moved,
             "=" => PushOutcome::UpToDate,
             "!" if summary.starts_with("[remote failure]") => return None,
+            // The remote could not store what it was sent; that says nothing about the ref.
+            "!" if summary.contains(NOT_STORED) => return None,
             "!" => {
                 let reason = summary
                     .split_once(" (")
@@ -175,6 +197,7 @@ mod tests {
         let stdout = "To /x\n*\ta:refs/h/a\t[new branch]\n \tb:refs/h/b\t1..2\n\
             !\tc:refs/h/c\t[remote rejected] (lease 7 has ended (fenced))\n\
             !\td:refs/h/d\t[remote failure] (remote failed to report status)\n\
+            !\tf:refs/h/f\t[remote rejected] (unable to migrate objects to permanent storage)\n\
             =\te:refs/h/e\t[up to date]\nDone\n";
         let stderr = "remote: first        \nremote: second\nerror: failed to push";
         let verdicts: Vec<_> = parse(stdout, stderr)

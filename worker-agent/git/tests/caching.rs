@@ -157,3 +157,22 @@ async fn workspaces_are_never_created_over_something_or_opened_half_made() {
     assert!(!folder.exists());
     assert!(cached.repository.exists(commit).await.unwrap());
 }
+
+#[tokio::test]
+async fn a_cache_that_was_being_made_when_git_was_killed_is_made_anew() {
+    let world = World::new().await;
+    let base = world.commit(&[], &[("a", "1")]).await;
+    let name = world.set("refs/heads/b", base).await;
+    let cache = Cache::open(&world.git, &world.path("cache")).await.unwrap();
+    let remote = world.remote();
+    cache.ensure_commit(&remote, &name, base).await.unwrap();
+    let made = std::fs::read_dir(world.path("cache")).unwrap();
+    let folder = made
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.is_dir())
+        .unwrap();
+    std::fs::remove_file(folder.join("muster-complete")).unwrap();
+    std::fs::write(folder.join("config.lock"), "").unwrap();
+    cache.ensure_commit(&remote, &name, base).await.unwrap();
+    assert!(!folder.join("config.lock").exists());
+}

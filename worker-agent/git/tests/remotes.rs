@@ -208,3 +208,27 @@ async fn a_coordinator_is_dialled_where_it_is_but_asked_for_by_its_name() {
         assert!(listed.is_err());
     }
 }
+
+#[tokio::test]
+async fn the_same_objects_can_be_pushed_to_several_refs_at_the_same_time() {
+    let world = World::new().await;
+    let one = world.commit(&[], &[("a", "1")]).await;
+    let format = muster_git::ObjectFormat::Sha1;
+    let target = Repository::init_bare(&world.git, &world.path("target.git"), format)
+        .await
+        .unwrap();
+    // Each push is kept as a pack, and all of them are the same one.
+    target.set_config("receive.unpackLimit", "1").await.unwrap();
+    let remote = Remote::new(target.folder().to_str().unwrap()).unwrap();
+    let mut pushes = tokio::task::JoinSet::new();
+    for number in 0..12 {
+        let name = format!("refs/muster/source/{number}");
+        let refs = [wanted(&name, Some(one), Expected::Absent)];
+        let (remote, origin) = (remote.clone(), world.origin.clone());
+        pushes.spawn(async move { remote.push(&origin, &refs).await });
+    }
+    while let Some(pushed) = pushes.join_next().await {
+        let pushed = pushed.unwrap().unwrap();
+        assert_eq!(pushed[0].outcome, PushOutcome::Created);
+    }
+}

@@ -7,6 +7,7 @@
 //! <lease>/tmp/           TMPDIR of its processes
 //! <lease>/workspace/     its checkout; `work` in it is where they run
 //! <lease>/launch-<n>/    folder of its n-th supervisor
+//! <lease>/salvage        the commit that holds its unfinished edits, once there is one
 //! <lease>/published      exists once nothing in the workspace is unpublished
 //! ```
 
@@ -14,6 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use muster_connect::private_file;
+use muster_git::ObjectId;
 use muster_proto::v1::Grant;
 use prost::Message as _;
 
@@ -21,6 +23,8 @@ use crate::identity::create_private;
 
 /// Begins the names of folders that are being deleted.
 pub(crate) const DELETED: &str = "deleted-";
+/// A commit id has 64 characters at most.
+const COMMIT_BYTES_MAX: u64 = 128;
 const GRANT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// The folder of one lease.
@@ -115,6 +119,23 @@ impl LeaseFolder {
         Ok(found)
     }
 
+    fn salvage_path(&self) -> PathBuf {
+        self.path.join("salvage")
+    }
+
+    /// Gives the commit that was made of unfinished edits, by this incarnation or an earlier one.
+    pub(crate) fn salvaged(&self) -> Option<ObjectId> {
+        // A note that cannot be read costs no edits: they are committed once more.
+        let bytes = private_file::read_bounded(&self.salvage_path(), COMMIT_BYTES_MAX).ok()?;
+        ObjectId::parse(std::str::from_utf8(&bytes).ok()?.trim()).ok()
+    }
+
+    /// Notes the commit of unfinished edits before it is pushed. Its ref is created once: an
+    /// incarnation that does not know whether it was must bring the same commit.
+    pub(crate) fn note_salvage(&self, commit: ObjectId) -> io::Result<()> {
+        private_file::replace(&self.salvage_path(), commit.to_string().as_bytes())
+    }
+
     /// Tells whether nothing in the workspace is unpublished.
     pub(crate) fn is_published(&self) -> bool {
         self.path.join("published").exists()
@@ -127,6 +148,12 @@ impl LeaseFolder {
         if let Err(error) = std::fs::write(self.path.join("published"), b"") {
             tracing::warn!(%error, folder = %self.path.display(), "cannot note what is published");
         }
+    }
+
+    /// Empties the folder for temporary files, of whose users none is left.
+    pub(crate) fn empty_tmp(&self) -> io::Result<()> {
+        remove_tree(&self.tmp())?;
+        create_private(&self.tmp()).map_err(io::Error::other)
     }
 
     /// Moves the workspace to a folder that outlives the lease's.
@@ -232,6 +259,17 @@ mod tests {
         std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o500)).unwrap();
         folder.remove().unwrap();
         assert_eq!(std::fs::read_dir(leases.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn temporary_files_go_and_their_folder_stays() {
+        let leases = tempfile::tempdir().unwrap();
+        let folder = LeaseFolder::of(leases.path(), 7);
+        folder.create(&Grant::default()).unwrap();
+        std::fs::create_dir(folder.tmp().join("build")).unwrap();
+        std::fs::write(folder.tmp().join("build/large"), b"x").unwrap();
+        folder.empty_tmp().unwrap();
+        assert_eq!(std::fs::read_dir(folder.tmp()).unwrap().count(), 0);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::failure::{class, failure};
 
 /// Where an attempt is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub enum Phase {
     /// Its workspace is being made.
     Preparing,
     /// Its agent runs.
@@ -33,7 +33,7 @@ pub(crate) enum Phase {
 
 impl Phase {
     /// Name for people.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Preparing => "preparing",
             Self::Running => "running",
@@ -47,7 +47,7 @@ impl Phase {
 
 /// What happened in a phase.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Happened {
+pub enum Happened {
     /// The workspace is ready.
     Prepared,
     /// The agent did its work.
@@ -62,7 +62,7 @@ pub(crate) enum Happened {
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Next {
+pub enum Next {
     /// Start the agent.
     Run,
     /// Commit and push.
@@ -77,7 +77,7 @@ pub(crate) enum Next {
 
 impl Phase {
     /// Decides; `usage` is what the attempt has consumed so far.
-    pub(crate) fn next(self, happened: Happened, usage: Usage) -> (Self, Next) {
+    pub fn next(self, happened: Happened, usage: Usage) -> (Self, Next) {
         match (self, happened) {
             (_, Happened::Stopped(Stop::Salvage)) => {
                 let stopped = report::Kind::Stopped(muster_proto::v1::Empty {});

@@ -4,7 +4,7 @@ mod environment;
 mod folder;
 mod launch;
 mod leftover;
-mod machine;
+pub mod machine;
 mod publish;
 mod runner;
 mod scribe;
@@ -65,7 +65,7 @@ pub(crate) enum FromLease {
 
 /// Why a lease's work is to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stop {
+pub enum Stop {
     /// The lease is over: its edits are kept for people.
     Salvage,
     /// The worker leaves: the lease is given back.

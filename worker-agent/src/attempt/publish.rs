@@ -32,8 +32,13 @@ const REFUSALS_MAX: u32 = 3;
 /// for alive longer than the worker does, and refuses until it is over: some minutes of patience.
 const SALVAGE_TRIES_MAX: u32 = 40;
 
-/// What a coordinator says whose git died in a push for a reason of its own.
-const COORDINATOR_FAILED: &str = "git failed at the coordinator";
+/// What a coordinator says whose git died in a push for a reason of its own, and what git says when
+/// it cannot write a file and does not say why.
+const COORDINATOR_FAILED: [&str; 3] = [
+    "git failed at the coordinator",
+    "couldn't write",
+    "unable to create",
+];
 
 /// Which credential a push uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +58,9 @@ pub(super) enum Error {
     /// Git failed.
     #[error(transparent)]
     Git(#[from] GitError),
+    /// The commit of unfinished edits cannot be noted.
+    #[error("cannot note the commit of unfinished edits")]
+    Note(#[source] std::io::Error),
 }
 
 impl Error {
@@ -61,9 +69,10 @@ impl Error {
     fn is_verdict(&self) -> bool {
         match self {
             Self::Refused { reason, .. } => {
-                !disk::is_sign(reason) && !reason.contains(COORDINATOR_FAILED)
+                !disk::is_sign(reason)
+                    && !COORDINATOR_FAILED.iter().any(|said| reason.contains(said))
             }
-            Self::Git(_) => false,
+            Self::Git(_) | Self::Note(_) => false,
         }
     }
 }
@@ -248,13 +257,9 @@ impl Site {
         source: &GitSource,
         scribe: &Scribe,
     ) {
-        let mut commit = None;
         let mut pause = PAUSE_FIRST;
         for _ in 0..SALVAGE_TRIES_MAX {
-            match self
-                .try_salvage(workspace, grant, source, &mut commit)
-                .await
-            {
+            match self.try_salvage(folder, workspace, grant, source).await {
                 Ok(None) => return folder.mark_published(),
                 Ok(Some(commit)) => {
                     let name = &source.salvage_ref;
@@ -276,20 +281,24 @@ impl Site {
 
     async fn try_salvage(
         &self,
+        folder: &LeaseFolder,
         workspace: &Workspace,
         grant: &Grant,
         source: &GitSource,
-        commit: &mut Option<ObjectId>,
     ) -> Result<Option<ObjectId>, Error> {
-        // Made once: the ref is created once, so a repeated push must bring the same commit.
-        if commit.is_none() {
-            *commit = self
-                .snapshot(workspace, grant, "unfinished work of")
-                .await?
-                .commit;
-        }
-        let Some(commit) = *commit else {
-            return Ok(None);
+        // Made once, also over incarnations: the ref is created once, so a repeated push must bring
+        // the same commit.
+        let commit = match folder.salvaged() {
+            Some(commit) => commit,
+            None => {
+                let subject = "unfinished work of";
+                let snapshot = self.snapshot(workspace, grant, subject).await?;
+                let Some(commit) = snapshot.commit else {
+                    return Ok(None);
+                };
+                folder.note_salvage(commit).map_err(Error::Note)?;
+                commit
+            }
         };
         let name = RefName::parse(&source.salvage_ref)?;
         let target = (&name, Expected::Absent);
@@ -337,6 +346,28 @@ fn message(grant: &Grant, subject: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_of_the_coordinator_is_no_verdict_on_a_push() {
+        let refused = |reason: &str| Error::Refused {
+            name: RefName::parse("refs/muster/attempts/r/t/1").unwrap(),
+            reason: reason.to_owned(),
+        };
+        for failed in [
+            "unpacker error fatal: unable to write loose object file: No space left on device",
+            "git failed at the coordinator; see if the ref is there, and try again",
+            "failed to update ref error: cannot update ref: couldn't write 'x.lock'",
+        ] {
+            assert!(!refused(failed).is_verdict(), "{failed}");
+        }
+        for verdict in [
+            "this lease has ended",
+            "unpacker error fatal: fsck error in packed object",
+            "stale info",
+        ] {
+            assert!(refused(verdict).is_verdict(), "{verdict}");
+        }
+    }
 
     #[test]
     fn a_commit_names_its_task_and_its_attempt() {

@@ -217,12 +217,23 @@ impl Runner {
             // Fails only if it panicked.
             let _ = wip.await;
         }
+        self.empty_tmp().await;
         match launched {
             Err(happened) => happened,
             Ok(Launched { report, tail, .. }) => match agent.judge(&report.end, &tail) {
                 Ok(()) => Happened::Done,
                 Err(failure) => Happened::Failed(failure),
             },
+        }
+    }
+
+    /// Lets go of the agent's temporary files before its work is committed, for which the disk may
+    /// have no room otherwise.
+    async fn empty_tmp(&self) {
+        let folder = self.folder.clone();
+        let emptied = tokio::task::spawn_blocking(move || folder.empty_tmp()).await;
+        if let Ok(Err(error)) = emptied {
+            tracing::warn!(lease = self.grant.lease, %error, "cannot delete temporary files");
         }
     }
 

@@ -41,6 +41,10 @@ const HEARTBEAT_INTERVAL_MAX: Duration = Duration::from_secs(3_600);
 const HEARTBEATS_UNANSWERED: u32 = 3;
 /// Added to that, for intervals so short that the answer itself takes longer.
 const SILENCE_MIN: Duration = Duration::from_secs(10);
+/// But never more than this part of a lease's life: after packets were lost TCP waits twice as long
+/// each time before it tries again, and would let leases run out on a path that is long whole
+/// again, where a new connection comes through at once.
+const SILENCE_SHARE_OF_TTL: u32 = 2;
 
 const CA: &str = "ca.pem";
 
@@ -140,8 +144,8 @@ impl Link {
     /// Runs until an error that trying again would not cure.
     pub(crate) async fn run(self) -> Error {
         let mut reconnect = Reconnect::new();
-        loop {
-            let (was_up, error) = self.session().await;
+        for number in 1.. {
+            let (was_up, error) = self.session(number).await;
             if was_up {
                 reconnect.succeeded();
                 if self.events.send(LinkEvent::Down).await.is_err() {
@@ -162,18 +166,19 @@ impl Link {
             );
             tokio::time::sleep(pause).await;
         }
+        Error::Abandoned
     }
 
     /// One session, from the connection to its end; tells whether it began.
-    async fn session(&self) -> (bool, Error) {
-        let (mut stream, up, interval, cut) = match self.begin().await {
+    async fn session(&self, number: u64) -> (bool, Error) {
+        let (mut stream, up, cut) = match self.begin(number).await {
             Ok(begun) => begun,
             Err(error) => return (false, error),
         };
+        let silence = silence_max(&up.welcome);
         if self.events.send(LinkEvent::Up(Box::new(up))).await.is_err() {
             return (true, Error::Abandoned);
         }
-        let silence = interval * HEARTBEATS_UNANSWERED + SILENCE_MIN;
         loop {
             let message = tokio::select! {
                 () = cut.cancelled() => return (true, Error::Stuck),
@@ -195,15 +200,8 @@ impl Link {
 
     async fn begin(
         &self,
-    ) -> Result<
-        (
-            Streaming<CoordinatorMessage>,
-            Up,
-            Duration,
-            CancellationToken,
-        ),
-        Error,
-    > {
+        number: u64,
+    ) -> Result<(Streaming<CoordinatorMessage>, Up, CancellationToken), Error> {
         let endpoint = endpoint(&self.options, &self.folder).await?;
         let channel = endpoint
             .authorized(Bearer::token(&self.options.token)?)
@@ -213,7 +211,7 @@ impl Link {
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let (urgent, urgent_waiting) = mpsc::channel(URGENT_WAITING_MAX);
         let (events, events_waiting) = mpsc::channel(EVENTS_WAITING_MAX);
-        send(&urgent, worker_message::Kind::Hello(self.hello()));
+        send(&urgent, worker_message::Kind::Hello(self.hello(number)));
         let outgoing = ordered(urgent_waiting, events_waiting);
         let first = async {
             let response = client.session(outgoing).await.map_err(refused)?;
@@ -235,11 +233,7 @@ impl Link {
                 software: version.software,
             });
         }
-        let interval = welcome.heartbeat_interval;
-        let interval = interval.and_then(|interval| Duration::try_from(interval).ok());
-        let interval = interval
-            .unwrap_or_default()
-            .clamp(HEARTBEAT_INTERVAL_MIN, HEARTBEAT_INTERVAL_MAX);
+        let interval = heartbeat_interval(&welcome);
         let cut = CancellationToken::new();
         let stop_heartbeats = CancellationToken::new();
         tokio::spawn(heartbeats(
@@ -262,10 +256,10 @@ impl Link {
                 _heartbeats: stop_heartbeats.drop_guard(),
             },
         };
-        Ok((stream, up, interval, cut))
+        Ok((stream, up, cut))
     }
 
-    fn hello(&self) -> Hello {
+    fn hello(&self, number: u64) -> Hello {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
         Hello {
             version: Some(ProtocolVersion::current(concat!(
@@ -283,8 +277,30 @@ impl Link {
             held_leases: machine.held(),
             draining: machine.is_draining(),
             pool: self.options.pool.clone(),
+            number,
         }
     }
+}
+
+fn heartbeat_interval(welcome: &Welcome) -> Duration {
+    let interval = welcome.heartbeat_interval;
+    let interval = interval.and_then(|interval| Duration::try_from(interval).ok());
+    interval
+        .unwrap_or_default()
+        .clamp(HEARTBEAT_INTERVAL_MIN, HEARTBEAT_INTERVAL_MAX)
+}
+
+/// How long a coordinator may say nothing before another connection is tried.
+fn silence_max(welcome: &Welcome) -> Duration {
+    let interval = heartbeat_interval(welcome);
+    let patient = interval * HEARTBEATS_UNANSWERED + SILENCE_MIN;
+    let ttl = welcome.lease_ttl;
+    let ttl = ttl.and_then(|ttl| Duration::try_from(ttl).ok());
+    let in_time = ttl
+        .filter(|ttl| !ttl.is_zero())
+        .map_or(patient, |ttl| ttl / SILENCE_SHARE_OF_TTL);
+    // Each heartbeat has its answer; sooner than the next there is nothing to miss.
+    patient.min(in_time).max(interval)
 }
 
 /// Sends heartbeats on their own clock, whatever the rest of the worker is busy with.
@@ -468,5 +484,34 @@ impl Error {
             | Self::AddressFile(_)
             | Self::Bootstrap(_) => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn welcome(interval: Duration, ttl: Duration) -> Welcome {
+        Welcome {
+            heartbeat_interval: interval.try_into().ok(),
+            lease_ttl: ttl.try_into().ok(),
+            ..Welcome::default()
+        }
+    }
+
+    #[test]
+    fn silence_is_borne_for_no_more_than_half_of_a_leases_life() {
+        let seconds = Duration::from_secs;
+        let usual = welcome(seconds(10), seconds(60));
+        assert_eq!(silence_max(&usual), seconds(30));
+        let short = welcome(seconds(1), seconds(6));
+        assert_eq!(silence_max(&short), seconds(3));
+        let long = welcome(seconds(10), seconds(3_600));
+        assert_eq!(silence_max(&long), seconds(40));
+        // Senseless ones do not make it reconnect without end.
+        let unknown = welcome(seconds(1), Duration::ZERO);
+        assert_eq!(silence_max(&unknown), seconds(13));
+        let inverted = welcome(seconds(10), seconds(5));
+        assert_eq!(silence_max(&inverted), seconds(10));
     }
 }

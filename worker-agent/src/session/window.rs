@@ -8,7 +8,8 @@
 
 use std::time::Duration;
 
-/// The window of the slowest line, and the first one of each session.
+/// The window of the slowest line, and the first one of each session: hardly more than the largest
+/// event.
 const BYTES_MIN: u64 = 16 * 1024;
 /// The window of the fastest line. A line that falls to 64 kbit/s in that moment is through with it
 /// in half a minute, while the leases still live; on a local network it lets some ten megabytes
@@ -37,8 +38,16 @@ impl EventWindow {
     }
 
     /// How much may be sent while `under_way` is not acknowledged; `None` if nothing.
+    ///
+    /// Events are not cut, and one that is larger than the room is sent all the same: so there is
+    /// none before there is enough for nearly every event, where the coordinator takes that much.
     pub(crate) fn room(&self, under_way: u64) -> Option<u64> {
-        self.bytes.checked_sub(under_way).filter(|room| *room > 0)
+        let least = match self.bytes_max {
+            BYTES_MIN.. => BYTES_MIN,
+            _ => 1,
+        };
+        let room = self.bytes.saturating_sub(under_way);
+        (under_way == 0 || room >= least).then_some(room)
     }
 
     /// Learns from a batch that was acknowledged `took` after it was sent.
@@ -68,8 +77,9 @@ mod tests {
         }
         window.acknowledged(BYTES_MAX, Duration::from_millis(10));
         assert_eq!(window.room(0), Some(BYTES_MAX));
-        assert_eq!(window.room(BYTES_MAX - 1), Some(1));
-        assert_eq!(window.room(BYTES_MAX), None);
+        assert_eq!(window.room(BYTES_MAX - BYTES_MIN), Some(BYTES_MIN));
+        assert_eq!(window.room(BYTES_MAX - BYTES_MIN + 1), None);
+        assert_eq!(window.room(u64::MAX), None);
     }
 
     #[test]

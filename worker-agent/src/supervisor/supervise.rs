@@ -28,12 +28,16 @@ use super::notices::Notices;
 use super::protocol::{Lines, Notice, Order};
 use super::report::{Containment, End, ExecFailure, ExitReport, ExitStatus, StopCause, Times};
 use super::signals::Signals;
-use super::spool::{RECORD_BYTES_MAX, SpoolWriter, Stream};
+use super::spool::{SpoolWriter, Stream};
 use super::{EXEC_SUBCOMMAND, Error, files};
 use crate::clock::{self, Boottime};
 
 /// What may lie in a pipe after its last writer is gone: the largest an ordinary user can make.
 const PIPE_BYTES_MAX: usize = 1 << 20;
+
+/// Output taken at once, which becomes one event: as much as a line of 64 kbit/s carries in two
+/// seconds, so that a heartbeat hardly waits behind it.
+const READ_BYTES: usize = 16 << 10;
 
 /// Children reaped before the loop looks at anything else: a storm of forks must not hold it.
 const REAP_MAX: usize = 1024;
@@ -117,7 +121,7 @@ struct Supervisor {
     cgroup: Option<Cgroup>,
     /// `None` once the agent and all its children have closed it.
     outputs: Vec<Option<(Stream, OwnedFd)>>,
-    buffer: Box<[u8; RECORD_BYTES_MAX]>,
+    buffer: Box<[u8; READ_BYTES]>,
     spool: SpoolWriter,
     report: files::Reserved,
     ending: Option<(Cause, Ending)>,
@@ -147,7 +151,7 @@ impl Supervisor {
                 CgroupUse::Never => None,
             },
             outputs: Vec::new(),
-            buffer: Box::new([0; RECORD_BYTES_MAX]),
+            buffer: Box::new([0; READ_BYTES]),
             spool: SpoolWriter::create(dir, launch.output_bytes_max)?,
             report: ExitReport::reserve(dir)?,
             ending: None,

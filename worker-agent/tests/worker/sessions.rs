@@ -181,6 +181,39 @@ async fn a_restarted_worker_does_not_hold_unfinished_work_but_salvages_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_restarted_while_it_salvages_pushes_the_same_commit_again() {
+    let bench = Bench::new().await;
+    let worker = bench.worker();
+    let started = bench.folder.path().join("started");
+    let script = format!("echo half > file; touch {}; sleep 600", started.display());
+    bench.fake.grant(bench.run(7, &script)).await;
+    until("the agent", || started.exists().then_some(())).await;
+    worker.crash().await;
+    // The next incarnation cannot push, and is killed before it can.
+    let (remote, away) = (
+        bench.folder.path().join("demo.git"),
+        bench.folder.path().join("away.git"),
+    );
+    std::fs::rename(&remote, &away).unwrap();
+    let worker = bench.worker();
+    let note = bench.state().join("leases/7/salvage");
+    let noted = until("a commit", || std::fs::read_to_string(&note).ok()).await;
+    worker.crash().await;
+    std::fs::rename(&away, &remote).unwrap();
+    // A commit that was made again would have another time.
+    let second = || {
+        let now = std::time::SystemTime::now();
+        now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+    };
+    let made = second();
+    until("the next second", || (second() > made).then_some(())).await;
+    let _worker = bench.worker();
+    bench.forgotten(7).await;
+    let pushed = bench.remote(&["rev-parse", "refs/muster/salvage/r/t/7"]);
+    assert_eq!(pushed, noted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_draining_worker_finishes_what_it_holds_and_takes_nothing_new() {
     let bench = Bench::new().await;
     let worker = bench.worker();

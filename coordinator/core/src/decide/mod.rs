@@ -29,10 +29,11 @@ pub struct Decision {
 /// A change of the volatile part; lost at a restart without harm.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Touch {
-    /// The worker has a session.
+    /// The worker has a session, which it opened with this hello.
     Up {
         worker: WorkerId,
         session: u64,
+        hello: u64,
         draining: bool,
     },
     /// A heartbeat came; `credit` is how many grants the worker takes until the next one.
@@ -145,10 +146,12 @@ impl State {
             Touch::Up {
                 worker,
                 session,
+                hello,
                 draining,
             } => {
                 if let Some(entry) = self.workers.get_mut(&worker) {
                     entry.aux.credit = 0;
+                    entry.aux.hello = hello;
                 }
                 let up = Link::Up {
                     session,

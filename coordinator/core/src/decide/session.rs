@@ -32,7 +32,10 @@ pub(super) fn hello(state: &State, now: Timestamp, hello: &Hello) -> Result<Deci
             Link::Up { session, .. }
                 if known.incarnation == hello.incarnation && session > hello.session
         );
-        if known.incarnation > hello.incarnation || newer_session {
+        let late = known.incarnation == hello.incarnation
+            && hello.number > 0
+            && hello.number <= state.last_hello(&hello.worker);
+        if known.incarnation > hello.incarnation || newer_session || late {
             return Err(superseded(&hello.worker));
         }
     }
@@ -65,6 +68,7 @@ pub(super) fn hello(state: &State, now: Timestamp, hello: &Hello) -> Result<Deci
     let mut touches = vec![Touch::Up {
         worker: hello.worker.clone(),
         session: hello.session,
+        hello: hello.number,
         draining: hello.draining,
     }];
     touches.extend(renewals(state, &verdicts));

@@ -114,6 +114,9 @@ pub(crate) struct WorkerAux {
     pub(crate) leases: BTreeSet<LeaseId>,
     /// Grants it takes until its next heartbeat. Volatile.
     pub(crate) credit: u32,
+    /// Number of the last hello of this incarnation. Volatile: a stream does not outlive the
+    /// coordinator's process.
+    pub(crate) hello: u64,
     /// Resources its leases occupy.
     pub(crate) used: BTreeMap<Arc<str>, u64>,
     /// Its place in [`Index::available`].

@@ -99,6 +99,12 @@ impl State {
         self.workers.get(id).map(|entry| &entry.worker)
     }
 
+    /// Gives the number of the last hello of the worker that was taken; zero since a start.
+    #[must_use]
+    pub fn last_hello(&self, id: &WorkerId) -> u64 {
+        self.workers.get(id).map_or(0, |entry| entry.aux.hello)
+    }
+
     /// Gives the workers in the order of their names.
     pub fn workers(&self) -> impl DoubleEndedIterator<Item = &Worker> + ExactSizeIterator {
         self.workers.values().map(|entry| &entry.worker)

@@ -133,6 +133,7 @@ fn an_older_incarnation_and_a_replaced_session_are_refused() {
             worker: worker("w"),
             incarnation: crate::Incarnation(incarnation),
             session,
+            number: 0,
             offer: std::sync::Arc::new(offer(1)),
             held: vec![],
             draining: false,
@@ -143,6 +144,35 @@ fn an_older_incarnation_and_a_replaced_session_are_refused() {
     world.act(&hello(2, 9));
     assert_eq!(world.refused(&old).code(), "SESSION_SUPERSEDED");
     assert_eq!(world.refused(&hello(2, 8)).code(), "SESSION_SUPERSEDED");
+}
+
+#[test]
+fn a_hello_that_comes_behind_a_later_one_ends_nothing() {
+    let mut world = World::new();
+    world.join("w", 1);
+    // The first stream was given up by its worker, and is delivered after the second.
+    let given_up = Command::Hello(crate::command::Hello {
+        worker: worker("w"),
+        incarnation: crate::Incarnation(1),
+        session: 99,
+        number: 2,
+        offer: std::sync::Arc::new(offer(1)),
+        held: vec![],
+        draining: false,
+    });
+    world.hello_numbered("w", 3, vec![]);
+    world.beat("w");
+    let run = world.submit(plan(&["a"]));
+    let lease = world.only();
+    world.started(&lease);
+    assert_eq!(world.refused(&given_up).code(), "SESSION_SUPERSEDED");
+    world.close("w");
+    assert_eq!(world.refused(&given_up).code(), "SESSION_SUPERSEDED");
+    assert_eq!(world.states(run), "a=leased");
+    // A new incarnation counts from the beginning.
+    world.hello_with("w", 2, offer(1), vec![lease.id]);
+    world.succeed(&lease);
+    assert_eq!(world.states(run), "a=succeeded");
 }
 
 #[test]

@@ -213,6 +213,7 @@ impl World {
             worker: worker(name),
             incarnation: Incarnation(incarnation),
             session: self.session,
+            number: self.session,
             offer: Arc::new(offer),
             held,
             draining: false,
@@ -221,6 +222,12 @@ impl World {
             Ok((_, Reply::Welcome { verdicts })) => verdicts.into_iter().collect(),
             other => panic!("no welcome: {other:?}"),
         }
+    }
+
+    /// A worker that counts its hellos comes back.
+    pub(crate) fn hello_numbered(&mut self, name: &str, number: u64, held: Vec<LeaseId>) {
+        self.session = self.session.max(number - 1);
+        self.hello_with(name, 1, offer(1), held);
     }
 
     /// A worker with room joins and says how much of it is free.

@@ -97,6 +97,7 @@ kinds! {
         HelloNewerHeld = "hello, newer incarnation, holding it",
         HelloNewerNotHeld = "hello, newer incarnation, not holding it",
         HelloOlder = "hello, older incarnation",
+        HelloLate = "hello, behind a later one",
         Heartbeat = "heartbeat",
         HeartbeatHeld = "heartbeat, holding it",
         HeartbeatNotHeld = "heartbeat, not holding it",

@@ -6,6 +6,7 @@
 //! what is measured is the coordinator alone. Figures are printed and never judged.
 
 mod measure;
+mod slow_disk;
 mod worker;
 
 use std::path::Path;
@@ -37,6 +38,12 @@ struct Arguments {
     /// Waiting tasks of the memory part
     #[arg(long, default_value_t = 100_000)]
     waiting: usize,
+    /// Compare hops and throughput with a disk each of whose syncs takes so long
+    #[arg(long, value_name = "MILLISECONDS")]
+    sync_delay_ms: Option<u64>,
+    /// Print bare figures, for a process that compares them
+    #[arg(long, hide = true)]
+    figures: bool,
     /// Most seconds a part may take
     #[arg(long, default_value_t = 120)]
     seconds: u64,
@@ -74,13 +81,23 @@ fn main() -> Result<ExitCode> {
             tokio::time::timeout(deadline, Box::pin(measure::part(part, &arguments))).await
         });
         match measured {
-            Ok(lines) => lines?.iter().for_each(|line| say(line)),
+            Ok(measured) if arguments.figures => {
+                for (name, value) in measured?.figures {
+                    say(&format!("{name} {value}"));
+                }
+            }
+            Ok(measured) => measured?.lines.iter().for_each(|line| say(line)),
             Err(_) => say(&format!("{part:?}: not done after {deadline:?}")),
         }
         return Ok(ExitCode::SUCCESS);
     }
     for line in machine()? {
         say(&line);
+    }
+    if let Some(delay) = arguments.sync_delay_ms {
+        let lines = slow_disk::compare(&arguments, Duration::from_millis(delay))?;
+        lines.iter().for_each(|line| say(line));
+        return Ok(ExitCode::SUCCESS);
     }
     for (_, name) in PARTS {
         // Each part has a process of its own, so that none inherits another's memory.

@@ -12,12 +12,15 @@ use coordinator_core::state::LeaseClocks;
 use muster_connect::{AuthorizedChannel, Bearer, Endpoint, Token, bootstrap_ca, read_token_file};
 use muster_proto::v1::operator_service_client::OperatorServiceClient;
 use muster_proto::{MESSAGE_BYTES_MAX, v1};
-use muster_tests::figures::{Taken, spread};
+use muster_tests::figures::{Taken, percentile, spread};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use crate::worker::{Seen, work};
 use crate::{Arguments, Part};
+
+/// Begins the names of homes.
+pub(crate) const HOME_PREFIX: &str = "muster-bench-";
 
 /// A coordinator in this process, and a client of it.
 struct Bed {
@@ -29,9 +32,27 @@ struct Bed {
     _home: tempfile::TempDir,
 }
 
-pub(crate) async fn part(part: Part, arguments: &Arguments) -> Result<Vec<String>> {
+/// What a part has found.
+#[derive(Debug, Default)]
+pub(crate) struct Measured {
+    /// For people.
+    pub(crate) lines: Vec<String>,
+    /// For comparing: microseconds, or tasks a second.
+    pub(crate) figures: Vec<(&'static str, f64)>,
+}
+
+impl From<String> for Measured {
+    fn from(line: String) -> Self {
+        Self {
+            lines: vec![line],
+            figures: Vec::new(),
+        }
+    }
+}
+
+pub(crate) async fn part(part: Part, arguments: &Arguments) -> Result<Measured> {
     let mut bed = Bed::start().await?;
-    let lines = match part {
+    let measured = match part {
         Part::Hops => hops(&mut bed, arguments.hops).await?,
         Part::Throughput => throughput(&mut bed, arguments).await?,
         Part::Memory => memory(&mut bed, arguments.waiting).await?,
@@ -40,10 +61,10 @@ pub(crate) async fn part(part: Part, arguments: &Arguments) -> Result<Vec<String
     bed.app
         .stop(coordinator::pool::local::Parting::Keep)
         .await?;
-    Ok(lines)
+    Ok(measured)
 }
 
-async fn hops(bed: &mut Bed, tasks: usize) -> Result<Vec<String>> {
+async fn hops(bed: &mut Bed, tasks: usize) -> Result<Measured> {
     bed.add_workers(1, 1).await?;
     let mut plan = "name: hops\ntasks:\n".to_owned();
     for task in 0..tasks {
@@ -60,13 +81,18 @@ async fn hops(bed: &mut Bed, tasks: usize) -> Result<Vec<String>> {
     bed.submit("hops", plan).await?;
     bed.acknowledged(tasks).await?;
     let mut times = std::mem::take(&mut bed.seen.lock().await.hops);
-    Ok(vec![format!(
+    let line = format!(
         "hop (a task's success reported -> journaled -> its dependent granted), {tasks} in a chain: {}",
         spread(&mut times)
-    )])
+    );
+    let microseconds = |percent| percentile(&times, percent).as_secs_f64() * 1e6;
+    Ok(Measured {
+        lines: vec![line],
+        figures: vec![("hop-p50", microseconds(50)), ("hop-p99", microseconds(99))],
+    })
 }
 
-async fn throughput(bed: &mut Bed, arguments: &Arguments) -> Result<Vec<String>> {
+async fn throughput(bed: &mut Bed, arguments: &Arguments) -> Result<Measured> {
     let Arguments {
         tasks,
         workers,
@@ -91,16 +117,20 @@ async fn throughput(bed: &mut Bed, arguments: &Arguments) -> Result<Vec<String>>
         .as_secs_f64();
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let rate = tasks as f64 / took;
-    Ok(vec![
+    let lines = vec![
         format!("submission of {tasks} tasks: {submitted:.2?}"),
         format!(
             "throughput, {workers} workers of {slots} slots: {rate:.0} tasks a second granted, done and \
              journaled ({tasks} in {took:.2} s)"
         ),
-    ])
+    ];
+    Ok(Measured {
+        lines,
+        figures: vec![("tasks-a-second", rate)],
+    })
 }
 
-async fn memory(bed: &mut Bed, tasks: usize) -> Result<Vec<String>> {
+async fn memory(bed: &mut Bed, tasks: usize) -> Result<Measured> {
     let mut plan = "name: memory\ntasks:\n".to_owned();
     for task in 0..tasks {
         // Nobody carries the label; every tenth task waits for others besides.
@@ -125,17 +155,17 @@ async fn memory(bed: &mut Bed, tasks: usize) -> Result<Vec<String>> {
     let taken = Taken::by("self")?;
     let (after, peak) = (taken.resident_kib, taken.resident_peak_kib);
     let each = (after.saturating_sub(before)) * 1024 / u64::try_from(tasks)?.max(1);
-    Ok(vec![format!(
+    Ok(Measured::from(format!(
         "memory of {tasks} waiting tasks (a plan of {text} bytes, submitted in {took:.2?}): {} MiB more \
          resident, {each} bytes a task; peak {} MiB",
         after.saturating_sub(before) / 1024,
         peak / 1024
-    )])
+    )))
 }
 
 impl Bed {
     async fn start() -> Result<Self> {
-        let home = tempfile::Builder::new().prefix("muster-bench-").tempdir()?;
+        let home = tempfile::Builder::new().prefix(HOME_PREFIX).tempdir()?;
         let app = App::start(Options {
             home: home.path().to_owned(),
             listen: ([127, 0, 0, 1], 0).into(),

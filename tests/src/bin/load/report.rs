@@ -22,6 +22,7 @@ impl Report {
     }
 
     pub(crate) fn say(&mut self, what: &str, figure: String) {
+        complain(&format!("{what}: {figure}"));
         self.figures.push((what.to_owned(), figure));
     }
 
@@ -38,6 +39,7 @@ impl Report {
     /// Notes a broken promise unless it holds.
     pub(crate) fn expect(&mut self, holds: bool, broken: String) {
         if !holds {
+            complain(&format!("BROKEN: {broken}"));
             self.broken.push(broken);
         }
     }
@@ -78,8 +80,8 @@ impl Report {
     }
 }
 
-/// Says why nothing was measured.
-#[expect(clippy::print_stderr, reason = "this program's only word of failure")]
+/// Says how far it is, or why nothing was measured.
+#[expect(clippy::print_stderr, reason = "progress and failures are talk")]
 pub(crate) fn complain(text: &str) {
-    eprintln!("load: {text}");
+    eprintln!("{text}");
 }

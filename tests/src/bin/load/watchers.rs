@@ -89,13 +89,21 @@ fn note(watched: &Watched, error: Option<String>) {
 }
 
 async fn follow(viewer: &mut crate::site::Operator, run: String, watched: &Watched) -> Result<()> {
+    // From now on, as one that comes back: what was before is not what is measured.
+    let get = v1::GetRunRequest {
+        run: run.clone(),
+        limit: 1,
+        ..v1::GetRunRequest::default()
+    };
+    let found = viewer.get_run(get).await?.into_inner().run;
+    let mut last = found.map_or(0, |run| run.last_seq);
     let request = v1::WatchRunRequest {
         run,
+        after_seq: last,
         ..v1::WatchRunRequest::default()
     };
     let mut stream = viewer.watch_run(request).await?.into_inner();
     watched.open.fetch_add(1, Ordering::Relaxed);
-    let mut last = 0;
     while let Some(response) = stream.message().await? {
         let Some(Item::Journal(event)) = response.item else {
             continue;

@@ -159,11 +159,15 @@ impl<'a> Director<'a> {
             }
             Kind::KillWorker | Kind::FreezeWorker | Kind::StopWorker => {
                 let mut parts = self.world.parts();
-                pick_up(&mut parts, choice).and_then(|part| match kind {
+                let hit = pick_up(&mut parts, choice).and_then(|part| match kind {
                     Kind::KillWorker => end(part, Signal::KILL, now + time),
                     Kind::StopWorker => end(part, Signal::TERM, now + short),
                     _ => freeze(part, now + time),
-                })
+                });
+                if let (Some(name), false) = (&hit, kind == Kind::StopWorker) {
+                    self.world.worker_off(name, time);
+                }
+                hit
             }
             Kind::CutBoth | Kind::CutUp | Kind::CutDown | Kind::Reset => {
                 self.cut(kind, choice, now + time)
@@ -172,7 +176,9 @@ impl<'a> Director<'a> {
                 self.process(kind, choice, now + time, Seen::is_supervisor)
             }
             Kind::KillAgent | Kind::FreezeAgent => {
-                self.process(kind, choice, now + time, |seen| seen.work().is_some())
+                // Before it becomes the agent, a process does not say yet for whom it works.
+                let of_attempt = |seen: &Seen| seen.work().is_some_and(|work| !work.run.is_empty());
+                self.process(kind, choice, now + time, of_attempt)
             }
             Kind::KillGit | Kind::FreezeGit => {
                 self.process(kind, choice, now + short, Seen::is_git)
@@ -252,6 +258,10 @@ impl<'a> Director<'a> {
             let name = (work.run, work.task, work.attempt);
             self.world.known().hit.insert(name);
         }
+        if let Some((lease, worker)) = seen.supervised() {
+            let hit = (lease, worker, now_ms());
+            self.world.known().supervisors_hit.push(hit);
+        }
         let signal = if freezes { Signal::STOP } else { Signal::KILL };
         if !processes::signal(seen.pid, signal) {
             return None;
@@ -273,7 +283,7 @@ impl<'a> Director<'a> {
             .chain(parts.workers.iter_mut().map(|worker| &mut worker.part));
         for part in all {
             if part.process.is_some() {
-                part.expected = Expected::ToBeKilled;
+                part.expected = Expected::Killed;
                 part.down_until = Some(until);
                 part.frozen_until = None;
                 part.signal(Signal::KILL);
@@ -360,12 +370,17 @@ fn keep_part(world: &World, part: &mut Part, wanted: bool, now: Instant) {
         let status = process.ended(Duration::from_secs(1));
         let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         let surprise = match part.expected {
-            Expected::ToRun => true,
-            Expected::ToEnd => status != "exit status: 0",
-            Expected::ToBeKilled => false,
+            Expected::Running => true,
+            Expected::Ending => status != "exit status: 0",
+            Expected::Killed => false,
         };
-        if surprise {
-            let errors = process.errors();
+        let errors = process.errors();
+        // It asks for git's version when it starts; whoever kills that git keeps it from starting.
+        let last = errors.trim_end().lines().next_back().unwrap_or_default();
+        let hindered = last.contains("`git ") && last.contains("killed by a signal");
+        if surprise && hindered {
+            world.count("starts that failed because their git was killed");
+        } else if surprise {
             let from = errors.len().saturating_sub(2_000);
             world.fail(format!(
                 "ended: {} ended by itself or not as asked ({:?}): {status}\n{}",
@@ -381,7 +396,7 @@ fn keep_part(world: &World, part: &mut Part, wanted: bool, now: Instant) {
         }
         part.process = None;
         part.frozen_until = None;
-        part.expected = Expected::ToRun;
+        part.expected = Expected::Running;
     }
     let due = part.down_until.is_none_or(|until| now >= until);
     if part.process.is_none() && wanted && due {
@@ -404,9 +419,9 @@ fn end(part: &mut Part, signal: Signal, until: Instant) -> Option<String> {
         return None;
     }
     part.expected = if signal == Signal::KILL {
-        Expected::ToBeKilled
+        Expected::Killed
     } else {
-        Expected::ToEnd
+        Expected::Ending
     };
     part.down_until = Some(until);
     part.signal(signal);

@@ -307,7 +307,7 @@ impl Operator {
         let index = usize::try_from(which).unwrap_or_default() % wanted.len();
         if let Some(worker) = wanted.get_mut(index) {
             worker.wanted = false;
-            worker.part.expected = Expected::ToEnd;
+            worker.part.expected = Expected::Ending;
             worker.part.signal(rustix::process::Signal::TERM);
             self.world.note(&format!("{} is removed", worker.part.name));
         }

@@ -233,6 +233,10 @@ fn soak(arguments: &Arguments) -> Result<bool> {
     }
     let ledger = evidence::ledger(&world.ledger)?;
     leftovers::files(&world, &ledger);
+    // Once more with nobody at work, when nothing may be excused.
+    if let Err(error) = leftovers::audit(&world) {
+        world.fail(format!("at rest: {error:#}"));
+    }
     let figures = ended.unwrap_or_default();
     let clean = report::print(arguments, &world, &figures)?;
     if clean && !arguments.keep {
@@ -310,8 +314,11 @@ fn phases(
         Ok(world.over() || unfinished(world).is_empty())
     })
     .with_context(|| format!("hang: {}", unfinished(world)))?;
-    leftovers::wait_for_idle_workers(world, SOON)?;
+    if let Err(error) = leftovers::wait_for_idle_workers(world, SOON) {
+        world.fail(format!("{error:#}"));
+    }
     world.note("everything has ended");
+    restart_coordinator(world)?;
     report::say(
         arguments.json,
         &format!(
@@ -339,6 +346,34 @@ fn phases(
         world.fail(format!("hang: {error:#}"));
     }
     Ok(figures)
+}
+
+/// Starts the coordinator once more: what a git that was killed has left in the hosted repositories
+/// is removed when nobody can work in them any more, which is at a start.
+fn restart_coordinator(world: &World) -> Result<()> {
+    let before = {
+        let mut parts = world.parts();
+        let coordinator = &mut parts.coordinator;
+        coordinator.expected = Expected::Ending;
+        coordinator.signal(Signal::TERM);
+        coordinator.process.as_ref().and_then(|part| part.id().ok())
+    };
+    wait::until_true("another coordinator runs", SOON, || {
+        let now = {
+            let parts = world.parts();
+            let process = parts.coordinator.process.as_ref();
+            process.and_then(|part| part.id().ok())
+        };
+        Ok(world.over() || now.is_some() && now != before)
+    })?;
+    wait::until_true("the coordinator answers", SOON, || {
+        Ok(world.over()
+            || world
+                .call(&["status"])
+                .is_some_and(|output| output.code() == 0))
+    })?;
+    // Workers find it by themselves.
+    leftovers::wait_for_idle_workers(world, SOON)
 }
 
 /// Says which runs have not ended, and why; empty if there are none.
@@ -392,7 +427,7 @@ fn end_parts(world: &World) -> Result<()> {
     };
     for worker in &mut world.parts().workers {
         worker.wanted = false;
-        worker.part.expected = Expected::ToEnd;
+        worker.part.expected = Expected::Ending;
         worker.part.signal(Signal::TERM);
     }
     wait::until_true("workers that were told to end have ended", SOON, || {
@@ -400,7 +435,7 @@ fn end_parts(world: &World) -> Result<()> {
     })?;
     {
         let mut parts = world.parts();
-        parts.coordinator.expected = Expected::ToEnd;
+        parts.coordinator.expected = Expected::Ending;
         parts.coordinator_wanted = false;
         parts.coordinator.signal(Signal::TERM);
         world.note("the coordinator is told to end");

@@ -208,6 +208,9 @@ fn entry(
     if !task.writes {
         words.push_str(" nothing");
     }
+    if dice.chance(20) && task.writes {
+        words.push_str(" many");
+    }
     for (word, percent) in [("stubborn", 15), ("daemon", 20)] {
         if dice.chance(percent) {
             words.push(' ');

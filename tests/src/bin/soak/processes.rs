@@ -41,6 +41,16 @@ impl Seen {
             && self.arguments.iter().any(|word| word == "--dir")
     }
 
+    /// Gives, for a supervisor, its lease and the name of its worker: both are in the path of its
+    /// folder, `NAME/state/leases/LEASE/launch-N`.
+    pub(crate) fn supervised(&self) -> Option<(u64, String)> {
+        let folder = self.arguments.last().filter(|_| self.is_supervisor())?;
+        let mut above = Path::new(folder).ancestors().map(Path::file_name);
+        let lease = above.nth(1)??.to_str()?.parse().ok()?;
+        let worker = above.nth(2)??.to_str()?.to_owned();
+        Some((lease, worker))
+    }
+
     /// Tells whether it is a call of a command of `coordinator`.
     pub(crate) fn is_command(&self, command: &str) -> bool {
         self.name.starts_with("coordinator")

@@ -25,8 +25,8 @@ pub(crate) fn complain(line: &str) {
 
 /// Memory that a coordinator or worker may take at most, in KiB; hundreds of tasks need far less.
 const RESIDENT_MAX: u64 = 400 * 1024;
-/// File descriptors that one may have open at most.
-const DESCRIPTORS_MAX: u64 = 400;
+/// File descriptors that one may have open at most; a coordinator keeps up to 512 transcripts open.
+const DESCRIPTORS_MAX: u64 = 800;
 
 /// Prints figures and failures; true if there is no failure.
 pub(crate) fn print(arguments: &Arguments, world: &World, figures: &Figures) -> Result<bool> {
@@ -38,6 +38,7 @@ pub(crate) fn print(arguments: &Arguments, world: &World, figures: &Figures) -> 
         }
     }
     let recoveries = recoveries(world, figures);
+    let refused = pushes_refused(world);
     let known = world.known();
     let seconds = world.begun.elapsed().as_secs_f64();
     let sizes: BTreeMap<&String, serde_json::Value> = sizes
@@ -68,6 +69,8 @@ pub(crate) fn print(arguments: &Arguments, world: &World, figures: &Figures) -> 
         "attempts": figures.attempts,
         "failed_attempts": figures.failed,
         "leases": figures.leases,
+        "pushes_refused": refused,
+        "outlived_unguarded": figures.unguarded,
         "transcripts_compared": figures.transcripts,
         "coordinator_recovery_ms": recoveries,
         "sizes": sizes,
@@ -87,7 +90,18 @@ pub(crate) fn print(arguments: &Arguments, world: &World, figures: &Figures) -> 
             false,
             &format!("transcripts compared: {}", figures.transcripts),
         );
-        let mut sorted = recoveries.clone();
+        say(
+            false,
+            &format!("pushes refused, most of them late: {refused}"),
+        );
+        say(
+            false,
+            &format!(
+                "attempts that outlived their lease, their supervisor and worker both being hit: {}",
+                figures.unguarded
+            ),
+        );
+        let mut sorted = recoveries;
         sorted.sort_unstable();
         say(
             false,
@@ -140,4 +154,11 @@ fn recoveries(world: &World, figures: &Figures) -> Vec<u64> {
         Some(grants.get(first)?.saturating_sub(death.died))
     };
     known.deaths.iter().filter_map(next).collect()
+}
+
+/// Counts the pushes that coordinators say they refused: mostly those of leases that were over.
+fn pushes_refused(world: &World) -> usize {
+    let log = std::fs::read(world.cluster.logs().join("coordinator.err")).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    log.matches("a push was refused").count()
 }

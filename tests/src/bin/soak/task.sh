@@ -5,7 +5,7 @@
 # attempts up to N; lines=N print so many lines; needs=A,B insist on the files of other tasks;
 # file=NAME write this file; and the flags hang, stubborn (ignores TERM), daemon (leaves a process in
 # a session of its own), naked (leaves one without environment), kill (fails by a signal), nothing
-# (changes no file).
+# (changes no file), many (writes so many small files that a push of them is kept as a pack).
 #
 # Whatever it does, it notes in a ledger outside of its workspace: one line for the beginning, one
 # for each sign of life of each of its processes, one for the end.
@@ -30,7 +30,7 @@ linger() {
 }
 
 duration=0 fails=0 bad=0 lines=1 needs='' file=work/$MUSTER_TASK.txt
-hang='' stubborn='' daemon='' naked='' kill='' nothing=''
+hang='' stubborn='' daemon='' naked='' kill='' nothing='' many=''
 for word in "$@"; do
     case $word in
     linger=*)
@@ -57,6 +57,7 @@ for word in "$@"; do
     naked) naked=1 ;;
     kill) kill=1 ;;
     nothing) nothing=1 ;;
+    many) many=1 ;;
     *)
         echo "unknown word $word" >&2
         exit 64
@@ -103,5 +104,11 @@ if [ -z "$nothing" ]; then
     if [ "$MUSTER_ATTEMPT" -le "$bad" ]; then word=bad; fi
     mkdir -p "$(dirname "$file")"
     echo "$word $MUSTER_TASK $MUSTER_ATTEMPT $MUSTER_MARK" >"$file"
+fi
+if [ -n "$many" ]; then
+    mkdir -p "many/$MUSTER_TASK"
+    for number in {1..150}; do
+        echo "$number $MUSTER_TASK $MUSTER_ATTEMPT" >"many/$MUSTER_TASK/$number"
+    done
 fi
 note end 0

@@ -28,6 +28,8 @@ pub(crate) struct Figures {
     /// When each lease was granted, in milliseconds since 1970.
     pub(crate) grants: Vec<u64>,
     pub(crate) transcripts: u64,
+    /// Attempts that outlived their lease because both their supervisor and their worker were hit.
+    pub(crate) unguarded: u64,
 }
 
 /// Checks one run after the other.
@@ -37,6 +39,9 @@ pub(crate) struct Judge<'a> {
     pub(crate) ledger: &'a Ledger,
     pub(crate) figures: Figures,
     leases: BTreeSet<u64>,
+    /// Leases whose task was cancelled: if it is retried, the next attempt does not wait until what
+    /// is being stopped has stopped.
+    revoked: BTreeSet<u64>,
 }
 
 /// One generation of a task, by its events.
@@ -54,6 +59,7 @@ impl<'a> Judge<'a> {
             ledger,
             figures: Figures::default(),
             leases: BTreeSet::new(),
+            revoked: BTreeSet::new(),
         }
     }
 
@@ -122,13 +128,19 @@ impl<'a> Judge<'a> {
                     if !self.leases.insert(lease) {
                         self.fail(run, format_args!("twice: lease {lease} was granted again"));
                     }
-                    if let Some((other, _)) = open.iter().find(|(_, of)| of.as_str() == task) {
+                    let other = open
+                        .iter()
+                        .find(|(lease, of)| of.as_str() == task && !self.revoked.contains(*lease));
+                    if let Some((other, _)) = other {
                         self.fail(
                             run,
                             format_args!("overlap: {task} got lease {lease} while {other} lived"),
                         );
                     }
                     open.insert(lease, task.to_owned());
+                }
+                "lease_revoked" => {
+                    self.revoked.insert(lease);
                 }
                 "lease_closed" => {
                     let end = what["end"].as_str().unwrap_or("?").to_owned();
@@ -156,7 +168,7 @@ impl<'a> Judge<'a> {
     }
 
     /// A lease that is closed has no process.
-    fn closed(&self, told: &Told, event: &Value) {
+    fn closed(&mut self, told: &Told, event: &Value) {
         let run = told.submitted.run.as_str();
         let (Some(task), Some(number)) = (event["task"].as_str(), event["attempt"].as_u64()) else {
             return;
@@ -174,7 +186,9 @@ impl<'a> Judge<'a> {
         };
         let at = event["event"]["at"].as_u64().unwrap_or_default() as f64;
         let after = noted.last - at;
-        if after > ROUNDING_MS {
+        if after > ROUNDING_MS && self.world.was_unguarded(lease.unwrap_or_default()) {
+            self.figures.unguarded += 1;
+        } else if after > ROUNDING_MS {
             self.fail(
                 run,
                 format_args!(
@@ -231,6 +245,11 @@ impl<'a> Judge<'a> {
             );
         }
         Ok(())
+    }
+
+    /// Tells whether an attempt may have run beside the next one.
+    fn excused(&self, lease: u64) -> bool {
+        self.revoked.contains(&lease) || self.world.was_unguarded(lease)
     }
 
     fn was_hit(&self, run: &str, task: &str, number: u64) -> bool {
@@ -321,7 +340,20 @@ impl<'a> Judge<'a> {
     /// The processes of each attempt are gone before those of the next, and before its verify.
     fn overlaps(&self, told: &Told, task: &Task) -> Result<()> {
         let run = told.submitted.run.as_str();
-        let mut before: Option<(u64, f64, &str)> = None;
+        let mut attempts = told.status.attempts(&task.name)?.iter();
+        let unguarded =
+            attempts.any(|attempt| self.excused(attempt["lease"].as_u64().unwrap_or_default()));
+        let seen = self.world.known().at_once.clone();
+        for (_, _, text) in seen
+            .iter()
+            .filter(|(of, name, _)| of == run && *name == task.name && !unguarded)
+        {
+            self.fail(
+                run,
+                format_args!("overlap: several attempts of {} lived: {text}", task.name),
+            );
+        }
+        let mut before: Option<(u64, f64, &str, u64)> = None;
         for attempt in told.status.attempts(&task.name)? {
             let number = attempt["number"].as_u64().unwrap_or_default();
             let key = (run.to_owned(), task.name.clone(), number);
@@ -330,8 +362,10 @@ impl<'a> Judge<'a> {
             };
             let begins = noted.begins.iter().map(|(at, _)| *at);
             let first = begins.fold(f64::INFINITY, f64::min);
-            if let Some((earlier, last, by)) = before
+            let lease = attempt["lease"].as_u64().unwrap_or_default();
+            if let Some((earlier, last, by, lease)) = before
                 && last > first
+                && !self.excused(lease)
             {
                 self.fail(
                     run,
@@ -343,7 +377,7 @@ impl<'a> Judge<'a> {
                 );
             }
             let verify = noted.verifies.iter().copied().fold(f64::INFINITY, f64::min);
-            if noted.last > verify {
+            if noted.last > verify && !self.excused(lease) {
                 self.fail(
                     run,
                     format_args!(
@@ -354,7 +388,7 @@ impl<'a> Judge<'a> {
                     ),
                 );
             }
-            before = Some((number, noted.last, noted.last_by.as_str()));
+            before = Some((number, noted.last, noted.last_by.as_str(), lease));
         }
         Ok(())
     }

@@ -1,0 +1,275 @@
+//! What must be true of the world, besides what the reference says of the journal.
+
+use coordinator_core::event::Outcome;
+use coordinator_core::state::{History, TaskState, VerifyPhase};
+use coordinator_core::{Command, Event, EventKind, TaskKey, invariants};
+
+use crate::Violation;
+use crate::host::Host;
+use crate::reference::Stands;
+use crate::remote::Ref;
+use crate::scenario::Agent;
+use crate::world::{Checked, World};
+
+/// Batches between two comparisons of the whole state with the replayed journal.
+const COMPARED_EVERY: u64 = 256;
+
+impl World<'_> {
+    /// Nothing of a lease runs any more when the coordinator decides that it is over.
+    pub(crate) fn check_agents(&self, first_row: usize) -> Checked {
+        let Some(row) = self.store.rows.get(first_row) else {
+            return Ok(());
+        };
+        for event in &row.events {
+            let EventKind::LeaseClosed { lease, end, .. } = &event.kind else {
+                continue;
+            };
+            let runs = self.hosts.iter().find(|host| {
+                let supervisor = host.supervisors.get(&lease.0);
+                let moves = supervisor.filter(|supervisor| !host.overslept(supervisor, self.now));
+                host.is_honest() && !host.stands_still() && moves.is_some()
+            });
+            if let Some(host) = runs {
+                let what = format!(
+                    "lease {lease} is closed as {end:?} while {} works on it",
+                    host.id
+                );
+                return Err(self.violation("nothing of a closed lease runs", what));
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at what is in the journal.
+    pub(crate) fn check_events(&mut self, events: &[Event]) -> Checked {
+        for event in events {
+            match &event.kind {
+                EventKind::RunSubmitted { spec, .. } => {
+                    self.counts.runs += 1;
+                    self.counts.tasks += spec.tasks.len() as u64;
+                }
+                EventKind::LeaseGranted { .. } => self.counts.leases += 1,
+                EventKind::LeaseClosed {
+                    end: coordinator_core::event::LeaseEnd::Expired,
+                    ..
+                } => self.counts.expired += 1,
+                EventKind::TaskSucceeded { task, outcome } => self.check_commit(*task, outcome)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn check_commit(&self, key: TaskKey, outcome: &Outcome) -> Checked {
+        let task = self.coordinator.state.task(key);
+        let number = task
+            .and_then(|task| task.attempts().last())
+            .map(|last| last.number.0);
+        let kept = number.is_none_or(|number| self.is_kept(key, number, outcome));
+        self.ensure(kept, "accepted commits are in the remote", || {
+            format!("{key} succeeded with {outcome:?}, which is not there")
+        })
+    }
+
+    /// Compares the state with everything that knows better.
+    pub(crate) fn check_state(&mut self, commands: &[Command], first_row: usize) -> Checked {
+        let rows = self.store.rows.get(first_row..).unwrap_or_default();
+        let silent = rows.is_empty();
+        let _ = commands;
+        if !silent || self.coordinator.batches.is_multiple_of(8) {
+            let checked = invariants::check(&self.coordinator.state);
+            checked.map_err(|what| self.violation("the state holds together", what))?;
+        }
+        let mut touched: Vec<TaskKey> = vec![];
+        for event in rows.iter().flat_map(|row| &row.events) {
+            if let Some(run) = event.kind.run()
+                && let Some(known) = self.coordinator.state.run(run)
+            {
+                touched.extend(known.indexed().map(|(task, _)| TaskKey { run, task }));
+            }
+        }
+        touched.sort_unstable();
+        touched.dedup();
+        for key in touched {
+            self.compare(key)?;
+        }
+        if self.coordinator.batches.is_multiple_of(COMPARED_EVERY) {
+            self.compare_replay()?;
+        }
+        Ok(())
+    }
+
+    fn compare_replay(&self) -> Checked {
+        let equal = self.coordinator.state.image() == self.store.shadow.image();
+        self.ensure(equal, "replay equals live", || {
+            "the journal gives another state than the live one".into()
+        })
+    }
+
+    fn compare(&self, key: TaskKey) -> Checked {
+        let Some(task) = self.coordinator.state.task(key) else {
+            return Ok(());
+        };
+        let Some(known) = self.reference.task(key) else {
+            return Ok(());
+        };
+        let stands = match &task.state {
+            TaskState::Blocked { .. } | TaskState::Basing { .. } | TaskState::Ready { .. } => {
+                Stands::Waiting
+            }
+            TaskState::Leased { lease, .. } => Stands::Leased(lease.0),
+            TaskState::Verifying { verify, .. } => match verify {
+                VerifyPhase::Waiting { .. } => Stands::Unverified,
+                VerifyPhase::Leased { lease, .. } => Stands::Verified(lease.0),
+            },
+            TaskState::Parked(_) => Stands::Parked,
+            TaskState::Succeeded { .. } => Stands::Succeeded,
+            TaskState::Failed { .. } | TaskState::Aborted { .. } => Stands::Failed,
+            TaskState::Cancelled { .. } => Stands::Cancelled,
+            TaskState::Skipped { .. } => Stands::Skipped,
+        };
+        self.ensure(
+            stands == known.stands,
+            "tasks stand as the reference says",
+            || format!("{key} is {stands:?}, not {:?}", known.stands),
+        )?;
+        let none = History::default();
+        let history = task.history.as_deref().unwrap_or(&none);
+        let counts = (history.counted, history.crashes);
+        self.ensure(
+            counts == (known.counted, known.crashes),
+            "failures are counted right",
+            || {
+                let expected = (known.counted, known.crashes);
+                format!("{key} has {counts:?} counted and other failures, not {expected:?}")
+            },
+        )
+    }
+
+    /// A lease's folder goes only when all of it is elsewhere.
+    pub(crate) fn check_edits(&self, host: usize, lease: u64) -> Checked {
+        let Some(folder) = self
+            .hosts
+            .get(host)
+            .and_then(|host| host.disk.folders.get(&lease))
+        else {
+            return Ok(());
+        };
+        let stored = self.transcripts.get(&lease).copied().unwrap_or(0);
+        let granted = self
+            .hosts
+            .get(host)
+            .is_some_and(|host| self.reference.was_granted(lease, &host.id));
+        self.ensure(
+            !granted || stored == folder.last,
+            "no event is lost",
+            || {
+                format!(
+                    "lease {lease} had {} events, {stored} are stored",
+                    folder.last
+                )
+            },
+        )?;
+        let Some((task, n)) = folder.facts.attempt() else {
+            return Ok(());
+        };
+        if folder.edits == 0 || folder.kept {
+            return Ok(());
+        }
+        let commit = format!("c{lease}.{}", folder.edits);
+        let refs = [
+            Ref::Attempt(task, n),
+            Ref::Wip(task, n),
+            Ref::Salvage(task, n),
+        ];
+        let mut found = refs.iter().filter_map(|name| self.remote.refs.get(name));
+        let kept = found.any(|found| *found.as_str() == *commit);
+        self.ensure(kept, "no edit is lost", || {
+            format!("{commit} of {task} is nowhere")
+        })
+    }
+
+    /// Tells whether some honest worker could do everything.
+    fn can_end(&self) -> bool {
+        let wanted = self.scenario.plans.iter().flat_map(|plan| &plan.tasks);
+        let wanted: Vec<Agent> = wanted.map(|task| task.agent).collect();
+        self.hosts.iter().any(|host| {
+            let has = |agent: &Agent| *agent == Agent::Command || host.plan.agents.contains(agent);
+            host.is_honest() && wanted.iter().all(has)
+        })
+    }
+
+    /// Tells whether nothing is left to do.
+    pub(crate) fn is_at_rest(&mut self) -> bool {
+        self.answer_questions();
+        let coordinator = &self.coordinator;
+        if !self.can_end() {
+            return self.now > self.scenario.calm_ms + 600_000;
+        }
+        coordinator.up
+            && coordinator.inbox.is_empty()
+            && coordinator.pending.is_none()
+            && self.operators.runs.len() == self.scenario.plans.len()
+            && coordinator.state.runs().len() == 0
+            && coordinator.state.leases().len() == 0
+            && self.hosts.iter().all(|host| self.host_rests(host))
+    }
+
+    /// Says what has not come to rest.
+    pub(crate) fn unrest(&self) -> Violation {
+        let state = &self.coordinator.state;
+        let mut what = vec![];
+        if !self.coordinator.up {
+            what.push("the coordinator is down".to_owned());
+        }
+        for run in state.runs() {
+            let open = run.indexed().filter(|(_, task)| !task.state.is_final());
+            let open: Vec<String> = open
+                .map(|(ix, task)| format!("{ix} {}", task.state.name()))
+                .collect();
+            what.push(format!("{} is not archived: {}", run.id, open.join(", ")));
+        }
+        for lease in state.leases() {
+            what.push(format!("lease {} of {} is open", lease.id, lease.worker));
+        }
+        let restless = |host: &&Host| !self.host_rests(host);
+        for host in self.hosts.iter().filter(restless) {
+            let machine = host.process.as_ref().map(|process| &process.machine);
+            let held = machine.map(|machine| machine.held());
+            let folders: Vec<u64> = host.disk.folders.keys().copied().collect();
+            what.push(format!(
+                "{} holds {held:?} and has folders {folders:?}",
+                host.id
+            ));
+        }
+        self.violation("the world comes to rest", what.join("; "))
+    }
+
+    /// What must be true at the end of a world.
+    pub(crate) fn check_end(&mut self) -> Checked {
+        let checked = invariants::check(&self.coordinator.state);
+        checked.map_err(|what| self.violation("the state holds together", what))?;
+        if self.coordinator.up && self.coordinator.pending.is_none() {
+            self.compare_replay()?;
+        }
+        if !self.can_end() {
+            return Ok(());
+        }
+        let archived = self.reference.all_archived();
+        self.ensure(archived, "every run ends and is archived", || {
+            "one is not".into()
+        })?;
+        for worker in self.coordinator.state.workers() {
+            let host = self.hosts.iter().find(|host| host.id == worker.id);
+            let Some(host) = host.filter(|host| host.is_honest()) else {
+                continue;
+            };
+            let machine = host.process.as_ref().map(|process| &process.machine);
+            let free = machine.map_or(0, |machine| machine.free_slots());
+            self.ensure(free == host.slots, "no slot is leaked", || {
+                format!("{} has {free} free slots of {}", host.id, host.slots)
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,286 @@
+//! What a command is about to meet.
+
+use coordinator_core::command::{GitStepFailure, Hello, Report, Target};
+use coordinator_core::state::{Link, Run, State};
+use coordinator_core::{Command, CommitId, LeaseId, Timer, Timestamp, WorkerId, due};
+
+use super::kinds::{self, Came, Met};
+use crate::Watch;
+
+/// Tells the watch which pairs a command is about to make. To be called with the state before the
+/// command; a [`Command::Tick`] is told by [`observe_due`].
+pub fn observe(state: &State, command: &Command, watch: &mut dyn Watch) {
+    let mut tell = |met: Met, came: Came| watch.met(met.name(), came.name());
+    match command {
+        Command::Submit { spec, key, .. } => {
+            let known = key.as_deref().is_some_and(|key| state.knows_key(key));
+            let came = if known {
+                Came::SubmitAgain
+            } else {
+                Came::Submit
+            };
+            tell(kinds::run(state.run_by_name(&spec.name)), came);
+        }
+        Command::Cancel { target, .. } => target_met(
+            state,
+            *target,
+            (Came::CancelRun, Came::CancelTask),
+            &mut tell,
+        ),
+        Command::Retry { target, .. } => {
+            target_met(state, *target, (Came::RetryRun, Came::RetryTask), &mut tell);
+        }
+        Command::Drain {
+            worker, draining, ..
+        } => {
+            let came = if *draining {
+                Came::Drain
+            } else {
+                Came::Undrain
+            };
+            tell(kinds::worker(state.worker(worker)), came);
+        }
+        Command::Answer { question, .. } => {
+            let open = state.questions().find(|(_, open)| open.id == *question);
+            let met = match open {
+                Some((key, _)) => match kinds::task(state.task(key)) {
+                    Met::TaskParked => Met::QuestionParked,
+                    _ => Met::QuestionOpen,
+                },
+                None => {
+                    let mut leases = state.leases();
+                    let answered = leases.any(|lease| {
+                        let answered = state.answered(lease.id);
+                        answered.is_some_and(|answered| answered.id == *question)
+                    });
+                    if answered {
+                        Met::QuestionAnswered
+                    } else {
+                        Met::QuestionUnknown
+                    }
+                }
+            };
+            tell(met, Came::Answer);
+        }
+        Command::Hello(hello) => hello_met(state, hello, &mut tell),
+        Command::Heartbeat(beat) => {
+            let met = kinds::worker(state.worker(&beat.worker));
+            if is_current(state, &beat.worker, beat.incarnation.0, beat.session) {
+                tell(met, Came::Heartbeat);
+                let came = (Came::HeartbeatHeld, Came::HeartbeatNotHeld);
+                leases_met(state, &beat.worker, &beat.held, came, &mut tell);
+            } else {
+                tell(met, Came::HeartbeatOld);
+            }
+        }
+        Command::SessionClosed {
+            worker,
+            incarnation,
+            session,
+        } => {
+            let met = kinds::worker(state.worker(worker));
+            if is_current(state, worker, incarnation.0, *session) {
+                tell(met, Came::Closed);
+                for lease in state.leases_of_worker(worker) {
+                    tell(kinds::lease(state, lease), Came::ClosedLease);
+                }
+            } else {
+                tell(met, Came::ClosedOld);
+            }
+        }
+        Command::Report {
+            worker,
+            lease,
+            report,
+        } => {
+            let came = match report {
+                Report::Started => Came::Started,
+                Report::Succeeded { .. } => Came::Succeeded,
+                Report::Failed { failure, .. } if failure.class.counts() => Came::FailedCounts,
+                Report::Failed { .. } => Came::FailedFree,
+                Report::VerifyPassed => Came::VerifyPassed,
+                Report::GivenBack { .. } => Came::GivenBack,
+                Report::Stopped => Came::Stopped,
+                Report::Asks { .. } => Came::Asks,
+            };
+            tell(lease_met(state, worker, *lease), came);
+        }
+        Command::BaseMade {
+            task,
+            generation,
+            result,
+        } => {
+            let known = state.task(*task);
+            let old = known.is_some_and(|task| task.generation != *generation);
+            let came = made(
+                old,
+                result,
+                [
+                    Came::BaseMade,
+                    Came::BaseConflict,
+                    Came::BaseError,
+                    Came::BaseOld,
+                ],
+            );
+            tell(kinds::task(known), came);
+        }
+        Command::IntegrationMade {
+            run,
+            generation,
+            result,
+        } => {
+            let known = state.run(*run);
+            let old = known.is_some_and(|run| run.generation != *generation);
+            let came = made(
+                old,
+                result,
+                [
+                    Came::IntegrationMade,
+                    Came::IntegrationConflict,
+                    Came::IntegrationError,
+                    Came::IntegrationOld,
+                ],
+            );
+            tell(kinds::run(known), came);
+        }
+        Command::Archived { run, last_seq } => {
+            let known = state.run(*run);
+            let early = known.is_some_and(|run| run.last_seq != *last_seq);
+            let came = if early {
+                Came::ArchivedEarly
+            } else {
+                Came::Archived
+            };
+            tell(kinds::run(known), came);
+        }
+        Command::Reload { image } => tell(kinds::run(state.run(image.run.id)), Came::Reload),
+        Command::Tick => {}
+    }
+}
+
+/// Tells the watch what is due. To be called before a batch is closed.
+pub fn observe_due(state: &State, now: Timestamp, watch: &mut dyn Watch) {
+    for timer in due(state, now) {
+        let pair = match timer {
+            Timer::Lease(id) => state
+                .lease(*id)
+                .map(|lease| (kinds::lease(state, lease), Came::TickSilence)),
+            Timer::Timeout(id) => state
+                .lease(*id)
+                .map(|lease| (kinds::lease(state, lease), Came::TickTimeout)),
+            Timer::Task(key) => Some((kinds::task(state.task(*key)), Came::TickTask)),
+            Timer::Run(id) => Some((kinds::run(state.run(*id)), Came::TickRun)),
+            Timer::Forget(id) => Some((kinds::worker(state.worker(id)), Came::TickForget)),
+        };
+        if let Some((met, came)) = pair {
+            watch.met(met.name(), came.name());
+        }
+    }
+}
+
+/// Tells the watch what a coordinator finds when it starts. To be called with the state that was
+/// read back.
+pub fn observe_start(state: &State, watch: &mut dyn Watch) {
+    let mut tell = |met: Met| watch.met(met.name(), Came::Start.name());
+    for run in state.runs() {
+        tell(kinds::run(Some(run)));
+        for task in &run.tasks {
+            tell(kinds::task(Some(task)));
+        }
+    }
+    for lease in state.leases() {
+        tell(kinds::lease(state, lease));
+    }
+}
+
+type Tell<'t> = &'t mut dyn FnMut(Met, Came);
+
+fn target_met(state: &State, target: Target, came: (Came, Came), tell: Tell<'_>) {
+    match target {
+        Target::Run(id) => {
+            let run = state.run(id);
+            tell(kinds::run(run), came.0);
+            for task in run.into_iter().flat_map(|run: &Run| &run.tasks) {
+                tell(kinds::task(Some(task)), came.0);
+            }
+        }
+        Target::Task(key) => {
+            tell(kinds::task(state.task(key)), came.1);
+            if let Some(run) = state.run(key.run) {
+                tell(kinds::run(Some(run)), came.1);
+            }
+        }
+    }
+}
+
+fn hello_met(state: &State, hello: &Hello, tell: Tell<'_>) {
+    let known = state.worker(&hello.worker);
+    let met = kinds::worker(known);
+    match known.map(|known| known.incarnation.cmp(&hello.incarnation)) {
+        Some(std::cmp::Ordering::Greater) => tell(met, Came::HelloOlder),
+        Some(std::cmp::Ordering::Less) => {
+            tell(met, Came::HelloNewer);
+            let came = (Came::HelloNewerHeld, Came::HelloNewerNotHeld);
+            leases_met(state, &hello.worker, &hello.held, came, tell);
+        }
+        Some(std::cmp::Ordering::Equal) if is_late(state, hello) => tell(met, Came::HelloLate),
+        Some(std::cmp::Ordering::Equal) | None => {
+            tell(met, Came::Hello);
+            let came = (Came::HelloHeld, Came::HelloNotHeld);
+            leases_met(state, &hello.worker, &hello.held, came, tell);
+        }
+    }
+}
+
+/// Tells whether a later hello of the same incarnation was taken before.
+fn is_late(state: &State, hello: &Hello) -> bool {
+    let newer_session = state.worker(&hello.worker).is_some_and(
+        |known| matches!(known.link, Link::Up { session, .. } if session > hello.session),
+    );
+    newer_session || hello.number > 0 && hello.number <= state.last_hello(&hello.worker)
+}
+
+fn leases_met(
+    state: &State,
+    worker: &WorkerId,
+    held: &[LeaseId],
+    (is_held, is_not): (Came, Came),
+    tell: Tell<'_>,
+) {
+    for id in held {
+        tell(lease_met(state, worker, *id), is_held);
+    }
+    for lease in state.leases_of_worker(worker) {
+        if !held.contains(&lease.id) {
+            tell(kinds::lease(state, lease), is_not);
+        }
+    }
+}
+
+fn lease_met(state: &State, worker: &WorkerId, id: LeaseId) -> Met {
+    match state.lease(id) {
+        None => Met::LeaseNotOpen,
+        Some(lease) if lease.worker != *worker => Met::LeaseForeign,
+        Some(lease) => kinds::lease(state, lease),
+    }
+}
+
+fn is_current(state: &State, worker: &WorkerId, incarnation: u64, session: u64) -> bool {
+    state.worker(worker).is_some_and(|known| {
+        let present = matches!(known.link, Link::Up { session: present, .. } if present == session);
+        present && known.incarnation.0 == incarnation
+    })
+}
+
+fn made(
+    old: bool,
+    result: &Result<CommitId, GitStepFailure>,
+    [merged, conflict, error, stale]: [Came; 4],
+) -> Came {
+    match result {
+        _ if old => stale,
+        Ok(_) => merged,
+        Err(GitStepFailure::Conflict(_)) => conflict,
+        Err(GitStepFailure::Error(_)) => error,
+    }
+}

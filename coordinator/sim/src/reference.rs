@@ -1,0 +1,963 @@
+//! A small model of what may happen, kept apart from the core: it sees what was asked and what was
+//! journaled, and says which event nothing accounts for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use coordinator_core::command::{Report, Target, Verdict};
+use coordinator_core::event::{LeaseEnd, RunOutcome, Work};
+use coordinator_core::plan::RunSpec;
+use coordinator_core::state::LeaseClocks;
+use coordinator_core::{
+    Command, Event, EventKind, Failure, FailureClass, Incarnation, Rejection, Reply, RunId, TaskIx,
+    TaskKey, Timestamp, WorkerId,
+};
+
+use crate::remote::{Credential, Ref};
+
+/// Uncounted losses after which a task, or a verify, fails all the same.
+const CRASHES_MAX: u32 = 5;
+/// Time after which a question that nobody answers parks its task.
+const PARK_MS: u64 = 600_000;
+
+type Judged = Result<(), (&'static str, String)>;
+
+fn ensure(holds: bool, rule: &'static str, what: impl FnOnce() -> String) -> Judged {
+    if holds { Ok(()) } else { Err((rule, what())) }
+}
+
+/// Where a task stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stands {
+    Waiting,
+    Leased(u64),
+    Unverified,
+    Verified(u64),
+    Parked,
+    Succeeded,
+    Failed,
+    Cancelled,
+    Skipped,
+}
+
+impl Stands {
+    fn is_final(self) -> bool {
+        matches!(
+            self,
+            Self::Succeeded | Self::Failed | Self::Cancelled | Self::Skipped
+        )
+    }
+
+    fn lacks(self) -> bool {
+        self.is_final() && self != Self::Succeeded
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    dependencies: Vec<u32>,
+    retries: u32,
+    timeout_ms: u64,
+    verified: bool,
+    path: Vec<String>,
+    pub(crate) stands: Stands,
+    pub(crate) counted: u32,
+    pub(crate) crashes: u32,
+    verifies_lost: u32,
+    attempts: u32,
+    generation: u32,
+    /// The attempt's result waits for its verify, or is the task's.
+    made: bool,
+    /// A failure was recorded that the task does not survive.
+    falls: bool,
+}
+
+struct Run {
+    tasks: Vec<Task>,
+    ended: bool,
+    archived: bool,
+    max_parallel: u32,
+    integrates: bool,
+    final_verify: bool,
+    verifies_lost: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Lease {
+    run: RunId,
+    work: Work,
+    worker: WorkerId,
+    incarnation: Incarnation,
+    open: bool,
+    revoked: bool,
+    started: bool,
+    /// Its result is known.
+    told: bool,
+    begun: Timestamp,
+    ttl_ms: u64,
+    expires: Timestamp,
+    asked: Option<Timestamp>,
+}
+
+#[derive(Default)]
+pub(crate) struct Reference {
+    clocks: LeaseClocks,
+    runs: BTreeMap<RunId, Run>,
+    leases: BTreeMap<u64, Lease>,
+    open: BTreeSet<u64>,
+    /// Leases that asked, by the number of the question.
+    questions: BTreeMap<u64, u64>,
+    last_lease: u64,
+    seqs: BTreeMap<Option<RunId>, u64>,
+    epoch: u64,
+}
+
+/// Tells whether another attempt could end differently, and whether the failure counts.
+fn class(class: FailureClass) -> (bool, bool) {
+    match class.name() {
+        "agent_failed" | "verify_failed" | "timed_out" | "stalled" => (true, true),
+        "worker_lost" | "preempted" | "walltime" | "workspace" | "publish"
+        | "agent_unavailable" => (true, false),
+        "change_too_large" => (false, true),
+        _ => (false, false),
+    }
+}
+
+/// What was asked in one batch.
+struct Asked<'a> {
+    at: Timestamp,
+    commands: &'a [Command],
+}
+
+impl Asked<'_> {
+    fn reports(&self, id: u64, lease: &Lease) -> impl Iterator<Item = &Report> {
+        let (id, worker) = (id, lease.worker.clone());
+        self.commands
+            .iter()
+            .filter_map(move |command| match command {
+                Command::Report {
+                    worker: by,
+                    lease,
+                    report,
+                } if *by == worker && lease.0 == id => Some(report),
+                _ => None,
+            })
+    }
+
+    /// The lease's worker has said hello without it.
+    fn dropped_by_hello(&self, id: u64, lease: &Lease) -> Option<Incarnation> {
+        self.commands.iter().find_map(|command| match command {
+            Command::Hello(hello)
+                if hello.worker == lease.worker && !hello.held.iter().any(|held| held.0 == id) =>
+            {
+                Some(hello.incarnation)
+            }
+            _ => None,
+        })
+    }
+
+    fn says(&self, what: impl Fn(&Command) -> bool) -> bool {
+        self.commands.iter().any(what)
+    }
+}
+
+impl Reference {
+    pub(crate) fn restarted(&mut self, at: Timestamp, clocks: LeaseClocks) {
+        self.clocks = clocks;
+        for id in &self.open {
+            if let Some(lease) = self.leases.get_mut(id) {
+                lease.expires = at + coordinator_core::Span::from_ms(lease.ttl_ms) + clocks.grace;
+            }
+        }
+    }
+
+    pub(crate) fn was_granted(&self, lease: u64, worker: &WorkerId) -> bool {
+        self.leases
+            .get(&lease)
+            .is_some_and(|lease| lease.worker == *worker)
+    }
+
+    pub(crate) fn attempt_of(&self, lease: u64) -> Option<(TaskKey, u32)> {
+        let lease = self.leases.get(&lease)?;
+        match lease.work {
+            Work::Attempt { task, attempt } => {
+                let run = lease.run;
+                Some((TaskKey { run, task }, attempt.0))
+            }
+            _ => None,
+        }
+    }
+
+    /// Tells whether a ref may be moved with a credential now.
+    pub(crate) fn may_move(&self, credential: Credential, name: Ref) -> bool {
+        let of = |task: TaskKey, n: u32| {
+            self.leases.iter().find(|(_, lease)| {
+                lease.run == task.run
+                    && matches!(lease.work, Work::Attempt { task: ix, attempt }
+                        if ix == task.task && attempt.0 == n)
+            })
+        };
+        match (credential, name) {
+            (Credential::Lease(id), Ref::Attempt(task, n) | Ref::Wip(task, n)) => {
+                of(task, n).is_some_and(|(of, lease)| *of == id && lease.open && !lease.revoked)
+            }
+            (Credential::Session(_), Ref::Salvage(task, n)) => {
+                of(task, n).is_some_and(|(_, lease)| !lease.open || lease.revoked)
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn task(&self, key: TaskKey) -> Option<&Task> {
+        let run = self.runs.get(&key.run)?;
+        run.tasks.get(usize::try_from(key.task.0).ok()?)
+    }
+
+    fn task_mut(&mut self, key: TaskKey) -> Option<&mut Task> {
+        let run = self.runs.get_mut(&key.run)?;
+        run.tasks.get_mut(usize::try_from(key.task.0).ok()?)
+    }
+
+    /// Tells whether every run that was ever submitted is in the archive.
+    pub(crate) fn all_archived(&self) -> bool {
+        self.runs.values().all(|run| run.ended && run.archived)
+    }
+
+    /// Takes a batch that is in the journal.
+    pub(crate) fn judge(
+        &mut self,
+        at: Timestamp,
+        commands: &[Command],
+        replies: Option<&[Result<Reply, Rejection>]>,
+        events: &[Event],
+    ) -> Judged {
+        let asked = Asked { at, commands };
+        let mut reopened: BTreeMap<RunId, BTreeSet<u32>> = BTreeMap::new();
+        for event in events {
+            let seq = self.seqs.entry(event.kind.run()).or_default();
+            *seq += 1;
+            ensure(event.seq == *seq, "sequence numbers have no gaps", || {
+                format!("{} has number {}, not {seq}", event.kind.name(), event.seq)
+            })?;
+            if let EventKind::TaskReopened { task, .. } = &event.kind {
+                reopened.entry(task.run).or_default().insert(task.task.0);
+            } else if !reopened.is_empty() && !matches!(event.kind, EventKind::RunReopened { .. }) {
+                self.reopen(&asked, std::mem::take(&mut reopened))?;
+            }
+            self.see(&asked, &event.kind)?;
+        }
+        if !reopened.is_empty() {
+            self.reopen(&asked, reopened)?;
+        }
+        self.renew(at, commands, replies);
+        self.settled(at, events)
+    }
+
+    /// Leases that a worker was told to keep live on.
+    fn renew(
+        &mut self,
+        at: Timestamp,
+        commands: &[Command],
+        replies: Option<&[Result<Reply, Rejection>]>,
+    ) {
+        for (command, reply) in commands.iter().zip(replies.into_iter().flatten()) {
+            let (worker, verdicts) = match (command, reply) {
+                (Command::Hello(hello), Ok(Reply::Welcome { verdicts })) => {
+                    (&hello.worker, verdicts)
+                }
+                (Command::Heartbeat(beat), Ok(Reply::Renewed { verdicts, .. })) => {
+                    (&beat.worker, verdicts)
+                }
+                _ => continue,
+            };
+            for (id, verdict) in verdicts {
+                if let Some(lease) = self.leases.get_mut(&id.0)
+                    && *verdict == Verdict::Keep
+                    && lease.open
+                    && lease.worker == *worker
+                {
+                    let ttl = coordinator_core::Span::from_ms(lease.ttl_ms);
+                    lease.expires = at + ttl + self.clocks.grace;
+                }
+            }
+        }
+    }
+
+    /// What must be so when a batch is over.
+    fn settled(&self, at: Timestamp, events: &[Event]) -> Judged {
+        for id in &self.open {
+            let late = self.leases.get(id).is_some_and(|lease| lease.expires < at);
+            ensure(!late, "silent leases are reclaimed", || {
+                format!("lease {id} is open after its time")
+            })?;
+        }
+        let runs: BTreeSet<RunId> = events.iter().filter_map(|event| event.kind.run()).collect();
+        for id in runs {
+            let Some(run) = self.runs.get(&id) else {
+                continue;
+            };
+            for (ix, task) in run.tasks.iter().enumerate() {
+                let doomed = self.doomed(run, task);
+                let waits = task.stands == Stands::Waiting;
+                ensure(
+                    !(doomed && waits),
+                    "dependents of what failed are skipped",
+                    || format!("task {ix} of {id} waits for what has failed"),
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn dependency<'r>(&self, run: &'r Run, ix: u32) -> Option<&'r Task> {
+        run.tasks.get(usize::try_from(ix).ok()?)
+    }
+
+    fn doomed(&self, run: &Run, task: &Task) -> bool {
+        let mut of = task.dependencies.iter();
+        of.any(|ix| {
+            self.dependency(run, *ix)
+                .is_some_and(|task| task.stands.lacks())
+        })
+    }
+
+    fn ready(&self, run: &Run, task: &Task) -> bool {
+        let mut of = task.dependencies.iter();
+        of.all(|ix| {
+            let task = self.dependency(run, *ix);
+            task.is_some_and(|task| task.stands == Stands::Succeeded)
+        })
+    }
+
+    fn submitted(&mut self, id: RunId, spec: &RunSpec) -> Judged {
+        let place = |name: &str| spec.tasks.iter().position(|task| *task.name == *name);
+        let tasks = spec.tasks.iter().map(|task| Task {
+            dependencies: task
+                .depends_on
+                .iter()
+                .filter_map(|name| u32::try_from(place(name)?).ok())
+                .collect(),
+            retries: task.profile.retries,
+            timeout_ms: task.profile.timeout.ms(),
+            verified: task.profile.verify.is_some(),
+            path: task.paths.iter().map(ToString::to_string).collect(),
+            stands: Stands::Waiting,
+            counted: 0,
+            crashes: 0,
+            verifies_lost: 0,
+            attempts: 0,
+            generation: 1,
+            made: false,
+            falls: false,
+        });
+        let run = Run {
+            tasks: tasks.collect(),
+            ended: false,
+            archived: false,
+            max_parallel: spec
+                .max_parallel
+                .map_or(u32::MAX, std::num::NonZeroU32::get),
+            integrates: spec.integrate.is_some(),
+            final_verify: spec.integrate.as_ref().is_some_and(|i| i.verify.is_some()),
+            verifies_lost: 0,
+        };
+        let fresh = self.runs.insert(id, run).is_none();
+        ensure(fresh, "a run begins once", || format!("{id} begins again"))
+    }
+
+    fn reopen(&mut self, asked: &Asked<'_>, reopened: BTreeMap<RunId, BTreeSet<u32>>) -> Judged {
+        for (id, set) in reopened {
+            let fits = asked.says(|command| match command {
+                Command::Retry { target, .. } => self.expected(*target, id) == Some(set.clone()),
+                _ => false,
+            });
+            ensure(
+                fits,
+                "retry reopens the failed subtree and nothing else",
+                || format!("{id}: {set:?}"),
+            )?;
+            for ix in &set {
+                let key = TaskKey {
+                    run: id,
+                    task: TaskIx(*ix),
+                };
+                if let Some(task) = self.task_mut(key) {
+                    task.stands = Stands::Waiting;
+                    task.counted = 0;
+                    task.crashes = 0;
+                    task.verifies_lost = 0;
+                    task.made = false;
+                    task.falls = false;
+                    task.generation += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Works out by brute force what a retry opens again.
+    fn expected(&self, target: Target, id: RunId) -> Option<BTreeSet<u32>> {
+        let run = self.runs.get(&id)?;
+        let numbered = || (0u32..).zip(&run.tasks);
+        let target = match target {
+            Target::Run(run) if run == id => {
+                let lacking = numbered().filter(|(_, task)| task.stands.lacks());
+                return Some(lacking.map(|(ix, _)| ix).collect());
+            }
+            Target::Task(key) if key.run == id => key.task.0,
+            Target::Run(_) | Target::Task(_) => return None,
+        };
+        let mut set = BTreeSet::from([target]);
+        loop {
+            let more: Vec<u32> = numbered()
+                .filter(|(ix, task)| {
+                    let mut of = task.dependencies.iter();
+                    !set.contains(ix)
+                        && task.stands == Stands::Skipped
+                        && of.all(|ix| {
+                            let fine = self.dependency(run, *ix);
+                            set.contains(ix) || fine.is_some_and(|task| !task.stands.lacks())
+                        })
+                })
+                .map(|(ix, _)| ix)
+                .collect();
+            if more.is_empty() {
+                return Some(set);
+            }
+            set.extend(more);
+        }
+    }
+
+    fn see(&mut self, asked: &Asked<'_>, kind: &EventKind) -> Judged {
+        match kind {
+            EventKind::CoordinatorStarted { epoch } => {
+                let grows = epoch.0 > self.epoch;
+                self.epoch = epoch.0;
+                ensure(grows, "epochs only grow", || format!("{epoch}"))
+            }
+            EventKind::RunSubmitted { run, spec, .. } => self.submitted(*run, spec),
+            EventKind::LeaseGranted {
+                run,
+                lease,
+                work,
+                worker,
+                incarnation,
+                ttl,
+            } => self.granted(asked, *run, lease.0, *work, worker, *incarnation, ttl.ms()),
+            EventKind::WorkStarted { lease, .. } => {
+                let lease = self.live(lease.0, "work begins")?;
+                lease.started = true;
+                lease.begun = asked.at;
+                Ok(())
+            }
+            EventKind::AttemptSucceeded { lease, .. } => self.made(asked, lease.0),
+            EventKind::VerifyPassed { lease, .. } => self.passed(asked, lease.0),
+            EventKind::AttemptFailed {
+                lease,
+                failure,
+                retry_at,
+                ..
+            } => self.failed(asked, lease.0, failure, retry_at.is_some()),
+            EventKind::VerifyFailed {
+                lease,
+                failure,
+                retry_at,
+                ..
+            } => self.verify_failed(asked, lease.0, failure, retry_at.is_some()),
+            EventKind::VerifyLost {
+                lease,
+                failure,
+                retry_at,
+                ..
+            } => self.verify_lost(asked, lease.0, failure, retry_at.is_some()),
+            EventKind::LeaseRevoked { lease, .. } => {
+                let lease = self.live_or_told(lease.0, "it is revoked")?;
+                lease.revoked = true;
+                Ok(())
+            }
+            EventKind::LeaseClosed { lease, end, .. } => self.closed(asked, lease.0, *end),
+            EventKind::TaskSucceeded { task, .. } => {
+                let known = self.known(*task)?;
+                let fair = known.made && !known.stands.is_final();
+                known.stands = Stands::Succeeded;
+                ensure(fair, "a task has one winner", || {
+                    format!("{task} succeeds with nothing made")
+                })
+            }
+            EventKind::TaskFailed { task, failure } => {
+                let known = self.known(*task)?;
+                let own = matches!(
+                    failure.class.name(),
+                    "base_conflict" | "internal" | "not_placed" | "timed_out"
+                );
+                let fair = (known.falls || own) && !known.stands.is_final();
+                known.stands = Stands::Failed;
+                ensure(fair, "failures are counted right", || {
+                    format!("{task} fails although it may be tried again")
+                })
+            }
+            EventKind::TaskSkipped { task, .. } => {
+                let run = self.runs.get(&task.run);
+                let known = self.task(*task);
+                let fair = run.zip(known).is_some_and(|(run, known)| {
+                    known.stands == Stands::Waiting && self.doomed(run, known)
+                });
+                self.known(*task)?.stands = Stands::Skipped;
+                ensure(fair, "only dependents of what failed are skipped", || {
+                    format!("{task}")
+                })
+            }
+            EventKind::TaskCancelled { task, .. } => {
+                let fair = asked.says(|command| match command {
+                    Command::Cancel { target, .. } => {
+                        *target == Target::Task(*task) || *target == Target::Run(task.run)
+                    }
+                    _ => false,
+                });
+                let known = self.known(*task)?;
+                let open = !known.stands.is_final();
+                known.stands = Stands::Cancelled;
+                ensure(fair && open, "only people cancel", || format!("{task}"))
+            }
+            EventKind::TaskParked { lease, .. } => self.parked(asked, lease.0),
+            EventKind::QuestionAsked {
+                lease, question, ..
+            } => {
+                let at = asked.at;
+                self.questions.insert(question.0, lease.0);
+                self.live(lease.0, "it asks")?.asked = Some(at);
+                Ok(())
+            }
+            EventKind::QuestionAnswered { question, .. } => self.answered(question.0),
+            EventKind::RunEnded { run, outcome } => self.ended(*run, outcome),
+            EventKind::RunReopened { run, .. } => {
+                if let Some(run) = self.runs.get_mut(run) {
+                    run.ended = false;
+                    run.verifies_lost = 0;
+                }
+                Ok(())
+            }
+            EventKind::RunArchived { run } => {
+                let open = self
+                    .open
+                    .iter()
+                    .any(|id| self.leases.get(id).is_some_and(|lease| lease.run == *run));
+                let known = self.runs.get_mut(run);
+                let fair = known.is_some_and(|run| {
+                    run.archived = true;
+                    run.ended
+                });
+                ensure(fair && !open, "only what is over is archived", || {
+                    format!("{run}")
+                })
+            }
+            EventKind::RunReloaded { run, .. } => {
+                if let Some(run) = self.runs.get_mut(run) {
+                    run.archived = false;
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn known(&mut self, key: TaskKey) -> Result<&mut Task, (&'static str, String)> {
+        let known = self.task_mut(key);
+        known.ok_or_else(|| ("events name what there is", format!("{key}")))
+    }
+
+    fn live(&mut self, id: u64, what: &str) -> Result<&mut Lease, (&'static str, String)> {
+        let lease = self.live_or_told(id, what)?;
+        if lease.told {
+            return Err(("a lease has one result", format!("{id}: {what}")));
+        }
+        Ok(lease)
+    }
+
+    fn live_or_told(&mut self, id: u64, what: &str) -> Result<&mut Lease, (&'static str, String)> {
+        let lease = self
+            .leases
+            .get_mut(&id)
+            .filter(|lease| lease.open && !lease.revoked);
+        lease.ok_or_else(|| ("only live leases count", format!("{id}: {what}")))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one event")]
+    fn granted(
+        &mut self,
+        asked: &Asked<'_>,
+        run: RunId,
+        id: u64,
+        work: Work,
+        worker: &WorkerId,
+        incarnation: Incarnation,
+        ttl_ms: u64,
+    ) -> Judged {
+        ensure(id > self.last_lease, "lease ids only grow", || {
+            format!("{id} after {}", self.last_lease)
+        })?;
+        self.last_lease = id;
+        let live = self.open.iter().filter_map(|id| self.leases.get(id));
+        let live = live
+            .filter(|lease| lease.run == run && !lease.revoked)
+            .count();
+        let known = self.runs.get(&run);
+        let max = known.map_or(0, |run| run.max_parallel);
+        ensure(
+            u32::try_from(live).is_ok_and(|live| live < max),
+            "no run has too many leases",
+            || format!("{run} has {live} live leases"),
+        )?;
+        if let (Work::Attempt { task, attempt }, Some(known)) = (work, known) {
+            let key = TaskKey { run, task };
+            let fair = self.task(key).is_some_and(|task| {
+                task.stands == Stands::Waiting
+                    && self.ready(known, task)
+                    && attempt.0 == task.attempts + 1
+            });
+            ensure(fair, "a task has one live lease", || {
+                format!("{key} is given out as {id}")
+            })?;
+            let paths = self.task(key).map_or(&[][..], |task| &task.path);
+            let mut busy = known.tasks.iter().filter(|task| {
+                let at_work = !task.stands.is_final()
+                    && !matches!(task.stands, Stands::Waiting | Stands::Parked);
+                at_work && task.path.iter().any(|path| paths.contains(path))
+            });
+            ensure(
+                busy.next().is_none(),
+                "claimed paths exclude each other",
+                || format!("{key} is given out as {id}"),
+            )?;
+        }
+        match work {
+            Work::Attempt { task, .. } => {
+                let task = self.known(TaskKey { run, task })?;
+                task.attempts += 1;
+                task.made = false;
+                task.verifies_lost = 0;
+                task.stands = Stands::Leased(id);
+            }
+            Work::Verify { task, attempt } => {
+                let task = self.known(TaskKey { run, task })?;
+                let fair = task.stands == Stands::Unverified && attempt.0 == task.attempts;
+                task.stands = Stands::Verified(id);
+                ensure(fair, "a verify is of the last attempt", || {
+                    format!("{run} {id}")
+                })?;
+            }
+            Work::FinalVerify => {
+                let fair = known_final(self.runs.get(&run));
+                ensure(fair, "the final verify is of a whole run", || {
+                    format!("{run} {id}")
+                })?;
+            }
+        }
+        let ttl = coordinator_core::Span::from_ms(ttl_ms);
+        self.open.insert(id);
+        self.leases.insert(
+            id,
+            Lease {
+                run,
+                work,
+                worker: worker.clone(),
+                incarnation,
+                open: true,
+                revoked: false,
+                started: false,
+                told: false,
+                begun: asked.at,
+                ttl_ms,
+                expires: asked.at + ttl + self.clocks.grace,
+                asked: None,
+            },
+        );
+        Ok(())
+    }
+
+    fn made(&mut self, asked: &Asked<'_>, id: u64) -> Judged {
+        let lease = self.live(id, "it has made something")?;
+        lease.told = true;
+        let lease = lease.clone();
+        let mut reports = asked.reports(id, &lease);
+        let fair = reports.any(|report| matches!(report, Report::Succeeded { .. }));
+        ensure(fair, "results come from the lease's own worker", || {
+            format!("lease {id}")
+        })?;
+        let Work::Attempt { task, .. } = lease.work else {
+            return Err((
+                "results come from the lease's own worker",
+                format!("verify {id}"),
+            ));
+        };
+        let run = lease.run;
+        let task = self.known(TaskKey { run, task })?;
+        let fair = task.stands == Stands::Leased(id);
+        task.made = !task.verified;
+        if task.verified {
+            task.stands = Stands::Unverified;
+        }
+        ensure(fair, "a task has one winner", || {
+            format!("lease {id} is not the task's")
+        })
+    }
+
+    fn passed(&mut self, asked: &Asked<'_>, id: u64) -> Judged {
+        let lease = self.live(id, "its verify has passed")?;
+        lease.told = true;
+        let lease = lease.clone();
+        let mut reports = asked.reports(id, &lease);
+        let fair = reports.any(|report| matches!(report, Report::VerifyPassed));
+        ensure(fair, "results come from the lease's own worker", || {
+            format!("lease {id}")
+        })?;
+        if let Work::Verify { task, attempt } = lease.work {
+            let run = lease.run;
+            let task = self.known(TaskKey { run, task })?;
+            let fair = task.stands == Stands::Verified(id) && task.attempts == attempt.0;
+            task.made = true;
+            ensure(fair, "a verify is of the last attempt", || {
+                format!("lease {id}")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Finds what accounts for a failure.
+    fn accounted(&self, asked: &Asked<'_>, id: u64, lease: &Lease, class: FailureClass) -> bool {
+        let said = asked.reports(id, lease).any(|report| match report {
+            Report::Failed { .. } | Report::GivenBack { .. } => true,
+            Report::Stopped => class == FailureClass::WorkerLost,
+            Report::Succeeded { .. } => class == FailureClass::Publish,
+            _ => false,
+        });
+        let silent = class == FailureClass::WorkerLost && asked.at >= lease.expires;
+        let dropped = class == FailureClass::WorkerLost
+            && asked
+                .dropped_by_hello(id, lease)
+                .is_some_and(|newer| newer >= lease.incarnation);
+        let limit = match lease.work {
+            Work::Attempt { task, .. } => {
+                let run = lease.run;
+                self.task(TaskKey { run, task })
+                    .map_or(0, |task| task.timeout_ms)
+            }
+            Work::Verify { .. } | Work::FinalVerify => crate::plan::VERIFY_TIMEOUT_MS,
+        };
+        let late = asked.at.since(lease.begun).ms() >= limit;
+        said || silent || dropped || (late && class_is_timeout(class))
+    }
+
+    fn failed(&mut self, asked: &Asked<'_>, id: u64, failure: &Failure, again: bool) -> Judged {
+        let lease = self.live(id, "it fails")?;
+        lease.told = true;
+        let lease = lease.clone();
+        let fair = self.accounted(asked, id, &lease, failure.class);
+        ensure(fair, "something accounts for each failure", || {
+            format!("lease {id} fails as {}", failure.class)
+        })?;
+        let Work::Attempt { task, .. } = lease.work else {
+            return Err((
+                "something accounts for each failure",
+                format!("verify {id}"),
+            ));
+        };
+        let run = lease.run;
+        self.count(TaskKey { run, task }, failure.class, again)
+    }
+
+    fn count(&mut self, key: TaskKey, of: FailureClass, again: bool) -> Judged {
+        let (retryable, counts) = class(of);
+        let task = self.known(key)?;
+        let allowed = if counts {
+            task.counted += 1;
+            task.counted <= task.retries
+        } else {
+            task.crashes += 1;
+            task.crashes < CRASHES_MAX
+        };
+        let expected = retryable && allowed;
+        task.falls = !expected;
+        task.made = false;
+        if expected {
+            task.stands = Stands::Waiting;
+        }
+        ensure(again == expected, "failures are counted right", || {
+            format!("{key} is tried again: {again}, after {of}")
+        })
+    }
+
+    fn verify_failed(
+        &mut self,
+        asked: &Asked<'_>,
+        id: u64,
+        failure: &Failure,
+        again: bool,
+    ) -> Judged {
+        let lease = self.live(id, "its verify fails")?;
+        lease.told = true;
+        let lease = lease.clone();
+        let timed_out = self.accounted(asked, id, &lease, FailureClass::TimedOut);
+        ensure(timed_out, "something accounts for each failure", || {
+            format!("the verify {id} fails as {}", failure.class)
+        })?;
+        match lease.work {
+            Work::Verify { task, .. } => {
+                let run = lease.run;
+                self.count(TaskKey { run, task }, FailureClass::VerifyFailed, again)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn verify_lost(
+        &mut self,
+        asked: &Asked<'_>,
+        id: u64,
+        failure: &Failure,
+        again: bool,
+    ) -> Judged {
+        let lease = self.live(id, "its verify is lost")?;
+        lease.told = true;
+        let lease = lease.clone();
+        let fair = self.accounted(asked, id, &lease, failure.class);
+        ensure(fair, "something accounts for each failure", || {
+            format!("the verify {id} is lost as {}", failure.class)
+        })?;
+        let lost = match lease.work {
+            Work::Verify { task, .. } => {
+                let run = lease.run;
+                let task = self.known(TaskKey { run, task })?;
+                task.verifies_lost += 1;
+                task.falls = task.verifies_lost >= CRASHES_MAX;
+                task.stands = Stands::Unverified;
+                task.verifies_lost
+            }
+            _ => {
+                let run = self.runs.get_mut(&lease.run);
+                run.map_or(0, |run| {
+                    run.verifies_lost += 1;
+                    run.verifies_lost
+                })
+            }
+        };
+        ensure(
+            again == (lost < CRASHES_MAX),
+            "failures are counted right",
+            || format!("the verify {id} is the {lost}th that is lost, again: {again}"),
+        )
+    }
+
+    fn parked(&mut self, asked: &Asked<'_>, id: u64) -> Judged {
+        let lease = self.live(id, "it is parked")?;
+        lease.told = true;
+        let lease = lease.clone();
+        let fair = lease
+            .asked
+            .is_some_and(|since| asked.at.since(since).ms() >= PARK_MS);
+        ensure(fair, "questions are parked in time", || {
+            format!("lease {id}")
+        })?;
+        if let Work::Attempt { task, .. } = lease.work {
+            let run = lease.run;
+            self.known(TaskKey { run, task })?.stands = Stands::Parked;
+        }
+        Ok(())
+    }
+
+    fn answered(&mut self, question: u64) -> Judged {
+        let lease = self
+            .questions
+            .get(&question)
+            .and_then(|lease| self.leases.get(lease));
+        let Some((run, work)) = lease.map(|lease| (lease.run, lease.work)) else {
+            return Err(("events name what there is", format!("question {question}")));
+        };
+        if let Work::Attempt { task, .. } = work {
+            let task = self.known(TaskKey { run, task })?;
+            if task.stands == Stands::Parked {
+                task.stands = Stands::Waiting;
+            }
+        }
+        Ok(())
+    }
+
+    fn closed(&mut self, asked: &Asked<'_>, id: u64, end: LeaseEnd) -> Judged {
+        let Some(lease) = self.leases.get_mut(&id).filter(|lease| lease.open) else {
+            return Err(("only live leases count", format!("{id} is closed again")));
+        };
+        lease.open = false;
+        self.open.remove(&id);
+        let lease = lease.clone();
+        let hello = asked.dropped_by_hello(id, &lease);
+        let mut reports = asked.reports(id, &lease);
+        let fair = match end {
+            LeaseEnd::Expired => asked.at >= lease.expires,
+            LeaseEnd::Superseded => hello.is_some_and(|newer| newer > lease.incarnation),
+            LeaseEnd::NeverStarted => {
+                let given = reports.any(|report| matches!(report, Report::GivenBack { .. }));
+                !lease.started && (given || hello.is_some())
+            }
+            LeaseEnd::Confirmed => {
+                hello.is_some()
+                    || reports
+                        .any(|report| !matches!(report, Report::Started | Report::Asks { .. }))
+            }
+        };
+        ensure(
+            fair,
+            "leases end early only when nothing of them runs",
+            || format!("{id} is closed as {end:?}"),
+        )?;
+        let settled = lease.told || lease.revoked;
+        if end == LeaseEnd::NeverStarted && !settled {
+            let run = lease.run;
+            match lease.work {
+                Work::Attempt { task, .. } => {
+                    self.known(TaskKey { run, task })?.stands = Stands::Waiting;
+                }
+                Work::Verify { task, .. } => {
+                    self.known(TaskKey { run, task })?.stands = Stands::Unverified;
+                }
+                Work::FinalVerify => {}
+            }
+            return Ok(());
+        }
+        ensure(settled, "a lease that ends has a result", || {
+            format!("{id} as {end:?}")
+        })
+    }
+
+    fn ended(&mut self, id: RunId, outcome: &RunOutcome) -> Judged {
+        let Some(run) = self.runs.get_mut(&id) else {
+            return Err(("events name what there is", format!("{id}")));
+        };
+        let all_final = run.tasks.iter().all(|task| task.stands.is_final());
+        let all_good = run
+            .tasks
+            .iter()
+            .all(|task| task.stands == Stands::Succeeded);
+        let fair = match outcome {
+            RunOutcome::Succeeded => all_good,
+            RunOutcome::Failed(_) => all_final && (!all_good || run.integrates),
+            RunOutcome::Cancelled { .. } => all_final,
+        };
+        let once = !std::mem::replace(&mut run.ended, true);
+        ensure(fair && once, "a run ends once, as its tasks did", || {
+            format!("{id}: {outcome:?}")
+        })
+    }
+}
+
+fn known_final(run: Option<&Run>) -> bool {
+    run.is_some_and(|run| {
+        run.final_verify
+            && run
+                .tasks
+                .iter()
+                .all(|task| task.stands == Stands::Succeeded)
+    })
+}
+
+fn class_is_timeout(class: FailureClass) -> bool {
+    matches!(class, FailureClass::TimedOut | FailureClass::VerifyFailed)
+}

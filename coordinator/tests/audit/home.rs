@@ -1,0 +1,82 @@
+//! Secrets, leftovers and transcripts.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use coordinator::audit::Code;
+
+use super::Then::{Clean, Stays};
+use super::{Case, case, try_all};
+
+pub(super) const CASES: &[Case] = &[
+    case(Code::ModeOpen, Clean, |place| {
+        let open = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(place.home().join("secret.key"), open).unwrap();
+    }),
+    case(Code::SecretsDamaged, Stays, |place| {
+        std::fs::remove_file(place.home().join("tls/ca.key")).unwrap();
+    }),
+    case(Code::FileUnfinished, Clean, |place| {
+        std::fs::write(place.home().join(".muster-x1"), "half").unwrap();
+    }),
+    case(Code::AddressStale, Clean, |place| {
+        let here = muster_connect::AddressFile {
+            address: "127.0.0.1:1".to_owned(),
+            ca_path: place.home().join("tls/ca.pem"),
+        };
+        here.write(&place.home()).unwrap();
+    }),
+    case(Code::Repaired, Stays, |place| {
+        std::fs::create_dir_all(place.home().join("repaired/once")).unwrap();
+    }),
+    case(Code::TranscriptTorn, Clean, |place| {
+        cut(&place.transcript("a"), 3);
+    }),
+    case(Code::TranscriptDamaged, Clean, |place| {
+        flip(&place.transcript("a"), 12);
+    }),
+    case(Code::TranscriptGap, Clean, |place| {
+        // The second of three records of one length goes.
+        let path = place.transcript("a");
+        let whole = std::fs::read(&path).unwrap();
+        let third = whole.len() / 3;
+        let rest = [&whole[..third], &whole[2 * third..]].concat();
+        std::fs::write(&path, rest).unwrap();
+    }),
+    case(Code::TranscriptOfNoLease, Clean, |place| {
+        let path = place.transcript("a");
+        let other = path.with_file_name("attempt-7-L999.events");
+        std::fs::copy(&path, other).unwrap();
+    }),
+    case(Code::TranscriptMissing, Stays, |place| {
+        std::fs::remove_file(place.transcript("a")).unwrap();
+    }),
+    case(Code::TranscriptUnreadable, Stays, |place| {
+        let path = place.transcript("a");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+    }),
+    case(Code::TranscriptSetAside, Stays, |place| {
+        let path = place.transcript("a");
+        std::fs::copy(&path, format!("{}.damaged-1", path.display())).unwrap();
+    }),
+    case(Code::FileUnknown, Stays, |place| {
+        std::fs::write(place.transcript("a").with_file_name("x"), "").unwrap();
+    }),
+];
+
+fn cut(path: &Path, bytes: usize) {
+    let whole = std::fs::read(path).unwrap();
+    std::fs::write(path, &whole[..whole.len() - bytes]).unwrap();
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_in_the_home_is_found_and_mended() {
+    try_all(CASES).await;
+}
