@@ -15,7 +15,9 @@ static ROOT: LazyLock<tempfile::TempDir> =
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (which, bytes) = input;
-    let folder = ROOT.path();
+    // A folder of its own: damaged files are set aside in it.
+    let folder = tempfile::tempdir_in(ROOT.path()).expect("a folder");
+    let folder = folder.path();
     match which % 3 {
         0 => spool(&folder.join("events"), bytes),
         1 => outbox(folder, bytes),
