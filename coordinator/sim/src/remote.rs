@@ -83,8 +83,13 @@ pub(crate) struct Remote {
 
 impl World<'_> {
     /// Sends a request on its way.
-    pub(crate) fn git(&mut self, request: GitRequest) {
+    pub(crate) fn git(&mut self, mut request: GitRequest) {
         self.remote.requests += 1;
+        // A push asks first what the refs are and says in a second request from where they move.
+        // One whose second request is late cannot undo what a later push has done.
+        if let GitWhat::Push { name, .. } = &request.what {
+            request.old = self.remote.refs.get(name).cloned();
+        }
         let host = request.host;
         if self.is_cut(host, Link::Git) {
             self.git_answer(&request, GitResult::Unreachable, UNREACHABLE_MS);
@@ -123,7 +128,7 @@ impl World<'_> {
     }
 
     /// The engine is asked whether the credential still stands for anything.
-    pub(crate) fn git_query(&mut self, mut request: GitRequest) {
+    pub(crate) fn git_query(&mut self, request: GitRequest) {
         let allowed = self.allowed(&request);
         let roll = self.roll(11, self.remote.requests, request.op);
         let takes = if roll.is_multiple_of(16) {
@@ -134,8 +139,7 @@ impl World<'_> {
         match (&request.what, allowed) {
             (_, false) => self.git_reply(&request, GitResult::Refused),
             (GitWhat::Fetch, true) => self.git_answer(&request, GitResult::Done, takes),
-            (GitWhat::Push { name, .. }, true) => {
-                request.old = self.remote.refs.get(name).cloned();
+            (GitWhat::Push { .. }, true) => {
                 self.push(self.now + takes, Ev::GitMoves(Box::new(request)));
             }
         }
