@@ -27,9 +27,8 @@ impl World<'_> {
         self.coordinator.git_busy = true;
         self.coordinator.git_nth += 1;
         let roll = self.roll(3, self.coordinator.git_nth, start);
-        // Now and then so long that a person can cancel and retry meanwhile.
-        let takes = if roll.is_multiple_of(4) {
-            500 + (roll >> 8) % 30_000
+        let takes = if roll.is_multiple_of(10) {
+            500 + (roll >> 8) % 5_000
         } else {
             20 + (roll >> 8) % 200
         };
