@@ -1,8 +1,10 @@
 //! What must be true of the world, besides what the reference says of the journal.
 
+use std::collections::BTreeMap;
+
 use coordinator_core::event::Outcome;
 use coordinator_core::state::{History, TaskState, VerifyPhase};
-use coordinator_core::{Command, Event, EventKind, TaskKey, invariants};
+use coordinator_core::{Command, Event, EventKind, RunId, TaskKey, invariants};
 
 use crate::Violation;
 use crate::host::Host;
@@ -36,6 +38,54 @@ impl World<'_> {
                 );
                 return Err(self.violation("nothing of a closed lease runs", what));
             }
+        }
+        Ok(())
+    }
+
+    /// The answer to a merge counts for the generation that asked for it. What the journal held
+    /// before this batch says which generation that is.
+    pub(crate) fn check_merges(&self, commands: &[Command], events: &[Event]) -> Checked {
+        let mut tasks: BTreeMap<TaskKey, u32> = BTreeMap::new();
+        let mut runs: BTreeMap<RunId, u32> = BTreeMap::new();
+        for event in events {
+            let old = match &event.kind {
+                EventKind::TaskReopened {
+                    task, generation, ..
+                } => {
+                    tasks.insert(*task, *generation);
+                    false
+                }
+                EventKind::RunReopened {
+                    run, generation, ..
+                } => {
+                    runs.insert(*run, *generation);
+                    false
+                }
+                EventKind::TaskReady {
+                    task,
+                    base: Some(base),
+                    ..
+                } => {
+                    let before = self.store.shadow.task(*task).map(|task| task.generation);
+                    let now = tasks.get(task).copied().or(before);
+                    commands.iter().any(|command| {
+                        matches!(command, Command::BaseMade { task: of, generation, result: Ok(commit) }
+                            if of == task && commit == base && Some(*generation) != now)
+                    })
+                }
+                EventKind::IntegrationMerged { run, commit } => {
+                    let before = self.store.shadow.run(*run).map(|run| run.generation);
+                    let now = runs.get(run).copied().or(before);
+                    commands.iter().any(|command| {
+                        matches!(command, Command::IntegrationMade { run: of, generation, result: Ok(made) }
+                            if of == run && made == commit && Some(*generation) != now)
+                    })
+                }
+                _ => false,
+            };
+            self.ensure(!old, "a merge is of the generation that asked", || {
+                crate::story::event(event).to_string()
+            })?;
         }
         Ok(())
     }

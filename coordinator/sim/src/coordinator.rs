@@ -504,6 +504,7 @@ impl World<'_> {
             .reference
             .judge(pending.at, &pending.commands, replies, events);
         judged.map_err(|(rule, what)| self.violation(rule, what))?;
+        self.check_merges(&pending.commands, events)?;
         self.check_events(events)
     }
 
