@@ -166,6 +166,7 @@ fn submission() -> Command {
 
 fn hello() -> Command {
     Command::Hello(Hello {
+        number: 1,
         worker: WorkerId::new("w"),
         incarnation: Incarnation(1),
         session: 1,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::event::Work;
 use crate::failure::FailureClass;
 use crate::ids::{QuestionId, TaskKey, WorkerId};
-use crate::index::{RunEntry, Wanted, WorkerEntry, may_grow, rank, task_wants};
+use crate::index::{RunEntry, Wanted, WorkerEntry, may_grow, rank, task_of, task_wants};
 use crate::schedule::{Misfit, heard, holder, misfit, never_fits};
 use crate::state::{Link, Run, State, Task, TaskState, VerifyPhase};
 use crate::time::{Span, Timestamp};
@@ -58,6 +58,8 @@ pub enum Explanation {
 pub enum Waiting {
     /// The run has as many leases as it allows itself.
     RunLimit { max: u32 },
+    /// An earlier attempt or verify of the task was told to stop and may still run.
+    Ending { worker: Arc<str> },
     /// A task at work claims an overlapping path.
     PathHeld { by: Arc<str>, path: Arc<str> },
     /// No worker is connected.
@@ -220,6 +222,13 @@ fn unplaced(
         let max = run.max_parallel.map_or(0, |max| max.get());
         return Waiting::RunLimit { max };
     }
+    if aux.ending.contains_key(&Some(key.task)) {
+        let mut leases = state.leases_of_run(key.run);
+        let ending = leases.find(|lease| lease.revoked && task_of(lease.work) == Some(key.task));
+        return Waiting::Ending {
+            worker: ending.map_or_else(|| "?".into(), |lease| lease.worker.as_str().into()),
+        };
+    }
     if !verify && let Some((by, path)) = holder(state, key.run, key.task) {
         let by = run
             .task(by)
@@ -321,7 +330,7 @@ impl Explanation {
                     Some("end the draining, or start more workers".into())
                 }
                 Waiting::FittingBusy { .. } => Some("wait, or start more workers".into()),
-                Waiting::PathHeld { .. } | Waiting::Soon => None,
+                Waiting::Ending { .. } | Waiting::PathHeld { .. } | Waiting::Soon => None,
             },
             Self::Asking { question, .. } => Some(format!("answer {question}")),
             Self::Final {
@@ -354,6 +363,9 @@ impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RunLimit { max } => write!(f, "its run runs {max} at once, as many as it may"),
+            Self::Ending { worker } => {
+                write!(f, "what was begun of it before is being ended on {worker}")
+            }
             Self::PathHeld { by, path } if path.is_empty() => {
                 write!(f, "task {by} is at work and claims the whole repository")
             }

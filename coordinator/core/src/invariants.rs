@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::event::Work;
-use crate::ids::{LeaseId, TaskKey};
-use crate::index::{ClassId, RunEntry, Timer, Wanted, class_of, may_grow, rank};
+use crate::ids::{LeaseId, TaskIx, TaskKey};
+use crate::index::{ClassId, RunAux, RunEntry, Timer, Wanted, class_of, may_grow, rank, task_of};
 use crate::index::{free_slots, open_question, run_deadline, run_wants, task_deadline, task_wants};
 use crate::limits;
 use crate::state::{Lease, Link, Run, RunPhase, State, Task, TaskState, VerifyPhase, timeout_at};
@@ -60,7 +60,7 @@ pub fn check_run(run: &Run) -> Checked {
         }
         edges += task.dependencies.len();
         if let TaskState::Blocked { unmet } = task.state {
-            let met = |d: &&crate::ids::TaskIx| {
+            let met = |d: &&TaskIx| {
                 run.task(**d).is_some_and(|task| task.state.is_succeeded())
             };
             let met = task.dependencies.iter().filter(met).count();
@@ -296,6 +296,25 @@ fn check_timers(state: &State) -> Checked {
     })
 }
 
+/// Leases that were revoked and are open are counted, and nothing was begun beside them.
+fn check_endings(state: &State, run: &Run, aux: &RunAux) -> Checked {
+    let mut ending: BTreeMap<Option<TaskIx>, u32> = BTreeMap::new();
+    for lease in state.leases_of_run(run.id).filter(|lease| lease.revoked) {
+        *ending.entry(task_of(lease.work)).or_default() += 1;
+    }
+    ensure(ending == aux.ending, || {
+        format!(
+            "{} counts the endings {:?} of {ending:?}",
+            run.id, aux.ending
+        )
+    })?;
+    let mut live = state.leases_of_run(run.id).filter(|lease| !lease.revoked);
+    let beside = live.find(|lease| ending.contains_key(&task_of(lease.work)));
+    ensure(beside.is_none(), || {
+        format!("{beside:?} was granted beside one that is still ending")
+    })
+}
+
 fn check_queues(state: &State) -> Checked {
     let mut queued = 0;
     let mut delayed = 0;
@@ -307,6 +326,7 @@ fn check_queues(state: &State) -> Checked {
         ensure(usize::try_from(aux.live) == Ok(live), || {
             format!("{} counts {} live leases of {live}", run.id, aux.live)
         })?;
+        check_endings(state, run, aux)?;
         let tasks = run
             .indexed()
             .filter_map(|(task, known)| task_wants(TaskKey { run: run.id, task }, known));

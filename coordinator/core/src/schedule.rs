@@ -50,7 +50,7 @@ pub fn promote(state: &mut State, now: Timestamp) {
 struct Round {
     /// Classes that no worker can take.
     blocked: BTreeSet<ClassId>,
-    /// Runs whose work of a class is kept back by path claims.
+    /// Runs whose work of a class is kept back by path claims or by leases that are still ending.
     passed: BTreeSet<(ClassId, RunId)>,
 }
 
@@ -76,21 +76,27 @@ impl Round {
     }
 }
 
-/// Chooses the run's work of a class; `None` when path claims keep all of it back.
+/// Chooses the run's work of a class; `None` when path claims and leases that are still ending keep
+/// all of it back.
 fn pick(state: &State, class: ClassId, id: RunId) -> Option<Work> {
     let RunEntry { run, aux } = state.runs.get(&id)?;
     let queue = aux.queues.get(&class)?;
-    if queue.final_verify {
+    // What was told to stop may still run: its place is free once its lease is closed.
+    let is_free = |task: Option<TaskIx>| !aux.ending.contains_key(&task);
+    if queue.final_verify && is_free(None) {
         return Some(Work::FinalVerify);
     }
-    if let Some((_, _, task)) = queue.verifies.first() {
+    let mut verifies = queue.verifies.iter();
+    if let Some((_, _, task)) = verifies.find(|(_, _, task)| is_free(Some(*task))) {
         let attempt = last_attempt(run, *task);
         return Some(Work::Verify {
             task: *task,
             attempt,
         });
     }
-    let attempts = queue.attempts.iter().take(limits::PATH_SCAN);
+    let attempts = queue.attempts.iter();
+    let attempts = attempts.filter(|(_, _, task)| is_free(Some(*task)));
+    let attempts = attempts.take(limits::PATH_SCAN);
     let mut free = attempts.filter(|(_, _, task)| holder(state, id, *task).is_none());
     let (_, _, task) = free.next()?;
     let attempt = AttemptNo(last_attempt(run, *task).0.saturating_add(1));

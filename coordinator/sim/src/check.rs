@@ -264,10 +264,11 @@ impl World<'_> {
             let Some(host) = host.filter(|host| host.is_honest()) else {
                 continue;
             };
-            let machine = host.process.as_ref().map(|process| &process.machine);
-            let free = machine.map_or(0, |machine| machine.free_slots());
-            self.ensure(free == host.slots, "no slot is leaked", || {
-                format!("{} has {free} free slots of {}", host.id, host.slots)
+            let process = host.process.as_ref();
+            let free = process.map_or(0, |process| process.machine.free_slots());
+            let slots = process.map_or(0, |process| process.slots);
+            self.ensure(free == slots, "no slot is leaked", || {
+                format!("{} has {free} free slots of {slots}", host.id)
             })?;
         }
         Ok(())

@@ -5,18 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use coordinator_core::batch::{Committed, Leases};
-use coordinator_core::command::{GitStepFailure, Heartbeat, Hello, Report};
-use coordinator_core::event::{MergeConflict, Outcome, RunOutcome};
-use coordinator_core::state::{LeaseClocks, RunImage, RunPhase, TaskState};
+use coordinator_core::command::Hello;
+use coordinator_core::state::{LeaseClocks, RunImage};
 use coordinator_core::{
-    Batch, Command, CommitId, Effect, Epoch, Event, EventKind, GitStep, LeaseId, QuestionId,
-    Rejection, Reply, RunId, State, Timestamp, WorkerId, git_work, next_wakeup,
+    Batch, Command, CommitId, Effect, Epoch, Event, EventKind, LeaseId, QuestionId, Rejection,
+    Reply, RunId, State, Timestamp, WorkerId, next_wakeup,
 };
 use muster_proto::v1;
 
 use crate::facts::Facts;
-use crate::remote::{GitRequest, Ref};
-use crate::scenario::{CrashPoint, Merge, What};
+use crate::remote::{GitRequest, GitResult, Ref};
+use crate::scenario::{CrashPoint, What};
 use crate::store::{Pen, Written};
 use crate::world::{Checked, Ev, WALL_MS, World, tell};
 
@@ -49,8 +48,8 @@ pub(crate) enum Down {
 /// A merge that was made.
 #[derive(Debug)]
 pub(crate) struct GitDone {
-    command: Command,
-    keep: Option<(Ref, CommitId)>,
+    pub(crate) command: Command,
+    pub(crate) keep: Option<(Ref, CommitId)>,
 }
 
 /// Who waits for an answer.
@@ -73,13 +72,13 @@ pub(crate) enum Request {
 
 /// A batch on its way to the disk.
 pub(crate) struct Pending {
-    written: Written,
-    commands: Vec<Command>,
-    askers: Vec<Asker>,
-    committed: Option<Committed>,
-    first_row: usize,
-    queries: Vec<GitRequest>,
-    at: Timestamp,
+    pub(crate) written: Written,
+    pub(crate) commands: Vec<Command>,
+    pub(crate) askers: Vec<Asker>,
+    pub(crate) committed: Option<Committed>,
+    pub(crate) first_row: usize,
+    pub(crate) queries: Vec<GitRequest>,
+    pub(crate) at: Timestamp,
 }
 
 pub(crate) struct Coordinator {
@@ -88,19 +87,19 @@ pub(crate) struct Coordinator {
     pub(crate) up: bool,
     /// Number of this process; messages to an earlier one are lost.
     pub(crate) start: u64,
-    epoch: Epoch,
-    began: (u64, Timestamp),
+    pub(crate) epoch: Epoch,
+    pub(crate) began: (u64, Timestamp),
     pub(crate) wall_offset: i64,
     pub(crate) inbox: Vec<Request>,
     pub(crate) pending: Option<Pending>,
-    batch_at: u64,
+    pub(crate) batch_at: u64,
     pub(crate) sessions: BTreeMap<WorkerId, usize>,
-    next_session: u64,
-    endings: BTreeSet<RunId>,
+    pub(crate) next_session: u64,
+    pub(crate) endings: BTreeSet<RunId>,
     pub(crate) holding: bool,
-    since_snapshot: u64,
-    git_busy: bool,
-    git_nth: u64,
+    pub(crate) since_snapshot: u64,
+    pub(crate) git_busy: bool,
+    pub(crate) git_nth: u64,
     pub(crate) armed: Option<(CrashPoint, u64, i64)>,
     pub(crate) batches: u64,
     /// Highest numbers that anybody was ever told.
@@ -141,7 +140,7 @@ impl Coordinator {
         at + coordinator_core::Span::from_ms(now.saturating_sub(began))
     }
 
-    fn moment_of(&self, at: Timestamp) -> u64 {
+    pub(crate) fn moment_of(&self, at: Timestamp) -> u64 {
         let (began, start) = self.began;
         began + at.since(start).ms()
     }
@@ -183,7 +182,16 @@ impl World<'_> {
         self.coordinator.up = false;
         self.coordinator.armed = None;
         self.coordinator.start += 1;
-        self.coordinator.inbox.clear();
+        let inbox = std::mem::take(&mut self.coordinator.inbox);
+        let asked = inbox.into_iter().filter_map(|request| match request {
+            Request::Git(request) => Some(*request),
+            _ => None,
+        });
+        let waiting = self.coordinator.pending.as_mut();
+        let waiting = waiting.map(|pending| std::mem::take(&mut pending.queries));
+        for request in asked.chain(waiting.into_iter().flatten()) {
+            self.git_answer(&request, GitResult::Unreachable, 1);
+        }
         self.coordinator.sessions.clear();
         self.coordinator.endings.clear();
         self.coordinator.holding = false;
@@ -217,7 +225,7 @@ impl World<'_> {
         Ok(())
     }
 
-    fn follow(&mut self) -> Checked {
+    pub(crate) fn follow(&mut self) -> Checked {
         let followed = self.store.follow();
         followed.map_err(|what| self.violation("the journal can be replayed", what))
     }
@@ -321,7 +329,7 @@ impl World<'_> {
         }
     }
 
-    fn schedule_batch(&mut self, at: u64) {
+    pub(crate) fn schedule_batch(&mut self, at: u64) {
         let at = at.max(self.now);
         if self.coordinator.pending.is_none() && at < self.coordinator.batch_at {
             self.coordinator.batch_at = at;
@@ -362,7 +370,11 @@ impl World<'_> {
         self.decide(asked, queries)
     }
 
-    fn decide(&mut self, asked: Vec<(Asker, Command)>, queries: Vec<GitRequest>) -> Checked {
+    pub(crate) fn decide(
+        &mut self,
+        asked: Vec<(Asker, Command)>,
+        queries: Vec<GitRequest>,
+    ) -> Checked {
         let at = self.timestamp();
         let World {
             coordinator,
@@ -455,7 +467,7 @@ impl World<'_> {
         Ok(())
     }
 
-    fn look_again(&mut self) {
+    pub(crate) fn look_again(&mut self) {
         if !self.coordinator.inbox.is_empty() {
             self.schedule_batch(self.now);
         }
@@ -466,7 +478,7 @@ impl World<'_> {
     }
 
     /// Shows a batch that is in the journal to everything that judges it.
-    fn digest_batch(&mut self, pending: &Pending) -> Checked {
+    pub(crate) fn digest_batch(&mut self, pending: &Pending) -> Checked {
         self.coordinator.batches += 1;
         let rows: Vec<_> = self
             .store
@@ -495,7 +507,11 @@ impl World<'_> {
         self.check_events(events)
     }
 
-    fn answer(&mut self, askers: Vec<Asker>, replies: Vec<Result<Reply, Rejection>>) -> Checked {
+    pub(crate) fn answer(
+        &mut self,
+        askers: Vec<Asker>,
+        replies: Vec<Result<Reply, Rejection>>,
+    ) -> Checked {
         let mut acks = vec![];
         for (asker, reply) in askers.into_iter().zip(replies) {
             match asker {
@@ -537,202 +553,8 @@ impl World<'_> {
         Ok(())
     }
 
-    fn welcome(&mut self, conn: usize, reply: Result<Reply, Rejection>) {
-        let Ok(Reply::Welcome { verdicts }) = reply else {
-            self.end_session(conn);
-            return;
-        };
-        let Some(known) = self.conns.get_mut(conn) else {
-            return;
-        };
-        known.welcome = true;
-        let (host, session) = (known.host, known.session);
-        let held: Vec<LeaseId> = verdicts.keys().copied().collect();
-        let worker = self.worker_id(host);
-        if let Some(old) = self.coordinator.sessions.insert(worker, conn)
-            && old != conn
-        {
-            self.end_session(old);
-        }
-        let welcome = v1::Welcome {
-            epoch: self.coordinator.epoch.0,
-            session,
-            verdicts: verdicts.into_iter().map(verdict).collect(),
-            event_window_bytes: 4_096,
-            report_window: 16,
-            ..v1::Welcome::default()
-        };
-        self.say(conn, Down::Welcome(welcome));
-        for lease in held {
-            // The first answer may have been lost.
-            if self.coordinator.state.answered(lease).is_some() {
-                self.say(conn, Down::Answer(lease.0));
-            }
-        }
-    }
-
-    /// The coordinator's side ends a stream.
-    pub(crate) fn end_session(&mut self, conn: usize) {
-        self.closed_at_coordinator(conn);
-        // `closed_at_coordinator` has marked this end; the other one hears of it now.
-        if let Some(known) = self.conns.get(conn)
-            && known.at_worker
-            && let Some(at) = self.on_stream(conn, false)
-        {
-            self.push(at, Ev::ClosedAtWorker { conn });
-        }
-    }
-
-    /// The coordinator learns that a stream is gone.
-    pub(crate) fn closed_at_coordinator(&mut self, conn: usize) {
-        let Some(known) = self.conns.get_mut(conn) else {
-            return;
-        };
-        if !std::mem::take(&mut known.at_coordinator) || known.coordinator != self.coordinator.start
-        {
-            return;
-        }
-        let known = known.clone();
-        if !known.welcome {
-            return;
-        }
-        let worker = self.worker_id(known.host);
-        let command = Command::SessionClosed {
-            worker,
-            incarnation: coordinator_core::Incarnation(known.incarnation),
-            session: known.session,
-        };
-        self.request(Request::Command(Asker::Nobody, command));
-    }
-
-    /// Sends a message to a worker.
-    pub(crate) fn say(&mut self, conn: usize, message: Down) {
-        if !self.conns.get(conn).is_some_and(|conn| conn.at_coordinator) {
-            return;
-        }
-        if let Some(at) = self.on_stream(conn, false) {
-            self.push(at, Ev::ToWorker(conn, Box::new(message)));
-        }
-    }
-
-    /// A message of a worker arrives.
-    pub(crate) fn heard_at_coordinator(&mut self, conn: usize, message: Up) -> Checked {
-        let Some(known) = self.conns.get(conn) else {
-            return Ok(());
-        };
-        let gone = known.coordinator != self.coordinator.start || !self.coordinator.up;
-        if gone || !known.at_coordinator || self.was_lost(known) {
-            return Ok(());
-        }
-        let (host, session, incarnation) = (known.host, known.session, known.incarnation);
-        let worker = self.worker_id(host);
-        match message {
-            Up::Hello(mut hello) => {
-                hello.session = self.coordinator.next_session;
-                self.coordinator.next_session += 1;
-                if let Some(known) = self.conns.get_mut(conn) {
-                    known.session = hello.session;
-                }
-                tell!(self, "{worker} says hello and holds {:?}", hello.held);
-                self.request(Request::Command(Asker::Hello(conn), Command::Hello(hello)));
-            }
-            Up::Heartbeat(beat) => {
-                let beat = Heartbeat {
-                    worker,
-                    incarnation: coordinator_core::Incarnation(incarnation),
-                    session,
-                    seq: beat.seq,
-                    held: beat.held_leases.into_iter().map(LeaseId).collect(),
-                    free_slots: beat.free_slots,
-                    draining: beat.draining,
-                };
-                let command = Command::Heartbeat(beat);
-                self.request(Request::Command(Asker::Heartbeat(conn), command));
-            }
-            Up::Reports(reports) => self.request(Request::Reports(conn, reports)),
-            Up::Events(lease, first, last) => return self.store_events(conn, lease, first, last),
-            Up::Ask(lease) => {
-                let command = Command::Report {
-                    worker,
-                    lease: LeaseId(lease),
-                    report: Report::Asks {
-                        text: format!("what about {lease}?").into(),
-                    },
-                };
-                self.request(Request::Command(Asker::Nobody, command));
-            }
-            Up::Goodbye => self.end_session(conn),
-            Up::Lie(command) => self.request(Request::Command(Asker::Nobody, command)),
-        }
-        Ok(())
-    }
-
-    /// Reads a report, and compares a success with what was pushed.
-    fn checked(&self, conn: usize, report: v1::Report, last: bool) -> Option<(Asker, Command)> {
-        let known = self.conns.get(conn)?;
-        let worker = self.worker_id(known.host);
-        let (number, lease) = (report.number, LeaseId(report.lease));
-        let mut report = crate::wire::report_of(report)?;
-        if let Report::Succeeded {
-            outcome: Outcome::Commit(commit),
-            usage,
-            ..
-        } = &report
-            && let Some(published) = self.published(&worker, lease)
-            && published != Some(commit)
-        {
-            let text = "the worker reported a commit that it did not publish";
-            report = Report::Failed {
-                failure: coordinator_core::Failure::new(
-                    coordinator_core::FailureClass::Publish,
-                    text,
-                ),
-                usage: *usage,
-            };
-        }
-        let command = Command::Report {
-            worker,
-            lease,
-            report,
-        };
-        Some((Asker::Report(conn, number, last), command))
-    }
-
-    /// Events of a lease come, and are on disk before they are acknowledged.
-    fn store_events(&mut self, conn: usize, lease: u64, first: u64, last: u64) -> Checked {
-        let Some(known) = self.conns.get(conn) else {
-            return Ok(());
-        };
-        let worker = self.worker_id(known.host);
-        if self.store.is_full(self.now) {
-            self.end_session(conn);
-            return Ok(());
-        }
-        let number = if self.reference.was_granted(lease, &worker) {
-            let honest = self
-                .hosts
-                .get(known.host)
-                .is_some_and(|host| host.is_honest());
-            let stored = self.transcripts.entry(lease).or_default();
-            let before = *stored;
-            if last > *stored {
-                *stored = last;
-            }
-            self.ensure(
-                !honest || first <= before + 1,
-                "transcripts have no gaps",
-                || format!("event {first} of lease {lease} follows {before}"),
-            )?;
-            self.transcripts.get(&lease).copied().unwrap_or(0)
-        } else {
-            last
-        };
-        self.say(conn, Down::EventAck(v1::EventAck { lease, number }));
-        Ok(())
-    }
-
     /// Tells the world what has been committed.
-    fn release(&mut self, effects: &[Effect], events: &[Event]) {
+    pub(crate) fn release(&mut self, effects: &[Effect], events: &[Event]) {
         let mut grants: BTreeMap<&WorkerId, Vec<Facts>> = BTreeMap::new();
         let mut stops: BTreeMap<&WorkerId, Vec<u64>> = BTreeMap::new();
         for effect in effects {
@@ -787,7 +609,7 @@ impl World<'_> {
     }
 
     /// Moves one ended run into the archive; true when a batch was begun or the process has died.
-    fn archive_ended(&mut self) -> Result<bool, crate::Violation> {
+    pub(crate) fn archive_ended(&mut self) -> Result<bool, crate::Violation> {
         let state = &self.coordinator.state;
         let ready = |run: &&RunId| state.leases_of_run(**run).next().is_none();
         let Some(run) = self.coordinator.endings.iter().find(ready).copied() else {
@@ -819,7 +641,7 @@ impl World<'_> {
         Ok(true)
     }
 
-    fn snapshot_if_due(&mut self) -> Result<bool, crate::Violation> {
+    pub(crate) fn snapshot_if_due(&mut self) -> Result<bool, crate::Violation> {
         let due = self.coordinator.since_snapshot >= self.scenario.snapshot_every;
         if !due || self.store.is_full(self.now) {
             return Ok(false);
@@ -841,146 +663,6 @@ impl World<'_> {
         Ok(false)
     }
 
-    /// The merger looks for what is wanted, and begins it.
-    pub(crate) fn git_work(&mut self, start: u64) {
-        if start != self.coordinator.start || !self.coordinator.up || self.coordinator.git_busy {
-            return;
-        }
-        // It looks again only when its last answer is committed.
-        if self.coordinator.pending.is_some() || !self.coordinator.inbox.is_empty() {
-            self.push(self.now + 10, Ev::GitWork(start));
-            return;
-        }
-        let Some(step) = git_work(&self.coordinator.state).into_iter().next() else {
-            return;
-        };
-        self.coordinator.git_busy = true;
-        self.coordinator.git_nth += 1;
-        let roll = self.roll(3, self.coordinator.git_nth, start);
-        let takes = if roll.is_multiple_of(10) {
-            500 + (roll >> 8) % 5_000
-        } else {
-            20 + (roll >> 8) % 200
-        };
-        if let Some(done) = self.merge(step) {
-            self.push(self.now + takes, Ev::GitDone(start, Box::new(done)));
-        }
-    }
-
-    fn merge(&self, step: GitStep) -> Option<GitDone> {
-        let conflict = |tasks: Vec<coordinator_core::TaskIx>| {
-            Err(GitStepFailure::Conflict(MergeConflict {
-                tasks,
-                files: vec!["a".into()],
-                detail: "both changed a".into(),
-            }))
-        };
-        let result = |merge: Merge, commit: &CommitId, tasks| match merge {
-            Merge::Clean => Ok(commit.clone()),
-            Merge::Conflict => conflict(tasks),
-            Merge::Error => Err(GitStepFailure::Error("the disk is damaged".into())),
-        };
-        Some(match step {
-            GitStep::Base {
-                task,
-                generation,
-                commits,
-                ..
-            } => {
-                let run = self.coordinator.state.run(task.run)?;
-                let plan = self.plan_of(&run.name)?;
-                let known = plan.tasks.get(usize::try_from(task.task.0).ok()?)?;
-                let merge = nth_of(&known.base, generation.saturating_sub(1))?;
-                let commit =
-                    CommitId::new(&format!("b{}.{}.{generation}", task.run.0, task.task.0));
-                let tasks = commits.iter().map(|(ix, _)| *ix).collect();
-                let result = result(merge, &commit, tasks);
-                let keep = result.is_ok().then_some((Ref::Base(task), commit));
-                let command = Command::BaseMade {
-                    task,
-                    generation,
-                    result,
-                };
-                GitDone { command, keep }
-            }
-            GitStep::Integration {
-                run,
-                generation,
-                commits,
-                ..
-            } => {
-                let known = self.coordinator.state.run(run)?;
-                let plan = self.plan_of(&known.name)?;
-                let integrate = plan.integrate.as_ref()?;
-                let merge = nth_of(&integrate.merge, generation.saturating_sub(1))?;
-                let commit = CommitId::new(&format!("i{}.{generation}", run.0));
-                let tasks = commits.iter().map(|(ix, _)| *ix).take(2).collect();
-                let result = result(merge, &commit, tasks);
-                let keep = result
-                    .is_ok()
-                    .then_some((Ref::Candidate(run, generation), commit));
-                let command = Command::IntegrationMade {
-                    run,
-                    generation,
-                    result,
-                };
-                GitDone { command, keep }
-            }
-        })
-    }
-
-    pub(crate) fn git_done(&mut self, start: u64, done: GitDone) {
-        if start != self.coordinator.start || !self.coordinator.up {
-            return;
-        }
-        self.coordinator.git_busy = false;
-        if let Some((name, commit)) = done.keep {
-            self.remote.refs.insert(name, commit);
-        }
-        self.request(Request::Command(Asker::Nobody, done.command));
-        self.push(self.now + 1, Ev::GitWork(start));
-    }
-
-    /// Moves branches to what the journal says; runs whose branches are in place may be archived.
-    pub(crate) fn project(&mut self, start: u64) {
-        if start != self.coordinator.start || !self.coordinator.up {
-            return;
-        }
-        if self.coordinator.pending.is_some() {
-            self.push(self.now + 10, Ev::Project(start));
-            return;
-        }
-        let mut ended = vec![];
-        let mut heads = vec![];
-        for run in self.coordinator.state.runs() {
-            for (task, known) in run.indexed() {
-                if let TaskState::Succeeded {
-                    outcome: Outcome::Commit(commit),
-                    ..
-                } = &known.state
-                {
-                    let key = coordinator_core::TaskKey { run: run.id, task };
-                    heads.push((Ref::TaskHead(key), commit.clone()));
-                }
-            }
-            if let RunPhase::Ended {
-                outcome,
-                integrated,
-                ..
-            } = &run.phase
-            {
-                ended.push(run.id);
-                if let (RunOutcome::Succeeded, Some(commit)) = (outcome, integrated) {
-                    heads.push((Ref::Integration(run.id), commit.clone()));
-                }
-            }
-        }
-        self.remote.refs.extend(heads);
-        for run in ended {
-            self.request(Request::Archive(run));
-        }
-    }
-
     /// Gives the oldest open question.
     pub(crate) fn open_question(&self) -> Option<QuestionId> {
         let question = self.coordinator.state.questions().next();
@@ -989,7 +671,7 @@ impl World<'_> {
 }
 
 /// Nothing to write.
-fn nothing(now: u64) -> Written {
+pub(crate) fn nothing(now: u64) -> Written {
     Written {
         done_at: now,
         row: false,
@@ -1003,7 +685,9 @@ pub(crate) fn nth_of<T: Copy>(list: &[T], nth: u32) -> Option<T> {
     list.get(nth).or(list.last()).copied()
 }
 
-fn verdict((lease, is): (LeaseId, coordinator_core::command::Verdict)) -> v1::LeaseVerdict {
+pub(crate) fn verdict(
+    (lease, is): (LeaseId, coordinator_core::command::Verdict),
+) -> v1::LeaseVerdict {
     use coordinator_core::command::Verdict;
     v1::LeaseVerdict {
         lease: lease.0,
@@ -1016,7 +700,7 @@ fn verdict((lease, is): (LeaseId, coordinator_core::command::Verdict)) -> v1::Le
     }
 }
 
-fn report_verdict(answer: coordinator_core::command::ReportAnswer) -> v1::ReportVerdict {
+pub(crate) fn report_verdict(answer: coordinator_core::command::ReportAnswer) -> v1::ReportVerdict {
     use coordinator_core::command::ReportAnswer;
     match answer {
         ReportAnswer::Recorded => v1::ReportVerdict::Recorded,

@@ -15,26 +15,26 @@ use crate::coordinator::{Down, Up};
 use crate::facts::Facts;
 use crate::lease::{Folder, Runner, Supervisor};
 use crate::liar::Liar;
-use crate::scenario::{Agent, Link, What, WorkerPlan};
-use crate::world::{Checked, Ev, ProcessTimer, WALL_MS, World, tell};
+use crate::scenario::{Agent, Link, WorkerPlan};
+use crate::world::{Checked, Ev, ProcessTimer, World, tell};
 
 /// Bounds the time from the hello to the welcome.
-const WELCOME_MS: u64 = 30_000;
+pub(crate) const WELCOME_MS: u64 = 30_000;
 /// How long a worker that leaves tries to say what became of its leases.
-const LEAVE_MS: u64 = 60_000;
+pub(crate) const LEAVE_MS: u64 = 60_000;
 /// How long events that are refused by the worker's own disk wait.
-const STORE_AGAIN_MS: u64 = 1_000;
+pub(crate) const STORE_AGAIN_MS: u64 = 1_000;
 /// Longest pause between two tries to connect.
-const PAUSE_MAX_MS: u64 = 6_000;
+pub(crate) const PAUSE_MAX_MS: u64 = 6_000;
 /// Bytes of an event.
-const EVENT_BYTES: u64 = 100;
+pub(crate) const EVENT_BYTES: u64 = 100;
 
 /// What survives the process and, unless it is lost, the machine's end.
 #[derive(Default)]
 pub(crate) struct Disk {
     pub(crate) incarnation: u64,
-    outbox: BTreeMap<u64, v1::Report>,
-    next_report: u64,
+    pub(crate) outbox: BTreeMap<u64, v1::Report>,
+    pub(crate) next_report: u64,
     pub(crate) folders: BTreeMap<u64, Folder>,
 }
 
@@ -42,24 +42,25 @@ pub(crate) struct Disk {
 pub(crate) struct Process {
     pub(crate) machine: Machine,
     pub(crate) incarnation: u64,
-    conn: Option<usize>,
+    pub(crate) conn: Option<usize>,
     pub(crate) is_up: bool,
-    heard_at: u64,
-    pauses: u32,
-    hellos: u64,
+    pub(crate) heard_at: u64,
+    pub(crate) pauses: u32,
+    pub(crate) hellos: u64,
+    pub(crate) slots: u32,
     pub(crate) runners: BTreeMap<u64, Runner>,
-    unstored: Vec<v1::Report>,
-    stores_again: bool,
-    wake_at: u64,
+    pub(crate) unstored: Vec<v1::Report>,
+    pub(crate) stores_again: bool,
+    pub(crate) wake_at: u64,
     pub(crate) leave_at: Option<u64>,
     pub(crate) ready: bool,
-    down_ms: u64,
+    pub(crate) down_ms: u64,
 }
 
-struct Freeze {
-    nth: u64,
+pub(crate) struct Freeze {
+    pub(crate) nth: u64,
     /// Supervisors and agents stand still too.
-    whole: bool,
+    pub(crate) whole: bool,
 }
 
 /// A machine.
@@ -68,16 +69,16 @@ pub(crate) struct Host {
     pub(crate) id: WorkerId,
     /// Messages that its links carried.
     pub(crate) sent: u64,
-    booted: u64,
+    pub(crate) booted: u64,
     pub(crate) process: Option<Process>,
     pub(crate) liar: Option<Liar>,
     /// Number of the process; timers of an earlier one are void.
     pub(crate) life: u64,
-    freeze: Option<Freeze>,
-    freezes: u64,
+    pub(crate) freeze: Option<Freeze>,
+    pub(crate) freezes: u64,
     /// When everything moved again the last time.
-    thawed_at: u64,
-    waiting: Vec<Ev>,
+    pub(crate) thawed_at: u64,
+    pub(crate) waiting: Vec<Ev>,
     pub(crate) disk: Disk,
     pub(crate) supervisors: BTreeMap<u64, Supervisor>,
     pub(crate) slots: u32,
@@ -162,273 +163,6 @@ impl World<'_> {
         known.map_or_else(|| WorkerId::new("?"), |host| host.id.clone())
     }
 
-    /// Puts off what happens to a process that does not move; gives back what happens now.
-    pub(crate) fn unless_frozen(&mut self, host: usize, ev: Ev) -> Option<Ev> {
-        let supervisor = matches!(ev, Ev::Supervisor(..));
-        let known = self.hosts.get_mut(host)?;
-        match &known.freeze {
-            Some(freeze) if freeze.whole || !supervisor => {
-                known.waiting.push(ev);
-                None
-            }
-            _ => Some(ev),
-        }
-    }
-
-    pub(crate) fn trouble_at_worker(&mut self, host: usize, what: What) -> Checked {
-        match what {
-            What::WorkerKilled { down_ms, .. } => {
-                self.kill(host, down_ms, false);
-                Ok(())
-            }
-            What::HostReboot {
-                down_ms, disk_lost, ..
-            } => {
-                self.power_off(host, down_ms, disk_lost);
-                Ok(())
-            }
-            What::Frozen { for_ms, whole, .. } => {
-                self.freeze(host, for_ms, whole);
-                Ok(())
-            }
-            What::Suspended { for_ms, .. } => {
-                self.freeze(host, for_ms, true);
-                Ok(())
-            }
-            What::Broken { .. } => {
-                if let Some(conn) = self
-                    .hosts
-                    .get(host)
-                    .and_then(|host| host.process.as_ref()?.conn)
-                {
-                    self.break_conn(conn);
-                }
-                Ok(())
-            }
-            What::WorkerDiskFull { for_ms, .. } => {
-                let until = self.now + for_ms;
-                self.hosts.iter_mut().skip(host).take(1).for_each(|host| {
-                    host.disk_full_until = until;
-                });
-                Ok(())
-            }
-            What::Offers {
-                slots, all_agents, ..
-            } => {
-                if let Some(host) = self.hosts.get_mut(host) {
-                    host.slots = slots;
-                    host.agents.clone_from(&host.plan.agents);
-                    if !all_agents {
-                        host.agents.truncate(1);
-                    }
-                }
-                Ok(())
-            }
-            What::WorkerDrains { down_ms, .. } => self.wish(host, false, down_ms),
-            What::WorkerLeaves { down_ms, .. } => self.wish(host, true, down_ms),
-            _ => Ok(()),
-        }
-    }
-
-    /// What a fault left on a machine is put in order.
-    pub(crate) fn calm_host(&mut self, host: usize) -> Checked {
-        let Some(known) = self.hosts.get_mut(host) else {
-            return Ok(());
-        };
-        known.disk_full_until = 0;
-        let changed = known.slots != known.plan.slots || known.agents != known.plan.agents;
-        known.slots = known.plan.slots;
-        known.agents.clone_from(&known.plan.agents);
-        if let Some(freeze) = &known.freeze {
-            let nth = freeze.nth;
-            self.thaw(host, nth)?;
-        }
-        let honest = self.hosts.get(host).is_some_and(Host::is_honest);
-        if !honest {
-            self.kill(host, 0, true);
-        } else if changed {
-            self.kill(host, 100, false);
-        }
-        Ok(())
-    }
-
-    fn freeze(&mut self, host: usize, for_ms: u64, whole: bool) {
-        let until = self.now + for_ms;
-        let Some(known) = self.hosts.get_mut(host) else {
-            return;
-        };
-        if known.freeze.is_some() {
-            return;
-        }
-        known.freezes += 1;
-        let nth = known.freezes;
-        known.freeze = Some(Freeze { nth, whole });
-        self.push(until, Ev::Thaw(host, nth));
-        self.push(self.now + crate::net::DEAD_MS, Ev::LookForDead(host));
-    }
-
-    pub(crate) fn thaw(&mut self, host: usize, nth: u64) -> Checked {
-        let Some(known) = self.hosts.get_mut(host) else {
-            return Ok(());
-        };
-        if known.freeze.as_ref().is_none_or(|freeze| freeze.nth != nth) {
-            return Ok(());
-        }
-        tell!(self, "w{} goes on", known.plan.id);
-        known.freeze = None;
-        known.thawed_at = self.now;
-        let waiting = std::mem::take(&mut known.waiting);
-        for ev in waiting {
-            self.push(self.now, ev);
-        }
-        Ok(())
-    }
-
-    /// The process is no more; supervisors see the end of their pipe.
-    pub(crate) fn kill(&mut self, host: usize, down_ms: u64, for_good: bool) {
-        let Some(known) = self.hosts.get_mut(host) else {
-            return;
-        };
-        if !known.runs() {
-            if for_good {
-                known.life += 1;
-            }
-            return;
-        }
-        tell!(self, "the process of w{} ends", known.plan.id);
-        let conn = known.process.as_ref().and_then(|process| process.conn);
-        let conn = conn.or(known.liar.as_ref().and_then(|liar| liar.conn));
-        known.process = None;
-        known.liar = None;
-        known.life += 1;
-        let life = known.life;
-        if let Some(freeze) = &known.freeze
-            && !freeze.whole
-        {
-            // The next process is not stopped.
-            known.freeze = None;
-            known.waiting.clear();
-        }
-        if let Some(conn) = conn {
-            self.close_conn(conn, true, false);
-        }
-        self.end_supervisors(host);
-        if !for_good {
-            self.push(self.now + down_ms.max(1), Ev::StartWorker(host, life));
-        }
-    }
-
-    /// The machine loses its power.
-    fn power_off(&mut self, host: usize, down_ms: u64, disk_lost: bool) {
-        let Some(known) = self.hosts.get_mut(host) else {
-            return;
-        };
-        let conn = known.process.as_ref().and_then(|process| process.conn);
-        let conn = conn.or(known.liar.as_ref().and_then(|liar| liar.conn));
-        let now = self.now;
-        let leases: Vec<u64> = known.supervisors.keys().copied().collect();
-        for lease in leases {
-            known.stop_edits(lease, now);
-        }
-        known.supervisors.clear();
-        known.process = None;
-        known.liar = None;
-        known.freeze = None;
-        known.waiting.clear();
-        known.life += 1;
-        known.booted = now + down_ms.max(1);
-        if disk_lost {
-            known.lost.extend(known.disk.folders.keys().copied());
-            known.disk = Disk {
-                next_report: 1,
-                ..Disk::default()
-            };
-        }
-        let life = known.life;
-        tell!(
-            self,
-            "the machine of w{} is off",
-            self.hosts.get(host).map_or(0, |h| h.plan.id)
-        );
-        if let Some(conn) = conn {
-            self.close_conn(conn, true, true);
-        }
-        self.push(now + crate::net::DEAD_MS, Ev::LookForDead(host));
-        self.push(now + down_ms.max(1), Ev::StartWorker(host, life));
-    }
-
-    pub(crate) fn start_worker(&mut self, host: usize, life: u64) -> Checked {
-        let wall = WALL_MS + self.now;
-        let Some(known) = self.hosts.get_mut(host) else {
-            return Ok(());
-        };
-        if known.life != life || known.runs() {
-            return Ok(());
-        }
-        if known.stands_still() {
-            known.waiting.push(Ev::StartWorker(host, life));
-            return Ok(());
-        }
-        let incarnation = known.disk.incarnation.saturating_add(1).max(wall);
-        known.disk.incarnation = incarnation;
-        tell!(self, "w{} starts", known.plan.id);
-        if !known.is_honest() {
-            known.liar = Some(Liar::new(incarnation));
-            self.push(self.now + 1, Ev::Lie(host, life));
-            return Ok(());
-        }
-        let mut machine = Machine::new(known.slots, known.disk.next_report);
-        for report in known.disk.outbox.values() {
-            machine.restore_report(report.clone());
-        }
-        known.process = Some(Process {
-            machine,
-            incarnation,
-            conn: None,
-            is_up: false,
-            heard_at: self.now,
-            pauses: 0,
-            hellos: 0,
-            runners: BTreeMap::new(),
-            unstored: vec![],
-            stores_again: false,
-            wake_at: u64::MAX,
-            leave_at: None,
-            ready: false,
-            down_ms: 0,
-        });
-        self.push(self.now, Ev::Process(host, life, ProcessTimer::Ready));
-        Ok(())
-    }
-
-    /// Says hello only when nothing of an earlier start runs any more.
-    fn make_ready(&mut self, host: usize, life: u64) -> Checked {
-        let now = self.now;
-        let Some(known) = self.hosts.get_mut(host) else {
-            return Ok(());
-        };
-        if !known.supervisors.is_empty() {
-            self.push(now + 200, Ev::Process(host, life, ProcessTimer::Ready));
-            return Ok(());
-        }
-        let Some(process) = &mut known.process else {
-            return Ok(());
-        };
-        process.ready = true;
-        for (lease, folder) in &known.disk.folders {
-            process.machine.restore_lease(*lease, folder.last);
-            process
-                .runners
-                .insert(*lease, Runner::leftover(folder, now));
-        }
-        let leases: Vec<u64> = known.disk.folders.keys().copied().collect();
-        for lease in leases {
-            self.settle_leftover(host, lease)?;
-        }
-        self.push(now, Ev::Process(host, life, ProcessTimer::Connect));
-        Ok(())
-    }
-
     pub(crate) fn process_timer(&mut self, host: usize, life: u64, timer: ProcessTimer) -> Checked {
         let now = self.now;
         let Some(known) = self.hosts.get_mut(host) else {
@@ -489,7 +223,7 @@ impl World<'_> {
         self.after(host)
     }
 
-    fn connect(&mut self, host: usize) {
+    pub(crate) fn connect(&mut self, host: usize) {
         let Some(known) = self.hosts.get(host) else {
             return;
         };
@@ -527,7 +261,7 @@ impl World<'_> {
         self.say_up(conn, Up::Hello(hello));
     }
 
-    fn connect_later(&mut self, host: usize) {
+    pub(crate) fn connect_later(&mut self, host: usize) {
         let roll = self.hosts.get(host).map_or(0, |known| {
             crate::random::fate(self.scenario.seed, 50, u64::from(known.plan.id), known.sent)
         });
@@ -590,7 +324,7 @@ impl World<'_> {
         self.lost_conn(host, conn)
     }
 
-    fn lost_conn(&mut self, host: usize, conn: usize) -> Checked {
+    pub(crate) fn lost_conn(&mut self, host: usize, conn: usize) -> Checked {
         let Some(process) = self.process(host) else {
             return Ok(());
         };
@@ -667,7 +401,7 @@ impl World<'_> {
         self.after(host)
     }
 
-    fn received(&mut self, host: usize, kind: Kind, facts: &[Facts]) -> Checked {
+    pub(crate) fn received(&mut self, host: usize, kind: Kind, facts: &[Facts]) -> Checked {
         self.step(host, |machine, now| machine.received(kind, now), facts)
     }
 
@@ -693,7 +427,7 @@ impl World<'_> {
         Ok(())
     }
 
-    fn carry_out(&mut self, host: usize, output: Output, facts: &[Facts]) -> Checked {
+    pub(crate) fn carry_out(&mut self, host: usize, output: Output, facts: &[Facts]) -> Checked {
         match output {
             Output::Send(kind) => {
                 let message = match kind {
@@ -746,7 +480,7 @@ impl World<'_> {
     }
 
     /// What is said is on disk, so that the next start can say it again.
-    fn check_stored(&self, host: usize, reports: &[v1::Report]) -> Checked {
+    pub(crate) fn check_stored(&self, host: usize, reports: &[v1::Report]) -> Checked {
         let outbox = self.hosts.get(host).map(|host| &host.disk.outbox);
         let missing = reports
             .iter()
@@ -790,7 +524,7 @@ impl World<'_> {
         Ok(())
     }
 
-    fn store_reports(&mut self, host: usize) -> Checked {
+    pub(crate) fn store_reports(&mut self, host: usize) -> Checked {
         let now = self.now;
         loop {
             let Some(known) = self.hosts.get_mut(host) else {
@@ -819,7 +553,7 @@ impl World<'_> {
         }
     }
 
-    fn send_events(&mut self, host: usize) {
+    pub(crate) fn send_events(&mut self, host: usize) {
         loop {
             let now = self.now;
             let Some(boottime) = self.hosts.get(host).map(|host| host.boottime(now)) else {
@@ -845,7 +579,7 @@ impl World<'_> {
     }
 
     /// A person wants the worker to end.
-    fn wish(&mut self, host: usize, leave: bool, down_ms: u64) -> Checked {
+    pub(crate) fn wish(&mut self, host: usize, leave: bool, down_ms: u64) -> Checked {
         let leave_at = self.now + LEAVE_MS;
         let Some(known) = self.hosts.get_mut(host) else {
             return Ok(());
@@ -887,7 +621,7 @@ impl World<'_> {
     }
 
     /// Ends the process when there is nothing more to do.
-    fn look_for_end(&mut self, host: usize) -> Checked {
+    pub(crate) fn look_for_end(&mut self, host: usize) -> Checked {
         let now = self.now;
         let Some(process) = self.process(host) else {
             return Ok(());
@@ -923,7 +657,7 @@ impl World<'_> {
 use muster_proto::v1::coordinator_message::Kind;
 
 /// Writes the message of a grant.
-fn grant(facts: &Facts) -> v1::Grant {
+pub(crate) fn grant(facts: &Facts) -> v1::Grant {
     let ttl = std::time::Duration::from_millis(facts.ttl_ms);
     v1::Grant {
         lease: facts.lease,

@@ -7,7 +7,6 @@ use worker_agent::attempt::Stop;
 use worker_agent::attempt::machine::{Happened, Next, Phase};
 use worker_agent::clock::Boottime;
 
-use crate::coordinator::Up;
 use crate::facts::Facts;
 use crate::host::Host;
 use crate::remote::{Credential, GitAnswer, GitRequest, GitResult, GitWhat, Ref};
@@ -15,17 +14,17 @@ use crate::scenario::{DeedEnd, Found};
 use crate::wire::{failure, outcome};
 use crate::world::{Checked, Ev, World, tell};
 
-const WIP_MS: u64 = 45_000;
-const PUSH_PAUSE_MS: u64 = 500;
-const PUSH_PAUSE_MAX_MS: u64 = 15_000;
-const PREPARE_TRIES: u32 = 4;
-const PUBLISH_LIMIT_MS: u64 = 600_000;
-const KEEP_LIMIT_MS: u64 = 30_000;
-const KEEP_TRIES: u32 = 4;
-const REFUSALS_MAX: u32 = 3;
-const SALVAGE_TRIES_MAX: u32 = 40;
+pub(crate) const WIP_MS: u64 = 45_000;
+pub(crate) const PUSH_PAUSE_MS: u64 = 500;
+pub(crate) const PUSH_PAUSE_MAX_MS: u64 = 15_000;
+pub(crate) const PREPARE_TRIES: u32 = 4;
+pub(crate) const PUBLISH_LIMIT_MS: u64 = 600_000;
+pub(crate) const KEEP_LIMIT_MS: u64 = 30_000;
+pub(crate) const KEEP_TRIES: u32 = 4;
+pub(crate) const REFUSALS_MAX: u32 = 3;
+pub(crate) const SALVAGE_TRIES_MAX: u32 = 40;
 /// How long a verify works.
-const VERIFY_MS: u64 = 8_000;
+pub(crate) const VERIFY_MS: u64 = 8_000;
 /// Longest time between TERM and KILL.
 pub(crate) const TERM_GRACE_MS: u64 = 5_000;
 
@@ -45,7 +44,7 @@ pub(crate) struct Folder {
 
 /// What a runner is at.
 #[derive(Clone, Debug, PartialEq)]
-enum Doing {
+pub(crate) enum Doing {
     Preparing,
     Running,
     Publishing,
@@ -58,18 +57,18 @@ enum Doing {
 
 /// The work of one lease in the worker's process.
 pub(crate) struct Runner {
-    phase: Phase,
-    doing: Doing,
-    stop: Option<Stop>,
-    deadline: Boottime,
-    timed_out: bool,
-    since: u64,
+    pub(crate) phase: Phase,
+    pub(crate) doing: Doing,
+    pub(crate) stop: Option<Stop>,
+    pub(crate) deadline: Boottime,
+    pub(crate) timed_out: bool,
+    pub(crate) since: u64,
     /// Answers and timers of anything earlier are void.
-    op: u64,
-    tries: u32,
-    refusals: u32,
+    pub(crate) op: u64,
+    pub(crate) tries: u32,
+    pub(crate) refusals: u32,
     /// A question waits for its answer.
-    asks: bool,
+    pub(crate) asks: bool,
 }
 
 impl Runner {
@@ -81,7 +80,7 @@ impl Runner {
         }
     }
 
-    fn new(now: u64) -> Self {
+    pub(crate) fn new(now: u64) -> Self {
         Self {
             phase: Phase::Preparing,
             doing: Doing::Preparing,
@@ -102,13 +101,13 @@ impl Runner {
 pub(crate) struct Supervisor {
     pub(crate) deadline: Boottime,
     /// When the agent ends by itself.
-    ends_at: Option<u64>,
-    began: u64,
-    speed: u64,
-    edits: bool,
+    pub(crate) ends_at: Option<u64>,
+    pub(crate) began: u64,
+    pub(crate) speed: u64,
+    pub(crate) edits: bool,
     /// When the tree is gone, once it is being ended.
     pub(crate) gone_at: Option<u64>,
-    by_deadline: bool,
+    pub(crate) by_deadline: bool,
 }
 
 /// Timers of a runner.
@@ -138,20 +137,20 @@ impl Host {
 }
 
 impl World<'_> {
-    fn folder(&mut self, host: usize, lease: u64) -> Option<&mut Folder> {
+    pub(crate) fn folder(&mut self, host: usize, lease: u64) -> Option<&mut Folder> {
         self.hosts.get_mut(host)?.disk.folders.get_mut(&lease)
     }
 
-    fn runner(&mut self, host: usize, lease: u64) -> Option<&mut Runner> {
+    pub(crate) fn runner(&mut self, host: usize, lease: u64) -> Option<&mut Runner> {
         self.process(host)?.runners.get_mut(&lease)
     }
 
-    fn life(&self, host: usize) -> u64 {
+    pub(crate) fn life(&self, host: usize) -> u64 {
         self.hosts.get(host).map_or(0, |host| host.life)
     }
 
     /// Something is added to a lease's events.
-    fn note(&mut self, host: usize, lease: u64) {
+    pub(crate) fn note(&mut self, host: usize, lease: u64) {
         let Some(folder) = self.folder(host, lease) else {
             return;
         };
@@ -162,11 +161,11 @@ impl World<'_> {
         }
     }
 
-    fn say_of(&mut self, host: usize, lease: u64, kind: report::Kind) -> Checked {
+    pub(crate) fn say_of(&mut self, host: usize, lease: u64, kind: report::Kind) -> Checked {
         self.step(host, |machine, _| machine.report(lease, kind), &[])
     }
 
-    fn next_op(&mut self, host: usize, lease: u64) -> u64 {
+    pub(crate) fn next_op(&mut self, host: usize, lease: u64) -> u64 {
         let Some(known) = self.hosts.get_mut(host) else {
             return 0;
         };
@@ -178,7 +177,7 @@ impl World<'_> {
         op
     }
 
-    fn later(&mut self, host: usize, lease: u64, after: u64, timer: LeaseTimer) {
+    pub(crate) fn later(&mut self, host: usize, lease: u64, after: u64, timer: LeaseTimer) {
         let life = self.life(host);
         self.push(self.now + after, Ev::Lease(host, life, lease, timer));
     }
@@ -225,7 +224,7 @@ impl World<'_> {
         Ok(())
     }
 
-    fn fetch(&mut self, host: usize, lease: u64) {
+    pub(crate) fn fetch(&mut self, host: usize, lease: u64) {
         let op = self.next_op(host, lease);
         let process = self.life(host);
         self.git(GitRequest {
@@ -240,12 +239,19 @@ impl World<'_> {
         });
     }
 
-    fn push_ref(&mut self, host: usize, lease: u64, name: Ref, credential: Credential) {
+    pub(crate) fn push_ref(&mut self, host: usize, lease: u64, name: Ref, credential: Credential) {
         let op = self.next_op(host, lease);
         self.push_with(host, lease, name, credential, op);
     }
 
-    fn push_with(&mut self, host: usize, lease: u64, name: Ref, credential: Credential, op: u64) {
+    pub(crate) fn push_with(
+        &mut self,
+        host: usize,
+        lease: u64,
+        name: Ref,
+        credential: Credential,
+        op: u64,
+    ) {
         let edits = self.folder(host, lease).map_or(0, |folder| folder.edits);
         let process = self.life(host);
         self.git(GitRequest {
@@ -301,173 +307,18 @@ impl World<'_> {
         }
     }
 
-    fn is_verify(&mut self, host: usize, lease: u64) -> bool {
+    pub(crate) fn is_verify(&mut self, host: usize, lease: u64) -> bool {
         self.folder(host, lease)
             .is_none_or(|folder| folder.facts.deed.is_none())
     }
 
-    /// A supervisor ends its tree: TERM, a grace, KILL.
-    fn end_tree(&mut self, host: usize, lease: u64, by_deadline: bool) {
-        let grace = TERM_GRACE_MS.min(self.scenario.clocks.ttl_ms / 12);
-        let roll = self.roll(20, lease, 0);
-        let takes = if roll.is_multiple_of(3) {
-            1 + (roll >> 8) % grace
-        } else {
-            1 + (roll >> 8) % 20
-        };
-        let at = self.now + takes;
-        let Some(known) = self.hosts.get_mut(host) else {
-            return;
-        };
-        if let Some(supervisor) = known.supervisors.get_mut(&lease)
-            && supervisor.gone_at.is_none()
-        {
-            supervisor.gone_at = Some(at);
-            supervisor.by_deadline = by_deadline;
-            self.push(at, Ev::Supervisor(host, lease));
-        }
-    }
-
-    /// The worker's process is gone: every supervisor ends its tree.
-    pub(crate) fn end_supervisors(&mut self, host: usize) {
-        let Some(known) = self.hosts.get(host) else {
-            return;
-        };
-        let leases: Vec<u64> = known.supervisors.keys().copied().collect();
-        for lease in leases {
-            self.end_tree(host, lease, false);
-            // A supervisor that waits for nothing looks at once.
-            self.push(self.now + 1, Ev::Supervisor(host, lease));
-        }
-    }
-
-    /// A supervisor looks at its clock.
-    pub(crate) fn supervisor_timer(&mut self, host: usize, lease: u64) -> Checked {
-        let now = self.now;
-        let Some(known) = self.hosts.get_mut(host) else {
-            return Ok(());
-        };
-        let boottime = known.boottime(now);
-        let Some(supervisor) = known.supervisors.get(&lease) else {
-            return Ok(());
-        };
-        if let Some(gone_at) = supervisor.gone_at {
-            if now < gone_at {
-                return Ok(());
-            }
-            let by_deadline = supervisor.by_deadline;
-            known.stop_edits(lease, now);
-            known.supervisors.remove(&lease);
-            tell!(self, "the agent of {lease} on w{host} is gone");
-            return self.agent_gone(host, lease, by_deadline, false);
-        }
-        if boottime >= supervisor.deadline {
-            tell!(
-                self,
-                "the supervisor of {lease} on w{host} ends it: its time is over"
-            );
-            self.end_tree(host, lease, true);
-            return Ok(());
-        }
-        if supervisor.ends_at.is_some_and(|at| now >= at) {
-            return self.agent_ends(host, lease);
-        }
-        let deadline = known.when(supervisor.deadline);
-        let next = supervisor.ends_at.map_or(deadline, |at| at.min(deadline));
-        self.push(next.max(now + 1), Ev::Supervisor(host, lease));
-        Ok(())
-    }
-
-    /// The agent has come to its end, or to a question.
-    fn agent_ends(&mut self, host: usize, lease: u64) -> Checked {
-        let now = self.now;
-        let asks = self
-            .folder(host, lease)
-            .and_then(|folder| folder.facts.deed);
-        let asks = asks.is_some_and(|deed| deed.end == DeedEnd::Asks);
-        let Some(known) = self.hosts.get_mut(host) else {
-            return Ok(());
-        };
-        let alive = known.process.is_some();
-        let answered = known
-            .process
-            .as_ref()
-            .and_then(|process| process.runners.get(&lease))
-            .is_some_and(|runner| runner.asks);
-        if asks && !answered && alive {
-            let deadline = known.supervisors.get_mut(&lease).map(|supervisor| {
-                supervisor.ends_at = None;
-                supervisor.deadline
-            });
-            if let Some(at) = deadline.map(|deadline| known.when(deadline)) {
-                self.push(at.max(now + 1), Ev::Supervisor(host, lease));
-            }
-            if let Some(runner) = self.runner(host, lease) {
-                runner.asks = true;
-            }
-            self.say_if_up(host, Up::Ask(lease));
-            return Ok(());
-        }
-        known.stop_edits(lease, now);
-        known.supervisors.remove(&lease);
-        self.agent_gone(host, lease, false, true)
-    }
-
-    /// Questions that have no answer are asked again in each session.
-    pub(crate) fn ask_again_of(&mut self, host: usize) {
-        let Some(process) = self.process(host) else {
-            return;
-        };
-        let asking = process.runners.iter().filter(|(_, runner)| {
-            runner.asks && runner.doing == Doing::Running && runner.stop.is_none()
-        });
-        let asking: Vec<u64> = asking.map(|(lease, _)| *lease).collect();
-        for lease in asking {
-            let waits = self.hosts.get(host).is_some_and(|host| {
-                let supervisor = host.supervisors.get(&lease);
-                supervisor.is_some_and(|supervisor| supervisor.ends_at.is_none())
-            });
-            if waits {
-                self.say_if_up(host, Up::Ask(lease));
-            }
-        }
-    }
-
-    /// The answer to a question has come.
-    pub(crate) fn got_answer(&mut self, host: usize, lease: u64) {
-        let now = self.now;
-        let asks = self.runner(host, lease).is_some_and(|runner| runner.asks);
-        if !asks {
-            return;
-        }
-        if let Some(known) = self.hosts.get_mut(host)
-            && let Some(supervisor) = known.supervisors.get_mut(&lease)
-            && supervisor.ends_at.is_none()
-        {
-            supervisor.ends_at = Some(now + 2_000);
-            self.push(now + 2_000, Ev::Supervisor(host, lease));
-        }
-    }
-
-    /// The tree of a lease is gone, and its worker hears of it if there is one.
-    fn agent_gone(&mut self, host: usize, lease: u64, by_deadline: bool, itself: bool) -> Checked {
-        let frozen = self.hosts.get(host).is_some_and(Host::is_frozen);
-        if frozen {
-            let life = self.life(host);
-            let timer = if itself {
-                LeaseTimer::Again(1)
-            } else {
-                LeaseTimer::Again(2)
-            };
-            // The worker learns of it when it moves again.
-            self.unless_frozen(host, Ev::Lease(host, life, lease, timer));
-            return Ok(());
-        }
-        self.told_gone(host, lease, by_deadline, itself)?;
-        self.after(host)
-    }
-
-    fn told_gone(&mut self, host: usize, lease: u64, by_deadline: bool, itself: bool) -> Checked {
+    pub(crate) fn told_gone(
+        &mut self,
+        host: usize,
+        lease: u64,
+        by_deadline: bool,
+        itself: bool,
+    ) -> Checked {
         let Some(folder) = self.folder(host, lease) else {
             return Ok(());
         };
@@ -503,7 +354,7 @@ impl World<'_> {
     }
 
     /// A verify has come to its verdict, or was stopped: it has no edits to keep.
-    fn verified(&mut self, host: usize, lease: u64, happened: Happened) -> Checked {
+    pub(crate) fn verified(&mut self, host: usize, lease: u64, happened: Happened) -> Checked {
         let kind = match happened {
             Happened::Done => report::Kind::VerifyPassed(v1::Empty {}),
             Happened::Failed(failure) => report::Kind::Failed(v1::Failed {
@@ -523,7 +374,7 @@ impl World<'_> {
     }
 
     /// Lets the real phases decide what is next.
-    fn happened(&mut self, host: usize, lease: u64, happened: Happened) -> Checked {
+    pub(crate) fn happened(&mut self, host: usize, lease: u64, happened: Happened) -> Checked {
         self.note(host, lease);
         let Some(runner) = self.runner(host, lease) else {
             return Ok(());
@@ -544,7 +395,7 @@ impl World<'_> {
         }
     }
 
-    fn launch(&mut self, host: usize, lease: u64) -> Checked {
+    pub(crate) fn launch(&mut self, host: usize, lease: u64) -> Checked {
         let now = self.now;
         let deadline = self.runner(host, lease).map(|runner| runner.deadline);
         let Some(known) = self.hosts.get_mut(host) else {
@@ -592,7 +443,7 @@ impl World<'_> {
         Ok(())
     }
 
-    fn publish(&mut self, host: usize, lease: u64) -> Checked {
+    pub(crate) fn publish(&mut self, host: usize, lease: u64) -> Checked {
         let Some(folder) = self.folder(host, lease) else {
             return Ok(());
         };
@@ -620,7 +471,7 @@ impl World<'_> {
     }
 
     /// Begins to keep edits; there may be none.
-    fn begin(&mut self, host: usize, lease: u64, doing: Doing) -> Checked {
+    pub(crate) fn begin(&mut self, host: usize, lease: u64, doing: Doing) -> Checked {
         let now = self.now;
         if let Some(runner) = self.runner(host, lease) {
             runner.doing = doing;
@@ -646,7 +497,7 @@ impl World<'_> {
     }
 
     /// Tries to push edits to where they are kept.
-    fn keep(&mut self, host: usize, lease: u64) -> Checked {
+    pub(crate) fn keep(&mut self, host: usize, lease: u64) -> Checked {
         let Some(folder) = self.folder(host, lease) else {
             return Ok(());
         };
@@ -683,7 +534,7 @@ impl World<'_> {
     }
 
     /// Edits are where they are kept, or there are none.
-    fn kept(&mut self, host: usize, lease: u64) -> Checked {
+    pub(crate) fn kept(&mut self, host: usize, lease: u64) -> Checked {
         let Some(runner) = self.runner(host, lease) else {
             return Ok(());
         };
@@ -697,7 +548,7 @@ impl World<'_> {
         self.finish(host, lease)
     }
 
-    fn finish(&mut self, host: usize, lease: u64) -> Checked {
+    pub(crate) fn finish(&mut self, host: usize, lease: u64) -> Checked {
         if let Some(runner) = self.runner(host, lease) {
             runner.doing = Doing::Over;
             runner.op = 0;
@@ -761,7 +612,7 @@ impl World<'_> {
         self.after(host)
     }
 
-    fn prepared(&mut self, host: usize, lease: u64) -> Checked {
+    pub(crate) fn prepared(&mut self, host: usize, lease: u64) -> Checked {
         let Some(folder) = self.folder(host, lease) else {
             return Ok(());
         };
@@ -779,7 +630,7 @@ impl World<'_> {
     }
 
     /// An agent's edits are kept while it works.
-    fn wip(&mut self, host: usize, lease: u64) {
+    pub(crate) fn wip(&mut self, host: usize, lease: u64) {
         let now = self.now;
         let Some(known) = self.hosts.get_mut(host) else {
             return;
@@ -798,7 +649,7 @@ impl World<'_> {
         self.later(host, lease, WIP_MS, LeaseTimer::Wip);
     }
 
-    fn publish_again(&mut self, host: usize, lease: u64) {
+    pub(crate) fn publish_again(&mut self, host: usize, lease: u64) {
         let attempt = self
             .folder(host, lease)
             .and_then(|folder| folder.facts.attempt());
@@ -807,7 +658,7 @@ impl World<'_> {
         }
     }
 
-    fn too_long(&mut self, host: usize, lease: u64) -> Checked {
+    pub(crate) fn too_long(&mut self, host: usize, lease: u64) -> Checked {
         let Some(process) = self.process(host) else {
             return Ok(());
         };
@@ -834,7 +685,12 @@ impl World<'_> {
     }
 
     /// Edits cannot be kept at their own ref: it is said how it ended, and they are salvaged.
-    fn give_up_keeping(&mut self, host: usize, lease: u64, kind: Option<report::Kind>) -> Checked {
+    pub(crate) fn give_up_keeping(
+        &mut self,
+        host: usize,
+        lease: u64,
+        kind: Option<report::Kind>,
+    ) -> Checked {
         if let Some(kind) = kind {
             self.say_of(host, lease, kind)?;
         }

@@ -4,24 +4,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use coordinator_core::command::{Report, Target, Verdict};
-use coordinator_core::event::{LeaseEnd, RunOutcome, Work};
+use coordinator_core::event::{RunOutcome, Work};
 use coordinator_core::plan::RunSpec;
 use coordinator_core::state::LeaseClocks;
 use coordinator_core::{
-    Command, Event, EventKind, Failure, FailureClass, Incarnation, Rejection, Reply, RunId, TaskIx,
-    TaskKey, Timestamp, WorkerId,
+    Command, Event, EventKind, FailureClass, Incarnation, Rejection, Reply, RunId, TaskIx, TaskKey,
+    Timestamp, WorkerId,
 };
 
 use crate::remote::{Credential, Ref};
 
 /// Uncounted losses after which a task, or a verify, fails all the same.
-const CRASHES_MAX: u32 = 5;
+pub(crate) const CRASHES_MAX: u32 = 5;
 /// Time after which a question that nobody answers parks its task.
-const PARK_MS: u64 = 600_000;
+pub(crate) const PARK_MS: u64 = 600_000;
 
-type Judged = Result<(), (&'static str, String)>;
+pub(crate) type Judged = Result<(), (&'static str, String)>;
 
-fn ensure(holds: bool, rule: &'static str, what: impl FnOnce() -> String) -> Judged {
+pub(crate) fn ensure(holds: bool, rule: &'static str, what: impl FnOnce() -> String) -> Judged {
     if holds { Ok(()) } else { Err((rule, what())) }
 }
 
@@ -40,79 +40,79 @@ pub(crate) enum Stands {
 }
 
 impl Stands {
-    fn is_final(self) -> bool {
+    pub(crate) fn is_final(self) -> bool {
         matches!(
             self,
             Self::Succeeded | Self::Failed | Self::Cancelled | Self::Skipped
         )
     }
 
-    fn lacks(self) -> bool {
+    pub(crate) fn lacks(self) -> bool {
         self.is_final() && self != Self::Succeeded
     }
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Task {
-    dependencies: Vec<u32>,
-    retries: u32,
-    timeout_ms: u64,
-    verified: bool,
-    path: Vec<String>,
+    pub(crate) dependencies: Vec<u32>,
+    pub(crate) retries: u32,
+    pub(crate) timeout_ms: u64,
+    pub(crate) verified: bool,
+    pub(crate) path: Vec<String>,
     pub(crate) stands: Stands,
     pub(crate) counted: u32,
     pub(crate) crashes: u32,
-    verifies_lost: u32,
-    attempts: u32,
-    generation: u32,
+    pub(crate) verifies_lost: u32,
+    pub(crate) attempts: u32,
+    pub(crate) generation: u32,
     /// The attempt's result waits for its verify, or is the task's.
-    made: bool,
+    pub(crate) made: bool,
     /// A failure was recorded that the task does not survive.
-    falls: bool,
+    pub(crate) falls: bool,
 }
 
-struct Run {
-    tasks: Vec<Task>,
-    ended: bool,
-    archived: bool,
-    max_parallel: u32,
-    integrates: bool,
-    final_verify: bool,
-    verifies_lost: u32,
+pub(crate) struct Run {
+    pub(crate) tasks: Vec<Task>,
+    pub(crate) ended: bool,
+    pub(crate) archived: bool,
+    pub(crate) max_parallel: u32,
+    pub(crate) integrates: bool,
+    pub(crate) final_verify: bool,
+    pub(crate) verifies_lost: u32,
 }
 
 #[derive(Clone, Debug)]
-struct Lease {
-    run: RunId,
-    work: Work,
-    worker: WorkerId,
-    incarnation: Incarnation,
-    open: bool,
-    revoked: bool,
-    started: bool,
+pub(crate) struct Lease {
+    pub(crate) run: RunId,
+    pub(crate) work: Work,
+    pub(crate) worker: WorkerId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) open: bool,
+    pub(crate) revoked: bool,
+    pub(crate) started: bool,
     /// Its result is known.
-    told: bool,
-    begun: Timestamp,
-    ttl_ms: u64,
-    expires: Timestamp,
-    asked: Option<Timestamp>,
+    pub(crate) told: bool,
+    pub(crate) begun: Timestamp,
+    pub(crate) ttl_ms: u64,
+    pub(crate) expires: Timestamp,
+    pub(crate) asked: Option<Timestamp>,
 }
 
 #[derive(Default)]
 pub(crate) struct Reference {
-    clocks: LeaseClocks,
-    runs: BTreeMap<RunId, Run>,
-    leases: BTreeMap<u64, Lease>,
-    open: BTreeSet<u64>,
+    pub(crate) clocks: LeaseClocks,
+    pub(crate) runs: BTreeMap<RunId, Run>,
+    pub(crate) leases: BTreeMap<u64, Lease>,
+    pub(crate) open: BTreeSet<u64>,
     /// Leases that asked, by the number of the question.
-    questions: BTreeMap<u64, u64>,
-    last_lease: u64,
-    seqs: BTreeMap<Option<RunId>, u64>,
-    epoch: u64,
+    pub(crate) questions: BTreeMap<u64, u64>,
+    pub(crate) last_lease: u64,
+    pub(crate) seqs: BTreeMap<Option<RunId>, u64>,
+    pub(crate) epoch: u64,
 }
 
 /// Tells whether another attempt could end differently, and whether the failure counts.
-fn class(class: FailureClass) -> (bool, bool) {
+pub(crate) fn class(class: FailureClass) -> (bool, bool) {
     match class.name() {
         "agent_failed" | "verify_failed" | "timed_out" | "stalled" => (true, true),
         "worker_lost" | "preempted" | "walltime" | "workspace" | "publish"
@@ -123,13 +123,13 @@ fn class(class: FailureClass) -> (bool, bool) {
 }
 
 /// What was asked in one batch.
-struct Asked<'a> {
-    at: Timestamp,
-    commands: &'a [Command],
+pub(crate) struct Asked<'a> {
+    pub(crate) at: Timestamp,
+    pub(crate) commands: &'a [Command],
 }
 
 impl Asked<'_> {
-    fn reports(&self, id: u64, lease: &Lease) -> impl Iterator<Item = &Report> {
+    pub(crate) fn reports(&self, id: u64, lease: &Lease) -> impl Iterator<Item = &Report> {
         let (id, worker) = (id, lease.worker.clone());
         self.commands
             .iter()
@@ -144,7 +144,7 @@ impl Asked<'_> {
     }
 
     /// The lease's worker has said hello without it.
-    fn dropped_by_hello(&self, id: u64, lease: &Lease) -> Option<Incarnation> {
+    pub(crate) fn dropped_by_hello(&self, id: u64, lease: &Lease) -> Option<Incarnation> {
         self.commands.iter().find_map(|command| match command {
             Command::Hello(hello)
                 if hello.worker == lease.worker && !hello.held.iter().any(|held| held.0 == id) =>
@@ -155,7 +155,7 @@ impl Asked<'_> {
         })
     }
 
-    fn says(&self, what: impl Fn(&Command) -> bool) -> bool {
+    pub(crate) fn says(&self, what: impl Fn(&Command) -> bool) -> bool {
         self.commands.iter().any(what)
     }
 }
@@ -212,7 +212,7 @@ impl Reference {
         run.tasks.get(usize::try_from(key.task.0).ok()?)
     }
 
-    fn task_mut(&mut self, key: TaskKey) -> Option<&mut Task> {
+    pub(crate) fn task_mut(&mut self, key: TaskKey) -> Option<&mut Task> {
         let run = self.runs.get_mut(&key.run)?;
         run.tasks.get_mut(usize::try_from(key.task.0).ok()?)
     }
@@ -253,7 +253,7 @@ impl Reference {
     }
 
     /// Leases that a worker was told to keep live on.
-    fn renew(
+    pub(crate) fn renew(
         &mut self,
         at: Timestamp,
         commands: &[Command],
@@ -283,7 +283,7 @@ impl Reference {
     }
 
     /// What must be so when a batch is over.
-    fn settled(&self, at: Timestamp, events: &[Event]) -> Judged {
+    pub(crate) fn settled(&self, at: Timestamp, events: &[Event]) -> Judged {
         for id in &self.open {
             let late = self.leases.get(id).is_some_and(|lease| lease.expires < at);
             ensure(!late, "silent leases are reclaimed", || {
@@ -308,11 +308,11 @@ impl Reference {
         Ok(())
     }
 
-    fn dependency<'r>(&self, run: &'r Run, ix: u32) -> Option<&'r Task> {
+    pub(crate) fn dependency<'r>(&self, run: &'r Run, ix: u32) -> Option<&'r Task> {
         run.tasks.get(usize::try_from(ix).ok()?)
     }
 
-    fn doomed(&self, run: &Run, task: &Task) -> bool {
+    pub(crate) fn doomed(&self, run: &Run, task: &Task) -> bool {
         let mut of = task.dependencies.iter();
         of.any(|ix| {
             self.dependency(run, *ix)
@@ -320,7 +320,7 @@ impl Reference {
         })
     }
 
-    fn ready(&self, run: &Run, task: &Task) -> bool {
+    pub(crate) fn ready(&self, run: &Run, task: &Task) -> bool {
         let mut of = task.dependencies.iter();
         of.all(|ix| {
             let task = self.dependency(run, *ix);
@@ -328,7 +328,7 @@ impl Reference {
         })
     }
 
-    fn submitted(&mut self, id: RunId, spec: &RunSpec) -> Judged {
+    pub(crate) fn submitted(&mut self, id: RunId, spec: &RunSpec) -> Judged {
         let place = |name: &str| spec.tasks.iter().position(|task| *task.name == *name);
         let tasks = spec.tasks.iter().map(|task| Task {
             dependencies: task
@@ -364,7 +364,11 @@ impl Reference {
         ensure(fresh, "a run begins once", || format!("{id} begins again"))
     }
 
-    fn reopen(&mut self, asked: &Asked<'_>, reopened: BTreeMap<RunId, BTreeSet<u32>>) -> Judged {
+    pub(crate) fn reopen(
+        &mut self,
+        asked: &Asked<'_>,
+        reopened: BTreeMap<RunId, BTreeSet<u32>>,
+    ) -> Judged {
         for (id, set) in reopened {
             let fits = asked.says(|command| match command {
                 Command::Retry { target, .. } => self.expected(*target, id) == Some(set.clone()),
@@ -395,7 +399,7 @@ impl Reference {
     }
 
     /// Works out by brute force what a retry opens again.
-    fn expected(&self, target: Target, id: RunId) -> Option<BTreeSet<u32>> {
+    pub(crate) fn expected(&self, target: Target, id: RunId) -> Option<BTreeSet<u32>> {
         let run = self.runs.get(&id)?;
         let numbered = || (0u32..).zip(&run.tasks);
         let target = match target {
@@ -427,7 +431,7 @@ impl Reference {
         }
     }
 
-    fn see(&mut self, asked: &Asked<'_>, kind: &EventKind) -> Judged {
+    pub(crate) fn see(&mut self, asked: &Asked<'_>, kind: &EventKind) -> Judged {
         match kind {
             EventKind::CoordinatorStarted { epoch } => {
                 let grows = epoch.0 > self.epoch;
@@ -560,12 +564,16 @@ impl Reference {
         }
     }
 
-    fn known(&mut self, key: TaskKey) -> Result<&mut Task, (&'static str, String)> {
+    pub(crate) fn known(&mut self, key: TaskKey) -> Result<&mut Task, (&'static str, String)> {
         let known = self.task_mut(key);
         known.ok_or_else(|| ("events name what there is", format!("{key}")))
     }
 
-    fn live(&mut self, id: u64, what: &str) -> Result<&mut Lease, (&'static str, String)> {
+    pub(crate) fn live(
+        &mut self,
+        id: u64,
+        what: &str,
+    ) -> Result<&mut Lease, (&'static str, String)> {
         let lease = self.live_or_told(id, what)?;
         if lease.told {
             return Err(("a lease has one result", format!("{id}: {what}")));
@@ -573,7 +581,11 @@ impl Reference {
         Ok(lease)
     }
 
-    fn live_or_told(&mut self, id: u64, what: &str) -> Result<&mut Lease, (&'static str, String)> {
+    pub(crate) fn live_or_told(
+        &mut self,
+        id: u64,
+        what: &str,
+    ) -> Result<&mut Lease, (&'static str, String)> {
         let lease = self
             .leases
             .get_mut(&id)
@@ -581,290 +593,7 @@ impl Reference {
         lease.ok_or_else(|| ("only live leases count", format!("{id}: {what}")))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one event")]
-    fn granted(
-        &mut self,
-        asked: &Asked<'_>,
-        run: RunId,
-        id: u64,
-        work: Work,
-        worker: &WorkerId,
-        incarnation: Incarnation,
-        ttl_ms: u64,
-    ) -> Judged {
-        ensure(id > self.last_lease, "lease ids only grow", || {
-            format!("{id} after {}", self.last_lease)
-        })?;
-        self.last_lease = id;
-        let live = self.open.iter().filter_map(|id| self.leases.get(id));
-        let live = live
-            .filter(|lease| lease.run == run && !lease.revoked)
-            .count();
-        let known = self.runs.get(&run);
-        let max = known.map_or(0, |run| run.max_parallel);
-        ensure(
-            u32::try_from(live).is_ok_and(|live| live < max),
-            "no run has too many leases",
-            || format!("{run} has {live} live leases"),
-        )?;
-        if let (Work::Attempt { task, attempt }, Some(known)) = (work, known) {
-            let key = TaskKey { run, task };
-            let fair = self.task(key).is_some_and(|task| {
-                task.stands == Stands::Waiting
-                    && self.ready(known, task)
-                    && attempt.0 == task.attempts + 1
-            });
-            ensure(fair, "a task has one live lease", || {
-                format!("{key} is given out as {id}")
-            })?;
-            let paths = self.task(key).map_or(&[][..], |task| &task.path);
-            let mut busy = known.tasks.iter().filter(|task| {
-                let at_work = !task.stands.is_final()
-                    && !matches!(task.stands, Stands::Waiting | Stands::Parked);
-                at_work && task.path.iter().any(|path| paths.contains(path))
-            });
-            ensure(
-                busy.next().is_none(),
-                "claimed paths exclude each other",
-                || format!("{key} is given out as {id}"),
-            )?;
-        }
-        match work {
-            Work::Attempt { task, .. } => {
-                let task = self.known(TaskKey { run, task })?;
-                task.attempts += 1;
-                task.made = false;
-                task.verifies_lost = 0;
-                task.stands = Stands::Leased(id);
-            }
-            Work::Verify { task, attempt } => {
-                let task = self.known(TaskKey { run, task })?;
-                let fair = task.stands == Stands::Unverified && attempt.0 == task.attempts;
-                task.stands = Stands::Verified(id);
-                ensure(fair, "a verify is of the last attempt", || {
-                    format!("{run} {id}")
-                })?;
-            }
-            Work::FinalVerify => {
-                let fair = known_final(self.runs.get(&run));
-                ensure(fair, "the final verify is of a whole run", || {
-                    format!("{run} {id}")
-                })?;
-            }
-        }
-        let ttl = coordinator_core::Span::from_ms(ttl_ms);
-        self.open.insert(id);
-        self.leases.insert(
-            id,
-            Lease {
-                run,
-                work,
-                worker: worker.clone(),
-                incarnation,
-                open: true,
-                revoked: false,
-                started: false,
-                told: false,
-                begun: asked.at,
-                ttl_ms,
-                expires: asked.at + ttl + self.clocks.grace,
-                asked: None,
-            },
-        );
-        Ok(())
-    }
-
-    fn made(&mut self, asked: &Asked<'_>, id: u64) -> Judged {
-        let lease = self.live(id, "it has made something")?;
-        lease.told = true;
-        let lease = lease.clone();
-        let mut reports = asked.reports(id, &lease);
-        let fair = reports.any(|report| matches!(report, Report::Succeeded { .. }));
-        ensure(fair, "results come from the lease's own worker", || {
-            format!("lease {id}")
-        })?;
-        let Work::Attempt { task, .. } = lease.work else {
-            return Err((
-                "results come from the lease's own worker",
-                format!("verify {id}"),
-            ));
-        };
-        let run = lease.run;
-        let task = self.known(TaskKey { run, task })?;
-        let fair = task.stands == Stands::Leased(id);
-        task.made = !task.verified;
-        if task.verified {
-            task.stands = Stands::Unverified;
-        }
-        ensure(fair, "a task has one winner", || {
-            format!("lease {id} is not the task's")
-        })
-    }
-
-    fn passed(&mut self, asked: &Asked<'_>, id: u64) -> Judged {
-        let lease = self.live(id, "its verify has passed")?;
-        lease.told = true;
-        let lease = lease.clone();
-        let mut reports = asked.reports(id, &lease);
-        let fair = reports.any(|report| matches!(report, Report::VerifyPassed));
-        ensure(fair, "results come from the lease's own worker", || {
-            format!("lease {id}")
-        })?;
-        if let Work::Verify { task, attempt } = lease.work {
-            let run = lease.run;
-            let task = self.known(TaskKey { run, task })?;
-            let fair = task.stands == Stands::Verified(id) && task.attempts == attempt.0;
-            task.made = true;
-            ensure(fair, "a verify is of the last attempt", || {
-                format!("lease {id}")
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Finds what accounts for a failure.
-    fn accounted(&self, asked: &Asked<'_>, id: u64, lease: &Lease, class: FailureClass) -> bool {
-        let said = asked.reports(id, lease).any(|report| match report {
-            Report::Failed { .. } | Report::GivenBack { .. } => true,
-            Report::Stopped => class == FailureClass::WorkerLost,
-            Report::Succeeded { .. } => class == FailureClass::Publish,
-            _ => false,
-        });
-        let silent = class == FailureClass::WorkerLost && asked.at >= lease.expires;
-        let dropped = class == FailureClass::WorkerLost
-            && asked
-                .dropped_by_hello(id, lease)
-                .is_some_and(|newer| newer >= lease.incarnation);
-        let limit = match lease.work {
-            Work::Attempt { task, .. } => {
-                let run = lease.run;
-                self.task(TaskKey { run, task })
-                    .map_or(0, |task| task.timeout_ms)
-            }
-            Work::Verify { .. } | Work::FinalVerify => crate::plan::VERIFY_TIMEOUT_MS,
-        };
-        let late = asked.at.since(lease.begun).ms() >= limit;
-        said || silent || dropped || (late && class_is_timeout(class))
-    }
-
-    fn failed(&mut self, asked: &Asked<'_>, id: u64, failure: &Failure, again: bool) -> Judged {
-        let lease = self.live(id, "it fails")?;
-        lease.told = true;
-        let lease = lease.clone();
-        let fair = self.accounted(asked, id, &lease, failure.class);
-        ensure(fair, "something accounts for each failure", || {
-            format!("lease {id} fails as {}", failure.class)
-        })?;
-        let Work::Attempt { task, .. } = lease.work else {
-            return Err((
-                "something accounts for each failure",
-                format!("verify {id}"),
-            ));
-        };
-        let run = lease.run;
-        self.count(TaskKey { run, task }, failure.class, again)
-    }
-
-    fn count(&mut self, key: TaskKey, of: FailureClass, again: bool) -> Judged {
-        let (retryable, counts) = class(of);
-        let task = self.known(key)?;
-        let allowed = if counts {
-            task.counted += 1;
-            task.counted <= task.retries
-        } else {
-            task.crashes += 1;
-            task.crashes < CRASHES_MAX
-        };
-        let expected = retryable && allowed;
-        task.falls = !expected;
-        task.made = false;
-        if expected {
-            task.stands = Stands::Waiting;
-        }
-        ensure(again == expected, "failures are counted right", || {
-            format!("{key} is tried again: {again}, after {of}")
-        })
-    }
-
-    fn verify_failed(
-        &mut self,
-        asked: &Asked<'_>,
-        id: u64,
-        failure: &Failure,
-        again: bool,
-    ) -> Judged {
-        let lease = self.live(id, "its verify fails")?;
-        lease.told = true;
-        let lease = lease.clone();
-        let timed_out = self.accounted(asked, id, &lease, FailureClass::TimedOut);
-        ensure(timed_out, "something accounts for each failure", || {
-            format!("the verify {id} fails as {}", failure.class)
-        })?;
-        match lease.work {
-            Work::Verify { task, .. } => {
-                let run = lease.run;
-                self.count(TaskKey { run, task }, FailureClass::VerifyFailed, again)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn verify_lost(
-        &mut self,
-        asked: &Asked<'_>,
-        id: u64,
-        failure: &Failure,
-        again: bool,
-    ) -> Judged {
-        let lease = self.live(id, "its verify is lost")?;
-        lease.told = true;
-        let lease = lease.clone();
-        let fair = self.accounted(asked, id, &lease, failure.class);
-        ensure(fair, "something accounts for each failure", || {
-            format!("the verify {id} is lost as {}", failure.class)
-        })?;
-        let lost = match lease.work {
-            Work::Verify { task, .. } => {
-                let run = lease.run;
-                let task = self.known(TaskKey { run, task })?;
-                task.verifies_lost += 1;
-                task.falls = task.verifies_lost >= CRASHES_MAX;
-                task.stands = Stands::Unverified;
-                task.verifies_lost
-            }
-            _ => {
-                let run = self.runs.get_mut(&lease.run);
-                run.map_or(0, |run| {
-                    run.verifies_lost += 1;
-                    run.verifies_lost
-                })
-            }
-        };
-        ensure(
-            again == (lost < CRASHES_MAX),
-            "failures are counted right",
-            || format!("the verify {id} is the {lost}th that is lost, again: {again}"),
-        )
-    }
-
-    fn parked(&mut self, asked: &Asked<'_>, id: u64) -> Judged {
-        let lease = self.live(id, "it is parked")?;
-        lease.told = true;
-        let lease = lease.clone();
-        let fair = lease
-            .asked
-            .is_some_and(|since| asked.at.since(since).ms() >= PARK_MS);
-        ensure(fair, "questions are parked in time", || {
-            format!("lease {id}")
-        })?;
-        if let Work::Attempt { task, .. } = lease.work {
-            let run = lease.run;
-            self.known(TaskKey { run, task })?.stands = Stands::Parked;
-        }
-        Ok(())
-    }
-
-    fn answered(&mut self, question: u64) -> Judged {
+    pub(crate) fn answered(&mut self, question: u64) -> Judged {
         let lease = self
             .questions
             .get(&question)
@@ -881,53 +610,7 @@ impl Reference {
         Ok(())
     }
 
-    fn closed(&mut self, asked: &Asked<'_>, id: u64, end: LeaseEnd) -> Judged {
-        let Some(lease) = self.leases.get_mut(&id).filter(|lease| lease.open) else {
-            return Err(("only live leases count", format!("{id} is closed again")));
-        };
-        lease.open = false;
-        self.open.remove(&id);
-        let lease = lease.clone();
-        let hello = asked.dropped_by_hello(id, &lease);
-        let mut reports = asked.reports(id, &lease);
-        let fair = match end {
-            LeaseEnd::Expired => asked.at >= lease.expires,
-            LeaseEnd::Superseded => hello.is_some_and(|newer| newer > lease.incarnation),
-            LeaseEnd::NeverStarted => {
-                let given = reports.any(|report| matches!(report, Report::GivenBack { .. }));
-                !lease.started && (given || hello.is_some())
-            }
-            LeaseEnd::Confirmed => {
-                hello.is_some()
-                    || reports
-                        .any(|report| !matches!(report, Report::Started | Report::Asks { .. }))
-            }
-        };
-        ensure(
-            fair,
-            "leases end early only when nothing of them runs",
-            || format!("{id} is closed as {end:?}"),
-        )?;
-        let settled = lease.told || lease.revoked;
-        if end == LeaseEnd::NeverStarted && !settled {
-            let run = lease.run;
-            match lease.work {
-                Work::Attempt { task, .. } => {
-                    self.known(TaskKey { run, task })?.stands = Stands::Waiting;
-                }
-                Work::Verify { task, .. } => {
-                    self.known(TaskKey { run, task })?.stands = Stands::Unverified;
-                }
-                Work::FinalVerify => {}
-            }
-            return Ok(());
-        }
-        ensure(settled, "a lease that ends has a result", || {
-            format!("{id} as {end:?}")
-        })
-    }
-
-    fn ended(&mut self, id: RunId, outcome: &RunOutcome) -> Judged {
+    pub(crate) fn ended(&mut self, id: RunId, outcome: &RunOutcome) -> Judged {
         let Some(run) = self.runs.get_mut(&id) else {
             return Err(("events name what there is", format!("{id}")));
         };
@@ -948,7 +631,7 @@ impl Reference {
     }
 }
 
-fn known_final(run: Option<&Run>) -> bool {
+pub(crate) fn known_final(run: Option<&Run>) -> bool {
     run.is_some_and(|run| {
         run.final_verify
             && run
@@ -958,6 +641,6 @@ fn known_final(run: Option<&Run>) -> bool {
     })
 }
 
-fn class_is_timeout(class: FailureClass) -> bool {
+pub(crate) fn class_is_timeout(class: FailureClass) -> bool {
     matches!(class, FailureClass::TimedOut | FailureClass::VerifyFailed)
 }

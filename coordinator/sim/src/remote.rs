@@ -102,7 +102,7 @@ impl World<'_> {
         }
     }
 
-    fn git_answer(&mut self, request: &GitRequest, result: GitResult, after: u64) {
+    pub(crate) fn git_answer(&mut self, request: &GitRequest, result: GitResult, after: u64) {
         let answer = GitAnswer {
             host: request.host,
             process: request.process,

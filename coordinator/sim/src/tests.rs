@@ -47,7 +47,7 @@ fn worlds_of_many_seeds_are_as_they_must_be() {
 /// Seeds that once showed a defect of Muster, or of a model of its surroundings.
 #[test]
 fn seeds_that_were_once_bad_stay_good() {
-    for seed in [180, 285, 1061, 2915] {
+    for seed in [180, 285, 1061, 2915, 102_418, 103_327, 115_340] {
         fine(seed);
     }
 }

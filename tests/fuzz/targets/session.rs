@@ -65,7 +65,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(machine.free_slots() <= SLOTS);
         if let Some(next) = machine.next_events() {
             assert!(next.after <= next.last);
-            machine.events_sent(next.lease, next.last, 10);
+            machine.events_sent(next.lease, next.last, 10, Boottime::from_millis(now));
         }
     }
 });

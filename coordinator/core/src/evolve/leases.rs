@@ -25,6 +25,7 @@ impl State {
     pub(crate) fn open_lease(&mut self, lease: Lease) {
         let (id, expires_at) = (lease.id, lease.expires_at);
         let (run, worker, live) = (lease.run, lease.worker.clone(), !lease.revoked);
+        let work = lease.work;
         let resources = self.resources(&lease);
         self.leases.insert(
             id,
@@ -40,6 +41,9 @@ impl State {
             aux.leases.insert(id);
             aux.live = aux.live.saturating_add(u32::from(live));
             aux.stamp = stamp;
+            if !live {
+                aux.begin_ending(work);
+            }
         });
         if let Some(entry) = self.workers.get_mut(&worker) {
             entry.aux.leases.insert(id);
@@ -63,6 +67,9 @@ impl State {
         self.change_live(lease.run, |aux| {
             aux.leases.remove(&id);
             aux.live = aux.live.saturating_sub(u32::from(!lease.revoked));
+            if lease.revoked {
+                aux.end_ending(lease.work);
+            }
         });
         let resources = self.resources(&lease);
         if let Some(entry) = self.workers.get_mut(&lease.worker) {

@@ -304,13 +304,16 @@ impl State {
             }
             EventKind::LeaseRevoked { run, lease } => {
                 self.index.recorded.remove(lease);
-                let revoked = self.leases.get_mut(lease).is_some_and(|entry| {
+                let revoked = self.leases.get_mut(lease).and_then(|entry| {
                     let was = entry.lease.revoked;
                     entry.lease.revoked = true;
-                    !was
+                    (!was).then_some(entry.lease.work)
                 });
-                if revoked {
-                    self.change_live(*run, |aux| aux.live = aux.live.saturating_sub(1));
+                if let Some(work) = revoked {
+                    self.change_live(*run, |aux| {
+                        aux.live = aux.live.saturating_sub(1);
+                        aux.begin_ending(work);
+                    });
                     self.set_timeout(*lease);
                 }
             }

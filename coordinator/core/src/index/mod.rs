@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::event::Work;
 use crate::ids::{LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId};
 use crate::limits;
 use crate::state::{Lease, Link, Run, RunPhase, Task, TaskState, VerifyPhase, Worker};
@@ -97,6 +98,9 @@ pub(crate) struct RunAux {
     pub(crate) stamp: u64,
     /// All leases, revoked ones too.
     pub(crate) leases: BTreeSet<LeaseId>,
+    /// Open leases that were revoked, counted by their task; `None` is the final verify. Their
+    /// processes may still run, so nothing new is begun beside them.
+    pub(crate) ending: BTreeMap<Option<TaskIx>, u32>,
     /// Results remembered in [`Index::recorded`].
     pub(crate) recorded: Vec<LeaseId>,
     pub(crate) queues: BTreeMap<ClassId, Queue>,
@@ -105,6 +109,33 @@ pub(crate) struct RunAux {
     /// For each profile: class of its attempts and of its verifies.
     pub(crate) classes: Vec<(ClassId, Option<ClassId>)>,
     pub(crate) final_class: Option<ClassId>,
+}
+
+impl RunAux {
+    /// Notes that a lease was revoked.
+    pub(crate) fn begin_ending(&mut self, work: Work) {
+        let count = self.ending.entry(task_of(work)).or_default();
+        *count = count.saturating_add(1);
+    }
+
+    /// Notes that a revoked lease was closed.
+    pub(crate) fn end_ending(&mut self, work: Work) {
+        let task = task_of(work);
+        if let Some(count) = self.ending.get_mut(&task) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.ending.remove(&task);
+            }
+        }
+    }
+}
+
+/// Gives the task that work is for; `None` for the final verify.
+pub(crate) const fn task_of(work: Work) -> Option<TaskIx> {
+    match work {
+        Work::Attempt { task, .. } | Work::Verify { task, .. } => Some(task),
+        Work::FinalVerify => None,
+    }
 }
 
 /// What is derived for one worker.

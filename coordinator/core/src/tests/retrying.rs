@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::world::*;
-use crate::Command;
-use crate::command::{Report, Target};
+use crate::command::{Report, ReportAnswer, Target};
 use crate::event::RunOutcome;
 use crate::failure::FailureClass;
 use crate::state::RunPhase;
+use crate::time::Span;
+use crate::{Command, limits};
 
 /// a fails; b succeeds; c waits for a, d for c and b, e for b; x fails too and g waits for x and c.
 fn broken() -> (World, crate::RunId) {
@@ -118,13 +119,16 @@ fn a_cancelled_run_can_be_retried_while_its_old_work_still_stops() {
     let old = world.only();
     world.cancel(Target::Run(run));
     assert_eq!(world.retry(Target::Run(run)), 1);
+    assert_eq!(world.live(), vec![]);
+    assert_eq!(world.say(&old, Report::Stopped), ReportAnswer::Recorded);
+    world.beat("w");
     let new = world.only();
     assert!(new.id > old.id);
     world.succeed(&new);
     assert_eq!(world.states(run), "a=succeeded");
     assert_eq!(
         world.say(&old, Report::Stopped),
-        crate::command::ReportAnswer::Recorded
+        ReportAnswer::AlreadyRecorded
     );
     assert!(matches!(
         world.phase(run),
@@ -152,4 +156,74 @@ fn an_archived_run_comes_back_with_its_history_and_numbers() {
     assert_eq!(world.refused(&Command::Reload { image }).code(), "NOT_NOW");
     assert_eq!(world.retry(Target::Run(run)), 5);
     world.replayed();
+}
+
+#[test]
+fn a_retried_task_waits_until_its_cancelled_attempt_has_ended() {
+    let mut world = World::new();
+    world.join("w", 2);
+    let run = world.submit(plan(&["a", "b"]));
+    let first = world.live().remove(0);
+    let key = world.key(run, "a");
+    world.started(&first);
+    world.cancel(Target::Task(key));
+    assert_eq!(world.retry(Target::Task(key)), 1);
+    world.beat_with("w", vec![first.id]);
+    assert_eq!(world.at_work(), ["b"]);
+    assert_eq!(world.states(run), "a=ready b=leased");
+    let why = crate::explain::explain(&world.state, world.now, key).to_string();
+    assert_eq!(
+        why,
+        "it waits: what was begun of it before is being ended on w"
+    );
+    assert_eq!(world.say(&first, Report::Stopped), ReportAnswer::Recorded);
+    world.beat("w");
+    assert_eq!(world.at_work(), ["a", "b"]);
+    world.replayed();
+}
+
+#[test]
+fn a_task_that_took_too_long_is_tried_again_when_its_attempt_has_ended() {
+    let mut world = World::new();
+    world.join("w", 2);
+    let run = world.submit(plan(&["a"]).retries(1));
+    let first = world.only();
+    world.started(&first);
+    world.pass_beating(Span::from_secs(600 + 121), &["w"]);
+    assert!(
+        world
+            .state
+            .lease(first.id)
+            .is_some_and(|lease| lease.revoked)
+    );
+    assert_eq!(world.states(run), "a=ready");
+    // It does not stop, but its lease is not renewed any more.
+    for _ in 0..3 {
+        world.pass(Span::from_secs(10));
+        world.beat_with("w", vec![first.id]);
+        assert_eq!(world.live(), vec![]);
+    }
+    world.pass(limits::LEASE_TTL + limits::LEASE_GRACE);
+    assert_eq!(world.state.lease(first.id), None);
+    world.beat("w");
+    assert_eq!(world.at_work(), ["a"]);
+}
+
+#[test]
+fn a_final_verify_waits_for_the_one_of_the_cancelled_run() {
+    let mut world = World::new();
+    world.join("w", 2);
+    let run = world.submit(plan(&["a"]).integrated(Some(verify())));
+    let lease = world.only();
+    world.succeed(&lease);
+    world.merge_all();
+    let first = world.only();
+    world.cancel(Target::Run(run));
+    world.retry(Target::Run(run));
+    world.merge_all();
+    world.beat_with("w", vec![first.id]);
+    assert_eq!(world.live(), vec![]);
+    assert_eq!(world.say(&first, Report::Stopped), ReportAnswer::Recorded);
+    world.beat("w");
+    assert_eq!(world.at_work(), ["(final)"]);
 }

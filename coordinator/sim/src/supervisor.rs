@@ -1,0 +1,176 @@
+//! Supervisors and their agents: who ends, by itself or at a deadline, and who hears of it.
+
+use crate::coordinator::Up;
+use crate::host::Host;
+use crate::lease::{Doing, LeaseTimer, TERM_GRACE_MS};
+use crate::scenario::DeedEnd;
+use crate::world::{Checked, Ev, World, tell};
+
+impl World<'_> {
+    /// A supervisor ends its tree: TERM, a grace, KILL.
+    pub(crate) fn end_tree(&mut self, host: usize, lease: u64, by_deadline: bool) {
+        let grace = TERM_GRACE_MS.min(self.scenario.clocks.ttl_ms / 12);
+        let roll = self.roll(20, lease, 0);
+        let takes = if roll.is_multiple_of(3) {
+            1 + (roll >> 8) % grace
+        } else {
+            1 + (roll >> 8) % 20
+        };
+        let at = self.now + takes;
+        let Some(known) = self.hosts.get_mut(host) else {
+            return;
+        };
+        if let Some(supervisor) = known.supervisors.get_mut(&lease)
+            && supervisor.gone_at.is_none()
+        {
+            supervisor.gone_at = Some(at);
+            supervisor.by_deadline = by_deadline;
+            self.push(at, Ev::Supervisor(host, lease));
+        }
+    }
+
+    /// The worker's process is gone: every supervisor ends its tree.
+    pub(crate) fn end_supervisors(&mut self, host: usize) {
+        let Some(known) = self.hosts.get(host) else {
+            return;
+        };
+        let leases: Vec<u64> = known.supervisors.keys().copied().collect();
+        for lease in leases {
+            self.end_tree(host, lease, false);
+            // A supervisor that waits for nothing looks at once.
+            self.push(self.now + 1, Ev::Supervisor(host, lease));
+        }
+    }
+
+    /// A supervisor looks at its clock.
+    pub(crate) fn supervisor_timer(&mut self, host: usize, lease: u64) -> Checked {
+        let now = self.now;
+        let Some(known) = self.hosts.get_mut(host) else {
+            return Ok(());
+        };
+        let boottime = known.boottime(now);
+        let Some(supervisor) = known.supervisors.get(&lease) else {
+            return Ok(());
+        };
+        if let Some(gone_at) = supervisor.gone_at {
+            if now < gone_at {
+                return Ok(());
+            }
+            let by_deadline = supervisor.by_deadline;
+            known.stop_edits(lease, now);
+            known.supervisors.remove(&lease);
+            tell!(self, "the agent of {lease} on w{host} is gone");
+            return self.agent_gone(host, lease, by_deadline, false);
+        }
+        if boottime >= supervisor.deadline {
+            tell!(
+                self,
+                "the supervisor of {lease} on w{host} ends it: its time is over"
+            );
+            self.end_tree(host, lease, true);
+            return Ok(());
+        }
+        if supervisor.ends_at.is_some_and(|at| now >= at) {
+            return self.agent_ends(host, lease);
+        }
+        let deadline = known.when(supervisor.deadline);
+        let next = supervisor.ends_at.map_or(deadline, |at| at.min(deadline));
+        self.push(next.max(now + 1), Ev::Supervisor(host, lease));
+        Ok(())
+    }
+
+    /// The agent has come to its end, or to a question.
+    pub(crate) fn agent_ends(&mut self, host: usize, lease: u64) -> Checked {
+        let now = self.now;
+        let asks = self
+            .folder(host, lease)
+            .and_then(|folder| folder.facts.deed);
+        let asks = asks.is_some_and(|deed| deed.end == DeedEnd::Asks);
+        let Some(known) = self.hosts.get_mut(host) else {
+            return Ok(());
+        };
+        let alive = known.process.is_some();
+        let answered = known
+            .process
+            .as_ref()
+            .and_then(|process| process.runners.get(&lease))
+            .is_some_and(|runner| runner.asks);
+        if asks && !answered && alive {
+            let deadline = known.supervisors.get_mut(&lease).map(|supervisor| {
+                supervisor.ends_at = None;
+                supervisor.deadline
+            });
+            if let Some(at) = deadline.map(|deadline| known.when(deadline)) {
+                self.push(at.max(now + 1), Ev::Supervisor(host, lease));
+            }
+            if let Some(runner) = self.runner(host, lease) {
+                runner.asks = true;
+            }
+            self.say_if_up(host, Up::Ask(lease));
+            return Ok(());
+        }
+        known.stop_edits(lease, now);
+        known.supervisors.remove(&lease);
+        self.agent_gone(host, lease, false, true)
+    }
+
+    /// Questions that have no answer are asked again in each session.
+    pub(crate) fn ask_again_of(&mut self, host: usize) {
+        let Some(process) = self.process(host) else {
+            return;
+        };
+        let asking = process.runners.iter().filter(|(_, runner)| {
+            runner.asks && runner.doing == Doing::Running && runner.stop.is_none()
+        });
+        let asking: Vec<u64> = asking.map(|(lease, _)| *lease).collect();
+        for lease in asking {
+            let waits = self.hosts.get(host).is_some_and(|host| {
+                let supervisor = host.supervisors.get(&lease);
+                supervisor.is_some_and(|supervisor| supervisor.ends_at.is_none())
+            });
+            if waits {
+                self.say_if_up(host, Up::Ask(lease));
+            }
+        }
+    }
+
+    /// The answer to a question has come.
+    pub(crate) fn got_answer(&mut self, host: usize, lease: u64) {
+        let now = self.now;
+        let asks = self.runner(host, lease).is_some_and(|runner| runner.asks);
+        if !asks {
+            return;
+        }
+        if let Some(known) = self.hosts.get_mut(host)
+            && let Some(supervisor) = known.supervisors.get_mut(&lease)
+            && supervisor.ends_at.is_none()
+        {
+            supervisor.ends_at = Some(now + 2_000);
+            self.push(now + 2_000, Ev::Supervisor(host, lease));
+        }
+    }
+
+    /// The tree of a lease is gone, and its worker hears of it if there is one.
+    pub(crate) fn agent_gone(
+        &mut self,
+        host: usize,
+        lease: u64,
+        by_deadline: bool,
+        itself: bool,
+    ) -> Checked {
+        let frozen = self.hosts.get(host).is_some_and(Host::is_frozen);
+        if frozen {
+            let life = self.life(host);
+            let timer = if itself {
+                LeaseTimer::Again(1)
+            } else {
+                LeaseTimer::Again(2)
+            };
+            // The worker learns of it when it moves again.
+            self.unless_frozen(host, Ev::Lease(host, life, lease, timer));
+            return Ok(());
+        }
+        self.told_gone(host, lease, by_deadline, itself)?;
+        self.after(host)
+    }
+}
