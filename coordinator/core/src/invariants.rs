@@ -60,9 +60,7 @@ pub fn check_run(run: &Run) -> Checked {
         }
         edges += task.dependencies.len();
         if let TaskState::Blocked { unmet } = task.state {
-            let met = |d: &&TaskIx| {
-                run.task(**d).is_some_and(|task| task.state.is_succeeded())
-            };
+            let met = |d: &&TaskIx| run.task(**d).is_some_and(|task| task.state.is_succeeded());
             let met = task.dependencies.iter().filter(met).count();
             let left = task.dependencies.len() - met;
             ensure(usize::try_from(unmet) == Ok(left), || {
