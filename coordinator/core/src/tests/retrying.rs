@@ -227,3 +227,19 @@ fn a_final_verify_waits_for_the_one_of_the_cancelled_run() {
     world.beat("w");
     assert_eq!(world.at_work(), ["(final)"]);
 }
+
+#[test]
+fn only_an_ended_run_of_this_home_can_be_reloaded() {
+    let mut world = World::new();
+    let run = world.submit(plan(&["a"]));
+    let live = Arc::new(world.state.run_image(run).unwrap());
+    world.cancel(Target::Run(run));
+    let ended = Arc::new(world.state.run_image(run).unwrap());
+    let archived = world.archived(run);
+    world.act(&archived);
+    let refused = world.refused(&Command::Reload { image: live });
+    assert_eq!(refused.code(), "NOT_NOW");
+    let reload = Command::Reload { image: ended };
+    assert_eq!(World::new().refused(&reload).code(), "NOT_NOW");
+    world.act(&reload);
+}

@@ -273,3 +273,24 @@ fn a_claim_of_everything_waits_for_every_claim_and_names_that_only_begin_alike_d
     world.join("w", 8);
     assert_eq!(world.at_work(), ["alike", "folder", "part"]);
 }
+
+#[test]
+fn a_resource_that_is_given_back_is_lent_once() {
+    let mut world = World::new();
+    let run = plan(&["a", "b", "c", "d"]).each(|task| {
+        let needs = &mut task.profile.requirement.resources;
+        needs.insert(text("gpus"), 1);
+        needs.insert(text("licences"), 0);
+    });
+    world.submit(run);
+    let two = Offer {
+        resources: [(text("gpus"), 2)].into(),
+        ..offer(8)
+    };
+    world.hello("w", 1, two);
+    world.beat("w");
+    assert_eq!(world.at_work(), ["a", "b"]);
+    let first = world.live().remove(0);
+    world.succeed(&first);
+    assert_eq!(world.at_work(), ["b", "c"]);
+}

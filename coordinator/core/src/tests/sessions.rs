@@ -283,3 +283,19 @@ fn a_worker_that_was_not_heard_lately_is_granted_nothing() {
     world.beat("w");
     assert_eq!(world.at_work(), ["a"]);
 }
+
+#[test]
+fn a_new_start_of_a_worker_is_recorded_though_it_offers_the_same() {
+    let (mut world, _, lease) = one();
+    world.hello("w", 1, offer(2));
+    let joined = |world: &World| {
+        let joined = world.log.iter();
+        let joined = joined.filter(|event| matches!(event.kind, EventKind::WorkerJoined { .. }));
+        joined.count()
+    };
+    assert_eq!(joined(&world), 1);
+    world.hello_with("w", 2, offer(2), vec![lease.id]);
+    assert_eq!(joined(&world), 2);
+    let known = world.state.worker(&worker("w")).unwrap();
+    assert_eq!(known.incarnation, crate::Incarnation(2));
+}
