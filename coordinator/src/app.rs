@@ -172,6 +172,7 @@ impl App {
             home: home.path().to_owned(),
             executable: options.executable.clone(),
             push_bytes_max: host::PUSH_BYTES_MAX,
+            writers: repositories.writers().clone(),
         };
         let git_host = GitHost::start(git_options, fence).await?;
         tasks.spawn(crate::git::merges::run(

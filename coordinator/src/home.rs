@@ -5,6 +5,7 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use muster_connect::private_file;
 use rustix::fs::{FlockOperation, flock};
 
 /// File whose lock makes a coordinator the only one of its home.
@@ -93,6 +94,12 @@ impl Home {
         lock.set_len(0).map_err(lock_io("write"))?;
         lock.rewind().map_err(lock_io("write"))?;
         writeln!(lock, "{}", std::process::id()).map_err(lock_io("write"))?;
+        // Whoever was writing them had the lock, and is gone.
+        for folder in [path.clone(), path.join("tls")] {
+            if folder.exists() {
+                private_file::remove_unfinished(&folder).map_err(io("tidy the home"))?;
+            }
+        }
         Ok(Self { path, _lock: lock })
     }
 
@@ -180,6 +187,15 @@ mod tests {
         let _second = quiet(path).unwrap().unwrap();
         assert!(matches!(Home::own(path), Err(Error::InUse { .. })));
         drop(first);
+    }
+
+    #[test]
+    fn a_start_removes_files_that_a_killed_coordinator_was_writing() {
+        let folder = tempfile::tempdir().unwrap();
+        let half = folder.path().join(".muster-x1y2z3");
+        std::fs::write(&half, "half").unwrap();
+        let _home = Home::own(folder.path()).unwrap();
+        assert!(!half.exists());
     }
 
     #[test]

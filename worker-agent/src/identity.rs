@@ -156,6 +156,8 @@ impl Identity {
             format: FORMAT,
             written_by: env!("CARGO_PKG_VERSION").to_owned(),
         };
+        // Whoever was writing them had the lock, and is gone.
+        private_file::remove_unfinished(&folder).map_err(Error::file("tidy", &folder))?;
         let path = folder.join(IDENTITY);
         let bytes = serde_json::to_vec_pretty(&stored)
             .map_err(io::Error::from)

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::rooms::Place;
+use super::writers::Writing;
 use axum::body::{Body, Bytes};
 use axum::response::Response;
 use futures::StreamExt as _;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use muster_git::GitCommand;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::sync::{mpsc, oneshot};
@@ -31,6 +32,9 @@ const REQUEST_TIME_MAX: Duration = Duration::from_secs(3_600);
 
 /// The time between TERM and KILL: git removes its locks and temporary objects on TERM.
 const TERM_GRACE: Duration = Duration::from_secs(5);
+
+/// How often is looked whether the rest of a process group has ended.
+const BURIAL_PAUSE: Duration = Duration::from_millis(10);
 
 /// The longest head of an answer; git's own are about 200 bytes.
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -86,6 +90,8 @@ pub(super) struct Call {
     pub(super) body_bytes_max: u64,
     /// Given back when the process has ended.
     pub(super) permit: Place,
+    /// That it writes to a repository, if it does; as long as the permit.
+    pub(super) writing: Option<Writing>,
     /// What the client is told in place of the rest if git dies in the middle of its answer.
     pub(super) epilogue: Box<dyn FnOnce() -> Option<Vec<u8>> + Send>,
     pub(super) gauge: Gauge,
@@ -158,6 +164,7 @@ async fn serve(
     else {
         return;
     };
+    let group = group_of(&child);
     let stderr = tokio::spawn(first_bytes(stderr));
     let work = async {
         let feeding = feed(stdin, &call.head, call.body, call.body_bytes_max);
@@ -190,6 +197,11 @@ async fn serve(
         let stderr = timeout(TERM_GRACE, stderr).await;
         let stderr = stderr.ok().and_then(Result::ok).unwrap_or_default();
         tracing::warn!(?status, stderr, "git http-backend failed");
+    }
+    if failed {
+        buried(group).await;
+    } else if let Some(writing) = call.writing {
+        writing.done();
     }
     drop(call.permit);
 }
@@ -340,9 +352,29 @@ async fn end(child: &mut Child) -> Option<ExitStatus> {
 
 fn signal(child: &Child, signal: Signal) {
     // The id is there, and is not another's, as long as the process was not waited for.
-    let group = child.id().and_then(|id| i32::try_from(id).ok());
-    if let Some(group) = group.and_then(Pid::from_raw) {
+    if let Some(group) = group_of(child) {
         let _ = kill_process_group(group, signal);
+    }
+}
+
+fn group_of(child: &Child) -> Option<Pid> {
+    let id = child.id().and_then(|id| i32::try_from(id).ok());
+    id.and_then(Pid::from_raw)
+}
+
+/// Waits until what a process that was killed had started is gone too, and ends it if it lingers.
+///
+/// The id of a group is not used again while the group has a member, so it is this one's for as
+/// long as it has been seen without a gap.
+async fn buried(group: Option<Pid>) {
+    let Some(group) = group else { return };
+    let is_there = || test_kill_process_group(group).is_ok();
+    let until = Instant::now() + TERM_GRACE;
+    while is_there() && Instant::now() < until {
+        tokio::time::sleep(BURIAL_PAUSE).await;
+    }
+    if is_there() {
+        let _ = kill_process_group(group, Signal::KILL);
     }
 }
 

@@ -30,6 +30,7 @@ use super::policy::{Fence, Refusal, Scope, decide_update, visible};
 use super::refs::valid_component;
 use super::repository;
 use super::rooms::{self, Place, Rooms};
+use super::writers::Writers;
 
 /// The default of [`Options::push_bytes_max`].
 pub const PUSH_BYTES_MAX: u64 = 2 << 30;
@@ -56,6 +57,9 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(600);
 /// a snapshot a minute does not leave a pack a minute.
 const UNPACK_LIMIT: &str = "100";
 
+/// How often is looked for the backend if something kills it.
+const BACKEND_TRIES: u32 = 5;
+
 /// What a client is told when git dies in a push for a reason of its own. Workers know its beginning
 /// and do not take it for a verdict.
 const DIED: &str = "git failed at the coordinator; see if the ref is there, and try again";
@@ -71,6 +75,8 @@ pub struct Options {
     pub executable: PathBuf,
     /// The largest push, in bytes.
     pub push_bytes_max: u64,
+    /// Who writes to the repositories; pushes announce themselves there.
+    pub writers: Writers,
 }
 
 /// Why repositories cannot be served.
@@ -232,6 +238,7 @@ async fn list_refs(
         body: Body::empty(),
         body_bytes_max: 0,
         permit: room(&host.reads, &parts).await?,
+        writing: None,
         epilogue: Box::new(|| None),
         gauge: host.gauge.clone(),
     };
@@ -261,6 +268,7 @@ async fn fetch(
         body,
         body_bytes_max: FETCH_BYTES_MAX,
         permit: room(&host.reads, &parts).await?,
+        writing: None,
         epilogue: Box::new(|| None),
         gauge: host.gauge.clone(),
     };
@@ -321,6 +329,7 @@ async fn push(
         body,
         body_bytes_max: host.options.push_bytes_max,
         permit,
+        writing: Some(host.options.writers.enter(name).await),
         epilogue: Box::new(move || {
             // Git dies of a hook's refusal without a report, so the report is made here. All
             // updates were one transaction: none has happened.
@@ -416,11 +425,19 @@ impl Inner {
 }
 
 async fn check_backend(git: &Git) -> Result<(), StartError> {
-    let output = git
-        .command(Mode::Hermetic)
-        .arg("http-backend")
-        .run()
-        .await?;
+    let mut tries = 0;
+    let output = loop {
+        tries += 1;
+        let output = git
+            .command(Mode::Hermetic)
+            .arg("http-backend")
+            .run()
+            .await?;
+        // Killed by somebody, which says nothing about it.
+        if output.exit_code.is_some() || tries >= BACKEND_TRIES {
+            break output;
+        }
+    };
     // Without a request it complains in the form of an HTTP answer.
     if output.stdout.starts_with(b"Status: ") {
         return Ok(());

@@ -207,6 +207,7 @@ async fn make(
         .open(&step.repository)
         .await
         .map_err(|status| Failure::Other(status.message().to_owned()))?;
+    let writing = repositories.writers().enter(&step.repository).await;
     let merger = SubprocessMerger::new(repository.clone());
     let base = id(&step.base)?;
     let commits = step
@@ -215,11 +216,13 @@ async fn make(
         .map(|(_, commit, message)| Ok((id(commit)?, message.clone())))
         .collect::<Result<Vec<_>, Failure>>()?;
     let time = CommitTime::from_unix_seconds(step.at.ms() / 1000);
-    match fold(&merger, base, &commits, &identity()?, time).await? {
-        Fold::Merged(commit) => {
-            keep(&repository, &step.keep, commit).await?;
-            Ok(Ok(CommitId::new(&commit.to_string())))
-        }
+    let folded = fold(&merger, base, &commits, &identity()?, time).await?;
+    if let Fold::Merged(commit) = folded {
+        keep(&repository, &step.keep, commit).await?;
+    }
+    writing.done();
+    match folded {
+        Fold::Merged(commit) => Ok(Ok(CommitId::new(&commit.to_string()))),
         Fold::Conflict {
             index,
             files,

@@ -13,3 +13,4 @@ pub mod refs;
 pub mod repositories;
 pub mod repository;
 mod rooms;
+pub mod writers;

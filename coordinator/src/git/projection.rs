@@ -280,11 +280,12 @@ impl Projection {
 
     /// Moves branches by compare-and-swap from what is there now: what somebody else moves in
     /// between is seen, and the move is tried again later.
-    async fn project(&self, repository: &str, heads: &[(String, CommitId)]) -> Result<(), Error> {
+    async fn project(&self, name: &str, heads: &[(String, CommitId)]) -> Result<(), Error> {
         if heads.is_empty() {
             return Ok(());
         }
-        let repository = self.repositories.open(repository).await?;
+        let repository = self.repositories.open(name).await?;
+        let writing = self.repositories.writers().enter(name).await;
         let found: BTreeMap<String, ObjectId> = repository
             .list_refs(names::HEADS)
             .await?
@@ -311,6 +312,7 @@ impl Projection {
                 return Err(format!("{name} could not be moved").into());
             }
         }
+        writing.done();
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use tonic::Status;
 
 use super::refs::valid_component;
 use super::repository::{self, HostedRepository};
+use super::writers::Writers;
 use crate::api::status;
 
 /// All hosted repositories of a home; cheap to clone.
@@ -18,6 +19,7 @@ pub struct Repositories {
     git: Git,
     home: Arc<Path>,
     open: Arc<Mutex<BTreeMap<String, Repository>>>,
+    writers: Writers,
 }
 
 impl Repositories {
@@ -26,9 +28,16 @@ impl Repositories {
     pub fn new(git: Git, home: PathBuf) -> Self {
         Self {
             git,
+            writers: Writers::new(home.clone()),
             home: home.into(),
             open: Arc::default(),
         }
+    }
+
+    /// Who writes to them now.
+    #[must_use]
+    pub fn writers(&self) -> &Writers {
+        &self.writers
     }
 
     /// Makes a repository, unless it is there.

@@ -170,6 +170,14 @@ pub(super) fn clean(home: &Path) -> Result<(), Error> {
     leftovers(home)?.iter().try_for_each(|path| remove(path))
 }
 
+/// Removes from one repository what git processes leave behind when they are killed; as [`clean`],
+/// only while no git works in it.
+pub(super) fn clean_one(repository: &Path) -> Result<(), Error> {
+    leftovers_of(repository)?
+        .iter()
+        .try_for_each(|path| remove(path))
+}
+
 /// Lists what git processes and a coordinator leave behind when they are killed; while git works in
 /// the repositories, also what belongs to it.
 pub(crate) fn leftovers(home: &Path) -> Result<Vec<PathBuf>, Error> {

@@ -187,6 +187,65 @@ async fn a_push_whose_client_went_away_leaves_no_process_and_no_lock() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_git_left_of_a_push_is_removed_without_a_start() {
+    let world = World::start().await;
+    let commit = world.commit("first");
+    world.fence.hangs.store(true, Ordering::Release);
+    let target = "HEAD:refs/muster/wip/run/api/1";
+    let lock = world.bare.path().join("refs/muster/wip/run/api/1.lock");
+    let mut client = Command::new("git")
+        .args([
+            "-C",
+            world.work().to_str().unwrap(),
+            "push",
+            &world.url("lease-1"),
+            target,
+        ])
+        .env("no_proxy", "127.0.0.1")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while !lock.exists() {
+        assert!(start.elapsed() < DEADLINE, "git did not ask");
+        tokio::task::yield_now().await;
+    }
+    for receiver in receivers(world.bare.path()) {
+        rustix::process::kill_process(receiver, rustix::process::Signal::KILL).unwrap();
+    }
+    world.fence.hangs.store(false, Ordering::Release);
+    assert!(!client.wait().unwrap().success());
+    let start = Instant::now();
+    while lock.exists() {
+        assert!(start.elapsed() < DEADLINE, "the lock is still there");
+        tokio::task::yield_now().await;
+    }
+    world.push("lease-1", &[target]).ok();
+    assert_eq!(
+        world.refs(),
+        [format!("refs/muster/wip/run/api/1 {commit}")]
+    );
+}
+
+/// The processes that receive pushes into a repository.
+fn receivers(repository: &Path) -> Vec<rustix::process::Pid> {
+    let repository = repository.canonicalize().unwrap();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).into_owned();
+        let is_here =
+            std::fs::read_link(entry.path().join("cwd")).is_ok_and(|folder| folder == repository);
+        if words.contains("receive-pack\0") && is_here {
+            let pid = entry.file_name().to_str().unwrap().parse().unwrap();
+            found.extend(rustix::process::Pid::from_raw(pid));
+        }
+    }
+    assert!(!found.is_empty(), "nobody receives");
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn commits_of_another_task_cannot_be_claimed_by_their_id() {
     let world = World::start().await;
     let base = world.head();

@@ -21,6 +21,7 @@ use coordinator::git::host::{GitHost, Options, PUSH_BYTES_MAX};
 use coordinator::git::policy::{Fence, Refusal, Scope};
 use coordinator::git::refs::{AttemptName, ParsedRef, TaskName};
 use coordinator::git::repository::HostedRepository;
+use coordinator::git::writers::Writers;
 use futures::future::{BoxFuture, FutureExt as _};
 use muster_connect::TokenId;
 use muster_git::{Git, ObjectFormat};
@@ -182,6 +183,7 @@ impl World {
             home: home.clone(),
             executable: executable.into(),
             push_bytes_max,
+            writers: Writers::new(home.clone()),
         };
         let host = GitHost::start(options, fence.clone()).await.unwrap();
         let sha1 = ObjectFormat::Sha1;

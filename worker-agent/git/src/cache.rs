@@ -10,6 +10,7 @@ use tokio::fs;
 
 use crate::command::Git;
 use crate::error::GitError;
+use crate::leftovers::{self, Swept};
 use crate::lock::HostLock;
 use crate::names::{ObjectFormat, ObjectId, RefName};
 use crate::remote::{Refspec, Remote};
@@ -17,6 +18,8 @@ use crate::repository::{Expected, RefUpdate, Repository, Update};
 
 /// How many hexadecimal digits of a hash tell remotes apart: 128 bits.
 const KEY_DIGITS: usize = 32;
+/// File in a repository that says that it was made completely.
+const COMPLETE: &str = "muster-complete";
 
 /// The cache of a host; cheap to clone. Several processes may use one folder.
 #[derive(Clone, Debug)]
@@ -42,9 +45,32 @@ impl Cache {
         fs::create_dir_all(&root)
             .await
             .map_err(GitError::file("create the folder", &root))?;
-        Ok(Self {
+        let cache = Self {
             git: git.clone(),
             root,
+        };
+        cache.sweep().await?;
+        Ok(cache)
+    }
+
+    /// Removes what killed gits have left in repositories in which nobody works now.
+    async fn sweep(&self) -> Result<(), GitError> {
+        let root = self.root.clone();
+        let swept = tokio::task::spawn_blocking(move || {
+            let entries = std::fs::read_dir(&root).map_err(GitError::file("list", &root))?;
+            for entry in entries {
+                let folder = entry.map_err(GitError::file("list", &root))?.path();
+                let is_complete = folder.join(COMPLETE).exists();
+                if is_complete && let Some(_lock) = HostLock::try_acquire(&lock_of(&folder))? {
+                    leftovers::sweep(&folder)?;
+                }
+            }
+            Ok(())
+        });
+        swept.await.unwrap_or_else(|panicked| {
+            Err(GitError::file("sweep", &self.root)(std::io::Error::other(
+                panicked,
+            )))
         })
     }
 
@@ -64,20 +90,22 @@ impl Cache {
         let repository = Repository::hermetic(&self.git, &folder)?;
         let kept = RefName::parse(&format!("refs/muster/kept/{commit}"))?;
         let cached = CachedCommit { repository, commit };
-        if exists(&folder.join("muster-complete")).await? && cached.is_kept(&kept).await? {
+        if exists(&folder.join(COMPLETE)).await? && cached.is_kept(&kept).await? {
             return Ok(cached);
         }
-        let _lock = HostLock::acquire(&self.root.join(format!("{key}.lock"))).await?;
+        let _lock = HostLock::acquire(&lock_of(&folder)).await?;
         self.ensure_repository(&folder, commit.format()).await?;
         if !cached.is_kept(&kept).await? {
+            let swept = Swept::begin(&folder)?;
             cached.fetch(remote, name, &kept).await?;
+            swept.done();
         }
         Ok(cached)
     }
 
     /// Creates the repository of a remote unless it is complete; the caller holds its lock.
     async fn ensure_repository(&self, folder: &Path, format: ObjectFormat) -> Result<(), GitError> {
-        let complete = folder.join("muster-complete");
+        let complete = folder.join(COMPLETE);
         if exists(&complete).await? {
             return Ok(());
         }
@@ -143,6 +171,11 @@ impl CachedCommit {
             self.repository.update_refs(&[vouch, forget]).await?;
         Ok(())
     }
+}
+
+/// The lock beside a repository.
+fn lock_of(folder: &Path) -> PathBuf {
+    folder.with_extension("lock")
 }
 
 async fn exists(path: &Path) -> Result<bool, GitError> {

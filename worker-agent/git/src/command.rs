@@ -32,6 +32,8 @@ const STDOUT_BYTES_MAX: usize = 16 << 20;
 const STDERR_BYTES_MAX: usize = 16 << 10;
 /// How many characters of an argument list an error repeats.
 const COMMAND_CHARACTERS_MAX: usize = 400;
+/// How often git is asked for its version if something kills it.
+const VERSION_TRIES: u32 = 5;
 /// How long pipes are read after git has ended: only what a hook left running can still hold them.
 const PIPE_GRACE: Duration = Duration::from_secs(2);
 
@@ -76,11 +78,17 @@ impl Git {
             executable: executable.as_path().into(),
             version: unknown,
         };
-        let output = git
-            .command(Mode::Hermetic)
-            .arg("--version")
-            .run_ok()
-            .await?;
+        let mut tries = 0;
+        let output = loop {
+            tries += 1;
+            match git.command(Mode::Hermetic).arg("--version").run_ok().await {
+                // Somebody has killed it, which says nothing about it.
+                Err(GitError::Failed {
+                    exit_code: None, ..
+                }) if tries < VERSION_TRIES => {}
+                ended => break ended?,
+            }
+        };
         let text = String::from_utf8_lossy(&output.stdout);
         let Some(version) = Version::parse(&text) else {
             return Err(GitError::UnknownVersion {

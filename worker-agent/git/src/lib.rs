@@ -18,6 +18,7 @@ mod diff;
 mod environment;
 mod error;
 mod history;
+mod leftovers;
 mod lock;
 mod merge;
 mod names;

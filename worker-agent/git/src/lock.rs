@@ -28,13 +28,27 @@ impl HostLock {
         })
     }
 
-    fn acquire_blocking(path: &Path) -> Result<Self, GitError> {
-        let file = OpenOptions::new()
+    /// Takes the lock unless somebody holds it.
+    pub(crate) fn try_acquire(path: &Path) -> Result<Option<Self>, GitError> {
+        let file = Self::open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(GitError::file("lock", path)(error.into())),
+        }
+    }
+
+    fn open(path: &Path) -> Result<File, GitError> {
+        OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .open(path)
-            .map_err(GitError::file("open the lock file", path))?;
+            .map_err(GitError::file("open the lock file", path))
+    }
+
+    fn acquire_blocking(path: &Path) -> Result<Self, GitError> {
+        let file = Self::open(path)?;
         loop {
             match flock(&file, FlockOperation::LockExclusive) {
                 Ok(()) => return Ok(Self(file)),

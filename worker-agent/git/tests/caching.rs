@@ -1,7 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use muster_git::{Cache, GitError, ObjectFormat, ObjectId, RefName, Remote, Workspace};
+use muster_git::{Cache, Git, GitError, ObjectFormat, ObjectId, RefName, Remote, Workspace};
 use tokio::task::JoinSet;
 
 use crate::world::{World, ada, file, time};
@@ -175,4 +175,55 @@ async fn a_cache_that_was_being_made_when_git_was_killed_is_made_anew() {
     std::fs::write(folder.join("config.lock"), "").unwrap();
     cache.ensure_commit(&remote, &name, base).await.unwrap();
     assert!(!folder.join("config.lock").exists());
+}
+
+#[tokio::test]
+async fn what_a_killed_fetch_left_in_the_cache_hinders_nobody_and_goes() {
+    let world = World::new().await;
+    let base = world.commit(&[], &[("a", "1")]).await;
+    let cached = world.cached(base).await;
+    let folder = cached.repository.folder();
+    let next = world.commit(&[base], &[("a", "2")]).await;
+    let name = world.set("refs/heads/main", next).await;
+    let left = [
+        format!("refs/muster/incoming/{next}.lock"),
+        format!("refs/muster/kept/{next}.lock"),
+        "packed-refs.lock".to_owned(),
+        "objects/pack/tmp_pack_x".to_owned(),
+        "objects/pack/pack-1.keep".to_owned(),
+    ]
+    .map(|name| folder.join(name));
+    let leave = || {
+        for path in &left {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "fetch-pack 4711 on host").unwrap();
+        }
+    };
+    let is_left = || left.iter().any(|path| path.exists());
+    leave();
+    let of_person = folder.join("objects/pack/pack-2.keep");
+    std::fs::write(&of_person, "mine").unwrap();
+    let cache = Cache::open(&world.git, &world.path("cache")).await.unwrap();
+    assert!(!is_left(), "a start sweeps");
+    leave();
+    let fetched = cache.ensure_commit(&world.remote(), &name, next).await;
+    assert_eq!(fetched.unwrap().commit, next);
+    assert!(!is_left(), "a fetch sweeps");
+    assert!(of_person.exists());
+}
+
+#[tokio::test]
+async fn a_git_that_is_killed_when_it_is_asked_for_its_version_is_asked_again() {
+    let world = World::new().await;
+    let (fake, asked) = (world.path("git"), world.path("asked"));
+    let script = format!(
+        "#!/bin/sh\nif [ ! -e {0} ]; then : >{0}; kill -9 $$; fi\nexec {1} \"$@\"\n",
+        asked.display(),
+        world.git.executable().display(),
+    );
+    std::fs::write(&fake, script).unwrap();
+    std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let git = Git::at(&fake).await.unwrap();
+    assert_eq!(git.version(), world.git.version());
+    assert!(asked.exists());
 }

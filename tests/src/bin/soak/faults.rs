@@ -375,12 +375,7 @@ fn keep_part(world: &World, part: &mut Part, wanted: bool, now: Instant) {
             Expected::Killed => false,
         };
         let errors = process.errors();
-        // It asks for git's version when it starts; whoever kills that git keeps it from starting.
-        let last = errors.trim_end().lines().next_back().unwrap_or_default();
-        let hindered = last.contains("`git ") && last.contains("killed by a signal");
-        if surprise && hindered {
-            world.count("starts that failed because their git was killed");
-        } else if surprise {
+        if surprise {
             let from = errors.len().saturating_sub(2_000);
             world.fail(format!(
                 "ended: {} ended by itself or not as asked ({:?}): {status}\n{}",

@@ -318,7 +318,6 @@ fn phases(
         world.fail(format!("{error:#}"));
     }
     world.note("everything has ended");
-    restart_coordinator(world)?;
     report::say(
         arguments.json,
         &format!(
@@ -346,34 +345,6 @@ fn phases(
         world.fail(format!("hang: {error:#}"));
     }
     Ok(figures)
-}
-
-/// Starts the coordinator once more: what a git that was killed has left in the hosted repositories
-/// is removed when nobody can work in them any more, which is at a start.
-fn restart_coordinator(world: &World) -> Result<()> {
-    let before = {
-        let mut parts = world.parts();
-        let coordinator = &mut parts.coordinator;
-        coordinator.expected = Expected::Ending;
-        coordinator.signal(Signal::TERM);
-        coordinator.process.as_ref().and_then(|part| part.id().ok())
-    };
-    wait::until_true("another coordinator runs", SOON, || {
-        let now = {
-            let parts = world.parts();
-            let process = parts.coordinator.process.as_ref();
-            process.and_then(|part| part.id().ok())
-        };
-        Ok(world.over() || now.is_some() && now != before)
-    })?;
-    wait::until_true("the coordinator answers", SOON, || {
-        Ok(world.over()
-            || world
-                .call(&["status"])
-                .is_some_and(|output| output.code() == 0))
-    })?;
-    // Workers find it by themselves.
-    leftovers::wait_for_idle_workers(world, SOON)
 }
 
 /// Says which runs have not ended, and why; empty if there are none.

@@ -116,14 +116,30 @@ pub(crate) fn print(arguments: &Arguments, world: &World, figures: &Figures) -> 
         for (name, size) in &sizes {
             say(false, &format!("{name}: {size}"));
         }
-        for failure in &known.failures {
-            complain(&format!("FAILURE {failure}"));
+        for (failure, number) in known.failures.iter().zip(1..) {
+            complain(&format!("FAILURE {number}: {failure}"));
         }
+        let count = |counts: &BTreeMap<String, u64>| counts.values().sum::<u64>();
+        let succeeded = figures.tasks.get("succeeded").copied().unwrap_or_default();
         let verdict = match known.failures.len() {
             0 => "no failure".to_owned(),
-            number => format!("{number} failures"),
+            1 => "1 FAILURE".to_owned(),
+            number => format!("{number} FAILURES"),
         };
-        say(false, &verdict);
+        say(
+            false,
+            &format!(
+                "soak, seed {}: {faults} faults in {} s, {} runs and {} attempts checked, {} of {} \
+                 tasks succeeded; {seconds:.0} s in all: \
+                 {verdict}",
+                arguments.seed,
+                arguments.seconds,
+                count(&figures.runs),
+                figures.attempts,
+                succeeded,
+                count(&figures.tasks),
+            ),
+        );
     }
     Ok(known.failures.is_empty())
 }

@@ -39,9 +39,6 @@ pub(crate) struct Judge<'a> {
     pub(crate) ledger: &'a Ledger,
     pub(crate) figures: Figures,
     leases: BTreeSet<u64>,
-    /// Leases whose task was cancelled: if it is retried, the next attempt does not wait until what
-    /// is being stopped has stopped.
-    revoked: BTreeSet<u64>,
 }
 
 /// One generation of a task, by its events.
@@ -59,7 +56,6 @@ impl<'a> Judge<'a> {
             ledger,
             figures: Figures::default(),
             leases: BTreeSet::new(),
-            revoked: BTreeSet::new(),
         }
     }
 
@@ -128,9 +124,7 @@ impl<'a> Judge<'a> {
                     if !self.leases.insert(lease) {
                         self.fail(run, format_args!("twice: lease {lease} was granted again"));
                     }
-                    let other = open
-                        .iter()
-                        .find(|(lease, of)| of.as_str() == task && !self.revoked.contains(*lease));
+                    let other = open.iter().find(|(_, of)| of.as_str() == task);
                     if let Some((other, _)) = other {
                         self.fail(
                             run,
@@ -138,9 +132,6 @@ impl<'a> Judge<'a> {
                         );
                     }
                     open.insert(lease, task.to_owned());
-                }
-                "lease_revoked" => {
-                    self.revoked.insert(lease);
                 }
                 "lease_closed" => {
                     let end = what["end"].as_str().unwrap_or("?").to_owned();
@@ -247,11 +238,6 @@ impl<'a> Judge<'a> {
         Ok(())
     }
 
-    /// Tells whether an attempt may have run beside the next one.
-    fn excused(&self, lease: u64) -> bool {
-        self.revoked.contains(&lease) || self.world.was_unguarded(lease)
-    }
-
     fn was_hit(&self, run: &str, task: &str, number: u64) -> bool {
         let name = (run.to_owned(), task.to_owned(), number.to_string());
         self.world.known().hit.contains(&name)
@@ -341,8 +327,10 @@ impl<'a> Judge<'a> {
     fn overlaps(&self, told: &Told, task: &Task) -> Result<()> {
         let run = told.submitted.run.as_str();
         let mut attempts = told.status.attempts(&task.name)?.iter();
-        let unguarded =
-            attempts.any(|attempt| self.excused(attempt["lease"].as_u64().unwrap_or_default()));
+        let unguarded = attempts.any(|attempt| {
+            self.world
+                .was_unguarded(attempt["lease"].as_u64().unwrap_or_default())
+        });
         let seen = self.world.known().at_once.clone();
         for (_, _, text) in seen
             .iter()
@@ -365,7 +353,7 @@ impl<'a> Judge<'a> {
             let lease = attempt["lease"].as_u64().unwrap_or_default();
             if let Some((earlier, last, by, lease)) = before
                 && last > first
-                && !self.excused(lease)
+                && !self.world.was_unguarded(lease)
             {
                 self.fail(
                     run,
@@ -377,7 +365,7 @@ impl<'a> Judge<'a> {
                 );
             }
             let verify = noted.verifies.iter().copied().fold(f64::INFINITY, f64::min);
-            if noted.last > verify && !self.excused(lease) {
+            if noted.last > verify && !self.world.was_unguarded(lease) {
                 self.fail(
                     run,
                     format_args!(

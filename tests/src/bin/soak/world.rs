@@ -23,6 +23,9 @@ pub(crate) const CALL: Duration = Duration::from_secs(45);
 /// How long a worker may take from its start until it has ended what an earlier one left.
 const STARTING_MS: u64 = 3_000;
 
+/// Longest that a lease lives after its last renewal, with what its supervisor takes to end it.
+const LEASE_MS: u64 = 15_000;
+
 /// A program that is started again whenever it has ended.
 #[derive(Debug)]
 pub(crate) struct Part {
@@ -227,8 +230,9 @@ impl World {
         let mut hits = known.supervisors_hit.iter().filter(|hit| hit.0 == lease);
         hits.any(|(_, worker, at)| {
             let mut off = known.workers_off.iter().filter(|off| off.0 == *worker);
-            // However short before: a worker that starts takes a moment until it looks.
-            off.any(|(_, _, until)| until + STARTING_MS >= *at)
+            // However short before: a worker that starts takes a moment until it looks. What hits it
+            // later than any lease lives has nothing to do with it.
+            off.any(|(_, from, until)| until + STARTING_MS >= *at && *from <= at + LEASE_MS)
         })
     }
 
