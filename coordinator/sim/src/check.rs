@@ -90,6 +90,34 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Nothing else of the task works while a lease begins to.
+    pub(crate) fn check_alone(&self, host: usize, lease: u64) -> Checked {
+        let place = |host: &Host, lease: u64| {
+            let folder = host.disk.folders.get(&lease);
+            folder.map(|folder| folder.facts.place())
+        };
+        let here = self.hosts.get(host).filter(|host| host.is_honest());
+        let Some((here, Some(wanted))) = here.map(|here| (here, place(here, lease))) else {
+            return Ok(());
+        };
+        let moves = |host: &&Host| host.is_honest() && !host.stands_still();
+        for host in self.hosts.iter().filter(moves) {
+            let other = host.supervisors.iter().find(|(other, supervisor)| {
+                **other != lease
+                    && place(host, **other) == Some(wanted)
+                    && !host.overslept(supervisor, self.now)
+            });
+            if let Some((other, _)) = other {
+                let what = format!(
+                    "lease {lease} works on {} while {other} does on {}",
+                    here.id, host.id
+                );
+                return Err(self.violation("a task is worked on once at a time", what));
+            }
+        }
+        Ok(())
+    }
+
     /// Looks at what is in the journal.
     pub(crate) fn check_events(&mut self, events: &[Event]) -> Checked {
         for event in events {

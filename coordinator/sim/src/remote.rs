@@ -77,6 +77,9 @@ pub(crate) enum GitResult {
 /// The repository.
 #[derive(Default)]
 pub(crate) struct Remote {
+    /// Until when merges are slow, and how long each takes then.
+    pub(crate) slow_until: u64,
+    pub(crate) merge_ms: u64,
     pub(crate) refs: BTreeMap<Ref, CommitId>,
     requests: u64,
 }
