@@ -163,14 +163,17 @@ mod tests {
 
     #[tokio::test]
     async fn no_credential_fills_the_queue() {
-        let rooms = rooms();
+        let rooms = Rooms::new("pushes", 2, 1);
         let _first = rooms.place("a".to_owned()).await.unwrap();
         let mut waiting = tokio::task::JoinSet::new();
         for _ in 0..WAITING_EACH_MAX {
             let rooms = rooms.clone();
             waiting.spawn(async move { rooms.place("a".to_owned()).await });
         }
-        tokio::task::yield_now().await;
+        let requests = || rooms.inner.held.lock().unwrap()["a"].requests;
+        while requests() < 1 + WAITING_EACH_MAX {
+            tokio::task::yield_now().await;
+        }
         let refused = rooms.place("a".to_owned()).await.unwrap_err();
         assert_eq!(refused, Full::Credential { what: "pushes" });
         rooms.place("b".to_owned()).await.unwrap();
