@@ -376,3 +376,15 @@ impl Chunk {
             .is_some_and(|first| first.item.seq <= seq)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_watch_the_longer_they_are_left_alone() {
+        assert_eq!(pace(0), FEED_PACE);
+        assert!(pace(10_000) >= Duration::from_millis(500));
+        assert!(pace(usize::MAX) >= pace(20_000));
+    }
+}

@@ -21,6 +21,9 @@ pub(super) const SEND_BUFFER_BYTES: usize = 64 * 1024;
 pub(super) const WATCHES: usize = 20_000;
 /// How long a watcher may take nothing; it resumes at its cursor whenever it likes.
 pub(super) const WATCHER_STALL: Duration = Duration::from_secs(60);
+/// How long a watcher that was given up for taking nothing has to take the reason; then its whole
+/// connection is cut, since what waits for it would stay in memory as long as it likes.
+pub(super) const WATCHER_FAREWELL: Duration = Duration::from_secs(10);
 /// Items handed to a watcher's stream at once; two such batches wait at the most.
 pub(super) const WATCH_BATCH: usize = 16;
 /// Chunks of events of one run that are kept for its watchers, each of some hundred KiB.

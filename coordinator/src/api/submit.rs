@@ -130,8 +130,7 @@ impl Submissions {
         let (parsed, _room) = tokio::task::spawn_blocking(checked)
             .await
             .map_err(|error| status::internal(&error))?;
-        let parsed = parsed
-            .map_err(|problems| Status::invalid_argument(problems.to_string()))?;
+        let parsed = parsed.map_err(|problems| Status::invalid_argument(problems.to_string()))?;
         if *run != run_name(parsed.name(), idempotency_key)? {
             return Err(Status::invalid_argument(format!(
                 "run: {run:?} was not prepared for this plan and idempotency key"

@@ -17,7 +17,8 @@ use tonic::Status;
 
 use super::convert;
 use super::feed::{Feed, Head, LeaseNews};
-use super::limits::{AGENTS_PACE, WATCH_BATCH, WATCHER_STALL};
+use super::limits::{AGENTS_PACE, WATCH_BATCH, WATCHER_FAREWELL, WATCHER_STALL};
+use super::places::Connection;
 use super::runs::Runs;
 use crate::transcript::{self, LAST_WORDS, Place, Position};
 
@@ -91,10 +92,23 @@ struct Followed {
 }
 
 /// Follows one run until it has ended and everything was sent, or the watcher goes.
-pub(super) async fn follow(runs: Runs, wish: Wish, out: Out) {
+/// One that takes nothing loses its connection.
+pub(super) async fn follow(runs: Runs, wish: Wish, out: Out, connection: Option<Connection>) {
     if let Err(status) = Watch::run(runs, wish, &out).await {
-        // The watcher may have gone.
-        drop(out.send(Err(status)).await);
+        end(status, &out, WATCHER_FAREWELL, connection).await;
+    }
+}
+
+/// Ends a watch with a reason.
+async fn end(status: Status, out: &Out, farewell: Duration, connection: Option<Connection>) {
+    // One that has gone needs no reason.
+    if tokio::time::timeout(farewell, out.send(Err(status)))
+        .await
+        .is_err()
+        && let Some(connection) = connection
+    {
+        tracing::info!("a connection is cut, since a watcher on it took nothing");
+        connection.cut();
     }
 }
 
@@ -381,6 +395,20 @@ mod tests {
         }
         assert_eq!(Cursor::parse("17;9:0;12:4").unwrap().text(), "17;12:4");
         assert_eq!(Cursor::parse("").unwrap(), Cursor::default());
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_does_not_even_take_the_reason_is_cut_and_no_other() {
+        let places = super::super::places::Places::new(10, 5);
+        let (connection, _) = places.enter().unwrap();
+        let (out, mut inbox) = mpsc::channel(1);
+        let gave_up = || Status::resource_exhausted("watch: nothing was read");
+        let soon = Duration::from_millis(20);
+        end(gave_up(), &out, soon, Some(connection.clone())).await;
+        assert!(!connection.is_cut());
+        end(gave_up(), &out, soon, Some(connection.clone())).await;
+        assert!(connection.is_cut(), "the first reason still waits");
+        assert!(inbox.recv().await.unwrap().is_err());
     }
 
     #[test]

@@ -147,7 +147,11 @@ async fn run_fleet(mode: &FleetMode) -> Result<Report> {
     let many = mode.runs.max(1);
     let mut runs = Vec::new();
     for _ in 0..many {
-        runs.push(site.door.submit(wide_plan(tasks.div_ceil(many), "")).await?);
+        runs.push(
+            site.door
+                .submit(wide_plan(tasks.div_ceil(many), ""))
+                .await?,
+        );
     }
     let mut tasks = JoinSet::new();
     let habit = Habit {
