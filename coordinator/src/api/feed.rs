@@ -6,17 +6,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use coordinator_core::event::{LeaseEnd, Work};
 use coordinator_core::state::Run;
 use coordinator_core::{Event, EventKind, LeaseId, RunId, TaskIx};
 use muster_proto::v1::JournalEvent;
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
 use super::limits::{
     CHUNKS_PER_FEED, CHUNKS_PER_READ, EVENT_JSON_BYTES, EVENTS_PER_CHUNK, FEED_PACE,
+    FEED_PACE_PER_WATCHER, WATCHERS_AT_WORK,
 };
 use super::{convert, event_text, status};
 use crate::engine::{Handle, Readers};
@@ -28,6 +30,8 @@ pub struct Feeds {
     engine: Handle,
     readers: Readers,
     feeds: Arc<Mutex<BTreeMap<RunId, Weak<Feed>>>>,
+    turns: Arc<Semaphore>,
+    opening: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// How far a run has come.
@@ -60,6 +64,8 @@ pub(super) struct Feed {
     pub name: Arc<str>,
     tasks: Vec<Arc<str>>,
     readers: Readers,
+    /// Of the watchers of all runs.
+    turns: Arc<Semaphore>,
     head: watch::Receiver<Head>,
     /// What each lease is about, so that events that only name a lease can be understood.
     subjects: Mutex<BTreeMap<LeaseId, Subject>>,
@@ -97,7 +103,14 @@ impl Feeds {
             engine,
             readers,
             feeds: Arc::default(),
+            turns: Arc::new(Semaphore::new(WATCHERS_AT_WORK)),
+            opening: Arc::default(),
         }
+    }
+
+    /// Waits until nobody else is about to make a feed.
+    pub(super) async fn opening(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.opening).lock_owned().await
     }
 
     /// Gives the feed of a run that is watched already.
@@ -119,6 +132,7 @@ impl Feeds {
             name,
             tasks,
             readers: self.readers.clone(),
+            turns: Arc::clone(&self.turns),
             head: seen,
             subjects: Mutex::default(),
             chunks: Mutex::default(),
@@ -180,7 +194,7 @@ async fn drive(
         }
         if came {
             // The run may have been opened again since it was asked whether it has ended.
-            tokio::time::sleep(FEED_PACE).await;
+            tokio::time::sleep(pace(feed.strong_count())).await;
             continue;
         }
         head.send_if_modified(|head| std::mem::replace(&mut head.ended, ended) != ended);
@@ -188,6 +202,12 @@ async fn drive(
             return Err(Status::unavailable("the coordinator is stopping"));
         }
     }
+}
+
+/// Gives the time until the next look at a run that so many watch.
+fn pace(watchers: usize) -> Duration {
+    let watchers = u32::try_from(watchers).unwrap_or(u32::MAX);
+    FEED_PACE.saturating_add(FEED_PACE_PER_WATCHER.saturating_mul(watchers))
 }
 
 fn chunk_of(seq: u64) -> u64 {
@@ -198,6 +218,12 @@ impl Feed {
     /// Tells how far the run has come, and when it comes further.
     pub(super) fn head(&self) -> watch::Receiver<Head> {
         self.head.clone()
+    }
+
+    /// Waits for a watcher's turn to make what it sends next. Whoever has one must not wait for its
+    /// client.
+    pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.turns).acquire_owned().await.ok()
     }
 
     pub(super) fn task_name(&self, task: TaskIx) -> Arc<str> {
@@ -348,5 +374,17 @@ impl Chunk {
         self.entries
             .first()
             .is_some_and(|first| first.item.seq <= seq)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_watch_the_longer_they_are_left_alone() {
+        assert_eq!(pace(0), FEED_PACE);
+        assert!(pace(10_000) >= Duration::from_millis(500));
+        assert!(pace(usize::MAX) >= pace(20_000));
     }
 }

@@ -21,6 +21,9 @@ pub(super) const SEND_BUFFER_BYTES: usize = 64 * 1024;
 pub(super) const WATCHES: usize = 20_000;
 /// How long a watcher may take nothing; it resumes at its cursor whenever it likes.
 pub(super) const WATCHER_STALL: Duration = Duration::from_secs(60);
+/// How long a watcher that was given up for taking nothing has to take the reason; then its whole
+/// connection is cut, since what waits for it would stay in memory as long as it likes.
+pub(super) const WATCHER_FAREWELL: Duration = Duration::from_secs(10);
 /// Items handed to a watcher's stream at once; two such batches wait at the most.
 pub(super) const WATCH_BATCH: usize = 16;
 /// Chunks of events of one run that are kept for its watchers, each of some hundred KiB.
@@ -35,6 +38,12 @@ pub(super) const EVENT_JSON_BYTES: usize = 32 * 1024;
 /// The shortest time between two looks at a run that is being watched: at thousands of watchers
 /// each look wakes them all.
 pub(super) const FEED_PACE: Duration = Duration::from_millis(20);
+/// What [`FEED_PACE`] grows by for each watcher of the run: some 50 µs pass until one has taken what
+/// is new, and half a second for ten thousand is soon enough for whoever looks on.
+pub(super) const FEED_PACE_PER_WATCHER: Duration = Duration::from_micros(50);
+/// Watchers whose next batch is made at the same time. The others wait in line, so that whoever asks
+/// for something else finds a few watchers before it and not thousands.
+pub(super) const WATCHERS_AT_WORK: usize = 4;
 /// The shortest time between two looks of one client at what agents say.
 pub(super) const AGENTS_PACE: Duration = Duration::from_millis(100);
 /// Logs at one time that are sent or followed.
@@ -67,7 +76,15 @@ pub(super) const HELLOS_PER_SECOND: u32 = 100;
 /// Hellos of one join token at once: all workers of a site come back together after a restart.
 pub(super) const HELLOS_BURST: u32 = 20_000;
 
-/// Plans that are read at once: the largest take some hundred megabytes while they are checked.
+/// Comings and goings of workers that are logged a second in the long run; others are counted.
+pub(super) const JOINS_LOGGED_PER_SECOND: u32 = 10;
+/// Comings and goings that are logged at once: a large site's start is told in full.
+pub(super) const JOINS_LOGGED_BURST: u32 = 4_000;
+
+/// Bytes of plans that are checked at once. A larger one is checked alone: while that goes on it
+/// takes some ten times its size.
+pub(super) const PLAN_BYTES_CHECKED: u32 = 8 * 1024 * 1024;
+/// Plans that are taken in at once: of each all bytes wait in memory until it is checked.
 pub(super) const PLANS_AT_ONCE: usize = 2;
 /// Plans that wait for their turn; further ones are refused.
 pub(super) const PLANS_WAITING: usize = 64;

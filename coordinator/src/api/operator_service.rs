@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 use super::diff;
 use super::limits::{LOGS, TASKS_PER_PAGE, WATCHES};
 use super::log;
+use super::places::Connection;
 use super::runs::Runs;
 use super::submit::Submissions;
 use super::watch::{self, Cursor, Wish};
@@ -296,6 +297,7 @@ impl OperatorService for Operators {
     ) -> Result<Response<Self::WatchRunStream>, Status> {
         allowed(&request, Access::View)?;
         let token = Identity::of(request.extensions())?.token();
+        let connection = request.extensions().get::<Connection>().cloned();
         let request = request.into_inner();
         let mut cursor = Cursor::parse(&request.cursor)?;
         if request.cursor.is_empty() {
@@ -313,7 +315,7 @@ impl OperatorService for Operators {
             ))
         })?;
         let (out, inbox) = mpsc::channel(WATCH_QUEUE);
-        let produce = watch::follow(self.runs.clone(), wish, out.clone());
+        let produce = watch::follow(self.runs.clone(), wish, out.clone(), connection);
         self.produce(produce, out, token);
         let responses = ReceiverStream::new(inbox).flat_map(move |batch| {
             // A watch has its place until its last response was taken.

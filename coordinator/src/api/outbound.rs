@@ -13,7 +13,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::limits::{
-    HELLOS_BURST, HELLOS_PER_SECOND, MESSAGES_BURST, MESSAGES_PER_SECOND, SESSION_BYTES,
+    HELLOS_BURST, HELLOS_PER_SECOND, JOINS_LOGGED_BURST, JOINS_LOGGED_PER_SECOND, MESSAGES_BURST,
+    MESSAGES_PER_SECOND, SESSION_BYTES,
 };
 
 /// Messages that wait for one worker's connection.
@@ -142,6 +143,32 @@ impl Pace {
     }
 }
 
+/// What is logged at a pace, and how much was not.
+#[derive(Debug)]
+pub(super) struct Told {
+    pace: Pace,
+    untold: u64,
+}
+
+impl Told {
+    /// The comings and goings of workers: whoever reconnects without end must not fill the disk.
+    pub(super) fn joins() -> Self {
+        Self {
+            pace: Pace::new(JOINS_LOGGED_PER_SECOND, JOINS_LOGGED_BURST, Instant::now()),
+            untold: 0,
+        }
+    }
+
+    /// Tells whether this one is logged, and how many before it were not.
+    pub(super) fn tell(&mut self, now: Instant) -> Option<u64> {
+        if self.pace.take(now) {
+            return Some(std::mem::take(&mut self.untold));
+        }
+        self.untold += 1;
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,5 +218,16 @@ mod tests {
             taken += (0..5).filter(|_| pace.take(now)).count();
         }
         assert!((108..=110).contains(&taken), "{taken}");
+    }
+
+    #[test]
+    fn of_a_flood_few_are_logged_and_the_others_counted() {
+        let mut told = Told::joins();
+        let begun = Instant::now();
+        let said = (0..100_000).filter(|_| told.tell(begun).is_some()).count();
+        assert_eq!(said, JOINS_LOGGED_BURST as usize);
+        let later = begun + Duration::from_secs(1);
+        assert_eq!(told.tell(later), Some(100_000 - said as u64));
+        assert_eq!(told.tell(later), Some(0));
     }
 }

@@ -181,6 +181,11 @@ impl Connection {
         self.0.cut.cancel();
     }
 
+    #[cfg(test)]
+    pub(super) fn is_cut(&self) -> bool {
+        self.0.cut.is_cancelled()
+    }
+
     /// Waits until the connection has to go: it was cut, or a newer stranger needs its place.
     pub(super) async fn when_over(&self) {
         tokio::select! {

@@ -113,8 +113,8 @@ impl Runs {
         let live = engine::live_run(&self.engine, name)
             .await
             .map_err(status::of)?;
-        let known = match live {
-            Some(run) => self.feeds.known(run),
+        let run = match live {
+            Some(run) => Some(run),
             None => {
                 let wanted = name.to_owned();
                 let found = self
@@ -122,10 +122,16 @@ impl Runs {
                     .read(move |reader| reader.archived(Which::Name(&wanted)))
                     .await
                     .map_err(status::of_read)?;
-                found.and_then(|summary| self.feeds.known(summary.run))
+                found.map(|summary| summary.run)
             }
         };
-        if let Some(feed) = known {
+        let known = || run.and_then(|run| self.feeds.known(run));
+        if let Some(feed) = known() {
+            return Ok(feed);
+        }
+        // Of thousands who come at once one asks for the names of all tasks.
+        let _opening = self.feeds.opening().await;
+        if let Some(feed) = known() {
             return Ok(feed);
         }
         let (run, name, tasks) = self

@@ -7,11 +7,12 @@ use coordinator_core::plan::Source;
 use coordinator_core::{Command, Rejection, Reply};
 use muster_git::{ObjectFormat, RefName};
 use muster_proto::v1;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tonic::Status;
 use tracing::info;
 
 use super::convert;
+use super::limits::PLAN_BYTES_CHECKED;
 use super::status;
 use crate::engine::{self, Handle, Readers};
 use crate::git::names;
@@ -36,6 +37,8 @@ pub struct Submissions {
     /// Held from the look whether a run exists to its admission: of two plans under one key the
     /// refused one must not replace the other's documents in between.
     admitting: Arc<Mutex<()>>,
+    /// Bytes of plans that may be checked now.
+    checking: Arc<Semaphore>,
 }
 
 impl Submissions {
@@ -53,6 +56,7 @@ impl Submissions {
             repositories,
             agents,
             admitting: Arc::default(),
+            checking: Arc::new(Semaphore::new(PLAN_BYTES_CHECKED as usize)),
         }
     }
 
@@ -99,13 +103,13 @@ impl Submissions {
     /// can run, or the core's rejection. Nothing is stored then.
     pub async fn submit(
         &self,
-        request: v1::SubmitRunRequest,
+        mut request: v1::SubmitRunRequest,
         by: &str,
     ) -> Result<v1::SubmitRunResponse, Status> {
+        let text = std::mem::take(&mut request.plan);
         let v1::SubmitRunRequest {
             run,
             idempotency_key,
-            plan: text,
             plan_name,
             ..
         } = &request;
@@ -115,12 +119,18 @@ impl Submissions {
         } else {
             convert::clip(plan_name, 400)
         };
-        let (agents, name, text) = (self.agents.clone(), plan_name.to_owned(), text.clone());
-        // The largest plans take a second, in which heartbeats must not wait.
-        let parsed = tokio::task::spawn_blocking(move || plan::parse(&name, &text, &agents))
+        let (agents, name) = (self.agents.clone(), plan_name.to_owned());
+        let weight = u32::try_from(text.len()).unwrap_or(u32::MAX);
+        let weight = weight.clamp(1, PLAN_BYTES_CHECKED);
+        let room = self.checking.clone().acquire_many_owned(weight).await;
+        let room = room.map_err(|_| Status::unavailable("the coordinator is stopping"))?;
+        // The largest plans take a second, in which heartbeats must not wait. It goes on when the
+        // client has gone, and keeps its room until it ends.
+        let checked = move || (plan::parse(&name, &text, &agents), room);
+        let (parsed, _room) = tokio::task::spawn_blocking(checked)
             .await
-            .map_err(|error| status::internal(&error))?
-            .map_err(|problems| Status::invalid_argument(problems.to_string()))?;
+            .map_err(|error| status::internal(&error))?;
+        let parsed = parsed.map_err(|problems| Status::invalid_argument(problems.to_string()))?;
         if *run != run_name(parsed.name(), idempotency_key)? {
             return Err(Status::invalid_argument(format!(
                 "run: {run:?} was not prepared for this plan and idempotency key"

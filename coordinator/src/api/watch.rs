@@ -4,6 +4,7 @@
 //! last agent event: `17;9:1200;12:4` is journal event 17, event 1200 of lease 9, event 4 of 12.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +12,13 @@ use coordinator_core::LeaseId;
 use coordinator_core::event::{LeaseEnd, Work};
 use muster_proto::v1::watch_run_response::Item;
 use muster_proto::v1::{TaskAgentEvent, WatchRunResponse};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tonic::Status;
 
 use super::convert;
 use super::feed::{Feed, Head, LeaseNews};
-use super::limits::{AGENTS_PACE, WATCH_BATCH, WATCHER_STALL};
+use super::limits::{AGENTS_PACE, WATCH_BATCH, WATCHER_FAREWELL, WATCHER_STALL};
+use super::places::Connection;
 use super::runs::Runs;
 use crate::transcript::{self, LAST_WORDS, Place, Position};
 
@@ -60,8 +62,10 @@ impl Cursor {
 
     fn text(&self) -> String {
         let mut text = self.seq.to_string();
-        for (lease, number) in &self.leases {
-            text.push_str(&format!(";{}:{number}", lease.0));
+        // Of those that have said nothing yet the journal tells.
+        for (lease, number) in self.leases.iter().filter(|(_, number)| **number > 0) {
+            // A text takes everything.
+            let _ = write!(text, ";{}:{number}", lease.0);
         }
         text
     }
@@ -88,10 +92,23 @@ struct Followed {
 }
 
 /// Follows one run until it has ended and everything was sent, or the watcher goes.
-pub(super) async fn follow(runs: Runs, wish: Wish, out: Out) {
+/// One that takes nothing loses its connection.
+pub(super) async fn follow(runs: Runs, wish: Wish, out: Out, connection: Option<Connection>) {
     if let Err(status) = Watch::run(runs, wish, &out).await {
-        // The watcher may have gone.
-        drop(out.send(Err(status)).await);
+        end(status, &out, WATCHER_FAREWELL, connection).await;
+    }
+}
+
+/// Ends a watch with a reason.
+async fn end(status: Status, out: &Out, farewell: Duration, connection: Option<Connection>) {
+    // One that has gone needs no reason.
+    if tokio::time::timeout(farewell, out.send(Err(status)))
+        .await
+        .is_err()
+        && let Some(connection) = connection
+    {
+        tracing::info!("a connection is cut, since a watcher on it took nothing");
+        connection.cut();
     }
 }
 
@@ -104,6 +121,8 @@ struct Watch<'a> {
     out: &'a Out,
     /// What is sent with the next batch.
     ready: Vec<WatchRunResponse>,
+    /// Held while `ready` is filled, and never while something is waited for.
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 impl<'a> Watch<'a> {
@@ -122,6 +141,7 @@ impl<'a> Watch<'a> {
             agent_events: wish.agent_events,
             out,
             ready: Vec::new(),
+            turn: None,
         };
         watch.catch_up(&wish.cursor, &mut head).await?;
         let mut last_words = None;
@@ -238,6 +258,7 @@ impl<'a> Watch<'a> {
     /// Sends the journal events up to `upto`; what an agent said comes before its lease's end.
     async fn journal(&mut self, upto: u64) -> Result<(), Status> {
         while self.cursor.seq < upto {
+            self.turn = None;
             let entries = self.feed.after(self.cursor.seq).await?;
             if entries.is_empty() {
                 return Ok(());
@@ -274,6 +295,7 @@ impl<'a> Watch<'a> {
                 Ok(_) => None,
                 Err(writes) => Some(writes),
             };
+            self.turn = None;
             let read_place = place.clone();
             let (events, position) = self
                 .runs
@@ -318,6 +340,9 @@ impl<'a> Watch<'a> {
     }
 
     async fn send(&mut self, item: Item) -> Result<(), Status> {
+        if self.turn.is_none() {
+            self.turn = self.feed.turn().await;
+        }
         self.ready.push(WatchRunResponse {
             cursor: self.cursor.text(),
             item: Some(item),
@@ -329,6 +354,7 @@ impl<'a> Watch<'a> {
     }
 
     async fn flush(&mut self) -> Result<(), Status> {
+        self.turn = None;
         if self.ready.is_empty() {
             return Ok(());
         }
@@ -367,7 +393,22 @@ mod tests {
         for text in ["0", "17", "17;9:1200;12:4"] {
             assert_eq!(Cursor::parse(text).unwrap().text(), text);
         }
+        assert_eq!(Cursor::parse("17;9:0;12:4").unwrap().text(), "17;12:4");
         assert_eq!(Cursor::parse("").unwrap(), Cursor::default());
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_does_not_even_take_the_reason_is_cut_and_no_other() {
+        let places = super::super::places::Places::new(10, 5);
+        let (connection, _) = places.enter().unwrap();
+        let (out, mut inbox) = mpsc::channel(1);
+        let gave_up = || Status::resource_exhausted("watch: nothing was read");
+        let soon = Duration::from_millis(20);
+        end(gave_up(), &out, soon, Some(connection.clone())).await;
+        assert!(!connection.is_cut());
+        end(gave_up(), &out, soon, Some(connection.clone())).await;
+        assert!(connection.is_cut(), "the first reason still waits");
+        assert!(inbox.recv().await.unwrap().is_err());
     }
 
     #[test]

@@ -32,7 +32,7 @@ use super::limits::{
     FOREIGN_LEASES_PER_SESSION, HELLOS_PER_SECOND, SESSIONS, STALE_REPORTS_PER_SESSION,
     WORKER_STALL,
 };
-use super::outbound::{Outbound, Pace};
+use super::outbound::{Outbound, Pace, Told};
 use super::places::Connection;
 use super::status;
 use crate::auth::{Authenticator, Identity, Unverified};
@@ -86,6 +86,7 @@ struct Inner {
     sessions: AtomicU64,
     places: Arc<Semaphore>,
     hellos: Mutex<BTreeMap<TokenId, Pace>>,
+    joins: Mutex<Told>,
     ending: CancellationToken,
 }
 
@@ -112,6 +113,7 @@ impl Workers {
             sessions,
             places: Arc::new(Semaphore::new(SESSIONS)),
             hellos: Mutex::default(),
+            joins: Mutex::new(Told::joins()),
             ending,
         };
         Self {
@@ -181,6 +183,14 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Tells whether a worker's coming or going is logged, and how many before it were not.
+    fn tells(&self) -> Option<u64> {
+        let mut joins = self.joins.lock().unwrap_or_else(PoisonError::into_inner);
+        joins.tell(Instant::now())
+    }
+}
+
 struct Session {
     worker: WorkerId,
     incarnation: Incarnation,
@@ -218,7 +228,9 @@ async fn serve(
     inner.may_say_hello(token)?;
     let (to_session, mut orders) = mpsc::channel(SESSION_QUEUE);
     let session = open(inner, pool, token, hello, to_session, out).await?;
-    info!(worker = %session.worker, session = session.number, pool, "a worker has joined");
+    if let Some(untold) = inner.tells() {
+        info!(worker = %session.worker, session = session.number, pool, untold, "a worker has joined");
+    }
     let (events, queue) = mpsc::channel(EVENT_QUEUE);
     let mut storing = Storing(tokio::spawn(store_events(
         inner.clone(),
@@ -257,7 +269,9 @@ async fn serve(
         }
     };
     session.close(&inner.engine).await;
-    info!(worker = %session.worker, session = session.number, "a worker's session has ended");
+    if let Some(untold) = inner.tells() {
+        info!(worker = %session.worker, session = session.number, untold, "a worker's session has ended");
+    }
     result
 }
 

@@ -133,7 +133,22 @@ fn values_are_counted() {
     let mut problems = Problems::new("p");
     assert!(tree::read(b"[a, b]", 3, &mut problems).is_some());
     assert!(tree::read(b"[a, b, c]", 3, &mut problems).is_none());
-    assert_eq!(problems.list[0].message, "more than 3 values");
+    let message = &problems.list[0].message;
+    assert!(message.starts_with("more than 3 values"), "{message}");
+}
+
+#[test]
+fn reading_ends_at_the_first_task_that_is_too_many() {
+    let most = coordinator_core::limits::TASKS_PER_RUN;
+    // What comes behind is never looked at, and lists of other keys are not counted.
+    let tasks = "x,".repeat(most + 1);
+    let refused = checked(&format!("{{other: [{tasks}], tasks: [{tasks} ]]]")).unwrap_err();
+    assert_eq!(refused.list.len(), 1);
+    let message = &refused.list[0].message;
+    assert!(message.contains("200000 tasks"), "{message}");
+    let mut problems = Problems::new("p");
+    let text = format!("tasks: [{}]", "x,".repeat(most));
+    assert!(tree::read(text.as_bytes(), tree::VALUES_MAX, &mut problems).is_some());
 }
 
 #[test]

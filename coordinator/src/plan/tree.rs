@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use coordinator_core::limits::TASKS_PER_RUN;
 use granit_parser::{Event, Marker, Parser, ScalarStyle, StructureStyle, Tag};
 
 use super::problem::{Position, Problem, Problems, quote};
@@ -396,8 +397,7 @@ impl Builder<'_> {
             self.problems.add(at, too_deep());
             return None;
         }
-        self.put(target);
-        Some(())
+        self.put(target)
     }
 
     fn place(&mut self, node: Node, anchor: usize) -> Option<()> {
@@ -405,7 +405,11 @@ impl Builder<'_> {
         if self.values > self.values_max {
             self.problems.add_with(
                 node.at,
-                format!("more than {} values", self.values_max),
+                format!(
+                    "more than {} values (keys, texts, lists and mappings together); that is the \
+                     most of one plan",
+                    self.values_max
+                ),
                 "split the plan into several runs",
             );
             return None;
@@ -414,14 +418,37 @@ impl Builder<'_> {
         if anchor != 0 {
             self.anchors.insert(anchor, Rc::clone(&node));
         }
-        self.put(node);
+        self.put(node)
+    }
+
+    fn put(&mut self, node: Rc<Node>) -> Option<()> {
+        let is_task = self.is_in_tasks();
+        let Some(frame) = self.stack.last_mut() else {
+            self.root = Some(node);
+            return Some(());
+        };
+        if is_task && frame.items.len() >= TASKS_PER_RUN {
+            self.problems.add_with(
+                node.at,
+                format!("more than {TASKS_PER_RUN} tasks; that is the most of one run"),
+                "split the plan into several runs",
+            );
+            return None;
+        }
+        frame.items.push(node);
         Some(())
     }
 
-    fn put(&mut self, node: Rc<Node>) {
-        match self.stack.last_mut() {
-            Some(frame) => frame.items.push(node),
-            None => self.root = Some(node),
-        }
+    /// Tells whether the innermost list is that of the plan's tasks. They are counted here, since
+    /// reading all of a much larger plan only to refuse it would cost seconds and memory.
+    fn is_in_tasks(&self) -> bool {
+        let [root, tasks] = self.stack.as_slice() else {
+            return false;
+        };
+        let key = root.items.last().map(|key| &key.value);
+        tasks.shape == Shape::List
+            && root.shape == Shape::Map
+            && root.items.len() % 2 == 1
+            && matches!(key, Some(Value::Scalar(key, _)) if &**key == "tasks")
     }
 }

@@ -351,3 +351,32 @@ async fn all_watchers_of_a_run_get_every_event_once_and_none_the_whole_plan() {
         "{ends:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watchers_that_read_nothing_hold_up_no_other() {
+    let world = World::start().await;
+    let mut plan = "name: p\ntasks:\n".to_owned();
+    for task in 0..1_000 {
+        plan.push_str(&format!("- {{name: t{task}, run: x, labels: [nobody]}}\n"));
+    }
+    let run = world.submit(&plan, "key").await.unwrap();
+    world.cancel(&run).await;
+    let (token, _) = world.token("viewer").await;
+    let mut deaf = OperatorServiceClient::new(world.channel(&token).await);
+    let request = v1::WatchRunRequest {
+        run,
+        agent_events: true,
+        ..v1::WatchRunRequest::default()
+    };
+    let mut unread = Vec::new();
+    for _ in 0..50 {
+        unread.push(within(deaf.watch_run(request.clone())).await.unwrap());
+    }
+    let watching = world.operator.clone().watch_run(request).await;
+    let mut stream = watching.unwrap().into_inner();
+    let mut count = 0;
+    while within(stream.message()).await.unwrap().is_some() {
+        count += 1;
+    }
+    assert!(count > 2_000, "{count}");
+}

@@ -10,11 +10,14 @@ use muster_proto::v1;
 use muster_proto::v1::coordinator_message::Kind as Heard;
 use muster_proto::v1::worker_message::Kind as Said;
 use muster_proto::v1::worker_service_client::WorkerServiceClient;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::site::{Door, PATIENCE};
+
+/// Sessions that are being opened at once, so that handshakes are not all that is done.
+const JOINING: usize = 64;
 
 /// What one session is to do.
 #[derive(Clone, Debug)]
@@ -52,6 +55,8 @@ struct Inner {
     habit: Habit,
     seen: Mutex<Seen>,
     connected: AtomicUsize,
+    /// Held from the first byte to the welcome.
+    joining: Semaphore,
 }
 
 impl Fleet {
@@ -61,6 +66,7 @@ impl Fleet {
             habit,
             seen: Mutex::default(),
             connected: AtomicUsize::new(0),
+            joining: Semaphore::new(JOINING),
         };
         Self {
             inner: Arc::new(inner),
@@ -160,6 +166,7 @@ pub(crate) fn success(number: u64, lease: u64) -> v1::Report {
 
 /// One session with one slot, from hello until the stream breaks.
 async fn session(inner: &Inner, name: &str, reports: &mut u64) -> Result<()> {
+    let joining = inner.joining.acquire().await;
     let channel = inner.door.channel(&inner.door.worker).await?;
     let mut client = WorkerServiceClient::new(channel);
     let (out, messages) = mpsc::channel::<v1::WorkerMessage>(64);
@@ -177,6 +184,7 @@ async fn session(inner: &Inner, name: &str, reports: &mut u64) -> Result<()> {
     else {
         bail!("no welcome");
     };
+    drop(joining);
     let wish = welcome.heartbeat_interval.context("no interval")?;
     let interval = inner.habit.beat.unwrap_or(Duration::try_from(wish)?);
     inner.connected.fetch_add(1, Ordering::Relaxed);

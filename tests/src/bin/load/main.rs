@@ -17,13 +17,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use muster_tests::figures::spread;
+use muster_tests::figures::{percentile, spread};
 use tokio::task::JoinSet;
 
 use fleet::{Fleet, Habit};
 use report::Report;
 use site::{Sampler, Site, wide_plan};
 use watchers::Watched;
+
+/// The most that one heartbeat in a hundred may take: half of the interval between two, and a twelfth
+/// of the time that a lease lives without one.
+const BEAT_MAX: Duration = Duration::from_secs(5);
+/// Resident memory of a coordinator with its runs, and what each connection and watch adds.
+const RESIDENT_KIB: u64 = 256 * 1024;
+const PER_CONNECTION_KIB: u64 = 64;
+/// Descriptors besides those of connections.
+const DESCRIPTORS: u64 = 200;
 
 /// Loads and abuses a coordinator.
 #[derive(Clone, Debug, Parser)]
@@ -49,9 +58,12 @@ struct FleetMode {
     /// Workers, each with a connection of its own
     #[arg(long, default_value_t = 1_000)]
     workers: usize,
-    /// Watchers of the run that they work on
+    /// Watchers of the runs that they work on
     #[arg(long, default_value_t = 10_000)]
     watchers: usize,
+    /// Runs; every one has the same share of the watchers, each of which is sent all its events
+    #[arg(long, default_value_t = 10)]
+    runs: usize,
     /// Watchers that share one connection
     #[arg(long, default_value_t = 4)]
     watchers_per_connection: usize,
@@ -132,7 +144,15 @@ async fn run_fleet(mode: &FleetMode) -> Result<Report> {
     let sampler = Sampler::start(site.process.clone());
     let rate = (mode.workers as u64 * 1_000).div_ceil(mode.work_ms.max(1));
     let tasks = usize::try_from(rate * (mode.seconds + 120))? + mode.workers;
-    let run = site.door.submit(wide_plan(tasks, "")).await?;
+    let many = mode.runs.max(1);
+    let mut runs = Vec::new();
+    for _ in 0..many {
+        runs.push(
+            site.door
+                .submit(wide_plan(tasks.div_ceil(many), ""))
+                .await?,
+        );
+    }
     let mut tasks = JoinSet::new();
     let habit = Habit {
         work: Duration::from_millis(mode.work_ms),
@@ -149,14 +169,12 @@ async fn run_fleet(mode: &FleetMode) -> Result<Report> {
     let watched = std::sync::Arc::new(Watched::default());
     let begun = Instant::now();
     let on_each = mode.watchers_per_connection;
-    watchers::watch(
-        &site.door,
-        &run,
-        mode.watchers,
-        on_each,
-        &watched,
-        &mut tasks,
-    );
+    for (index, run) in runs.iter().enumerate() {
+        let after = site.door.last_seq(run).await?;
+        let count = (mode.watchers + many - 1 - index) / many;
+        let (door, run) = (&site.door, (run.as_str(), after));
+        watchers::watch(door, run, count, on_each, &watched, &mut tasks);
+    }
     let open = || watched.open.load(std::sync::atomic::Ordering::Relaxed);
     while open() < mode.watchers && begun.elapsed() < Duration::from_secs(120) {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -211,7 +229,6 @@ async fn run_fleet(mode: &FleetMode) -> Result<Report> {
     report.say_taken("coordinator at start", &start);
     report.say_taken("with workers", &with_workers);
     report.say_taken("at end", &after);
-    report.say_taken("peak", &sampler.stop());
     let per_worker = with_workers.resident_kib.saturating_sub(start.resident_kib) as f64;
     report.say(
         "KiB a worker",
@@ -221,6 +238,22 @@ async fn run_fleet(mode: &FleetMode) -> Result<Report> {
     report.say(
         "KiB a watcher",
         format!("{:.1}", per_watcher / mode.watchers.max(1) as f64),
+    );
+    let beats = percentile(&seen.beats, 99);
+    report.expect(
+        beats < BEAT_MAX,
+        format!("a heartbeat in a hundred was answered after {beats:.2?}"),
+    );
+    let peak = sampler.stop();
+    report.say_taken("peak", &peak);
+    let resident_max = RESIDENT_KIB + PER_CONNECTION_KIB * (connections + mode.watchers) as u64;
+    report.expect(
+        peak.resident_kib < resident_max,
+        format!("more than {} MiB resident", resident_max / 1024),
+    );
+    report.expect(
+        peak.descriptors < connections as u64 + DESCRIPTORS,
+        format!("{} descriptors", peak.descriptors),
     );
     report.expect(
         seen.stale == 0,

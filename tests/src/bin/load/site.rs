@@ -178,6 +178,17 @@ impl Door {
             .await?)
     }
 
+    /// Gives the number of a run's last event.
+    pub(crate) async fn last_seq(&self, run: &str) -> Result<u64> {
+        let get = v1::GetRunRequest {
+            run: run.to_owned(),
+            limit: 1,
+            ..v1::GetRunRequest::default()
+        };
+        let found = self.viewer().await?.get_run(get).await?.into_inner().run;
+        Ok(found.map_or(0, |run| run.last_seq))
+    }
+
     /// Submits a plan without a repository and gives the run's name.
     pub(crate) async fn submit(&self, plan: String) -> Result<String, tonic::Status> {
         let mut operator = self

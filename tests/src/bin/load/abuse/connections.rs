@@ -85,7 +85,9 @@ pub(super) async fn garbage(ring: Ring) -> Result<()> {
                     1 => {
                         // A record's head, then noise.
                         let head = [0x16, 0x03, 0x03, 0x3f, 0xff];
-                        bytes.get_mut(..5).map(|first| first.copy_from_slice(&head));
+                        if let Some(first) = bytes.get_mut(..head.len()) {
+                            first.copy_from_slice(&head);
+                        }
                         plain(&ring, &bytes).await
                     }
                     2 => behind_tls(&ring, b"h2", &bytes).await,

@@ -20,7 +20,11 @@ use crate::report::Report;
 use crate::site::{Door, Sampler, Site, wide_plan};
 
 /// What the coordinator may take more while it is abused.
-const RESIDENT_GROWTH_MAX_KIB: u64 = 768 * 1024;
+const RESIDENT_GROWTH_MAX_KIB: u64 = 256 * 1024;
+/// The part of their usual work that honest workers still do at least: one in so many.
+const WORK_LEFT: f64 = 3.0;
+/// The most that one honest heartbeat in a hundred may take: a fifth of the interval between two.
+const BEAT_MAX: Duration = Duration::from_secs(2);
 /// Descriptors it may have: its connections are bounded by three quarters of what it has.
 const DESCRIPTORS_MAX: u64 = 16_500;
 /// How long it is left alone before each abuse.
@@ -244,10 +248,17 @@ async fn one(
         report.say(&format!("{name}, answered {count} times"), answer);
     }
     report.expect(
-        during.done > calm.done / 20.0,
+        during.done > calm.done / WORK_LEFT,
         format!(
             "{name}: honest workers did {:.1} tasks a second, {:.1} before",
             during.done, calm.done
+        ),
+    );
+    report.expect(
+        during.beats < BEAT_MAX,
+        format!(
+            "{name}: an honest heartbeat in a hundred took {:.1?}",
+            during.beats
         ),
     );
     report.expect(
