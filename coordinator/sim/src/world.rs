@@ -407,7 +407,9 @@ impl<'w> World<'w> {
     /// A fault or a person.
     fn befall(&mut self, what: What) -> Checked {
         tell!(self, "it happens: {what:?}");
-        let count = what.fault().and_then(|kind| self.counts.by_fault.get_mut(kind));
+        let count = what
+            .fault()
+            .and_then(|kind| self.counts.by_fault.get_mut(kind));
         if let Some(count) = count {
             *count += 1;
         }
