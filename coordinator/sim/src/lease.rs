@@ -419,6 +419,14 @@ impl World<'_> {
             let failed = failure(FailureClass::Workspace, "the checkout cannot be made");
             return self.verified(host, lease, Happened::Failed(failed));
         }
+        if deadline.is_some_and(|deadline| known.boottime(now) >= deadline) {
+            // A supervisor looks at its clock before it starts anything.
+            if let Some(runner) = self.runner(host, lease) {
+                runner.doing = Doing::Running;
+                runner.op = 0;
+            }
+            return self.agent_gone(host, lease, true, false);
+        }
         let edits = deed.is_some_and(|deed| deed.end != DeedEnd::NoChange);
         let edits = edits && folder.facts.repository;
         let supervisor = Supervisor {

@@ -117,8 +117,9 @@ impl Special<'_> {
         let plan = 0;
         let count = u64::from(self.tasks());
         let task = self.random.below(count) as u32;
-        match self.random.below(5) {
+        match self.random.below(6) {
             0 => What::CancelRun { plan },
+            5 => What::SubmitAgain { plan, other: false },
             1 => What::CancelTask { plan, task },
             2 | 3 => What::RetryRun { plan },
             _ => What::RetryTask { plan, task },
@@ -205,7 +206,12 @@ impl Special<'_> {
         let moments = [Moment::Submitted, Moment::Integrating];
         let moment = self.random.pick(&moments).unwrap_or(Moment::Submitted);
         self.after(moment, 0, 0, What::SlowMerges { for_ms, takes_ms });
-        if self.random.per_mille(600) {
+        if self.random.per_mille(400) {
+            // The merge of the old generation ends when the new one's time is over.
+            let ms = self.random.wide(1_000, 200_000);
+            self.after(moment, 0, 60_000 + ms, What::CancelRun { plan: 0 });
+            self.after(moment, 0, 61_000 + ms, What::RetryRun { plan: 0 });
+        } else if self.random.per_mille(600) {
             self.wishes_at_merges(takes_ms);
         }
     }
@@ -230,7 +236,7 @@ impl Special<'_> {
             self.add(When::At { ms: 5_000 }, drain(1, true));
             self.after(Moment::Integrating, 0, 0, drain(0, true));
             self.after(Moment::Integrating, 0, 1, drain(1, false));
-            if self.random.per_mille(300) {
+            if self.random.per_mille(600) {
                 let ms = self.random.wide(1, 20_000);
                 self.after(Moment::FinalVerifying, 0, ms, drain(1, true));
             }
@@ -238,6 +244,17 @@ impl Special<'_> {
         if self.random.per_mille(300) {
             let for_ms = self.random.wide(1_000, 60_000);
             self.after(Moment::Integrating, 0, 0, What::Hold { for_ms });
+        }
+        if self.random.per_mille(150) {
+            for plan in &mut self.scenario.plans {
+                for task in &mut plan.tasks {
+                    task.verify = vec![Found::Good];
+                }
+            }
+            self.after(Moment::Started, 0, 0, What::Hold { for_ms: 60_000 });
+            for task in 0..self.tasks() {
+                self.after(Moment::Made, task, 1, What::RetryTask { plan: 0, task: 0 });
+            }
         }
         for _ in 0..self.random.between(1, 7) {
             let what = if self.random.per_mille(450) {
@@ -266,8 +283,20 @@ impl Special<'_> {
                 }
             }
         }
-        let liar = self.random.per_mille(400);
-        if liar {
+        if self.random.per_mille(300) {
+            let timeout_ms = self.random.between(15_000, 60_000);
+            for plan in &mut self.scenario.plans {
+                for task in &mut plan.tasks {
+                    task.timeout_ms = timeout_ms;
+                }
+            }
+        }
+        if self.random.per_mille(200) {
+            // It is parked by then.
+            let (plan, task) = (0, 0);
+            self.after(Moment::Asked, 0, 620_000, What::CancelTask { plan, task });
+        }
+        if self.random.per_mille(400) {
             self.lie();
             if let Some(honest) = self.scenario.workers.first_mut() {
                 honest.at_ms = 300_000;
@@ -319,6 +348,26 @@ impl Special<'_> {
             let moment = self.random.pick(&moments).unwrap_or(Moment::Ended);
             self.after(moment, 0, 0, What::SlowDisk { for_ms, sync_ms });
         }
+        if self.random.per_mille(300) {
+            let for_ms = 30_000;
+            self.after(Moment::Archived, 0, 0, What::Hold { for_ms });
+        }
+        if self.random.per_mille(300) {
+            // The run is archived while the request is on its way.
+            let (for_ms, sync_ms) = (1_200_000, 1_500);
+            self.add(When::At { ms: 0 }, What::SlowDisk { for_ms, sync_ms });
+            self.after(Moment::Started, 0, 0, What::CancelRun { plan: 0 });
+            for _ in 0..3 {
+                let ms = self.random.wide(1, 8_000);
+                let what = self.random.pick(&[
+                    What::RetryRun { plan: 0 },
+                    What::RetryTask { plan: 0, task: 0 },
+                ]);
+                if let Some(what) = what {
+                    self.after(Moment::Revoked, 0, ms, what);
+                }
+            }
+        }
         for nth in 0..2 {
             let moments = [Moment::Ended, Moment::Archived, Moment::Archived];
             let moment = self.random.pick(&moments).unwrap_or(Moment::Archived);
@@ -352,6 +401,7 @@ impl Special<'_> {
         }
         self.integrate(vec![Found::Good], vec![Merge::Clean]);
         let away: (Moment, u64) = match self.random.below(6) {
+            // They are away before there is any work.
             0 => (Moment::Submitted, 0),
             1 => {
                 self.first_ends(DeedEnd::Fails);
@@ -378,7 +428,11 @@ impl Special<'_> {
                 down_ms: self.random.between(15 * DAY_MS, 16 * DAY_MS),
                 disk_lost: false,
             };
-            self.after(away.0, 0, away.1, what);
+            if away.0 == Moment::Submitted {
+                self.add(When::At { ms: 5_000 }, what);
+            } else {
+                self.after(away.0, 0, away.1, what);
+            }
         }
         self.scenario.calm_ms = 17 * DAY_MS;
     }

@@ -72,6 +72,16 @@ pub const EXCUSED: &[Excuse] = &[
         reason: "the engine archives between two batches: nothing happens to the run meanwhile",
     },
     Excuse {
+        came: &[Came::HeartbeatOld, Came::ClosedOld],
+        met: &[Met::WorkerDown],
+        reason: "the older stream of a worker is ended when the newer is welcomed, so before that one ends",
+    },
+    Excuse {
+        came: &[Came::HeartbeatOld, Came::ClosedOld],
+        met: &[Met::WorkerUnknown],
+        reason: "a worker is forgotten a day after its last session, and older ones have ended before",
+    },
+    Excuse {
         came: BASE_ANSWERS,
         met: &[Met::TaskBlocked, Met::TaskSkipped],
         reason: "a task that is basing has all it depends on, and that stays so in its generation",
