@@ -258,7 +258,6 @@ mod tests {
         }
         let full = enter(&Identity::Lease(1)).unwrap_err();
         assert_eq!(full.what, "connections of viewers and workers");
-        drop(enter);
         inside.truncate(18);
         let (operator, _) = places.enter().unwrap();
         operator.authenticated(&admin()).unwrap();

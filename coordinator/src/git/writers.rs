@@ -159,7 +159,8 @@ mod tests {
         let (home, lock) = home();
         let writers = Writers::new(home.path().to_owned());
         writers.enter("site").await.done();
-        drop(writers.gates.lock().unwrap()["site"].room.write().await);
+        let room = Arc::clone(&writers.gates.lock().unwrap()["site"].room);
+        drop(room.write().await);
         assert!(lock.exists());
     }
 }
