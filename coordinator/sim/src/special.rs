@@ -96,11 +96,11 @@ impl Special<'_> {
         vec![any(), any()]
     }
 
-    fn integrate(&mut self, verify: Vec<Found>, merge: Vec<Merge>) {
+    fn integrate(&mut self, verify: &[Found], merge: &[Merge]) {
         for plan in &mut self.scenario.plans {
             plan.integrate = Some(Integrate {
-                verify: verify.clone(),
-                merge: merge.clone(),
+                verify: verify.to_vec(),
+                merge: merge.to_vec(),
             });
         }
     }
@@ -164,7 +164,7 @@ impl Special<'_> {
     fn merges(&mut self) {
         self.join();
         let merge = self.merge();
-        self.integrate(vec![Found::Good], merge);
+        self.integrate(&[Found::Good], &merge);
         let takes_ms = self.random.pick(&[3_000, 30_000, 90_000]).unwrap_or(30_000);
         let for_ms = 20 * 60_000;
         self.add(When::At { ms: 0 }, What::SlowMerges { for_ms, takes_ms });
@@ -198,7 +198,7 @@ impl Special<'_> {
     fn merges_beyond_their_deadline(&mut self) {
         self.join();
         let merge = self.merge();
-        self.integrate(vec![Found::Good], merge);
+        self.integrate(&[Found::Good], &merge);
         self.scenario.workers.truncate(1);
         let takes_ms = self.random.between(3_500_000, 4_500_000);
         let for_ms = 4 * 3_600_000;
@@ -224,7 +224,7 @@ impl Special<'_> {
         } else {
             vec![Found::Bad, Found::Broken, Found::Good]
         };
-        self.integrate(verify, vec![Merge::Clean]);
+        self.integrate(&verify, &[Merge::Clean]);
         let speed = self.random.pick(&[100, 30, 10]).unwrap_or(100);
         for worker in &mut self.scenario.workers {
             worker.speed_percent = speed;
@@ -329,7 +329,7 @@ impl Special<'_> {
                 vec![]
             };
             let merge = self.merge();
-            self.integrate(verify, merge);
+            self.integrate(&verify, &merge);
         }
         if self.random.per_mille(500) {
             for plan in &mut self.scenario.plans {
@@ -399,7 +399,7 @@ impl Special<'_> {
                 task.verify = vec![Found::Good];
             }
         }
-        self.integrate(vec![Found::Good], vec![Merge::Clean]);
+        self.integrate(&[Found::Good], &[Merge::Clean]);
         let away: (Moment, u64) = match self.random.below(6) {
             // They are away before there is any work.
             0 => (Moment::Submitted, 0),
