@@ -171,7 +171,10 @@ mod tests {
             let rooms = rooms.clone();
             waiting.spawn(async move { rooms.place("a".to_owned()).await });
         }
-        tokio::task::yield_now().await;
+        let requests = || rooms.inner.held.lock().unwrap()["a"].requests;
+        while requests() < 1 + WAITING_EACH_MAX {
+            tokio::task::yield_now().await;
+        }
         let refused = rooms.place("a".to_owned()).await.unwrap_err();
         assert_eq!(refused, Full::Credential { what: "pushes" });
         rooms.place("b".to_owned()).await.unwrap();
