@@ -1,5 +1,5 @@
 //! Runs the worlds of a range of seeds and says what each costs; one seed alone tells its story.
-//! `cargo run --release -p coordinator-sim --example sim_worlds -- FROM TO [story]`
+//! `cargo run --release -p coordinator-sim --example sim_worlds -- FROM TO [story|coverage]`
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Instant;
 
+use coordinator_sim::coverage::Reached;
 use coordinator_sim::{Scenario, Unwatched, Watch, run};
 
 struct Teller;
@@ -31,6 +32,24 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |nth: usize| arguments.get(nth).map(|text| text.parse::<u64>().unwrap());
     let (from, to) = (number(0).unwrap_or(0), number(1).unwrap_or(100));
+    if arguments.get(2).is_some_and(|mode| mode == "coverage") {
+        let mut reached = Reached::default();
+        for seed in from..to {
+            if let Err(violation) = run(&Scenario::generate(seed), &mut reached) {
+                println!("{seed}: {violation}");
+            }
+        }
+        let table = reached.table();
+        for row in table.unreached() {
+            println!("unreached: {} × {}", row.met.name(), row.came.name());
+        }
+        for row in table.refuted() {
+            println!("refuted: {} × {}", row.met.name(), row.came.name());
+        }
+        println!("unknown: {:?}", table.unknown);
+        println!("{} of {} pairs", table.reached(), table.rows.len());
+        return;
+    }
     if arguments.len() > 2 {
         let scenario = Scenario::generate(from);
         println!("{scenario:#?}");

@@ -1,8 +1,10 @@
 //! What must be true of the world, besides what the reference says of the journal.
 
+use std::collections::BTreeMap;
+
 use coordinator_core::event::Outcome;
 use coordinator_core::state::{History, TaskState, VerifyPhase};
-use coordinator_core::{Command, Event, EventKind, TaskKey, invariants};
+use coordinator_core::{Command, Event, EventKind, RunId, TaskKey, invariants};
 
 use crate::Violation;
 use crate::host::Host;
@@ -35,6 +37,82 @@ impl World<'_> {
                     host.id
                 );
                 return Err(self.violation("nothing of a closed lease runs", what));
+            }
+        }
+        Ok(())
+    }
+
+    /// The answer to a merge counts for the generation that asked for it. What the journal held
+    /// before this batch says which generation that is.
+    pub(crate) fn check_merges(&self, commands: &[Command], events: &[Event]) -> Checked {
+        let mut tasks: BTreeMap<TaskKey, u32> = BTreeMap::new();
+        let mut runs: BTreeMap<RunId, u32> = BTreeMap::new();
+        for event in events {
+            let old = match &event.kind {
+                EventKind::TaskReopened {
+                    task, generation, ..
+                } => {
+                    tasks.insert(*task, *generation);
+                    false
+                }
+                EventKind::RunReopened {
+                    run, generation, ..
+                } => {
+                    runs.insert(*run, *generation);
+                    false
+                }
+                EventKind::TaskReady {
+                    task,
+                    base: Some(base),
+                    ..
+                } => {
+                    let before = self.store.shadow.task(*task).map(|task| task.generation);
+                    let now = tasks.get(task).copied().or(before);
+                    commands.iter().any(|command| {
+                        matches!(command, Command::BaseMade { task: of, generation, result: Ok(commit) }
+                            if of == task && commit == base && Some(*generation) != now)
+                    })
+                }
+                EventKind::IntegrationMerged { run, commit } => {
+                    let before = self.store.shadow.run(*run).map(|run| run.generation);
+                    let now = runs.get(run).copied().or(before);
+                    commands.iter().any(|command| {
+                        matches!(command, Command::IntegrationMade { run: of, generation, result: Ok(made) }
+                            if of == run && made == commit && Some(*generation) != now)
+                    })
+                }
+                _ => false,
+            };
+            self.ensure(!old, "a merge is of the generation that asked", || {
+                crate::story::event(event).to_string()
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Nothing else of the task works while a lease begins to.
+    pub(crate) fn check_alone(&self, host: usize, lease: u64) -> Checked {
+        let place = |host: &Host, lease: u64| {
+            let folder = host.disk.folders.get(&lease);
+            folder.map(|folder| folder.facts.place())
+        };
+        let here = self.hosts.get(host).filter(|host| host.is_honest());
+        let Some((here, Some(wanted))) = here.map(|here| (here, place(here, lease))) else {
+            return Ok(());
+        };
+        let moves = |host: &&Host| host.is_honest() && !host.stands_still();
+        for host in self.hosts.iter().filter(moves) {
+            let other = host.supervisors.iter().find(|(other, supervisor)| {
+                **other != lease
+                    && place(host, **other) == Some(wanted)
+                    && !host.overslept(supervisor, self.now)
+            });
+            if let Some((other, _)) = other {
+                let what = format!(
+                    "lease {lease} works on {} while {other} does on {}",
+                    here.id, host.id
+                );
+                return Err(self.violation("a task is worked on once at a time", what));
             }
         }
         Ok(())

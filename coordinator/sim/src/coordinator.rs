@@ -504,6 +504,7 @@ impl World<'_> {
             .reference
             .judge(pending.at, &pending.commands, replies, events);
         judged.map_err(|(rule, what)| self.violation(rule, what))?;
+        self.check_merges(&pending.commands, events)?;
         self.check_events(events)
     }
 
@@ -604,6 +605,11 @@ impl World<'_> {
         if projects {
             let start = self.coordinator.start;
             let pause = 1 + self.roll(2, self.coordinator.batches, 0) % 100;
+            let pause = if self.now < self.remote.slow_until {
+                pause + self.roll(4, self.coordinator.batches, 0) % self.remote.merge_ms.max(1)
+            } else {
+                pause
+            };
             self.push(self.now + pause, Ev::Project(start));
         }
     }

@@ -26,6 +26,15 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
+    /// Gives what the lease is for: a task, or no task when it is the final verify.
+    pub(crate) const fn place(&self) -> (RunId, Option<TaskIx>) {
+        let task = match self.work {
+            Work::Attempt { task, .. } | Work::Verify { task, .. } => Some(task),
+            Work::FinalVerify => None,
+        };
+        (self.run, task)
+    }
+
     /// Gives the attempt that the lease works on; `None` for verifies.
     pub(crate) fn attempt(&self) -> Option<(TaskKey, u32)> {
         match self.work {

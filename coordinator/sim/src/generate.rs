@@ -42,7 +42,7 @@ impl Scenario {
             }
         }
         let last = plans.iter().map(|plan| plan.at_ms).max().unwrap_or(0);
-        Self {
+        let mut scenario = Self {
             seed,
             clocks,
             snapshot_every: random.wide(4, 4_096),
@@ -51,7 +51,9 @@ impl Scenario {
             happenings,
             weather: skies,
             calm_ms: FAULTS_MS.max(last),
-        }
+        };
+        crate::special::specialize(&mut scenario);
+        scenario
     }
 }
 

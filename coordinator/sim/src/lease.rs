@@ -431,6 +431,7 @@ impl World<'_> {
             by_deadline: false,
         };
         known.supervisors.insert(lease, supervisor);
+        self.check_alone(host, lease)?;
         if let Some(runner) = self.runner(host, lease) {
             runner.doing = Doing::Running;
             runner.op = 0;

@@ -29,6 +29,7 @@ pub mod runner;
 pub mod scenario;
 mod sessions;
 pub mod shrink;
+mod special;
 mod store;
 mod story;
 mod supervisor;
@@ -93,6 +94,8 @@ pub struct Counts {
     /// What operators asked for.
     pub requests: u64,
     pub lies: u64,
+    /// Faults that came to happen, by their kinds.
+    pub by_fault: [u64; scenario::FAULTS.len()],
 }
 
 impl Counts {
@@ -109,6 +112,7 @@ impl Counts {
             restarts,
             requests,
             lies,
+            by_fault,
         } = *self;
         [
             ("runs", runs),
@@ -123,6 +127,7 @@ impl Counts {
             ("lies", lies),
         ]
         .into_iter()
+        .chain(scenario::FAULTS.into_iter().zip(by_fault))
     }
 }
 

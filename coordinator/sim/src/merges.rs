@@ -32,6 +32,11 @@ impl World<'_> {
         } else {
             20 + (roll >> 8) % 200
         };
+        let takes = if self.now < self.remote.slow_until {
+            self.remote.merge_ms + takes
+        } else {
+            takes
+        };
         if let Some(done) = self.merge(step) {
             self.push(self.now + takes, Ev::GitDone(start, Box::new(done)));
         }

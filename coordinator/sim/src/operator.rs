@@ -98,10 +98,19 @@ impl World<'_> {
                     Target::Task(task) => task.run,
                 };
                 let live = self.coordinator.state.run(run).is_some();
-                if let Some(image) = self.store.archive.get(&run).filter(|_| !live) {
-                    let image = Arc::clone(image);
-                    let reload = Command::Reload { image };
-                    self.request(Request::Command(Asker::Operator(nth, false), reload));
+                if !live && self.store.archive.contains_key(&run) {
+                    // Reading takes its time, and others may be quicker meanwhile.
+                    let roll = self.roll(31, nth as u64, self.now);
+                    let takes = if roll.is_multiple_of(3) {
+                        (roll >> 8) % 4_000
+                    } else {
+                        0
+                    };
+                    if takes > 0 {
+                        self.push(self.now + takes, Ev::Found(nth, run));
+                        return;
+                    }
+                    self.reload(nth, run);
                 }
                 Command::Retry { target, by }
             }
@@ -116,6 +125,26 @@ impl World<'_> {
                 by,
             },
         };
+        self.request(Request::Command(Asker::Operator(nth, true), command));
+    }
+
+    fn reload(&mut self, nth: usize, run: RunId) {
+        if let Some(image) = self.store.archive.get(&run) {
+            let image = Arc::clone(image);
+            let reload = Command::Reload { image };
+            self.request(Request::Command(Asker::Operator(nth, false), reload));
+        }
+    }
+
+    /// A run that is to be retried was read from the archive.
+    pub(crate) fn found(&mut self, nth: usize, run: RunId) {
+        let asked = self.operators.asked.get(nth);
+        let Some(Wish::Retry(target)) = asked.map(|asked| asked.what.clone()) else {
+            return;
+        };
+        self.reload(nth, run);
+        let by: Arc<str> = "somebody".into();
+        let command = Command::Retry { target, by };
         self.request(Request::Command(Asker::Operator(nth, true), command));
     }
 

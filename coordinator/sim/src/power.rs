@@ -127,8 +127,14 @@ impl World<'_> {
         known.freeze = None;
         known.thawed_at = self.now;
         let waiting = std::mem::take(&mut known.waiting);
+        let awake = known.supervisors.iter();
+        let awake = awake.filter(|(_, supervisor)| !known.overslept(supervisor, self.now));
+        let awake: Vec<u64> = awake.map(|(lease, _)| *lease).collect();
         for ev in waiting {
             self.push(self.now, ev);
+        }
+        for lease in awake {
+            self.check_alone(host, lease)?;
         }
         Ok(())
     }

@@ -448,10 +448,11 @@ impl Reference {
                 ttl,
             } => self.granted(asked, *run, lease.0, *work, worker, *incarnation, ttl.ms()),
             EventKind::WorkStarted { lease, .. } => {
-                let lease = self.live(lease.0, "work begins")?;
-                lease.started = true;
+                let id = lease.0;
+                let lease = self.live(id, "work begins")?;
+                let once = !std::mem::replace(&mut lease.started, true);
                 lease.begun = asked.at;
-                Ok(())
+                ensure(once, "work begins once", || format!("{id} begins again"))
             }
             EventKind::AttemptSucceeded { lease, .. } => self.made(asked, lease.0),
             EventKind::VerifyPassed { lease, .. } => self.passed(asked, lease.0),

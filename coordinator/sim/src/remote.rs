@@ -77,14 +77,22 @@ pub(crate) enum GitResult {
 /// The repository.
 #[derive(Default)]
 pub(crate) struct Remote {
+    /// Until when merges are slow, and how long each takes then.
+    pub(crate) slow_until: u64,
+    pub(crate) merge_ms: u64,
     pub(crate) refs: BTreeMap<Ref, CommitId>,
     requests: u64,
 }
 
 impl World<'_> {
     /// Sends a request on its way.
-    pub(crate) fn git(&mut self, request: GitRequest) {
+    pub(crate) fn git(&mut self, mut request: GitRequest) {
         self.remote.requests += 1;
+        // A push asks first what the refs are and says in a second request from where they move.
+        // One whose second request is late cannot undo what a later push has done.
+        if let GitWhat::Push { name, .. } = &request.what {
+            request.old = self.remote.refs.get(name).cloned();
+        }
         let host = request.host;
         if self.is_cut(host, Link::Git) {
             self.git_answer(&request, GitResult::Unreachable, UNREACHABLE_MS);
@@ -123,7 +131,7 @@ impl World<'_> {
     }
 
     /// The engine is asked whether the credential still stands for anything.
-    pub(crate) fn git_query(&mut self, mut request: GitRequest) {
+    pub(crate) fn git_query(&mut self, request: GitRequest) {
         let allowed = self.allowed(&request);
         let roll = self.roll(11, self.remote.requests, request.op);
         let takes = if roll.is_multiple_of(16) {
@@ -134,8 +142,7 @@ impl World<'_> {
         match (&request.what, allowed) {
             (_, false) => self.git_reply(&request, GitResult::Refused),
             (GitWhat::Fetch, true) => self.git_answer(&request, GitResult::Done, takes),
-            (GitWhat::Push { name, .. }, true) => {
-                request.old = self.remote.refs.get(name).cloned();
+            (GitWhat::Push { .. }, true) => {
                 self.push(self.now + takes, Ev::GitMoves(Box::new(request)));
             }
         }

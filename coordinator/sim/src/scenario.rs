@@ -176,6 +176,11 @@ pub enum Moment {
     Archived,
     Revoked,
     Asked,
+    Answered,
+    Reloaded,
+    /// An integration is merged and waits for its verify.
+    Merged,
+    FinalVerifying,
 }
 
 /// What happens.
@@ -201,6 +206,11 @@ pub enum What {
     SlowDisk {
         for_ms: u64,
         sync_ms: u64,
+    },
+    /// Each merge takes so long, and moving branches may.
+    SlowMerges {
+        for_ms: u64,
+        takes_ms: u64,
     },
     /// The worker's process is killed and started again.
     WorkerKilled {
@@ -331,6 +341,54 @@ pub enum WeatherKind {
     Delay { max_ms: u64 },
     /// So many thousandths of the messages break their connection (or their push).
     Breaks { per_mille: u64 },
+}
+
+/// Names of the kinds of faults, for figures.
+pub(crate) const FAULTS: [&str; 14] = [
+    "coordinator_crashes",
+    "commits_failing",
+    "disks_full",
+    "disks_slow",
+    "merges_slow",
+    "workers_killed",
+    "machines_rebooted",
+    "workers_frozen",
+    "machines_suspended",
+    "streams_broken",
+    "worker_disks_full",
+    "workers_drained",
+    "workers_leaving",
+    "offers_changed",
+];
+
+impl What {
+    /// Gives the place of a fault's kind in [`FAULTS`]; `None` for what people do.
+    pub(crate) const fn fault(&self) -> Option<usize> {
+        Some(match self {
+            Self::CoordinatorCrash { .. } => 0,
+            Self::CommitsFail { .. } => 1,
+            Self::DiskFull { .. } => 2,
+            Self::SlowDisk { .. } => 3,
+            Self::SlowMerges { .. } => 4,
+            Self::WorkerKilled { .. } => 5,
+            Self::HostReboot { .. } => 6,
+            Self::Frozen { .. } => 7,
+            Self::Suspended { .. } => 8,
+            Self::Broken { .. } => 9,
+            Self::WorkerDiskFull { .. } => 10,
+            Self::WorkerDrains { .. } => 11,
+            Self::WorkerLeaves { .. } => 12,
+            Self::Offers { .. } => 13,
+            Self::SubmitAgain { .. }
+            | Self::CancelRun { .. }
+            | Self::CancelTask { .. }
+            | Self::RetryRun { .. }
+            | Self::RetryTask { .. }
+            | Self::Drain { .. }
+            | Self::Hold { .. }
+            | Self::Answer { .. } => return None,
+        })
+    }
 }
 
 impl Scenario {
@@ -488,6 +546,7 @@ fn shorten(happening: &mut Happening) {
         }
         What::DiskFull { for_ms }
         | What::SlowDisk { for_ms, .. }
+        | What::SlowMerges { for_ms, .. }
         | What::Frozen { for_ms, .. }
         | What::Suspended { for_ms, .. }
         | What::WorkerDiskFull { for_ms, .. }

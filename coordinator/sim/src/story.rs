@@ -102,7 +102,8 @@ pub(crate) fn moment(kind: &EventKind) -> Option<Moment> {
         EventKind::RunSubmitted { .. } => Moment::Submitted,
         EventKind::LeaseGranted { work, .. } => match work {
             Work::Attempt { .. } => Moment::Granted,
-            Work::Verify { .. } | Work::FinalVerify => Moment::Verifying,
+            Work::Verify { .. } => Moment::Verifying,
+            Work::FinalVerify => Moment::FinalVerifying,
         },
         EventKind::WorkStarted { .. } => Moment::Started,
         EventKind::AttemptSucceeded { .. } => Moment::Made,
@@ -117,6 +118,9 @@ pub(crate) fn moment(kind: &EventKind) -> Option<Moment> {
         EventKind::RunArchived { .. } => Moment::Archived,
         EventKind::LeaseRevoked { .. } => Moment::Revoked,
         EventKind::QuestionAsked { .. } => Moment::Asked,
+        EventKind::QuestionAnswered { .. } => Moment::Answered,
+        EventKind::RunReloaded { .. } => Moment::Reloaded,
+        EventKind::IntegrationMerged { .. } => Moment::Merged,
         _ => return None,
     })
 }

@@ -145,8 +145,10 @@ impl World<'_> {
             && let Some(supervisor) = known.supervisors.get_mut(&lease)
             && supervisor.ends_at.is_none()
         {
-            supervisor.ends_at = Some(now + 2_000);
-            self.push(now + 2_000, Ev::Supervisor(host, lease));
+            // It goes on for as long as it had worked before it asked.
+            let goes_on = (now.saturating_sub(supervisor.began)).clamp(2_000, 30_000);
+            supervisor.ends_at = Some(now + goes_on);
+            self.push(now + goes_on, Ev::Supervisor(host, lease));
         }
     }
 

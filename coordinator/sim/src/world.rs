@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use coordinator_core::state::LeaseClocks;
-use coordinator_core::{Span, Timestamp};
+use coordinator_core::{RunId, Span, Timestamp};
 
 use crate::coordinator::{Coordinator, Down, GitDone, Up};
 use crate::host::Host;
@@ -35,6 +35,8 @@ pub(crate) enum Ev {
     Calm,
     /// Looks whether the world has come to rest.
     Rest,
+    /// An operator's retry has found its run in the archive: number of the request, and the run.
+    Found(usize, RunId),
     /// An operator's client sends a request, again if it must.
     Ask(usize),
     Submit(usize),
@@ -344,6 +346,10 @@ impl<'w> World<'w> {
             }
             Ev::Calm => self.become_calm(),
             Ev::Rest => Ok(()),
+            Ev::Found(nth, run) => {
+                self.found(nth, run);
+                Ok(())
+            }
             Ev::Ask(nth) => {
                 self.ask_again(nth);
                 Ok(())
@@ -401,6 +407,12 @@ impl<'w> World<'w> {
     /// A fault or a person.
     fn befall(&mut self, what: What) -> Checked {
         tell!(self, "it happens: {what:?}");
+        let count = what
+            .fault()
+            .and_then(|kind| self.counts.by_fault.get_mut(kind));
+        if let Some(count) = count {
+            *count += 1;
+        }
         match what {
             What::CoordinatorCrash { .. }
             | What::CommitsFail { .. }
@@ -408,6 +420,12 @@ impl<'w> World<'w> {
             | What::SlowDisk { .. } => {
                 self.counts.faults += 1;
                 self.trouble_at_coordinator(what)
+            }
+            What::SlowMerges { for_ms, takes_ms } => {
+                self.counts.faults += 1;
+                self.remote.slow_until = self.now + for_ms;
+                self.remote.merge_ms = takes_ms;
+                Ok(())
             }
             What::WorkerKilled { worker, .. }
             | What::HostReboot { worker, .. }
@@ -447,6 +465,7 @@ impl<'w> World<'w> {
         tell!(self, "faults stop");
         self.store.full_until = 0;
         self.store.slow_until = 0;
+        self.remote.slow_until = 0;
         self.store.failing = 0;
         self.coordinator.armed = None;
         self.coordinator.holding = false;
