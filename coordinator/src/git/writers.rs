@@ -159,8 +159,9 @@ mod tests {
         let (home, lock) = home();
         let writers = Writers::new(home.path().to_owned());
         writers.enter("site").await.done();
-        let room = Arc::clone(&writers.gates.lock().unwrap()["site"].room);
-        drop(room.write().await);
+        let gate = Arc::clone(&writers.gates.lock().unwrap()["site"]);
+        // Behind a cleaning, if there were one.
+        drop(gate.room.write().await);
         assert!(lock.exists());
     }
 }

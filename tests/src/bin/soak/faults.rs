@@ -237,9 +237,23 @@ impl<'a> Director<'a> {
     ) -> Option<String> {
         let begun = Instant::now();
         let seen = loop {
-            let found: Vec<Seen> = processes::below()
+            let all = processes::below();
+            let supervisors: Vec<Pid> = all
+                .iter()
+                .filter(|seen| seen.is_supervisor())
+                .map(|seen| seen.pid)
+                .collect();
+            // One below another is an agent that has not become its program yet: hitting it would
+            // be hitting an attempt that nobody could name.
+            let is_unborn = |seen: &Seen| {
+                seen.is_supervisor()
+                    && seen
+                        .parent
+                        .is_some_and(|parent| supervisors.contains(&parent))
+            };
+            let found: Vec<Seen> = all
                 .into_iter()
-                .filter(|seen| seen.state != 'Z' && wanted(seen))
+                .filter(|seen| seen.state != 'Z' && wanted(seen) && !is_unborn(seen))
                 .collect();
             let index = usize::try_from(choice).ok()?.checked_rem(found.len());
             if let Some(seen) = index.and_then(|index| found.into_iter().nth(index)) {
