@@ -74,7 +74,9 @@ impl Disk {
             // On a thread of its own: a disk that hangs holds nobody up.
             let looked = tokio::task::spawn_blocking(move || look(&folder, in_trouble)).await;
             match looked {
-                Ok(Ok(())) => self.set(None),
+                Ok(Ok(())) if in_trouble => self.set(None),
+                // Nothing was written, so what was suspected meanwhile stands.
+                Ok(Ok(())) => {}
                 Ok(Err(error)) => self.set(Some(&error.to_string())),
                 // It only fails when the worker ends.
                 Err(_) => return,

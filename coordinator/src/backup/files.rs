@@ -2,7 +2,9 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 
 use super::manifest::Entry;
@@ -70,8 +72,11 @@ pub(super) fn sum(path: &Path) -> Result<(blake3::Hash, u64), Error> {
     Ok((hasher.finalize(), hasher.count()))
 }
 
-/// Lists all plain files below a folder, sorted; a folder that is not there has none. Links, sockets
-/// and pipes are left out: a home has none that matter.
+/// Lists all plain files below a folder, sorted; a folder that is not there has none. Sockets and
+/// pipes are left out: a home has none that matter.
+///
+/// # Errors
+/// [`Error::Link`]: what a link stands for would be missing in the copy, or lie outside of it.
 pub(super) fn list(root: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut found = Vec::new();
     let mut folders = vec![root.to_owned()];
@@ -84,7 +89,9 @@ pub(super) fn list(root: &Path) -> Result<Vec<PathBuf>, Error> {
         for entry in entries {
             let entry = entry.map_err(io("list", &folder))?;
             let kind = entry.file_type().map_err(io("look at", &entry.path()))?;
-            if kind.is_dir() {
+            if kind.is_symlink() {
+                return Err(Error::Link(entry.path()));
+            } else if kind.is_dir() {
                 folders.push(entry.path());
             } else if kind.is_file() {
                 found.push(entry.path());
@@ -163,6 +170,9 @@ pub(super) fn publish(unfinished: &Path, name: &Path) -> Result<(), Error> {
         Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
             return Err(Error::NotEmpty(name.to_owned()));
         }
+        Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+            return Err(Error::MountPoint(name.to_owned()));
+        }
         renamed => renamed.map_err(io("give the whole folder its name", name))?,
     }
     let parent = parent(name);
@@ -182,8 +192,18 @@ pub(super) fn unfinished(name: &Path) -> Result<tempfile::TempDir, Error> {
         .map_err(io("make a folder in", parent))
 }
 
-/// Refuses a name that is taken by anything but an empty folder.
+/// Refuses a name that is taken by anything but an empty folder. A link to one, and one that
+/// another file system is mounted on, are refused too: no folder could take their name.
 pub(super) fn must_be_free(name: &Path) -> Result<(), Error> {
+    if let Ok(found) = fs::symlink_metadata(name) {
+        if found.is_symlink() {
+            return Err(Error::Link(name.to_owned()));
+        }
+        let around = fs::metadata(parent(name));
+        if found.is_dir() && around.is_ok_and(|around| around.dev() != found.dev()) {
+            return Err(Error::MountPoint(name.to_owned()));
+        }
+    }
     match fs::read_dir(name) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotADirectory => {
@@ -195,6 +215,23 @@ pub(super) fn must_be_free(name: &Path) -> Result<(), Error> {
             Some(_) => Err(Error::NotEmpty(name.to_owned())),
         },
     }
+}
+
+/// Refuses a new folder inside another one, also by way of links.
+pub(super) fn must_be_outside(name: &Path, other: &Path) -> Result<(), Error> {
+    let other = fs::canonicalize(other).map_err(io("look at", other))?;
+    let full = std::path::absolute(name).map_err(io("look at", name))?;
+    // What is not there yet has no real path, but the folders above it have.
+    let above = full
+        .ancestors()
+        .find_map(|folder| fs::canonicalize(folder).ok());
+    if above.is_some_and(|above| above.starts_with(&other)) {
+        return Err(Error::Inside {
+            path: name.to_owned(),
+            of: other,
+        });
+    }
+    Ok(())
 }
 
 fn parent(name: &Path) -> &Path {

@@ -36,6 +36,7 @@ pub async fn make(home: &Path, backup: &Path) -> Result<Figures, Error> {
     if !home.join(JOURNAL).is_file() {
         return Err(Error::NoHome(home.to_owned()));
     }
+    files::must_be_outside(backup, home)?;
     files::must_be_free(backup)?;
     let git = Git::find().await?;
     let unfinished = files::unfinished(backup)?;

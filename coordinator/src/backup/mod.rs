@@ -87,6 +87,12 @@ pub enum Error {
     NoHome(PathBuf),
     #[error("{} is there already; name a folder that is not, or is empty", .0.display())]
     NotEmpty(PathBuf),
+    #[error("{} is inside {}; name a folder outside of it", path.display(), of.display())]
+    Inside { path: PathBuf, of: PathBuf },
+    #[error("{} is a link, and none is followed here: use the real folder or file", .0.display())]
+    Link(PathBuf),
+    #[error("{} is a mount point; name a folder that is not there yet below it", .0.display())]
+    MountPoint(PathBuf),
     #[error("a coordinator{} runs on {}", pid.map(|pid| format!(" (process {pid})")).unwrap_or_default(), path.display())]
     InUse { path: PathBuf, pid: Option<u32> },
     #[error("{} is not a backup of Muster", .0.display())]

@@ -35,6 +35,7 @@ pub async fn restore(backup: &Path, home: &Path) -> Result<Restored, Error> {
     let saved = backup.join(HOME);
     files::compare(&saved, &manifest.files)?;
     must_be_unused(home)?;
+    files::must_be_outside(home, backup)?;
     files::must_be_free(home)?;
     let git = Git::find().await?;
 

@@ -364,9 +364,48 @@ async fn only_a_backup_is_restored_and_only_to_a_free_home() {
     let own = Some(std::process::id());
     assert!(matches!(refused, Err(Error::InUse { pid, .. }) if pid == own));
     drop(owned);
-    // An empty folder, such as a mount point's, is free.
+    // An empty folder is free.
     fs::create_dir(world.restored()).unwrap();
     restore(&world.backup(), &world.restored()).await.unwrap();
+    assert!(world.left_over().is_empty());
+}
+
+#[tokio::test]
+async fn a_name_that_no_new_folder_can_take_is_refused_before_anything_is_copied() {
+    let world = World::new().await;
+    let inside = world.home().join("transcripts").join("backup");
+    let refused = make(&world.home(), &inside).await;
+    assert!(matches!(refused, Err(Error::Inside { .. })), "{refused:?}");
+    let link = world.folder.path().join("link");
+    for to in [world.folder.path().join("nowhere"), world.home()] {
+        std::os::unix::fs::symlink(to, &link).unwrap();
+        let refused = make(&world.home(), &link).await;
+        let expected = matches!(refused, Err(Error::Link(_) | Error::Inside { .. }));
+        assert!(expected, "{refused:?}");
+        fs::remove_file(&link).unwrap();
+    }
+    // Another file system is mounted there everywhere.
+    let refused = make(&world.home(), Path::new("/proc")).await;
+    assert!(matches!(refused, Err(Error::MountPoint(_))), "{refused:?}");
+    make(&world.home(), &world.backup()).await.unwrap();
+    let inside = world.backup().join(HOME).join("home");
+    let refused = restore(&world.backup(), &inside).await;
+    assert!(matches!(refused, Err(Error::Inside { .. })), "{refused:?}");
+    assert!(world.left_over().is_empty());
+}
+
+#[tokio::test]
+async fn a_transcript_that_is_a_link_is_not_left_out_in_silence() {
+    let world = World::new().await;
+    let transcript = place().path(&world.home().join("transcripts"));
+    let elsewhere = world.folder.path().join("elsewhere");
+    fs::rename(&transcript, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &transcript).unwrap();
+    let refused = make(&world.home(), &world.backup()).await;
+    assert!(
+        matches!(&refused, Err(Error::Link(path)) if *path == transcript),
+        "{refused:?}"
+    );
     assert!(world.left_over().is_empty());
 }
 

@@ -31,6 +31,9 @@ pub(crate) async fn audit(context: &Context, options: Audit) -> Result<Exit> {
         Depth::Full
     };
     let mut workers = audit::local_workers(home);
+    for state in &options.worker_state {
+        insist_on_worker(state)?;
+    }
     workers.extend(options.worker_state);
     let wanted = Options {
         home: home.to_owned(),
@@ -57,6 +60,19 @@ pub(crate) async fn audit(context: &Context, options: Audit) -> Result<Exit> {
     } else {
         Exit::Problems
     })
+}
+
+/// Refuses a folder that no worker uses: what was to be looked at would be left out in silence.
+fn insist_on_worker(state: &Path) -> Result<()> {
+    let found = worker_agent::inspect::workers(state).map_err(|error| {
+        CliError::new(Kind::User, error).while_doing(format!("look into {}", state.display()))
+    })?;
+    if found.is_empty() {
+        let what = format!("no worker keeps its state in {}", state.display());
+        return Err(CliError::user(what)
+            .hint("name the folder that its worker was given as `--state-dir`, or the one above"));
+    }
+    Ok(())
 }
 
 /// Gives the home whose files a command works on.

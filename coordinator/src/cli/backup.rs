@@ -60,6 +60,9 @@ pub(super) fn explained(error: Error) -> CliError {
     let kind = match &error {
         Error::NoHome(_)
         | Error::NotEmpty(_)
+        | Error::Inside { .. }
+        | Error::Link(_)
+        | Error::MountPoint(_)
         | Error::InUse { .. }
         | Error::Foreign(_)
         | Error::NewerFormat { .. }

@@ -116,10 +116,10 @@ fn print(context: &Context, screen: &mut Screen, event: &v1::AgentEvent) -> Resu
             }
             Ok(())
         }
-        Some(Kind::OutputTruncated(cut)) => talk(
-            screen,
-            format!("[{} bytes of output were dropped here]", cut.bytes),
-        ),
+        Some(Kind::OutputTruncated(cut)) => {
+            let lost = super::watch::lost(cut.bytes);
+            talk(screen, format!("[{lost}]"))
+        }
         Some(Kind::Phase(phase)) => talk(
             screen,
             format!("[{} {}]", harmless(&phase.name), harmless(&phase.detail)).replace(" ]", "]"),

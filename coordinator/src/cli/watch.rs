@@ -105,6 +105,14 @@ fn lines(item: &Item, paint: Paint) -> Vec<String> {
     }
 }
 
+/// Tells that output is missing; how much of it is not known of what a disk or a backup has lost.
+pub(super) fn lost(bytes: u64) -> String {
+    match bytes {
+        0 => "some of what was said here is lost".to_owned(),
+        _ => format!("{bytes} bytes of output were dropped here"),
+    }
+}
+
 /// Names the task of an event, and its attempt, before what has happened.
 pub(crate) fn subject(event: &v1::JournalEvent, paint: Paint) -> String {
     match (&event.task, event.attempt) {
@@ -136,7 +144,7 @@ pub(crate) fn agent_lines(event: &v1::AgentEvent) -> Vec<String> {
             )]
         }
         Some(Kind::OutputTruncated(cut)) => {
-            vec![format!("· {} bytes of output were dropped", cut.bytes)]
+            vec![format!("· {}", lost(cut.bytes))]
         }
         Some(Kind::Note(note)) => vec![format!("· {}", one_line(note))],
         None => Vec::new(),

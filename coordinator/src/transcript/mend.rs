@@ -13,12 +13,16 @@ use muster_proto::v1::agent_event::Kind;
 use muster_proto::v1::{AgentEvent, OutputTruncated};
 use prost::Message as _;
 
-use super::Error;
 use super::file::{EVENT_BYTES_MAX, HEADER, encode, io, parse, record_length};
+use super::{Error, TRANSCRIPT_BYTES_MAX};
 
 /// Bytes that are hashed while the next sound record is looked for; a file that was made to be
 /// slow costs no more.
 const SEARCH_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// Bytes of the longest file that is looked through: the bound of a transcript's events, and the
+/// last of them, twice.
+const FILE_BYTES_MAX: u64 = 2 * (TRANSCRIPT_BYTES_MAX + EVENT_BYTES_MAX as u64);
 
 /// How a transcript's bytes end, or where they do not read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,10 +58,25 @@ impl Look {
 /// Looks through a transcript's file to its very end.
 ///
 /// # Errors
-/// The file cannot be read.
+/// The file cannot be read, or is none that this program has written: no file, or far too long.
 pub fn look(path: &Path) -> Result<Look, Error> {
-    let bytes = fs::read(path).map_err(io("read", path))?;
+    let bytes = whole(path)?;
     Ok(walk(&bytes, |_, _| {}))
+}
+
+/// Reads a transcript. A pipe would be waited for without end, and a file of any length would not
+/// fit into memory.
+fn whole(path: &Path) -> Result<Vec<u8>, Error> {
+    let found = fs::metadata(path).map_err(io("look at", path))?;
+    let refused = |what| io("read", path)(std::io::Error::other(what));
+    if !found.is_file() {
+        return Err(refused("it is no file".to_owned()));
+    }
+    if found.len() > FILE_BYTES_MAX {
+        let what = format!("it has {} bytes, more than any transcript", found.len());
+        return Err(refused(what));
+    }
+    fs::read(path).map_err(io("read", path))
 }
 
 /// Replaces a transcript by its sound records, with a note where some are missing. What it was is
@@ -66,7 +85,7 @@ pub fn look(path: &Path) -> Result<Look, Error> {
 /// # Errors
 /// The disk; the transcript is then as it was.
 pub fn mend(path: &Path, aside: &Path) -> Result<Look, Error> {
-    let bytes = fs::read(path).map_err(io("read", path))?;
+    let bytes = whole(path)?;
     let mut whole = Vec::with_capacity(bytes.len());
     let mut last = 0;
     let found = walk(&bytes, |event, record| {
@@ -261,6 +280,23 @@ mod tests {
         hole.extend([0; 40]);
         let look = walk(&hole, |_, _| {});
         assert!(matches!(look.flaws[..], [Flaw::Torn { bytes: 40, .. }]));
+    }
+
+    #[test]
+    fn what_is_no_transcript_is_neither_waited_for_nor_read_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.events");
+        let long = fs::File::create(&path).unwrap();
+        long.set_len(FILE_BYTES_MAX + 1).unwrap();
+        let refused = look(&path);
+        assert!(
+            matches!(&refused, Err(Error::Io { source, .. }) if source.to_string().contains("more than any")),
+            "{refused:?}"
+        );
+        let pipe = folder.path().join("pipe.events");
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, mode).unwrap();
+        assert!(look(&pipe).is_err());
     }
 
     #[test]
