@@ -67,7 +67,9 @@ fn submit_and_follow(world: &World, plan: Plan, number: u64) -> Result<()> {
         .cluster
         .write_plan(&format!("{}.yaml", plan.name), &plan.text)?;
     let path = path.to_string_lossy().into_owned();
-    let key = format!("soak-{}-{number}", world.seed);
+    // Names of runs come from it, and by those an audit knows the processes of its home: two soaks
+    // of one seed at a time must not share any.
+    let key = format!("soak-{}-{}-{number}", world.seed, std::process::id());
     let mut dice = Dice::new(world.seed, 1_000_000 + number);
     let arguments = ["submit", &path, "--idempotency-key", &key, "--json"];
     let Some(run) = submit(world, &arguments)? else {
