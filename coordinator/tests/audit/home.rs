@@ -5,7 +5,7 @@ use std::path::Path;
 
 use coordinator::audit::Code;
 
-use super::Then::{Clean, Stays};
+use super::Then::{Clean, Goes, Stays};
 use super::{Case, case, try_all};
 
 pub(super) const CASES: &[Case] = &[
@@ -16,7 +16,7 @@ pub(super) const CASES: &[Case] = &[
     case(Code::SecretsDamaged, Stays, |place| {
         std::fs::remove_file(place.home().join("tls/ca.key")).unwrap();
     }),
-    case(Code::FileUnfinished, Clean, |place| {
+    case(Code::FileUnfinished, Goes, |place| {
         std::fs::write(place.home().join(".muster-x1"), "half").unwrap();
     }),
     case(Code::AddressStale, Clean, |place| {

@@ -24,6 +24,8 @@ enum Then {
     Clean,
     /// It stays.
     Stays,
+    /// Whoever takes the home removes it, as every start does.
+    Goes,
 }
 
 /// One damage and what is to be found.
@@ -225,6 +227,7 @@ async fn try_all(cases: &[Case]) {
                 );
                 assert_eq!(left, [""; 0], "{name}: {:#?}", done.report.findings);
             }
+            Then::Goes => assert_eq!(left, [""; 0], "{name}: {:#?}", done.report.findings),
             Then::Stays => {
                 let stays = case.code.level() == Level::Note || left == [name];
                 assert!(stays, "{name}: {:#?}", done.report.findings);

@@ -68,8 +68,9 @@ async fn a_branch_that_cannot_be_moved_holds_up_its_own_run_and_only_for_so_long
     let folder = world
         .hosted()
         .join(format!("refs/heads/muster/{stuck}/tasks"));
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("a.lock"), "").unwrap();
+    // A folder, since the lock of a git that was killed is taken away.
+    std::fs::create_dir_all(folder.join("a.lock")).unwrap();
+    std::fs::write(folder.join("a.lock/stays"), "").unwrap();
     worker
         .report(vec![(grant.lease, made_commit(&commit))])
         .await;
@@ -83,7 +84,7 @@ async fn a_branch_that_cannot_be_moved_holds_up_its_own_run_and_only_for_so_long
     assert!(world.ls_remote().is_ok());
     assert!(!world.get(&stuck).await.archived);
 
-    std::fs::remove_file(folder.join("a.lock")).unwrap();
+    std::fs::remove_dir_all(folder.join("a.lock")).unwrap();
     world.until(&stuck, |run| run.archived).await;
 }
 

@@ -150,7 +150,8 @@ impl World {
         let source = grant.source.as_ref().unwrap();
         let work = self.work();
         git(&work, &["checkout", "-q", "--detach", &source.base]);
-        let made = commit(&work, &grant.task);
+        // As workers do, it names the run and the attempt: no two attempts make the same commit.
+        let made = commit_as(&work, &grant.task, &source.attempt_ref);
         self.push(
             &grant.credential,
             &source.repository,
@@ -301,9 +302,13 @@ pub(crate) fn git(folder: &Path, arguments: &[&str]) -> String {
 }
 
 fn commit(work: &Path, name: &str) -> String {
+    commit_as(work, name, name)
+}
+
+fn commit_as(work: &Path, name: &str, message: &str) -> String {
     std::fs::write(work.join(name), name).unwrap();
     git(work, &["add", "."]);
-    git(work, &["commit", "-q", "-m", name]);
+    git(work, &["commit", "-q", "-m", message]);
     git(work, &["rev-parse", "HEAD"])
 }
 
