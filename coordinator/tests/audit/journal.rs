@@ -164,6 +164,7 @@ fn shorten(place: &Place) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_journal_that_was_shortened_is_sound() {
+    let _nobodys = super::PROCESSES.read().await;
     let (_world, place) = super::built().await;
     shorten(&place);
     let report = place.look().await;
@@ -174,6 +175,7 @@ async fn a_journal_that_was_shortened_is_sound() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_that_draws_circles_is_found_at_its_centre() {
+    let _nobodys = super::PROCESSES.read().await;
     type Damage = fn(&Place);
     let (_world, sound) = super::built().await;
     let cases: [(&[Code], Damage); 6] = [

@@ -69,6 +69,7 @@ pub(super) const CASES: &[Case] = &[
 /// Damage that shows in several ways at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_is_gone_is_found_wherever_it_is_needed() {
+    let _nobodys = super::PROCESSES.read().await;
     let (_world, sound) = super::built().await;
     let (done, _) = sound.runs();
     for (what, wanted) in [

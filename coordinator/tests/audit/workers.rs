@@ -168,6 +168,7 @@ async fn damage_on_a_workers_disk_is_found() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_and_a_cgroup_of_a_closed_lease_are_found() {
+    let _alone = super::PROCESSES.write().await;
     let (_world, place) = super::built().await;
     let mark = uuid::Uuid::new_v4().simple().to_string();
     let folder = lease(&place.worker(), &closed(&place));

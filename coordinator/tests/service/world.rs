@@ -363,9 +363,10 @@ impl Worker {
         }
     }
 
+    /// Says something. A session that has ended says why when it is next heard.
     pub(crate) async fn say(&self, kind: Said) {
         let kind = Some(kind);
-        self.out.send(v1::WorkerMessage { kind }).await.unwrap();
+        drop(self.out.send(v1::WorkerMessage { kind }).await);
     }
 
     /// Hears the next message, or why the session ended.
