@@ -61,9 +61,9 @@ async fn a_broken_session_loses_no_event_and_doubles_none() {
     let bench = Bench::new().await;
     let _worker = bench.worker();
     let go = bench.folder.path().join("go");
+    // Each half is one write: while nothing is acknowledged only the first batch is sent.
     let script = format!(
-        "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo line $i; \
-         [ $i = 150 ] && while [ ! -e {} ]; do sleep 0.02; done; done; true",
+        "seq -f 'line %g' 1 150; while [ ! -e {} ]; do sleep 0.02; done; seq -f 'line %g' 151 300",
         go.display()
     );
     bench.fake.with(|state| state.acks_events = false);
