@@ -78,6 +78,9 @@ pub const CONSEQUENCES_PER_PASS: usize = 1_024;
 pub const PLAN_ERRORS: usize = 20;
 /// Names compared for a suggestion: keeps the answer to a hostile plan quick.
 pub const SUGGESTION_SCAN: usize = 10_000;
+/// Archived runs of which the last event is remembered, to refuse an older image of them: far more
+/// than end while one is read from the archive.
+pub const ARCHIVED_REMEMBERED: usize = 4_096;
 /// Files and tasks of a merge conflict that are kept.
 pub const CONFLICT_ITEMS: usize = 256;
 /// Tasks up to which debug builds check every invariant after every step.

@@ -154,11 +154,18 @@ impl State {
                 }
                 self.set_phase(*run, at, RunPhase::Active);
             }
-            EventKind::RunArchived { run } => self.close_run(*run),
+            EventKind::RunArchived { run } => {
+                self.close_run(*run);
+                self.archived.insert(*run, event.seq.saturating_sub(1));
+                if self.archived.len() > crate::limits::ARCHIVED_REMEMBERED {
+                    self.archived.pop_first();
+                }
+            }
             EventKind::RunReloaded { image, .. } => {
                 let mut run = image.run.clone();
                 run.last_seq = event.seq;
                 let id = run.id;
+                self.archived.remove(&id);
                 self.next_run = self.next_run.max(RunId(id.0.saturating_add(1)));
                 self.open_run(run, at);
                 self.remember_results(id);

@@ -243,3 +243,30 @@ fn only_an_ended_run_of_this_home_can_be_reloaded() {
     assert_eq!(World::new().refused(&reload).code(), "NOT_NOW");
     world.act(&reload);
 }
+
+#[test]
+fn a_run_that_went_on_is_not_reloaded_from_what_it_was_before() {
+    let mut world = World::new();
+    world.join("w", 1);
+    let run = world.submit(plan(&["a"]));
+    let archive = |world: &mut World| {
+        let image = Arc::new(world.state.run_image(run).unwrap());
+        let archived = world.archived(run);
+        world.act(&archived);
+        image
+    };
+    let lease = world.only();
+    world.fail(&lease, FailureClass::AgentFailed);
+    let old = archive(&mut world);
+    world.act(&Command::Reload {
+        image: Arc::clone(&old),
+    });
+    world.retry(Target::Run(run));
+    world.beat("w");
+    let lease = world.only();
+    world.fail(&lease, FailureClass::AgentFailed);
+    let new = archive(&mut world);
+    let refused = world.refused(&Command::Reload { image: old });
+    assert_eq!(refused.code(), "NOT_NOW");
+    world.act(&Command::Reload { image: new });
+}
