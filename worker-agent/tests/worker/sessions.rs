@@ -60,22 +60,28 @@ async fn a_late_grant_is_given_back() {
 async fn a_broken_session_loses_no_event_and_doubles_none() {
     let bench = Bench::new().await;
     let _worker = bench.worker();
-    let go = bench.folder.path().join("go");
-    // Each half is one write: while nothing is acknowledged only the first batch is sent.
-    let script = format!(
-        "seq -f 'line %g' 1 150; while [ ! -e {} ]; do sleep 0.02; done; seq -f 'line %g' 151 300",
-        go.display()
+    let (go, end) = (
+        bench.folder.path().join("go"),
+        bench.folder.path().join("end"),
     );
-    bench.fake.with(|state| state.acks_events = false);
+    let script = format!(
+        "seq -f 'line %g' 1 150; while [ ! -e {} ]; do sleep 0.02; done; \
+         seq -f 'line %g' 151 300; while [ ! -e {} ]; do sleep 0.02; done",
+        go.display(),
+        end.display()
+    );
     bench.fake.grant(bench.run(7, &script)).await;
-    bench
-        .fake
-        .until("output", |state| {
-            state.output(7).contains("line 150").then_some(())
+    let said = |line: &'static str| {
+        bench.fake.until(line, move |state| {
+            state.output(7).contains(line).then_some(())
         })
-        .await;
-    bench.fake.cut();
+    };
+    said("line 150\n").await;
+    bench.fake.with(|state| state.acks_events = false);
     std::fs::write(&go, "").unwrap();
+    said("line 300\n").await;
+    bench.fake.cut();
+    std::fs::write(&end, "").unwrap();
     bench.fake.with(|state| state.acks_events = true);
     let kind = bench.fake.last_word(7).await;
     assert!(matches!(kind, report::Kind::Succeeded(_)), "{kind:?}");
