@@ -57,14 +57,13 @@ pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ende
         state = %identity.folder.display(),
         "worker starts"
     );
-    let path = std::env::var("PATH").unwrap_or_default();
     let (events, mut link_events) = mpsc::channel(WAITING_MAX);
     let machine = Arc::clone(&worker.machine);
     let no_more = worker.no_more.clone();
     let link = Link::new(
         options,
         &identity,
-        agent::offers(&path),
+        agent::offers(&|name| std::env::var(name).ok()),
         machine,
         events,
         no_more,
