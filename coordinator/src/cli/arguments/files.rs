@@ -1,0 +1,90 @@
+//! Plan files, the configuration file and completions.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+/// Check and draw plan files; needs no coordinator and stores nothing
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    #[command(subcommand)]
+    pub(crate) command: PlanCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PlanCommand {
+    /// Check a plan: all problems, each with file, line and column
+    Check(PlanCheck),
+    /// Print the JSON Schema of plan files, for editors
+    #[command(after_long_help = "\
+Examples:
+  coordinator plan schema > plan.schema.json
+  then begin a plan with: # yaml-language-server: $schema=./plan.schema.json")]
+    Schema,
+    /// Draw the tasks and their order
+    Graph(PlanGraph),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanCheck {
+    /// Plan file
+    #[arg(value_name = "PLAN")]
+    pub(crate) plan: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanGraph {
+    /// Plan file
+    #[arg(value_name = "PLAN")]
+    pub(crate) plan: PathBuf,
+    /// In Graphviz' language
+    #[arg(long, conflicts_with = "mermaid")]
+    pub(crate) dot: bool,
+    /// In Mermaid's language
+    #[arg(long)]
+    pub(crate) mermaid: bool,
+}
+
+/// Check the configuration and show each value and where it came from
+///
+/// The file is `config.toml` in the home. Variables of the environment win over it, and options of
+/// the command line over both.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+All keys of the file, with their defaults:
+  listen = \"127.0.0.1:7733\"    # where `serve` listens                (MUSTER_LISTEN)
+  slots = 8                     # attempts at once of `run`; the cores (MUSTER_SLOTS)
+  log = \"info\"                  # what the log holds                   (MUSTER_LOG)
+  lease-ttl = \"1m\"              # life of a lease without a heartbeat  (MUSTER_LEASE_TTL)
+  lease-grace = \"15s\"           # after that, until work is given away (MUSTER_LEASE_GRACE)
+  heartbeat-interval = \"10s\"    # at most a third of lease-ttl   (MUSTER_HEARTBEAT_INTERVAL)
+
+  [agents.big-codex]            # agents that every plan may name
+  kind = \"codex\"                # command, codex, claude or acp
+  command = [\"codex\", \"--profile\", \"big\"]")]
+pub(crate) struct Config {
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Check the configuration and show it
+    Check {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Print completions for a shell
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  source <(coordinator completions bash)
+  coordinator completions zsh > ~/.zfunc/_coordinator
+  coordinator completions fish > ~/.config/fish/completions/coordinator.fish")]
+pub(crate) struct Completions {
+    /// Shell
+    pub(crate) shell: clap_complete::Shell,
+}
