@@ -147,6 +147,7 @@ impl Submissions {
             .lower(&admission)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         refuse_missing_agents(&lowered.tasks)?;
+        refuse_in_place(&lowered.tasks)?;
         let warnings = parsed
             .warnings
             .list
@@ -276,11 +277,24 @@ fn encode(document: &impl serde::Serialize) -> Result<Vec<u8>, Status> {
     serde_json::to_vec(document).map_err(|error| status::internal(&error))
 }
 
+/// Refuses tasks that would work in a person's own folder: what they do could be neither fenced nor
+/// taken back.
+fn refuse_in_place(tasks: &[plan::TaskDocument]) -> Result<(), Status> {
+    match tasks.iter().find(|task| task.in_place) {
+        None => Ok(()),
+        Some(task) => Err(Status::failed_precondition(format!(
+            "task {:?} has `in_place: true`, which this version cannot do; without it the task works \
+             in a checkout of its own, and `land` brings its result into your folder",
+            task.name
+        ))),
+    }
+}
+
 /// Refuses what no worker of this version can drive, naming the tasks and the agents.
 fn refuse_missing_agents(tasks: &[plan::TaskDocument]) -> Result<(), Status> {
     let mut missing: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for task in tasks {
-        if task.agent.kind != AgentKind::Command {
+        if !matches!(task.agent.kind, AgentKind::Command | AgentKind::Codex) {
             missing
                 .entry(&task.agent.name)
                 .or_default()
@@ -304,7 +318,7 @@ fn refuse_missing_agents(tasks: &[plan::TaskDocument]) -> Result<(), Status> {
         })
         .collect();
     Err(Status::failed_precondition(format!(
-        "no worker of this version can drive {}; available: \"command\"",
+        "no worker of this version can drive {}; available: \"command\" and \"codex\"",
         list.join(", ")
     )))
 }

@@ -17,7 +17,7 @@ pub(crate) use fleet::{
     Drain, RoleName, Token, TokenCommand, TokenCreate, TokenList, TokenRevoke, Workers,
 };
 pub(crate) use keep::{Audit, Backup, Doctor, Restore};
-pub(crate) use look::{Diff, Explain, Logs, Status, Watch};
+pub(crate) use look::{Clean, Diff, Explain, Logs, Status, Tail, Watch};
 pub(crate) use steer::{Cancel, Fetch, Land, Retry};
 
 use crate::output::ColorChoice;
@@ -142,6 +142,8 @@ pub(crate) enum Command {
     Sim(super::sim::Sim),
     Config(Config),
     Completions(Completions),
+    Tail(Tail),
+    Clean(Clean),
 }
 
 #[cfg(test)]

@@ -317,10 +317,7 @@ mod tests {
             found.map(|(_, value)| (*value).to_owned())
         };
         let named = [("CODEX_BIN", "/bin/sh"), ("PATH", "/bin")];
-        assert_eq!(
-            find(&|name| own(&named, name)).as_deref(),
-            Some("/bin/sh")
-        );
+        assert_eq!(find(&|name| own(&named, name)).as_deref(), Some("/bin/sh"));
         let by_path = [("CODEX_BIN", "sh"), ("PATH", "/bin")];
         assert_eq!(
             find(&|name| own(&by_path, name)).as_deref(),

@@ -82,6 +82,5 @@ fn program(name: &str, path: &str) -> Option<String> {
 }
 
 fn may_run(candidate: &Path) -> bool {
-    candidate.is_file()
-        && rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK).is_ok()
+    candidate.is_file() && rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK).is_ok()
 }

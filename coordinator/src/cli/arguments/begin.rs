@@ -20,6 +20,7 @@ Examples:
   coordinator run plan.yaml --slots 2        at most two attempts at once
   coordinator run plan.yaml --repo ~/src/app use another repository than the plan names
   coordinator run plan.yaml --json | tail -1 the result as one JSON object
+  coordinator run tasks.yaml --dir out       keep the files of codex-par in `out`
   coordinator run --resume                   go on with what was interrupted")]
 pub(crate) struct Run {
     /// Plan file
@@ -38,6 +39,9 @@ pub(crate) struct Run {
     /// Attempts at once on this machine [default: the number of cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) slots: Option<u32>,
+    /// Also write what codex-par writes, `outputs` and `logs`, into this folder
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
     /// Print each event as a line of JSON, and the result as the last line
     #[arg(long)]
     pub(crate) json: bool,

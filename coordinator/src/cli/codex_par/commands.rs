@@ -61,11 +61,8 @@ fn verdict(tasks: &[Meta]) -> Exit {
 }
 
 fn nothing(folder: &Folder) -> CliError {
-    CliError::user(format!(
-        "{} has no logs of tasks",
-        folder.path().display()
-    ))
-    .hint("`run PLAN --dir DIR` writes them; `--dir DIR` says where they are")
+    CliError::user(format!("{} has no logs of tasks", folder.path().display()))
+        .hint("`run PLAN --dir DIR` writes them; `--dir DIR` says where they are")
 }
 
 /// Is `tail`: what a task does, until it has ended.

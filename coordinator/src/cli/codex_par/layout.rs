@@ -165,8 +165,8 @@ impl Folder {
     pub(crate) fn read_meta(&self, task: &str) -> Result<Option<Meta>> {
         let path = self.meta(task);
         let mut bytes = Vec::new();
-        let read = File::open(&path)
-            .and_then(|file| file.take(META_BYTES_MAX).read_to_end(&mut bytes));
+        let read =
+            File::open(&path).and_then(|file| file.take(META_BYTES_MAX).read_to_end(&mut bytes));
         match read {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed(error, "read", &path)),
@@ -190,7 +190,9 @@ impl Folder {
         for entry in listed {
             let entry = entry.map_err(|error| failed(error, "read", &logs))?;
             let name = entry.file_name();
-            let task = name.to_str().and_then(|name| name.strip_suffix(META_ENDING));
+            let task = name
+                .to_str()
+                .and_then(|name| name.strip_suffix(META_ENDING));
             if let Some(meta) = task.map(|task| self.read_meta(task)).transpose()?.flatten() {
                 found.push(meta);
             }

@@ -7,7 +7,7 @@ use muster_proto::v1::watch_run_response::Item;
 
 use super::layout::{Folder, Meta, Status};
 use super::stream::Tally;
-use crate::cli::error::Result;
+use crate::cli::error::{CliError, Result};
 use crate::cli::show;
 use crate::plan::TaskEntry;
 
@@ -19,6 +19,8 @@ const PREVIEW_CHARS: usize = 150;
 pub(crate) struct Recorder {
     folder: Folder,
     tasks: BTreeMap<String, Task>,
+    /// Why nothing more is written. The run goes on meanwhile: its agents cost more than files.
+    failed: Option<CliError>,
 }
 
 #[derive(Default)]
@@ -68,11 +70,21 @@ impl Recorder {
             };
             tasks.insert(name.to_owned(), task);
         }
-        Ok(Self { folder, tasks })
+        Ok(Self {
+            folder,
+            tasks,
+            failed: None,
+        })
     }
 
     /// Takes the next of what happened.
-    pub(crate) fn take(&mut self, item: &Item) -> Result<()> {
+    pub(crate) fn take(&mut self, item: &Item) {
+        if self.failed.is_none() {
+            self.failed = self.record(item).err();
+        }
+    }
+
+    fn record(&mut self, item: &Item) -> Result<()> {
         let Item::Agent(of) = item else {
             return Ok(());
         };
@@ -94,13 +106,25 @@ impl Recorder {
     }
 
     /// Compares with the run as it is, and writes what has changed.
-    pub(crate) fn settle(&mut self, run: &v1::Run) -> Result<()> {
+    pub(crate) fn settle(&mut self, run: &v1::Run) {
         for now in &run.tasks {
+            if self.failed.is_some() {
+                return;
+            }
             if let Some(task) = self.tasks.get_mut(&now.name) {
-                task.settle(&self.folder, now)?;
+                self.failed = task.settle(&self.folder, now).err();
             }
         }
-        Ok(())
+    }
+
+    /// Ends; an error says why files are missing.
+    pub(crate) fn finish(self) -> Result<()> {
+        match self.failed {
+            Some(error) => Err(error.hint(
+                "the run was not touched by this; `run --resume RUN --dir DIR` writes its files anew",
+            )),
+            None => Ok(()),
+        }
     }
 }
 
@@ -159,8 +183,7 @@ impl Task {
             .as_ref()
             .map(|failure| format!("{} ({})", failure.message, failure.class));
         meta.error = failure.or_else(|| {
-            (meta.status == Status::Cancelled && !now.reason.is_empty())
-                .then(|| now.reason.clone())
+            (meta.status == Status::Cancelled && !now.reason.is_empty()).then(|| now.reason.clone())
         });
         let ended = meta.status.is_final();
         if ended && !before.status.is_final() {
@@ -224,8 +247,10 @@ fn waves(tasks: &[v1::Task]) -> BTreeMap<&str, usize> {
     let mut waves: BTreeMap<&str, usize> = BTreeMap::new();
     // The graph has no cycles, and a plan may list tasks in any order: a stack instead of
     // recursion, since chains may be long.
-    let by_name: BTreeMap<&str, &v1::Task> =
-        tasks.iter().map(|task| (task.name.as_str(), task)).collect();
+    let by_name: BTreeMap<&str, &v1::Task> = tasks
+        .iter()
+        .map(|task| (task.name.as_str(), task))
+        .collect();
     for task in tasks {
         let mut stack = vec![task.name.as_str()];
         while let Some(name) = stack.last().copied() {
@@ -302,20 +327,17 @@ mod tests {
         let meta = |folder: &Folder| folder.read_meta("a").unwrap().unwrap();
         assert_eq!(meta(&folder).status, Status::Pending);
         let stdout = v1::Stream::Stdout;
-        recorder.take(&said("a", 1, stdout, "{\"type\":\"x\"}\n")).unwrap();
+        recorder.take(&said("a", 1, stdout, "{\"type\":\"x\"}\n"));
         assert_eq!(meta(&folder).status, Status::Running);
         let message = r#"{"type":"item.completed","item":{"type":"agent_message","text":"done"}}"#;
         let (first, second) = message.split_at(20);
-        recorder.take(&said("a", 2, stdout, first)).unwrap();
-        recorder.take(&said("a", 1, stdout, "late")).unwrap();
-        recorder
-            .take(&said("a", 2, stdout, &format!("{second}\n")))
-            .unwrap();
-        recorder
-            .take(&said("a", 2, v1::Stream::Stderr, "warning\n"))
-            .unwrap();
+        recorder.take(&said("a", 2, stdout, first));
+        recorder.take(&said("a", 1, stdout, "late"));
+        recorder.take(&said("a", 2, stdout, &format!("{second}\n")));
+        recorder.take(&said("a", 2, v1::Stream::Stderr, "warning\n"));
         let after = run(vec![task("a", "succeeded", &[], Some("a summary"))]);
-        recorder.settle(&after).unwrap();
+        recorder.settle(&after);
+        recorder.finish().unwrap();
         let read = |path| std::fs::read_to_string(path).unwrap();
         assert_eq!(read(folder.log("a")), format!("{message}\n"));
         assert_eq!(read(folder.errors("a")), "warning\n");
@@ -334,7 +356,7 @@ mod tests {
             task("b", "skipped", &["a"], None),
         ]);
         let mut recorder = Recorder::start(folder.clone(), &ended, &[]).unwrap();
-        recorder.settle(&ended).unwrap();
+        recorder.settle(&ended);
         let output = std::fs::read_to_string(folder.output("a")).unwrap();
         assert_eq!(output, "from its file");
         assert!(!folder.output("b").exists());

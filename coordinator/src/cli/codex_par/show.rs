@@ -19,7 +19,12 @@ pub(crate) fn board(tasks: &[Meta], now: Timestamp, paint: Paint) -> String {
         Status::Failed,
         Status::Cancelled,
     ]
-    .map(|status| (status, tasks.iter().filter(|task| task.status == status).count()));
+    .map(|status| {
+        (
+            status,
+            tasks.iter().filter(|task| task.status == status).count(),
+        )
+    });
     let counts: Vec<String> = counts
         .iter()
         .filter(|(_, count)| *count > 0)
@@ -71,6 +76,7 @@ fn line(task: &Meta, width: usize, now: Timestamp, paint: Paint) -> String {
             task.commands_run,
         );
     }
+    line.truncate(line.trim_end().len());
     let said = task.error.as_ref().or(task.last_action.as_ref());
     if let Some(said) = said {
         let _ = write!(line, "\n      {}", paint.dim(&one_line(said)));

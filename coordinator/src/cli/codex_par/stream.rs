@@ -198,7 +198,10 @@ not json
                 },
             ]
         );
-        assert_eq!((whole.events, whole.files_read, whole.commands_run), (9, 1, 2));
+        assert_eq!(
+            (whole.events, whole.files_read, whole.commands_run),
+            (9, 1, 2)
+        );
         assert_eq!(whole.last_message.as_deref(), Some("Done: wrote\nout.txt"));
         for cut in 0..STREAM.len() {
             let mut pieces = Tally::default();
