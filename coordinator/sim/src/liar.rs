@@ -121,7 +121,8 @@ impl World<'_> {
         if let Some(lie) = self.lie_of(host, &worker, lease, roll(50)) {
             self.say_up(conn, Up::Lie(lie));
         }
-        if roll(60) % 12 == 0 {
+        let often = if share == 1_000 { 4 } else { 12 };
+        if roll(60) % often == 0 {
             self.close_conn(conn, true, false);
             if let Some(liar) = self.liar(host) {
                 liar.conn = None;
