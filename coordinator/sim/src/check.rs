@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use coordinator_core::event::Outcome;
+use coordinator_core::event::{LeaseEnd, Outcome};
 use coordinator_core::state::{History, TaskState, VerifyPhase};
 use coordinator_core::{Command, Event, EventKind, RunId, TaskKey, invariants};
 
@@ -17,7 +17,9 @@ use crate::world::{Checked, World};
 const COMPARED_EVERY: u64 = 256;
 
 impl World<'_> {
-    /// Nothing of a lease runs any more when the coordinator decides that it is over.
+    /// Nothing of a lease runs any more when the coordinator decides that it is over. What has lost
+    /// its supervisor may outlive a lease that ends in silence, while its worker cannot end it; no
+    /// word of a worker ends a lease before.
     pub(crate) fn check_agents(&self, first_row: usize) -> Checked {
         let Some(row) = self.store.rows.get(first_row) else {
             return Ok(());
@@ -28,7 +30,11 @@ impl World<'_> {
             };
             let runs = self.hosts.iter().find(|host| {
                 let supervisor = host.supervisors.get(&lease.0);
-                let moves = supervisor.filter(|supervisor| !host.overslept(supervisor, self.now));
+                let moves = supervisor.filter(|supervisor| {
+                    let nobody_can = *end == LeaseEnd::Expired && host.is_out_of_reach(supervisor);
+                    let nothing = supervisor.lost.is_some_and(|lost| !lost.detached);
+                    !host.overslept(supervisor, self.now) && !nobody_can && !nothing
+                });
                 host.is_honest() && !host.stands_still() && moves.is_some()
             });
             if let Some(host) = runs {
@@ -106,6 +112,7 @@ impl World<'_> {
                 **other != lease
                     && place(host, **other) == Some(wanted)
                     && !host.overslept(supervisor, self.now)
+                    && !host.is_out_of_reach(supervisor)
             });
             if let Some((other, _)) = other {
                 let what = format!(
@@ -128,7 +135,7 @@ impl World<'_> {
                 }
                 EventKind::LeaseGranted { .. } => self.counts.leases += 1,
                 EventKind::LeaseClosed {
-                    end: coordinator_core::event::LeaseEnd::Expired,
+                    end: LeaseEnd::Expired,
                     ..
                 } => self.counts.expired += 1,
                 EventKind::TaskSucceeded { task, outcome } => self.check_commit(*task, outcome)?,

@@ -361,7 +361,7 @@ fn trouble(random: &mut Random, workers: &[WorkerPlan], clocks: Clocks) -> What 
         random.between(clocks.ttl_ms / 2, clocks.ttl_ms * 2)
     };
     let down_ms = random.wide(100, clocks.ttl_ms * 3);
-    match random.below(10) {
+    match random.below(11) {
         0 | 1 => What::WorkerKilled { worker, down_ms },
         2 => What::HostReboot {
             worker,
@@ -384,6 +384,12 @@ fn trouble(random: &mut Random, workers: &[WorkerPlan], clocks: Clocks) -> What 
             },
         },
         8 => What::WorkerDrains { worker, down_ms },
+        9 => What::SupervisorKilled {
+            worker,
+            nth: random.below(4) as u32,
+            detached: random.per_mille(700),
+            ends_ms: random.wide(1, 20_000) - 1,
+        },
         _ => What::WorkerLeaves { worker, down_ms },
     }
 }

@@ -30,6 +30,15 @@ impl World<'_> {
                 self.kill(host, down_ms, false);
                 Ok(())
             }
+            What::SupervisorKilled {
+                nth,
+                detached,
+                ends_ms,
+                ..
+            } => {
+                self.kill_supervisor(host, nth, detached, ends_ms);
+                Ok(())
+            }
             What::HostReboot {
                 down_ms, disk_lost, ..
             } => {
@@ -128,7 +137,9 @@ impl World<'_> {
         known.thawed_at = self.now;
         let waiting = std::mem::take(&mut known.waiting);
         let awake = known.supervisors.iter();
-        let awake = awake.filter(|(_, supervisor)| !known.overslept(supervisor, self.now));
+        let awake = awake.filter(|(_, supervisor)| {
+            !known.overslept(supervisor, self.now) && !known.is_out_of_reach(supervisor)
+        });
         let awake: Vec<u64> = awake.map(|(lease, _)| *lease).collect();
         for ev in waiting {
             self.push(self.now, ev);
@@ -264,6 +275,10 @@ impl World<'_> {
             return Ok(());
         };
         if !known.supervisors.is_empty() {
+            let left: Vec<u64> = known.supervisors.keys().copied().collect();
+            for lease in left {
+                self.sweep(host, lease);
+            }
             self.push(now + 200, Ev::Process(host, life, ProcessTimer::Ready));
             return Ok(());
         }

@@ -217,6 +217,16 @@ pub enum What {
         worker: u32,
         down_ms: u64,
     },
+    /// The supervisor of one of the agents that run on the worker is killed alone: the nth of them,
+    /// counted around. The agent's own process dies with it.
+    SupervisorKilled {
+        worker: u32,
+        nth: u32,
+        /// The agent had started something that lives on until somebody kills it.
+        detached: bool,
+        /// How long that takes to end when it is killed.
+        ends_ms: u64,
+    },
     /// The worker's machine loses its power, with all processes, and starts again.
     HostReboot {
         worker: u32,
@@ -344,7 +354,7 @@ pub enum WeatherKind {
 }
 
 /// Names of the kinds of faults, for figures.
-pub(crate) const FAULTS: [&str; 14] = [
+pub(crate) const FAULTS: [&str; 15] = [
     "coordinator_crashes",
     "commits_failing",
     "disks_full",
@@ -359,6 +369,7 @@ pub(crate) const FAULTS: [&str; 14] = [
     "workers_drained",
     "workers_leaving",
     "offers_changed",
+    "supervisors_killed",
 ];
 
 impl What {
@@ -379,6 +390,7 @@ impl What {
             Self::WorkerDrains { .. } => 11,
             Self::WorkerLeaves { .. } => 12,
             Self::Offers { .. } => 13,
+            Self::SupervisorKilled { .. } => 14,
             Self::SubmitAgain { .. }
             | Self::CancelRun { .. }
             | Self::CancelTask { .. }
@@ -555,6 +567,14 @@ fn shorten(happening: &mut Happening) {
         | What::HostReboot { down_ms, .. }
         | What::WorkerDrains { down_ms, .. }
         | What::WorkerLeaves { down_ms, .. } => *down_ms /= 2,
+        What::SupervisorKilled {
+            detached, ends_ms, ..
+        } => {
+            if *ends_ms == 0 {
+                *detached = false;
+            }
+            *ends_ms /= 2;
+        }
         What::CommitsFail { times, .. } => *times = (*times).min(1),
         What::Broken { .. }
         | What::Offers { .. }

@@ -32,7 +32,8 @@ pub(crate) fn specialize(scenario: &mut Scenario) {
         21..=22 => special.lying_questions(),
         23..=24 => special.leaves_and_cancels(),
         25 => special.late_requests(),
-        26..=27 => special.twin_finals(),
+        26 => special.twin_finals(),
+        27 => special.orphans(),
         _ => special.late_merges(),
     }
 }
@@ -139,7 +140,7 @@ impl Special<'_> {
         let random = &mut self.random;
         let worker = random.below(2) as u32;
         let down_ms = random.wide(100, clocks.ttl_ms);
-        match random.below(9) {
+        match random.below(10) {
             0 | 1 => What::WorkerKilled { worker, down_ms },
             2 | 3 => What::HostReboot {
                 worker,
@@ -154,6 +155,12 @@ impl Special<'_> {
             },
             5 => What::Broken { worker },
             6 => What::WorkerLeaves { worker, down_ms },
+            8 => What::SupervisorKilled {
+                worker,
+                nth: random.below(2) as u32,
+                detached: random.per_mille(700),
+                ends_ms: random.wide(1, 20_000) - 1,
+            },
             7 => What::WorkerDiskFull {
                 worker,
                 for_ms: random.wide(1_000, 1_000_000),

@@ -19,6 +19,35 @@ impl Special<'_> {
         }
     }
 
+    /// Supervisors are killed alone, and about then their workers are killed, stopped, cut off or
+    /// told to stop.
+    pub(super) fn orphans(&mut self) {
+        self.all_work_at(100);
+        for plan in &mut self.scenario.plans {
+            for deed in plan.tasks.iter_mut().flat_map(|task| &mut task.attempts) {
+                deed.work_ms = 90_000;
+            }
+        }
+        for nth in 0..self.random.between(1, 4) as u32 {
+            let ms = self.random.between(1_000, 80_000);
+            let worker = self.random.below(2) as u32;
+            let what = What::SupervisorKilled {
+                worker,
+                nth: self.random.below(3) as u32,
+                detached: self.random.per_mille(850),
+                ends_ms: self.random.wide(1, 200_000) - 1,
+            };
+            self.after(Moment::Started, nth, ms, what);
+            let beside = match self.random.below(4) {
+                0 => self.wish(),
+                _ => self.fault(),
+            };
+            // Before it or behind it.
+            let ms = (ms + self.random.wide(1, 10_000)).saturating_sub(self.random.wide(1, 10_000));
+            self.after(Moment::Started, nth, ms, beside);
+        }
+    }
+
     /// A person asks the honest worker or the liar to take nothing new.
     fn drain_at(&mut self, moment: Moment, ms: u64, worker: u32, draining: bool) {
         self.after(moment, 0, ms, What::Drain { worker, draining });
