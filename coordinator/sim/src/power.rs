@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use worker_agent::session::machine::Machine;
 
-use crate::host::{Disk, Freeze, Host, Process};
+use crate::host::{Disk, Freeze, Host, Offered, Process};
 use crate::lease::Runner;
 use crate::liar::Liar;
 use crate::scenario::What;
@@ -74,10 +74,12 @@ impl World<'_> {
                 slots, all_agents, ..
             } => {
                 if let Some(host) = self.hosts.get_mut(host) {
-                    host.slots = slots;
-                    host.agents.clone_from(&host.plan.agents);
+                    host.offered = Offered::of(&host.plan);
+                    host.offered.slots = slots;
                     if !all_agents {
-                        host.agents.truncate(1);
+                        host.offered.agents.truncate(1);
+                        host.offered.labels.clear();
+                        host.offered.cpus /= 2;
                     }
                 }
                 Ok(())
@@ -94,9 +96,9 @@ impl World<'_> {
             return Ok(());
         };
         known.disk_full_until = 0;
-        let changed = known.slots != known.plan.slots || known.agents != known.plan.agents;
-        known.slots = known.plan.slots;
-        known.agents.clone_from(&known.plan.agents);
+        let planned = Offered::of(&known.plan);
+        let changed = known.offered != planned;
+        known.offered = planned;
         if let Some(freeze) = &known.freeze {
             let nth = freeze.nth;
             self.thaw(host, nth)?;
@@ -243,7 +245,7 @@ impl World<'_> {
             self.push(self.now + 1, Ev::Lie(host, life));
             return Ok(());
         }
-        let mut machine = Machine::new(known.slots, known.disk.next_report);
+        let mut machine = Machine::new(known.offered.slots, known.disk.next_report);
         for report in known.disk.outbox.values() {
             machine.restore_report(report.clone());
         }
@@ -255,7 +257,7 @@ impl World<'_> {
             heard_at: self.now,
             pauses: 0,
             hellos: 0,
-            slots: known.slots,
+            slots: known.offered.slots,
             runners: BTreeMap::new(),
             unstored: vec![],
             stores_again: false,

@@ -480,6 +480,8 @@ fn task(random: &mut Random, id: u32) -> TaskPlan {
         priority: 0,
         path: None,
         agent: Agent::Command,
+        label: None,
+        cpus: 0,
         retries: random.below(3) as u32,
         timeout_ms: 30 * 60_000,
         attempts: vec![deed; 3],

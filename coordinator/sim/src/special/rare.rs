@@ -5,10 +5,10 @@ use super::Special;
 use crate::scenario::{DeedEnd, Found, Link, Merge, Moment, Weather, WeatherKind, What, When};
 
 impl Special<'_> {
-    /// The second worker says nothing that is true.
-    fn lie_always(&mut self) {
+    /// So many of a thousand words of the second worker are lies.
+    fn lie_so_often(&mut self, lies_per_mille: u64) {
         for worker in self.scenario.workers.iter_mut().skip(1) {
-            worker.lies_per_mille = 1_000;
+            worker.lies_per_mille = lies_per_mille;
         }
     }
 
@@ -68,7 +68,7 @@ impl Special<'_> {
 
     /// A liar has a verify, and a person may cancel it.
     pub(super) fn lying_verifies(&mut self) {
-        self.lie_always();
+        self.lie_so_often(1_000);
         self.all_work_at(100);
         self.add(
             When::At { ms: 5_000 },
@@ -94,6 +94,11 @@ impl Special<'_> {
             self.drain_at(Moment::Made, 1, 1, false);
             Moment::Verifying
         };
+        if self.random.per_mille(200) {
+            // It keeps its lease and says hardly anything of it.
+            self.lie_so_often(60);
+            return;
+        }
         if self.random.per_mille(500) {
             self.delay_the_liar();
         }
@@ -114,7 +119,7 @@ impl Special<'_> {
 
     /// A liar has asked, and people answer it.
     pub(super) fn lying_questions(&mut self) {
-        self.lie_always();
+        self.lie_so_often(1_000);
         for plan in &mut self.scenario.plans {
             for task in &mut plan.tasks {
                 task.timeout_ms = self.random.pick(&[60_000, 600_000]).unwrap_or(600_000);
@@ -256,7 +261,8 @@ impl Special<'_> {
         let for_ms = 20 * 60_000;
         self.add(When::At { ms: 0 }, What::SlowMerges { for_ms, takes_ms });
         let last = self.tasks().saturating_sub(1);
-        let ms = self.random.below(takes_ms);
+        // Late, so that the run is not in the archive when the answer comes.
+        let ms = takes_ms - self.random.below(takes_ms / 4);
         let task = What::CancelTask {
             plan: 0,
             task: last,
