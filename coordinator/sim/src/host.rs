@@ -102,6 +102,8 @@ pub(crate) struct Host {
     pub(crate) disk: Disk,
     pub(crate) supervisors: BTreeMap<u64, Supervisor>,
     pub(crate) offered: Offered,
+    /// It was to offer something else at some time.
+    pub(crate) reoffered: bool,
     pub(crate) disk_full_until: u64,
     /// Leases of disks that are no more.
     pub(crate) lost: Vec<u64>,
@@ -127,6 +129,7 @@ impl Host {
             },
             supervisors: BTreeMap::new(),
             offered: Offered::of(plan),
+            reoffered: false,
             disk_full_until: 0,
             lost: vec![],
             ops: 10,

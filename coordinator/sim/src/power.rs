@@ -75,6 +75,7 @@ impl World<'_> {
             } => {
                 if let Some(host) = self.hosts.get_mut(host) {
                     host.offered = Offered::of(&host.plan);
+                    host.reoffered = true;
                     host.offered.slots = slots;
                     if !all_agents {
                         host.offered.agents.truncate(1);
@@ -96,9 +97,9 @@ impl World<'_> {
             return Ok(());
         };
         known.disk_full_until = 0;
-        let planned = Offered::of(&known.plan);
-        let changed = known.offered != planned;
-        known.offered = planned;
+        // What its process has said may be older than what it would say now.
+        let changed = known.reoffered;
+        known.offered = Offered::of(&known.plan);
         if let Some(freeze) = &known.freeze {
             let nth = freeze.nth;
             self.thaw(host, nth)?;
