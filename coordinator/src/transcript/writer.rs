@@ -239,6 +239,9 @@ impl Writer {
             return Err(Error::Stopped);
         };
         let mut written = Ok(());
+        if transcript.bytes == 0 && !events.is_empty() {
+            transcript.begin(&path, &place.path(Path::new("")))?;
+        }
         for event in events {
             if event.number <= transcript.last {
                 continue;
