@@ -66,6 +66,7 @@ fn one(
     };
     place = place.of_lease(lease.0);
     report.counts.transcripts += 1;
+    let mut is_strange = false;
     if let Some(facts) = facts {
         let known = facts.leases.get(&lease);
         let fits = known.is_some_and(|known| {
@@ -80,6 +81,7 @@ fn one(
                 ..place
             };
         } else if facts.is_complete {
+            is_strange = true;
             let what = match known {
                 None => "its lease was never granted".to_owned(),
                 Some(_) => format!("its lease was for something else: {}", facts.place(lease)),
@@ -89,6 +91,8 @@ fn one(
             report.find(finding.mended_by(Repair::SetAside { path }));
         }
     }
+    // One that cannot be read is not missing.
+    last.insert(lease, 0);
     let look = match mend::look(path) {
         Ok(look) => look,
         Err(error) => {
@@ -107,7 +111,7 @@ fn one(
         None => format!("{run}/{name}"),
     };
     // Transcripts of the first format do not say whose they are.
-    if let Some(of) = look.of.as_ref().filter(|of| **of != here) {
+    if let Some(of) = look.of.as_ref().filter(|of| **of != here && !is_strange) {
         let what = format!("it says that it is {of}");
         report.find(Finding::new(Code::TranscriptSwapped, place.clone(), what));
     }
