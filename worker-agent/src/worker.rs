@@ -445,9 +445,13 @@ impl Worker {
                 .await;
             return;
         };
-        let read = lease.spool.read(next.after, next.last, bytes_max);
+        let is_question = next.last == next.after;
+        let read = match is_question {
+            true => Ok(Vec::new()),
+            false => lease.spool.read(next.after, next.last, bytes_max),
+        };
         let events = match read {
-            Ok(events) if !events.is_empty() => events,
+            Ok(events) if is_question || !events.is_empty() => events,
             read => {
                 let error = read.err().map(|error| chain(&error)).unwrap_or_default();
                 tracing::error!(

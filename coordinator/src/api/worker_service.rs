@@ -615,7 +615,7 @@ async fn store_events(
     Ok(())
 }
 
-/// Stores the events of one lease and gives the number up to which the worker may forget them.
+/// Stores the events of one lease, if there are any, and gives the number up to which they are here.
 ///
 /// While the disk takes nothing they wait here, and with them, by its window, their worker: ending
 /// the session would only make it send all of them again, and keep its heartbeats from us.
@@ -626,9 +626,9 @@ async fn store_lease(
     place: Option<Place>,
     events: Vec<v1::AgentEvent>,
 ) -> Result<u64, Status> {
-    let last = events.last().map_or(0, |event| event.number);
     let Some(place) = place else {
-        return Ok(last);
+        // Also the answer to the question up to where they are wanted.
+        return Ok(events.last().map_or(u64::MAX, |event| event.number));
     };
     let mut told = false;
     loop {

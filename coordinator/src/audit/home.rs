@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use muster_connect::AddressFile;
 
 use super::finding::{Code, Finding, Place, Repair};
-use super::journal::chain;
 use super::report::Report;
+use crate::backup;
+use crate::causes::chain;
 use crate::store::sqlite::inspect::{self, Beside};
 
 /// Folder of what repairs have moved away.
@@ -92,8 +93,14 @@ fn tokens(path: &Path, beside: Beside, report: &mut Report) {
     report.find(Finding::new(Code::SecretsDamaged, Place::file(path), what));
 }
 
-/// Finds files that were being written when their process was killed.
+/// Finds files that were being written when their process was killed, and halves of backups and
+/// restored homes beside the home.
 fn unfinished(home: &Path, report: &mut Report) {
+    for path in backup::leftovers(home) {
+        let what = "the backup or restore that was making it was killed; it holds secrets";
+        let finding = Finding::new(Code::BackupUnfinished, Place::file(&path), what);
+        report.find(finding.mended_by(Repair::RemoveUnfinished { path }));
+    }
     for folder in [home.to_owned(), home.join("tls"), home.join("git-hooks")] {
         for path in entries(&folder) {
             let name = path

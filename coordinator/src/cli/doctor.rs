@@ -110,6 +110,7 @@ pub(crate) async fn doctor(context: &Context, options: Doctor) -> Result<Exit> {
     checks.push(supervisor().await);
     checks.push(coordinator(context).await);
     if let Some(home) = context.local_home() {
+        checks.extend(half_copies(home));
         checks.extend(Box::pin(state(home)).await);
     }
 
@@ -390,6 +391,24 @@ async fn state(home: &Path) -> Option<Check> {
     })
 }
 
+/// Names what killed backups and restores have left beside the home; nothing if they have not.
+fn half_copies(home: &Path) -> Option<Check> {
+    let left = crate::backup::leftovers(home);
+    let (first, more) = (left.first()?, left.len() - 1);
+    let more = match more {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(Check::warn(
+        "half copies",
+        format!(
+            "a killed backup or restore has left {}{more}, with secrets",
+            first.display()
+        ),
+        "`coordinator doctor --repair` removes them, as does the next backup or restore to there",
+    ))
+}
+
 async fn coordinator(context: &Context) -> Check {
     const NAME: &str = "coordinator";
     match Client::connect(&context.whereabouts).await {
@@ -437,6 +456,21 @@ mod tests {
         home   fail  read-only
         home: name another
         ");
+    }
+
+    #[test]
+    fn half_of_a_copy_beside_the_home_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().join("home");
+        assert!(half_copies(&home).is_none());
+        let left = folder.path().join(".muster-unfinished-x1");
+        std::fs::create_dir(&left).unwrap();
+        let check = half_copies(&home).unwrap();
+        assert!(
+            check.found.contains(left.to_str().unwrap()),
+            "{}",
+            check.found
+        );
     }
 
     #[test]
