@@ -133,7 +133,7 @@ pub fn step(state: &mut State, now: Timestamp, command: &Command) -> Result<Step
         state.touch(now, touch);
     }
     settle::settle_all(state, now, &mut events);
-    #[cfg(all(debug_assertions, not(test)))]
+    #[cfg(debug_assertions)]
     check_small(state);
     let reply = decision.reply;
     Ok(Step { events, reply })
@@ -200,7 +200,7 @@ impl State {
 }
 
 /// Checks the invariants in debug builds while that is quick.
-#[cfg(all(debug_assertions, not(test)))]
+#[cfg(debug_assertions)]
 fn check_small(state: &State) {
     let tasks: usize = state.runs().map(|run| run.tasks.len()).sum();
     if tasks <= crate::limits::TASKS_CHECKED {

@@ -9,4 +9,5 @@ mod running;
 mod scheduling;
 mod sessions;
 mod starting;
+mod submitting;
 pub(crate) mod world;
