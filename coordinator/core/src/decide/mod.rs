@@ -210,20 +210,15 @@ fn check_small(state: &State) {
 
 /// Cuts text at a character boundary so that it has at most `max` bytes.
 fn head(text: &str, max: usize) -> Box<str> {
-    let mut end = text.len().min(max);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.get(..end).unwrap_or_default().into()
+    let (head, _) = text.split_at(text.floor_char_boundary(max));
+    head.into()
 }
 
 /// Keeps the end of a text, at most `max` bytes of it.
 fn tail(text: &str, max: usize) -> Box<str> {
-    let mut begin = text.len().saturating_sub(max);
-    while !text.is_char_boundary(begin) {
-        begin += 1;
-    }
-    text.get(begin..).unwrap_or_default().into()
+    let begin = text.ceil_char_boundary(text.len().saturating_sub(max));
+    let (_, tail) = text.split_at(begin);
+    tail.into()
 }
 
 #[cfg(test)]

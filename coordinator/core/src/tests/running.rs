@@ -575,7 +575,7 @@ fn a_run_without_a_repository_needs_no_commits() {
             },
             _ => Report::VerifyPassed,
         };
-        world.say(&lease, report);
+        assert_eq!(world.say(&lease, report), ReportAnswer::Recorded);
         world.beat("w");
     }
     assert_eq!(world.states(run), "a=succeeded b=succeeded c=succeeded");
