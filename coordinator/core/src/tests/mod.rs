@@ -1,6 +1,7 @@
 //! Scenarios and properties of the whole core, on a world of simulated workers.
 
 mod batching;
+mod deadlines;
 mod explaining;
 mod properties;
 mod reports;

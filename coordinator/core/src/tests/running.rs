@@ -450,29 +450,6 @@ fn an_unanswered_question_fails_its_task_in_the_end() {
 }
 
 #[test]
-fn a_task_that_nobody_can_take_fails_as_not_placed() {
-    let mut world = World::new();
-    let run = world.submit(plan(&["a"]).retries(5));
-    world.pass(limits::QUEUE_DEADLINE);
-    let TaskState::Failed { failure, .. } = world.task_state(run, "a") else {
-        panic!("{}", world.states(run));
-    };
-    assert_eq!(failure.class, FailureClass::NotPlaced);
-}
-
-#[test]
-fn a_merge_that_never_comes_fails_its_task() {
-    let mut world = World::new();
-    world.join("w", 2);
-    let run = world.submit(plan(&["a", "b", "c: a b"]));
-    for lease in world.live() {
-        world.succeed(&lease);
-    }
-    world.pass(limits::GIT_STEP_DEADLINE);
-    assert_eq!(world.states(run), "a=succeeded b=succeeded c=failed");
-}
-
-#[test]
 fn an_outcome_that_does_not_fit_the_run_is_a_failure() {
     let mut world = World::new();
     world.join("w", 1);
