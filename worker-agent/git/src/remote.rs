@@ -218,6 +218,20 @@ impl Remote {
         repository: &Repository,
         refspecs: &[Refspec],
     ) -> Result<(), GitError> {
+        self.fetch_by(repository.command(), refspecs).await
+    }
+
+    /// Fetches from somebody who may have forged or damaged objects: each one is checked.
+    pub(crate) async fn fetch_checked(
+        &self,
+        repository: &Repository,
+        refspecs: &[Refspec],
+    ) -> Result<(), GitError> {
+        let command = repository.command().config("fetch.fsckObjects", "true");
+        self.fetch_by(command, refspecs).await
+    }
+
+    async fn fetch_by(&self, command: GitCommand, refspecs: &[Refspec]) -> Result<(), GitError> {
         if refspecs.is_empty() {
             return Ok(());
         }
@@ -225,7 +239,7 @@ impl Remote {
             .iter()
             .map(|Refspec(text)| format!("{text}\n"))
             .collect();
-        self.reach(repository.command())
+        self.reach(command)
             .await?
             .args([
                 "fetch",
