@@ -265,6 +265,9 @@ impl Remote {
     pub(crate) async fn reach(&self, command: GitCommand) -> Result<GitCommand, GitError> {
         let mut command = command
             .config(format!("remote.{REMOTE_NAME}.url"), &self.url)
+            // A person's rules that rewrite addresses mean other remotes; the longest match holds.
+            .config(format!("url.{}.insteadOf", self.url), &self.url)
+            .config(format!("url.{}.pushInsteadOf", self.url), &self.url)
             .timeout(self.timeout)
             .secret(self.password().unwrap_or_default());
         if let Some(auth) = &self.auth {
