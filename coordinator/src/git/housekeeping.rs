@@ -48,7 +48,9 @@ pub async fn run(repositories: Repositories, ending: CancellationToken) {
             match looked {
                 Ok(true) => info!(repository = name, "a repository was repacked"),
                 Ok(false) => {}
-                Err(error) => warn!(error = %error, repository = name, "cannot repack; later again"),
+                Err(error) => {
+                    warn!(error = %error, repository = name, "cannot repack; later again")
+                }
             }
         }
     }
@@ -147,14 +149,20 @@ impl Clutter {
 mod tests {
     use std::collections::BTreeSet;
 
-    use muster_git::{CommitTime, Expected, Git, Identity, ObjectFormat, ObjectId, RefName, RefUpdate, Update};
+    use muster_git::{
+        CommitTime, Expected, Git, Identity, ObjectFormat, ObjectId, RefName, RefUpdate, Update,
+    };
 
     use super::*;
 
     async fn objects(repository: &Repository) -> BTreeSet<String> {
         let listed = repository
             .command()
-            .args(["cat-file", "--batch-all-objects", "--batch-check=%(objectname)"])
+            .args([
+                "cat-file",
+                "--batch-all-objects",
+                "--batch-check=%(objectname)",
+            ])
             .run_ok();
         let listed = listed.await.unwrap().text();
         listed.lines().map(str::to_owned).collect()
@@ -162,7 +170,12 @@ mod tests {
 
     async fn commit(repository: &Repository, number: u64) -> ObjectId {
         let blob = repository.command().args(["hash-object", "-w", "--stdin"]);
-        let blob = blob.stdin(number.to_string()).run_ok().await.unwrap().text();
+        let blob = blob
+            .stdin(number.to_string())
+            .run_ok()
+            .await
+            .unwrap()
+            .text();
         let tree = repository.command().arg("mktree");
         let tree = tree.stdin(format!("100644 blob {blob}\tfile\n"));
         let tree = ObjectId::parse(&tree.run_ok().await.unwrap().text()).unwrap();
@@ -179,7 +192,10 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let git = Git::find().await.unwrap();
         let repositories = Repositories::new(git, home.path().to_owned());
-        let repository = repositories.ready("site", ObjectFormat::Sha1).await.unwrap();
+        let repository = repositories
+            .ready("site", ObjectFormat::Sha1)
+            .await
+            .unwrap();
         assert_eq!(names(&repository::folder(home.path())), ["site"]);
         assert!(!look_after(&repositories, "site").await.unwrap());
         let mut updates = Vec::new();
@@ -197,10 +213,16 @@ mod tests {
             let pack = pack.arg(repository.folder().join("objects/pack/pack"));
             pack.stdin(format!("{id}\n")).run_ok().await.unwrap();
         }
-        assert_eq!(repository.update_refs(&updates).await.unwrap(), Update::Done);
+        assert_eq!(
+            repository.update_refs(&updates).await.unwrap(),
+            Update::Done
+        );
         let before = objects(&repository).await;
         let writing = repositories.writers().enter("site").await;
-        assert!(!look_after(&repositories, "site").await.unwrap(), "somebody writes");
+        assert!(
+            !look_after(&repositories, "site").await.unwrap(),
+            "somebody writes"
+        );
         writing.done();
         assert!(look_after(&repositories, "site").await.unwrap());
         let clutter = Clutter::of(repository.folder());

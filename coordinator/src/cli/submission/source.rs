@@ -238,7 +238,13 @@ async fn no_base(
     }
     let ask = |arguments: &[&str]| repository.command().args(arguments).run_ok();
     let named = base.unwrap_or("HEAD");
-    let way = ["rev-parse", "--verify", "--quiet", "--end-of-options", named];
+    let way = [
+        "rev-parse",
+        "--verify",
+        "--quiet",
+        "--end-of-options",
+        named,
+    ];
     let kind = match ask(&way).await {
         Ok(found) => Some(ask(&["cat-file", "-t", &found.text()]).await),
         Err(_) => None,

@@ -211,7 +211,9 @@ async fn full(world: &World) {
     for number in ["1", "2", "3", "4"] {
         world.write("full/a.txt", number);
         world.run("full", &["add", "."]).await;
-        world.run("full", &["commit", "--quiet", "-m", number]).await;
+        world
+            .run("full", &["commit", "--quiet", "-m", number])
+            .await;
     }
 }
 
@@ -251,12 +253,19 @@ async fn clones_that_lack_something_are_submitted_or_refused_with_the_way_out() 
         }
     }
     let mut refused = String::new();
-    for name in ["partial", "treeless", "grafted", "shallow", "cut-off", "damaged"] {
+    for name in [
+        "partial", "treeless", "grafted", "shallow", "cut-off", "damaged",
+    ] {
         let plan = plan_of(&world, name, "");
         match world.submit(&plan, &keyed(name)).await {
             Ok(_) => refused.push_str(&format!("{name}: submitted\n")),
             Err(error) => {
-                let hint = error.to_string().lines().last().unwrap_or_default().to_owned();
+                let hint = error
+                    .to_string()
+                    .lines()
+                    .last()
+                    .unwrap_or_default()
+                    .to_owned();
                 refused.push_str(&format!("{name}: {hint}\n"));
             }
         }
