@@ -181,6 +181,10 @@ impl App {
             ending.clone(),
         ));
         tasks.spawn(projection.run(ending.clone()));
+        tasks.spawn(crate::git::housekeeping::run(
+            repositories.clone(),
+            ending.clone(),
+        ));
 
         let feeds = Feeds::new(engine.clone(), feed_readers);
         let runs = Runs::new(engine.clone(), readers.clone(), transcripts.clone(), feeds);

@@ -126,6 +126,8 @@ impl Worker {
     ) -> Result<Self, Error> {
         let git = Git::find().await?;
         let cache = Cache::open(&git, &identity.shared).await?;
+        let cache_bytes_max = options.cache_bytes_max;
+        let cache = cache.with_limit(cache_bytes_max, &identity.folder).await?;
         let leases = identity.folder.join("leases");
         create_private(&leases)?;
         let (told_by, told) = mpsc::channel(WAITING_MAX);
@@ -142,6 +144,7 @@ impl Worker {
             access: access_seen,
             told: told_by,
             disk: Disk::new(identity.folder.clone()),
+            change_bytes_max: options.change_bytes_max,
             wip_interval: options.wip_interval,
         });
         if link::knows_another_coordinator(options, &identity.folder) {

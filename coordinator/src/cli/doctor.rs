@@ -1,5 +1,6 @@
 //! `coordinator doctor`: is this machine ready, and if not, what to do?
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use serde_json::json;
 use super::arguments::Doctor;
 use super::client::{Client, Trouble};
 use super::context::Context;
+use super::disk_use::DiskUse;
 use super::error::{Exit, Result};
 use super::table::Table;
 use crate::audit::{self, Level};
@@ -68,6 +70,8 @@ struct Check {
     found: String,
     /// What to do about it; empty if nothing is to be done.
     advice: String,
+    /// Sizes of its parts, for programs.
+    bytes: BTreeMap<&'static str, u64>,
 }
 
 impl Check {
@@ -77,6 +81,7 @@ impl Check {
             verdict: Verdict::Ok,
             found: found.to_string(),
             advice: String::new(),
+            bytes: BTreeMap::new(),
         }
     }
 
@@ -86,6 +91,7 @@ impl Check {
             verdict: Verdict::Warn,
             found: found.to_string(),
             advice: advice.into(),
+            bytes: BTreeMap::new(),
         }
     }
 
@@ -105,6 +111,7 @@ pub(crate) async fn doctor(context: &Context, options: Doctor) -> Result<Exit> {
     if let Some(home) = context.local_home() {
         let there = existing(home);
         checks.extend([writable(home, &there), file_system(&there), space(&there)]);
+        checks.extend(disk_use(home).await);
     }
     checks.extend([clock(), open_files(), cgroup(), sandbox()]);
     checks.push(supervisor().await);
@@ -118,12 +125,16 @@ pub(crate) async fn doctor(context: &Context, options: Doctor) -> Result<Exit> {
         let listed: Vec<_> = checks
             .iter()
             .map(|check| {
-                json!({
+                let mut listed = json!({
                     "check": check.name,
                     "verdict": check.verdict.as_str(),
                     "found": check.found,
                     "advice": check.advice,
-                })
+                });
+                if let (false, Some(listed)) = (check.bytes.is_empty(), listed.as_object_mut()) {
+                    listed.insert("bytes".to_owned(), json!(check.bytes));
+                }
+                listed
             })
             .collect();
         context.output.json(&json!({ "checks": listed }))?;
@@ -270,6 +281,22 @@ fn space(there: &Path) -> Check {
     } else {
         Check::ok(NAME, shown)
     }
+}
+
+/// Says what the home takes, part by part; `None` if it is not there yet.
+async fn disk_use(home: &Path) -> Option<Check> {
+    const NAME: &str = "disk use";
+    let looked = home.to_owned();
+    let looking =
+        tokio::task::spawn_blocking(move || looked.is_dir().then(|| DiskUse::of(&looked)));
+    let found = looking.await.ok().flatten()?;
+    let advice = found.advice(home);
+    let parts = found.parts.iter();
+    Some(Check {
+        advice,
+        bytes: parts.map(|(part, bytes)| (part.name(), *bytes)).collect(),
+        ..Check::ok(NAME, found.text())
+    })
 }
 
 fn clock() -> Check {

@@ -15,6 +15,7 @@ mod completions;
 mod config;
 mod context;
 mod diff;
+mod disk_use;
 mod doctor;
 mod drain;
 mod error;

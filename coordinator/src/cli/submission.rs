@@ -168,7 +168,7 @@ async fn push(client: &Client, source: &Source, prepared: &v1::PrepareRunRespons
         Ok(pushed) => pushed,
         Err(error) => {
             let error = CliError::new(Kind::Connection, error).while_doing(what());
-            return Err(with_shallow_hint(source, error).await);
+            return Err(error.hint(source.hint_for_push().await));
         }
     };
     match pushed.into_iter().next().map(|push| push.outcome) {
@@ -182,20 +182,9 @@ async fn push(client: &Client, source: &Source, prepared: &v1::PrepareRunRespons
                 remote_says
             };
             let error = CliError::user(said).while_doing(what());
-            Err(with_shallow_hint(source, error).await)
+            Err(error.hint(source.hint_for_push().await))
         }
         _ => Ok(()),
-    }
-}
-
-async fn with_shallow_hint(source: &Source, error: CliError) -> CliError {
-    if source.is_shallow().await {
-        error.hint(
-            "the repository is a shallow clone, which cannot be pushed; \
-             `git fetch --unshallow` completes it",
-        )
-    } else {
-        error
     }
 }
 

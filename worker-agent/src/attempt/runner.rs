@@ -132,7 +132,7 @@ impl Runner {
             }
             happened = match next {
                 Next::Run => self.agent(workspace.as_ref(), scribe).await,
-                Next::Publish => self.publish(workspace.as_deref()).await,
+                Next::Publish => self.publish(workspace.as_deref(), scribe).await,
                 Next::KeepThenReport(kind) => {
                     return self.keep(workspace.as_deref(), kind, scribe).await;
                 }
@@ -335,19 +335,19 @@ impl Runner {
         }
     }
 
-    async fn publish(&mut self, workspace: Option<&Workspace>) -> Happened {
+    async fn publish(&mut self, workspace: Option<&Workspace>, scribe: &Scribe) -> Happened {
         let outcome = |kind| Happened::Published(Outcome { kind: Some(kind) });
         let (Some(workspace), Some(source)) = (workspace, self.grant.source.clone()) else {
             return outcome(outcome::Kind::NoRepository(Empty {}));
         };
         let (site, grant) = (Arc::clone(&self.site), Arc::clone(&self.grant));
-        let publishing = publish_result(&site, workspace, &grant, &source);
+        let publishing = publish_result(&site, workspace, &grant, &source, scribe);
         let publishing = tokio::time::timeout(PUBLISH_LIMIT, publishing);
         match until_stopped(&mut self.orders, publishing).await {
             Err(stop) => Happened::Stopped(stop),
             Ok(Ok(Ok(Some(commit)))) => outcome(outcome::Kind::Commit(commit.to_string())),
             Ok(Ok(Ok(None))) => outcome(outcome::Kind::NoChange(Empty {})),
-            Ok(Ok(Err(error))) => Happened::Failed(failure(class::PUBLISH, &chain(&error), b"")),
+            Ok(Ok(Err(error))) => Happened::Failed(failure(error.class(), &chain(&error), b"")),
             Ok(Err(_)) => {
                 let message = format!("the result could not be pushed within {PUBLISH_LIMIT:?}");
                 Happened::Failed(failure(class::PUBLISH, &message, b""))
@@ -503,7 +503,8 @@ async fn checkout(
         .remote(source, Credential::Lease(&grant.credential))
         .await?;
     let cached = site.cache.ensure_commit(&remote, &name, commit).await?;
-    Workspace::create(&cached, &folder.workspace(), &site.identity).await
+    let made = Workspace::create(&cached, &folder.workspace(), &site.identity).await?;
+    Ok(made.with_change_limit(site.change_bytes_max))
 }
 
 /// Commits and pushes; `None` if there is nothing to publish.
@@ -512,9 +513,10 @@ async fn publish_result(
     workspace: &Workspace,
     grant: &Grant,
     source: &GitSource,
+    scribe: &Scribe,
 ) -> Result<Option<ObjectId>, publish::Error> {
     let snapshot = loop {
-        match site.snapshot(workspace, grant, "").await {
+        match site.result(workspace, grant).await {
             Ok(snapshot) => break snapshot,
             // The work is done and must not be done again because a disk is full for a while.
             Err(error) if site.disk.suspect_if_sign(&chain(&error)) => {
@@ -529,6 +531,9 @@ async fn publish_result(
             Err(error) => return Err(error.into()),
         }
     };
+    for note in &snapshot.notes {
+        scribe.note(note.to_string()).await;
+    }
     let Some(commit) = snapshot.commit else {
         return Ok(None);
     };

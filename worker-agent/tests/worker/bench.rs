@@ -72,6 +72,8 @@ impl Bench {
             pool: String::new(),
             allocation: None,
             idle_exit: None,
+            change_bytes_max: 256_000_000,
+            cache_bytes_max: 20_000_000_000,
             executable: env!("CARGO_BIN_EXE_worker-agent").into(),
             repositories: Repositories::Below(format!("file://{}", self.folder.path().display())),
             wip_interval: Some(Duration::from_millis(50)),
