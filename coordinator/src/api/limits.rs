@@ -22,10 +22,15 @@ pub(super) const WATCHES: usize = 20_000;
 /// How long a watcher may take nothing; it resumes at its cursor whenever it likes.
 pub(super) const WATCHER_STALL: Duration = Duration::from_secs(60);
 /// How long a watcher that was given up for taking nothing has to take the reason; then its whole
-/// connection is cut, since what waits for it would stay in memory as long as it likes.
+/// connection is cut if its client takes nothing else either, since what waits for it would stay in
+/// memory as long as it likes.
 pub(super) const WATCHER_FAREWELL: Duration = Duration::from_secs(10);
-/// Items handed to a watcher's stream at once; two such batches wait at the most.
-pub(super) const WATCH_BATCH: usize = 16;
+/// Watches of which nothing is taken, on one connection whose other streams are read; with one more
+/// it is cut. Each holds [`SEND_BUFFER_BYTES`] at the most.
+pub(super) const STALLED_PER_CONNECTION: usize = 4;
+/// Bytes handed to a watcher's stream at once, besides the last item; two such batches wait at the
+/// most. It is what one frame of HTTP/2 holds.
+pub(super) const WATCH_BATCH_BYTES: usize = 16 * 1024;
 /// Chunks of events of one run that are kept for its watchers, each of some hundred KiB.
 pub(super) const CHUNKS_PER_FEED: usize = 64;
 /// Chunks that are read at once.

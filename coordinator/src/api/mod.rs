@@ -9,6 +9,7 @@ mod diff;
 mod event_text;
 mod explain;
 pub mod feed;
+mod frames;
 mod gate;
 pub mod grants;
 pub(crate) mod limits;
@@ -24,6 +25,7 @@ pub mod submit;
 mod tls;
 pub mod view;
 mod watch;
+pub mod watch_route;
 pub mod worker_service;
 
 pub use gate::{Gate, OpenPath};

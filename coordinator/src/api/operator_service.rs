@@ -8,7 +8,7 @@ use coordinator_core::command::Target;
 use coordinator_core::event::Work;
 use coordinator_core::state::{Link, Run};
 use coordinator_core::{Command, Epoch, Reply, RunId, Span, State, TaskKey, Timestamp, WorkerId};
-use futures::{Stream, StreamExt as _, stream};
+use futures::{Stream, StreamExt as _};
 use muster_connect::TokenId;
 use muster_proto::v1::operator_service_server::OperatorService;
 use muster_proto::v1::{self, ProtocolVersion};
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::diff;
+use super::frames::{self, Sent};
 use super::limits::{LOGS, TASKS_PER_PAGE, WATCHES};
 use super::log;
 use super::places::Connection;
@@ -117,6 +118,36 @@ impl Operators {
     async fn touch(&self, command: Command) -> Result<u32, Status> {
         let reply = self.runs.engine().command(command).await;
         reply.map(|reply| touched(&reply)).map_err(status::of)
+    }
+
+    /// Begins a watch and gives its responses, ready to be sent.
+    ///
+    /// # Errors
+    /// Not for this sender, a malformed cursor, or no place for another watch.
+    pub(super) fn watch(&self, request: Request<v1::WatchRunRequest>) -> Result<Sent, Status> {
+        allowed(&request, Access::View)?;
+        let token = Identity::of(request.extensions())?.token();
+        let connection = request.extensions().get::<Connection>().cloned();
+        let request = request.into_inner();
+        let mut cursor = Cursor::parse(&request.cursor)?;
+        if request.cursor.is_empty() {
+            cursor.seq = request.after_seq;
+        }
+        let wish = Wish {
+            run: request.run,
+            cursor,
+            agent_events: request.agent_events,
+            follow_after_end: request.follow_after_end,
+        };
+        let place = self.watches.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "watches: {WATCHES} are open, and no more are served; try again later"
+            ))
+        })?;
+        let (out, parts) = mpsc::channel(WATCH_QUEUE);
+        let produce = watch::follow(self.runs.clone(), wish, out.clone(), connection);
+        self.produce(produce, out, token);
+        Ok(Sent::new(parts, place))
     }
 
     /// Fills a stream of responses until the coordinator ends, or the token that asked for it.
@@ -295,38 +326,8 @@ impl OperatorService for Operators {
         &self,
         request: Request<v1::WatchRunRequest>,
     ) -> Result<Response<Self::WatchRunStream>, Status> {
-        allowed(&request, Access::View)?;
-        let token = Identity::of(request.extensions())?.token();
-        let connection = request.extensions().get::<Connection>().cloned();
-        let request = request.into_inner();
-        let mut cursor = Cursor::parse(&request.cursor)?;
-        if request.cursor.is_empty() {
-            cursor.seq = request.after_seq;
-        }
-        let wish = Wish {
-            run: request.run,
-            cursor,
-            agent_events: request.agent_events,
-            follow_after_end: request.follow_after_end,
-        };
-        let place = self.watches.clone().try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!(
-                "watches: {WATCHES} are open, and no more are served; try again later"
-            ))
-        })?;
-        let (out, inbox) = mpsc::channel(WATCH_QUEUE);
-        let produce = watch::follow(self.runs.clone(), wish, out.clone(), connection);
-        self.produce(produce, out, token);
-        let responses = ReceiverStream::new(inbox).flat_map(move |batch| {
-            // A watch has its place until its last response was taken.
-            let _place = &place;
-            let (responses, end) = match batch {
-                Ok(responses) => (responses, None),
-                Err(status) => (Vec::new(), Some(Err(status))),
-            };
-            stream::iter(responses.into_iter().map(Ok).chain(end))
-        });
-        Ok(Response::new(Box::pin(responses)))
+        let sent = self.watch(request)?;
+        Ok(Response::new(Box::pin(frames::messages(sent))))
     }
 
     type ReadLogStream = Streamed<v1::ReadLogResponse>;

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use coordinator_core::LeaseId;
 use coordinator_core::event::{LeaseEnd, Work};
 use muster_proto::v1::watch_run_response::Item;
@@ -16,8 +17,9 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tonic::Status;
 
 use super::convert;
-use super::feed::{Feed, Head, LeaseNews};
-use super::limits::{AGENTS_PACE, WATCH_BATCH, WATCHER_FAREWELL, WATCHER_STALL};
+use super::feed::{Entry, Feed, Head, LeaseNews, Watcher};
+use super::frames::{self, Stretch};
+use super::limits::{AGENTS_PACE, WATCH_BATCH_BYTES, WATCHER_FAREWELL, WATCHER_STALL};
 use super::places::Connection;
 use super::runs::Runs;
 use crate::transcript::{self, LAST_WORDS, Place, Position};
@@ -60,6 +62,11 @@ impl Cursor {
         Ok(Self { seq, leases })
     }
 
+    /// Tells whether it names nothing but a journal event.
+    fn is_plain(&self) -> bool {
+        self.leases.values().all(|number| *number == 0)
+    }
+
     fn text(&self) -> String {
         let mut text = self.seq.to_string();
         // Of those that have said nothing yet the journal tells.
@@ -71,8 +78,8 @@ impl Cursor {
     }
 }
 
-/// Where a watch's responses go, some at a time.
-pub(super) type Out = mpsc::Sender<Result<Vec<WatchRunResponse>, Status>>;
+/// Where a watch's responses go, some at a time and ready to be sent.
+pub(super) type Out = mpsc::Sender<Result<Bytes, Status>>;
 
 /// What one watch wants.
 #[derive(Clone, Debug)]
@@ -92,24 +99,44 @@ struct Followed {
 }
 
 /// Follows one run until it has ended and everything was sent, or the watcher goes.
-/// One that takes nothing loses its connection.
+/// One that takes nothing is given up, and loses its connection if that is of no use to it.
 pub(super) async fn follow(runs: Runs, wish: Wish, out: Out, connection: Option<Connection>) {
     if let Err(status) = Watch::run(runs, wish, &out).await {
         end(status, &out, WATCHER_FAREWELL, connection).await;
     }
 }
 
-/// Ends a watch with a reason.
+/// Ends a watch with a reason, as soon as its client takes it.
 async fn end(status: Status, out: &Out, farewell: Duration, connection: Option<Connection>) {
-    // One that has gone needs no reason.
-    if tokio::time::timeout(farewell, out.send(Err(status)))
-        .await
-        .is_err()
-        && let Some(connection) = connection
-    {
-        tracing::info!("a connection is cut, since a watcher on it took nothing");
-        connection.cut();
+    let mut stalled = None;
+    loop {
+        // One that has gone needs no reason.
+        if let Ok(room) = tokio::time::timeout(farewell, out.reserve()).await {
+            if let Ok(room) = room {
+                room.send(Err(status));
+            }
+            return;
+        }
+        let Some(connection) = &connection else {
+            return;
+        };
+        if stalled
+            .get_or_insert_with(|| connection.stall())
+            .cut_if_deaf()
+        {
+            tracing::info!("a connection is cut, since a watcher on it took nothing");
+            return;
+        }
     }
+}
+
+/// Responses that are sent together.
+enum Ready {
+    Nothing,
+    /// Those of all watchers.
+    Shared(Stretch),
+    /// This watcher's own.
+    Own(BytesMut),
 }
 
 struct Watch<'a> {
@@ -120,7 +147,8 @@ struct Watch<'a> {
     agent_events: bool,
     out: &'a Out,
     /// What is sent with the next batch.
-    ready: Vec<WatchRunResponse>,
+    ready: Ready,
+    _counted: Watcher,
     /// Held while `ready` is filled, and never while something is waited for.
     turn: Option<OwnedSemaphorePermit>,
 }
@@ -132,6 +160,7 @@ impl<'a> Watch<'a> {
         let mut grown = runs.transcripts().grown();
         let mut watch = Watch {
             runs,
+            _counted: feed.join(),
             feed,
             cursor: Cursor {
                 seq: 0,
@@ -140,7 +169,7 @@ impl<'a> Watch<'a> {
             followed: BTreeMap::new(),
             agent_events: wish.agent_events,
             out,
-            ready: Vec::new(),
+            ready: Ready::Nothing,
             turn: None,
         };
         watch.catch_up(&wish.cursor, &mut head).await?;
@@ -195,8 +224,8 @@ impl<'a> Watch<'a> {
         while self.agent_events && self.cursor.seq < cursor.seq {
             let entries = self.feed.after(self.cursor.seq).await?;
             for entry in entries {
-                if entry.item.seq <= cursor.seq {
-                    self.cursor.seq = entry.item.seq;
+                if entry.seq <= cursor.seq {
+                    self.cursor.seq = entry.seq;
                     self.learn(entry.lease);
                 } else {
                     self.cursor.seq = cursor.seq;
@@ -259,6 +288,15 @@ impl<'a> Watch<'a> {
     async fn journal(&mut self, upto: u64) -> Result<(), Status> {
         while self.cursor.seq < upto {
             self.turn = None;
+            if !self.agent_events && self.cursor.is_plain() {
+                let found = self.feed.responses_after(self.cursor.seq).await?;
+                let Some((responses, last)) = found else {
+                    return Ok(());
+                };
+                self.cursor.seq = last;
+                self.share(&responses).await?;
+                continue;
+            }
             let entries = self.feed.after(self.cursor.seq).await?;
             if entries.is_empty() {
                 return Ok(());
@@ -268,8 +306,8 @@ impl<'a> Watch<'a> {
                     self.agent(lease).await?;
                 }
                 self.learn(entry.lease);
-                self.cursor.seq = entry.item.seq;
-                self.send(Item::Journal(entry.item.clone())).await?;
+                self.cursor.seq = entry.seq;
+                self.event(&entry).await?;
             }
             self.forget_old();
         }
@@ -332,33 +370,63 @@ impl<'a> Watch<'a> {
                     lease: lease.0,
                     event: Some(event),
                 };
-                self.send(Item::Agent(item)).await?;
+                let response = WatchRunResponse {
+                    cursor: self.cursor.text(),
+                    item: Some(Item::Agent(item)),
+                };
+                self.own(|out| frames::put(&response, out)).await?;
             }
             // Agent events may be large.
             self.flush().await?;
         }
     }
 
-    async fn send(&mut self, item: Item) -> Result<(), Status> {
-        if self.turn.is_none() {
-            self.turn = self.feed.turn().await;
+    /// Sends a journal event under this watch's cursor.
+    async fn event(&mut self, entry: &Entry) -> Result<(), Status> {
+        if self.cursor.is_plain() {
+            return self.share(&entry.response).await;
         }
-        self.ready.push(WatchRunResponse {
-            cursor: self.cursor.text(),
-            item: Some(item),
-        });
-        if self.ready.len() >= WATCH_BATCH {
-            self.flush().await?;
+        let cursor = self.cursor.text();
+        self.own(|out| frames::put_item(cursor, &entry.item(), out))
+            .await
+    }
+
+    /// Sends what other watchers are sent too.
+    async fn share(&mut self, responses: &Stretch) -> Result<(), Status> {
+        if let Ready::Shared(ready) = &mut self.ready
+            && ready.extend(responses, WATCH_BATCH_BYTES)
+        {
+            return Ok(());
         }
+        self.flush().await?;
+        self.turn = self.feed.turn().await;
+        self.ready = Ready::Shared(responses.clone());
+        Ok(())
+    }
+
+    /// Sends what is only for this watcher.
+    async fn own(&mut self, put: impl FnOnce(&mut BytesMut)) -> Result<(), Status> {
+        if let Ready::Own(ready) = &mut self.ready
+            && ready.len() < WATCH_BATCH_BYTES
+        {
+            put(ready);
+            return Ok(());
+        }
+        self.flush().await?;
+        self.turn = self.feed.turn().await;
+        let mut ready = BytesMut::new();
+        put(&mut ready);
+        self.ready = Ready::Own(ready);
         Ok(())
     }
 
     async fn flush(&mut self) -> Result<(), Status> {
         self.turn = None;
-        if self.ready.is_empty() {
-            return Ok(());
-        }
-        let batch = std::mem::take(&mut self.ready);
+        let batch = match std::mem::replace(&mut self.ready, Ready::Nothing) {
+            Ready::Nothing => return Ok(()),
+            Ready::Shared(responses) => responses.bytes(),
+            Ready::Own(responses) => responses.freeze(),
+        };
         match tokio::time::timeout(WATCHER_STALL, self.out.send(Ok(batch))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Status::cancelled("the watcher has gone")),
@@ -397,18 +465,63 @@ mod tests {
         assert_eq!(Cursor::parse("").unwrap(), Cursor::default());
     }
 
+    fn gave_up() -> Status {
+        Status::resource_exhausted("watch: nothing was read")
+    }
+
+    const SOON: Duration = Duration::from_millis(20);
+
     #[tokio::test]
     async fn a_watcher_that_does_not_even_take_the_reason_is_cut_and_no_other() {
         let places = super::super::places::Places::new(10, 5);
         let (connection, _) = places.enter().unwrap();
+        let _response = connection.respond();
         let (out, mut inbox) = mpsc::channel(1);
-        let gave_up = || Status::resource_exhausted("watch: nothing was read");
-        let soon = Duration::from_millis(20);
-        end(gave_up(), &out, soon, Some(connection.clone())).await;
+        end(gave_up(), &out, SOON, Some(connection.clone())).await;
         assert!(!connection.is_cut());
-        end(gave_up(), &out, soon, Some(connection.clone())).await;
+        end(gave_up(), &out, SOON, Some(connection.clone())).await;
         assert!(connection.is_cut(), "the first reason still waits");
         assert!(inbox.recv().await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_another_stream_keeps_it_and_gets_the_reason_when_it_likes() {
+        let places = super::super::places::Places::new(10, 5);
+        let (connection, _) = places.enter().unwrap();
+        let _others = [connection.respond(), connection.respond()];
+        let (out, mut inbox) = mpsc::channel(1);
+        out.send(Ok(Bytes::new())).await.unwrap();
+        let ending = {
+            let connection = connection.clone();
+            tokio::spawn(async move { end(gave_up(), &out, SOON, Some(connection)).await })
+        };
+        let stalled = || connection.stalled() == 1;
+        tokio::time::timeout(Duration::from_secs(30), async {
+            while !stalled() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+        assert!(!connection.is_cut());
+        assert!(inbox.recv().await.unwrap().is_ok());
+        assert!(inbox.recv().await.unwrap().is_err());
+        ending.await.unwrap();
+        assert_eq!(connection.stalled(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_forgets_too_many_streams_loses_its_connection() {
+        let places = super::super::places::Places::new(10, 5);
+        let (connection, _) = places.enter().unwrap();
+        let _responses: Vec<_> = (0..100).map(|_| connection.respond()).collect();
+        let mut forgotten = Vec::new();
+        for count in 1..=super::super::limits::STALLED_PER_CONNECTION {
+            forgotten.push(connection.stall());
+            assert!(!forgotten[0].cut_if_deaf(), "{count} are forgotten");
+        }
+        assert!(connection.stall().cut_if_deaf());
+        assert!(connection.is_cut());
     }
 
     #[test]
