@@ -190,7 +190,11 @@ impl App {
             readers,
             repositories.clone(),
             Arc::new(options.agents.clone()),
-        );
+        )
+        .map_err(|source| Error::Io {
+            action: "start the thread that reads plans",
+            source: source.into(),
+        })?;
         let about = About {
             epoch,
             address: address.to_string(),
@@ -390,7 +394,7 @@ fn router(
 ) -> Result<Router, tonic_reflection::server::Error> {
     let operators = Arc::new(operators);
     let plans = OperatorServiceServer::from_arc(operators.clone())
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_decoding_message_size(api::limits::SUBMISSION_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let watches = Router::new()
         .route(WATCH, axum::routing::post(api::watch_route::watch_run))

@@ -19,10 +19,11 @@ use tonic::{Request, Response, Status};
 
 use super::diff;
 use super::frames::{self, Sent};
-use super::limits::{LOGS, TASKS_PER_PAGE, WATCHES};
+use super::limits::{FAREWELL, LOGS, TASKS_PER_PAGE, WATCHES};
 use super::log;
 use super::places::Connection;
 use super::runs::Runs;
+use super::slow;
 use super::submit::Submissions;
 use super::watch::{self, Cursor, Wish};
 use super::{convert, status, view};
@@ -145,8 +146,8 @@ impl Operators {
             ))
         })?;
         let (out, parts) = mpsc::channel(WATCH_QUEUE);
-        let produce = watch::follow(self.runs.clone(), wish, out.clone(), connection);
-        self.produce(produce, out, token);
+        let produce = watch::follow(self.runs.clone(), wish, out.clone(), connection.clone());
+        self.produce(produce, out, (token, connection));
         Ok(Sent::new(parts, place))
     }
 
@@ -155,15 +156,17 @@ impl Operators {
         &self,
         produce: impl Future<Output = ()> + Send + 'static,
         out: mpsc::Sender<Result<T, Status>>,
-        token: Option<TokenId>,
+        (token, connection): (Option<TokenId>, Option<Connection>),
     ) {
         let (ending, auth) = (self.ending.clone(), self.auth.clone());
         tokio::spawn(async move {
             tokio::select! {
-                gone = ended(&auth, token) => drop(out.send(Err(gone)).await),
+                gone = ended(&auth, token) => {
+                    slow::end(gone, &out, FAREWELL, connection.as_ref()).await;
+                }
                 () = ending.cancelled() => {
-                    // The client may have gone.
-                    drop(out.send(Err(Status::unavailable("the coordinator is stopping"))).await);
+                    let stopping = Status::unavailable("the coordinator is stopping");
+                    slow::end(stopping, &out, FAREWELL, connection.as_ref()).await;
                 }
                 () = produce => {}
             }
@@ -338,6 +341,7 @@ impl OperatorService for Operators {
     ) -> Result<Response<Self::ReadLogStream>, Status> {
         allowed(&request, Access::View)?;
         let token = Identity::of(request.extensions())?.token();
+        let connection = request.extensions().get::<Connection>().cloned();
         let request = request.into_inner();
         let place = self.logs.clone().try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!(
@@ -352,8 +356,9 @@ impl OperatorService for Operators {
             request.after,
             request.follow,
             out.clone(),
+            connection.clone(),
         );
-        self.produce(produce, out, token);
+        self.produce(produce, out, (token, connection));
         let responses = ReceiverStream::new(inbox).map(move |response| {
             // A log has its place until its last response was taken.
             let _place = &place;

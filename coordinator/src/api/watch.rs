@@ -19,9 +19,10 @@ use tonic::Status;
 use super::convert;
 use super::feed::{Entry, Feed, Head, LeaseNews, Watcher};
 use super::frames::{self, Stretch};
-use super::limits::{AGENTS_PACE, WATCH_BATCH_BYTES, WATCHER_FAREWELL, WATCHER_STALL};
+use super::limits::{AGENTS_PACE, FAREWELL, WATCH_BATCH_BYTES};
 use super::places::Connection;
 use super::runs::Runs;
+use super::slow;
 use crate::transcript::{self, LAST_WORDS, Place, Position};
 
 /// How long a watch that resumes waits for the events before its cursor.
@@ -102,31 +103,7 @@ struct Followed {
 /// One that takes nothing is given up, and loses its connection if that is of no use to it.
 pub(super) async fn follow(runs: Runs, wish: Wish, out: Out, connection: Option<Connection>) {
     if let Err(status) = Watch::run(runs, wish, &out).await {
-        end(status, &out, WATCHER_FAREWELL, connection).await;
-    }
-}
-
-/// Ends a watch with a reason, as soon as its client takes it.
-async fn end(status: Status, out: &Out, farewell: Duration, connection: Option<Connection>) {
-    let mut stalled = None;
-    loop {
-        // One that has gone needs no reason.
-        if let Ok(room) = tokio::time::timeout(farewell, out.reserve()).await {
-            if let Ok(room) = room {
-                room.send(Err(status));
-            }
-            return;
-        }
-        let Some(connection) = &connection else {
-            return;
-        };
-        if stalled
-            .get_or_insert_with(|| connection.stall())
-            .cut_if_deaf()
-        {
-            tracing::info!("a connection is cut, since a watcher on it took nothing");
-            return;
-        }
+        slow::end(status, &out, FAREWELL, connection.as_ref()).await;
     }
 }
 
@@ -427,14 +404,7 @@ impl<'a> Watch<'a> {
             Ready::Shared(responses) => responses.bytes(),
             Ready::Own(responses) => responses.freeze(),
         };
-        match tokio::time::timeout(WATCHER_STALL, self.out.send(Ok(batch))).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Status::cancelled("the watcher has gone")),
-            Err(_) => Err(Status::resource_exhausted(format!(
-                "watch: nothing was read for {} seconds; resume at the last cursor",
-                WATCHER_STALL.as_secs()
-            ))),
-        }
+        slow::offer(batch, self.out, "watch", "resume at the last cursor").await
     }
 
     /// Keeps the cursor short: transcripts of leases that closed long ago do not grow any more.
@@ -463,65 +433,6 @@ mod tests {
         }
         assert_eq!(Cursor::parse("17;9:0;12:4").unwrap().text(), "17;12:4");
         assert_eq!(Cursor::parse("").unwrap(), Cursor::default());
-    }
-
-    fn gave_up() -> Status {
-        Status::resource_exhausted("watch: nothing was read")
-    }
-
-    const SOON: Duration = Duration::from_millis(20);
-
-    #[tokio::test]
-    async fn a_watcher_that_does_not_even_take_the_reason_is_cut_and_no_other() {
-        let places = super::super::places::Places::new(10, 5);
-        let (connection, _) = places.enter().unwrap();
-        let _response = connection.respond();
-        let (out, mut inbox) = mpsc::channel(1);
-        end(gave_up(), &out, SOON, Some(connection.clone())).await;
-        assert!(!connection.is_cut());
-        end(gave_up(), &out, SOON, Some(connection.clone())).await;
-        assert!(connection.is_cut(), "the first reason still waits");
-        assert!(inbox.recv().await.unwrap().is_err());
-    }
-
-    #[tokio::test]
-    async fn a_client_that_reads_another_stream_keeps_it_and_gets_the_reason_when_it_likes() {
-        let places = super::super::places::Places::new(10, 5);
-        let (connection, _) = places.enter().unwrap();
-        let _others = [connection.respond(), connection.respond()];
-        let (out, mut inbox) = mpsc::channel(1);
-        out.send(Ok(Bytes::new())).await.unwrap();
-        let ending = {
-            let connection = connection.clone();
-            tokio::spawn(async move { end(gave_up(), &out, SOON, Some(connection)).await })
-        };
-        let stalled = || connection.stalled() == 1;
-        tokio::time::timeout(Duration::from_secs(30), async {
-            while !stalled() {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await
-        .unwrap();
-        assert!(!connection.is_cut());
-        assert!(inbox.recv().await.unwrap().is_ok());
-        assert!(inbox.recv().await.unwrap().is_err());
-        ending.await.unwrap();
-        assert_eq!(connection.stalled(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_client_that_forgets_too_many_streams_loses_its_connection() {
-        let places = super::super::places::Places::new(10, 5);
-        let (connection, _) = places.enter().unwrap();
-        let _responses: Vec<_> = (0..100).map(|_| connection.respond()).collect();
-        let mut forgotten = Vec::new();
-        for count in 1..=super::super::limits::STALLED_PER_CONNECTION {
-            forgotten.push(connection.stall());
-            assert!(!forgotten[0].cut_if_deaf(), "{count} are forgotten");
-        }
-        assert!(connection.stall().cut_if_deaf());
-        assert!(connection.is_cut());
     }
 
     #[test]
