@@ -89,7 +89,9 @@ impl Guard {
             self.signals.clear();
             let _ = self.reap()?;
             if let Some(status) = self.ended {
-                let code = status.exit_status().and_then(|code| u8::try_from(code).ok());
+                let code = status
+                    .exit_status()
+                    .and_then(|code| u8::try_from(code).ok());
                 return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
             }
             if self.signals.terminated() && !passed_on {

@@ -185,10 +185,7 @@ async fn supervisor_and_agent_leave_the_group_of_the_worker() {
         (fields[0], fields[1])
     };
     // Of the guard, with which it is waked.
-    assert_eq!(
-        group_and_session(supervisor).0,
-        bench.parent_of(supervisor)
-    );
+    assert_eq!(group_and_session(supervisor).0, bench.parent_of(supervisor));
     assert_eq!(group_and_session(agent), (agent, agent));
     process.stop();
     ended(process).await;
