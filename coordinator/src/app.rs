@@ -26,6 +26,7 @@ use crate::api::operator_service::{About, Operators};
 use crate::api::plans::{self, Plans};
 use crate::api::runs::Runs;
 use crate::api::submit::Submissions;
+use crate::api::troubles::Troubles;
 use crate::api::worker_service::{Terms, Workers};
 use crate::api::{self, Gate, Server, server_config};
 use crate::auth::{Authenticator, NewToken, Role};
@@ -199,12 +200,14 @@ impl App {
                 Mode::Read => "read",
             },
         };
+        let troubles = Troubles::default();
         let operators = Operators::new(
             runs,
             submissions,
             repositories.clone(),
             auth.clone(),
             about,
+            troubles.clone(),
             shutdown.clone(),
             ending.clone(),
         );
@@ -221,6 +224,7 @@ impl App {
             grants,
             repositories,
             auth.clone(),
+            troubles,
             ending.clone(),
         );
         let router = router(operators, workers, &git_host).map_err(|error| Error::Io {

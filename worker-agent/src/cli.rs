@@ -65,6 +65,9 @@ pub struct WorkerArgs {
     /// End after holding nothing for so long, such as `90s`, `10m` or `2h`.
     #[arg(long, value_name = "DURATION", visible_alias = "ephemeral", value_parser = duration)]
     idle_exit: Option<Duration>,
+    /// End, and so give up the leases held, after the disk of the state has failed for so long.
+    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = duration)]
+    disk_patience: Duration,
 }
 
 /// Runs a worker as the arguments say, from a `main` without a runtime.
@@ -183,6 +186,7 @@ impl WorkerArgs {
             pool: self.pool,
             allocation: ALLOCATION_VARIABLES.iter().find_map(set),
             idle_exit: self.idle_exit,
+            disk_patience: self.disk_patience,
             // Still this program after its file was replaced by a newer one.
             executable: PathBuf::from("/proc/self/exe"),
             repositories: Repositories::Hosted,

@@ -22,6 +22,7 @@ mod server;
 pub mod status;
 pub mod submit;
 mod tls;
+pub mod troubles;
 pub mod view;
 mod watch;
 pub mod worker_service;

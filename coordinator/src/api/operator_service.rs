@@ -1,5 +1,6 @@
 //! What people and programs ask of the coordinator.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use super::log;
 use super::places::Connection;
 use super::runs::Runs;
 use super::submit::Submissions;
+use super::troubles::Troubles;
 use super::watch::{self, Cursor, Wish};
 use super::{convert, status, view};
 use crate::auth::{Access, Authenticator, Identity, NewToken, Role, Unverified};
@@ -53,6 +55,7 @@ pub struct Operators {
     repositories: Repositories,
     auth: Arc<Authenticator>,
     about: About,
+    troubles: Troubles,
     /// Cancelled when an admin asks for the end.
     shutdown: CancellationToken,
     ending: CancellationToken,
@@ -70,6 +73,7 @@ impl Operators {
         repositories: Repositories,
         auth: Arc<Authenticator>,
         about: About,
+        troubles: Troubles,
         shutdown: CancellationToken,
         ending: CancellationToken,
     ) -> Self {
@@ -79,6 +83,7 @@ impl Operators {
             repositories,
             auth,
             about,
+            troubles,
             shutdown,
             ending,
             watches: Arc::new(Semaphore::new(WATCHES)),
@@ -383,9 +388,10 @@ impl OperatorService for Operators {
         let response = match live {
             Some(id) => {
                 let key = self.task(id, &task).await?;
+                let troubles = self.troubles.told();
                 self.runs
                     .engine()
-                    .query(move |state, now| super::explain::live(state, now, key))
+                    .query(move |state, now| super::explain::live(state, now, key, &troubles))
                     .await
                     .map_err(status::of)?
             }
@@ -453,7 +459,11 @@ impl OperatorService for Operators {
         request: Request<v1::ListWorkersRequest>,
     ) -> Result<Response<v1::ListWorkersResponse>, Status> {
         allowed(&request, Access::View)?;
-        let workers = self.runs.engine().query(|state, _| workers(state)).await;
+        let workers = {
+            let troubles = self.troubles.told();
+            let query = move |state: &State, _| workers(state, &troubles);
+            self.runs.engine().query(query).await
+        };
         Ok(Response::new(v1::ListWorkersResponse {
             workers: workers.map_err(status::of)?,
         }))
@@ -597,7 +607,7 @@ fn wall(at: jiff::Timestamp) -> prost_types::Timestamp {
     ))
 }
 
-fn workers(state: &State) -> Vec<v1::Worker> {
+fn workers(state: &State, troubles: &BTreeMap<WorkerId, String>) -> Vec<v1::Worker> {
     state
         .workers()
         .map(|worker| {
@@ -659,6 +669,7 @@ fn workers(state: &State) -> Vec<v1::Worker> {
                 heard_at: Some(convert::timestamp(heard_at)),
                 incarnation: worker.incarnation.0,
                 tasks,
+                trouble: troubles.get(&worker.id).cloned().unwrap_or_default(),
             }
         })
         .collect()

@@ -72,6 +72,7 @@ impl Bench {
             pool: String::new(),
             allocation: None,
             idle_exit: None,
+            disk_patience: Duration::from_secs(900),
             executable: env!("CARGO_BIN_EXE_worker-agent").into(),
             repositories: Repositories::Below(format!("file://{}", self.folder.path().display())),
             wip_interval: Some(Duration::from_millis(50)),

@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use muster_tests::cluster::Cluster;
 use muster_tests::disk::{self, Faults};
 use muster_tests::files::{Gates, Ledger};
+use muster_tests::process::Program;
 use muster_tests::shim::Shim;
 use muster_tests::wait::{SOON, until_true};
 use muster_tests::{Process, Programs};
@@ -39,6 +40,10 @@ const PRELOADED: &[(&str, Scenario)] = &[
     (
         "disk::a_worker_that_cannot_keep_its_word_does_not_give_it_and_takes_nothing_new",
         worker::broken_outbox,
+    ),
+    (
+        "disk::a_worker_whose_disk_never_recovers_is_seen_to_and_its_work_goes_to_another",
+        worker::never_recovers,
     ),
     (
         "disk::writes_that_take_a_few_bytes_at_a_time_change_nothing",
@@ -120,11 +125,21 @@ fn faulty_worker(
     name: &str,
     slots: u32,
 ) -> Result<(Faults, Process, std::path::PathBuf)> {
+    let described = cluster.worker(name, &cluster.address(), slots)?;
+    faulty(programs, cluster, described, name)
+}
+
+/// Starts a worker whose disk follows rules.
+fn faulty(
+    programs: &Programs,
+    cluster: &Cluster,
+    described: Program,
+    name: &str,
+) -> Result<(Faults, Process, std::path::PathBuf)> {
     let shim = shim(programs).map_err(anyhow::Error::msg)?;
     let folder = cluster.folder().join(format!("faults-{name}"));
     std::fs::create_dir_all(&folder)?;
     let faults = Faults::new(&shim, &folder)?;
-    let described = cluster.worker(name, &cluster.address(), slots)?;
     let state = described.folder.join("state");
     let worker = cluster.start_described(&faults.apply(described), name)?;
     Ok((faults, worker, state))

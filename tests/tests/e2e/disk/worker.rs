@@ -10,7 +10,9 @@ use muster_tests::disk::{self, Mounted, Rule};
 use muster_tests::files::{Gates, Ledger};
 use muster_tests::wait::{SOON, until_true};
 
-use super::{bitten, faulty_coordinator, faulty_worker, once_each, plan, says, started, succeeded};
+use super::{
+    bitten, faulty, faulty_coordinator, faulty_worker, once_each, plan, says, started, succeeded,
+};
 use crate::with_cluster;
 
 pub(super) fn broken_outbox(programs: &Programs) -> Result<()> {
@@ -46,6 +48,52 @@ pub(super) fn broken_outbox(programs: &Programs) -> Result<()> {
         gates.open("b")?;
         succeeded(cluster, &run)?;
         once_each(&ledger, &["a", "b", "c"])
+    })
+}
+
+pub(super) fn never_recovers(programs: &Programs) -> Result<()> {
+    with_cluster(programs, Some(Options::short_leases()), |cluster| {
+        let (ledger, gates) = (
+            Ledger::new(cluster.folder())?,
+            Gates::new(cluster.folder())?,
+        );
+        cluster.serve()?;
+        let described = cluster.worker("w", &cluster.address(), 1)?;
+        let described = described.args(["--disk-patience", "5s"]);
+        let (faults, mut worker, state) = faulty(programs, cluster, described, "w")?;
+        let tasks = [("a", true), ("b", false)];
+        let run = cluster.submit(&plan(cluster, &ledger, &gates, &tasks)?)?;
+        started(&ledger, 1)?;
+        faults.set(
+            0,
+            &Rule::fail(disk::SYNC, disk::EIO, &state.canonicalize()?),
+        )?;
+        gates.open("a")?;
+        let complains = "its disk cannot be worked on: ";
+        until_true("the coordinator knows of it", SOON, || {
+            let known = cluster.worker_named("w")?;
+            let trouble = known.and_then(|known| Some(known["trouble"].as_str()?.to_owned()));
+            Ok(trouble.is_some_and(|trouble| trouble.starts_with(complains)))
+        })?;
+        for task in ["a", "b"] {
+            let said = cluster.ask(["explain", &run, task])?.success()?;
+            says(&said.out, &["takes nothing new: its disk", "would help"])?;
+        }
+        let listed = cluster.ask(["workers"])?.success()?;
+        says(&listed.out, &["TROUBLE", complains])?;
+        let status = worker.ended(SOON)?;
+        ensure!(status.code() == Some(1), "{status}");
+        says(&worker.errors(), &["has failed for 5 s", "is given up"])?;
+        let _other = cluster.start_worker("x", 1)?;
+        succeeded(cluster, &run)?;
+        let status = cluster.status(&run)?;
+        let attempts = status.attempts("a")?;
+        ensure!(
+            attempts.len() == 2 && attempts[0]["failure"]["class"] == "worker_lost",
+            "{}",
+            status.json
+        );
+        once_each(&ledger, &["a", "a", "b"])
     })
 }
 
