@@ -145,6 +145,35 @@ fn faulty(
     Ok((faults, worker, state))
 }
 
+/// Where tasks note their starts, and where they wait.
+fn notes(cluster: &Cluster) -> Result<(Ledger, Gates)> {
+    let folder = cluster.folder();
+    Ok((Ledger::new(folder)?, Gates::new(folder)?))
+}
+
+/// A run whose tasks have begun.
+struct AtWork {
+    ledger: Ledger,
+    gates: Gates,
+    run: String,
+    worker: Process,
+}
+
+/// Starts a coordinator and a worker of two slots, and waits until a plan's two tasks run.
+fn at_work(cluster: &mut Cluster, tasks: &[(&str, bool); 2]) -> Result<AtWork> {
+    let (ledger, gates) = notes(cluster)?;
+    cluster.serve()?;
+    let worker = cluster.start_worker("w", 2)?;
+    let run = cluster.submit(&plan(cluster, &ledger, &gates, tasks)?)?;
+    started(&ledger, tasks.len())?;
+    Ok(AtWork {
+        ledger,
+        gates,
+        run,
+        worker,
+    })
+}
+
 /// A plan of tasks that note their start, wait before their door if they have one, print a line
 /// and leave a file.
 fn plan(
@@ -153,9 +182,7 @@ fn plan(
     gates: &Gates,
     tasks: &[(&str, bool)],
 ) -> Result<std::path::PathBuf> {
-    let seed = cluster.folder().join("seed");
-    std::fs::create_dir_all(&seed)?;
-    std::fs::write(seed.join("README"), "seed\n")?;
+    cluster.seed()?;
     let mut text =
         "name: disk\nrepo: { from: ./seed }\ndefaults: { timeout: 5m }\ntasks:\n".to_owned();
     for (name, gated) in tasks {

@@ -7,20 +7,17 @@ use anyhow::{Result, ensure};
 use muster_tests::Programs;
 use muster_tests::cluster::Options;
 use muster_tests::disk::{self, Mounted, Rule};
-use muster_tests::files::{Gates, Ledger};
 use muster_tests::wait::{SOON, until_true};
 
 use super::{
-    bitten, faulty, faulty_coordinator, faulty_worker, once_each, plan, says, started, succeeded,
+    bitten, faulty, faulty_coordinator, faulty_worker, notes, once_each, plan, says, started,
+    succeeded,
 };
 use crate::with_cluster;
 
 pub(super) fn broken_outbox(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
+        let (ledger, gates) = notes(cluster)?;
         cluster.serve()?;
         let (faults, worker, state) = faulty_worker(programs, cluster, "w", 2)?;
         let tasks = [("a", true), ("b", true), ("c", false)];
@@ -53,10 +50,7 @@ pub(super) fn broken_outbox(programs: &Programs) -> Result<()> {
 
 pub(super) fn never_recovers(programs: &Programs) -> Result<()> {
     with_cluster(programs, Some(Options::short_leases()), |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
+        let (ledger, gates) = notes(cluster)?;
         cluster.serve()?;
         let described = cluster.worker("w", &cluster.address(), 1)?;
         let described = described.args(["--disk-patience", "5s"]);
@@ -99,10 +93,7 @@ pub(super) fn never_recovers(programs: &Programs) -> Result<()> {
 
 pub(super) fn short_writes(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
+        let (ledger, gates) = notes(cluster)?;
         let short = |below: &Path| Rule {
             calls: disk::WRITE,
             short_bytes: 11,
@@ -142,10 +133,7 @@ pub(super) fn stalled_sync(programs: &Programs) -> Result<()> {
         heartbeat_interval: Duration::from_millis(500),
     };
     with_cluster(programs, Some(options), |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
+        let (ledger, gates) = notes(cluster)?;
         let faults = faulty_coordinator(programs, cluster)?;
         cluster.serve()?;
         let (workers, _worker, state) = faulty_worker(programs, cluster, "w", 3)?;
@@ -186,8 +174,7 @@ pub(super) fn left_full(programs: &Programs) -> Result<()> {
         std::fs::create_dir(&state)?;
         let _disk = Mounted::small(&state, 48 << 20)?;
         let _worker = cluster.start_described(&described, "w")?;
-        std::fs::create_dir(cluster.folder().join("seed"))?;
-        std::fs::write(cluster.folder().join("seed/README"), "seed\n")?;
+        cluster.seed()?;
         let text = "name: left\nrepo: { from: ./seed }\ndefaults: { timeout: 5m }\ntasks:\n  - name: hog\n    \
                     run: |\n      echo an edit > edit.txt\n      cat /dev/zero > $TMPDIR/ballast\n      exit 3\n";
         let run = cluster.submit(&cluster.write_plan("left.yaml", text)?)?;
@@ -208,10 +195,7 @@ pub(super) fn left_full(programs: &Programs) -> Result<()> {
 
 pub(super) fn full_worker(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
+        let (ledger, gates) = notes(cluster)?;
         cluster.serve()?;
         let described = cluster.worker("w", &cluster.address(), 2)?;
         let state = described.folder.join("state");
@@ -220,8 +204,7 @@ pub(super) fn full_worker(programs: &Programs) -> Result<()> {
         let worker = cluster.start_described(&described, "w")?;
         let note = ledger.note();
         let filled = cluster.folder().join("filled");
-        std::fs::create_dir(cluster.folder().join("seed"))?;
-        std::fs::write(cluster.folder().join("seed/README"), "seed\n")?;
+        cluster.seed()?;
         let text = format!(
             "name: hog\nrepo: {{ from: ./seed }}\ndefaults: {{ timeout: 5m }}\ntasks:\n  - name: hog\n    \
              run: |\n      {note}\n      cat /dev/zero > $TMPDIR/ballast || true\n      touch {filled}\n      \
