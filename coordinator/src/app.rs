@@ -26,7 +26,6 @@ use crate::api::operator_service::{About, Operators};
 use crate::api::plans::{self, Plans};
 use crate::api::runs::Runs;
 use crate::api::submit::Submissions;
-use crate::api::troubles::Troubles;
 use crate::api::worker_service::{Terms, Workers};
 use crate::api::{self, Gate, Server, server_config};
 use crate::auth::{Authenticator, NewToken, Role};
@@ -200,14 +199,12 @@ impl App {
                 Mode::Read => "read",
             },
         };
-        let troubles = Troubles::default();
         let operators = Operators::new(
             runs,
             submissions,
             repositories.clone(),
             auth.clone(),
             about,
-            troubles.clone(),
             shutdown.clone(),
             ending.clone(),
         );
@@ -224,9 +221,9 @@ impl App {
             grants,
             repositories,
             auth.clone(),
-            troubles,
             ending.clone(),
         );
+        let operators = operators.with_troubles(workers.troubles());
         let router = router(operators, workers, &git_host).map_err(|error| Error::Io {
             action: "describe the services",
             source: error.into(),

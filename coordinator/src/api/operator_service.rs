@@ -73,7 +73,6 @@ impl Operators {
         repositories: Repositories,
         auth: Arc<Authenticator>,
         about: About,
-        troubles: Troubles,
         shutdown: CancellationToken,
         ending: CancellationToken,
     ) -> Self {
@@ -83,12 +82,19 @@ impl Operators {
             repositories,
             auth,
             about,
-            troubles,
+            troubles: Troubles::default(),
             shutdown,
             ending,
             watches: Arc::new(Semaphore::new(WATCHES)),
             logs: Arc::new(Semaphore::new(LOGS)),
         }
+    }
+
+    /// Shows also what workers say is the matter with them.
+    #[must_use]
+    pub fn with_troubles(mut self, troubles: Troubles) -> Self {
+        self.troubles = troubles;
+        self
     }
 
     /// Finds what a command is about: the run, or one of its tasks.

@@ -102,7 +102,6 @@ impl Workers {
         grants: Grants,
         repositories: Repositories,
         credentials: Arc<Authenticator>,
-        troubles: Troubles,
         ending: CancellationToken,
     ) -> Self {
         let sessions = AtomicU64::new(1);
@@ -117,12 +116,18 @@ impl Workers {
             places: Arc::new(Semaphore::new(SESSIONS)),
             hellos: Mutex::default(),
             joins: Mutex::new(Told::joins()),
-            troubles,
+            troubles: Troubles::default(),
             ending,
         };
         Self {
             inner: Arc::new(inner),
         }
+    }
+
+    /// What workers say is the matter with them.
+    #[must_use]
+    pub fn troubles(&self) -> Troubles {
+        self.inner.troubles.clone()
     }
 }
 
