@@ -232,6 +232,7 @@ impl App {
             auth.clone(),
             ending.clone(),
         );
+        let operators = operators.with_troubles(workers.troubles());
         let router = router(operators, workers, &git_host).map_err(|error| Error::Io {
             action: "describe the services",
             source: error.into(),

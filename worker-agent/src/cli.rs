@@ -87,6 +87,9 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "SIZE", env = "MUSTER_CACHE_LIMIT", value_parser = size,
         default_value_t = Size(CACHE_BYTES_MAX))]
     cache_limit: Size,
+    /// End, and so give up the leases held, after the disk of the state has failed for so long.
+    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = duration)]
+    disk_patience: Duration,
 }
 
 /// A number of bytes, written as people write it.
@@ -221,6 +224,7 @@ impl WorkerArgs {
             pool: self.pool,
             allocation: ALLOCATION_VARIABLES.iter().find_map(set),
             idle_exit: self.idle_exit,
+            disk_patience: self.disk_patience,
             // Still this program after its file was replaced by a newer one.
             executable: PathBuf::from("/proc/self/exe"),
             repositories: Repositories::Hosted,

@@ -109,7 +109,7 @@ impl World<'_> {
             seq: liar.seq,
             held_leases: held,
             free_slots: if lies { 9 } else { offered.slots },
-            draining: false,
+            ..v1::Heartbeat::default()
         };
         self.say_up(conn, Up::Heartbeat(beat));
         if !lies {

@@ -25,6 +25,7 @@ mod slow;
 pub mod status;
 pub mod submit;
 mod tls;
+pub mod troubles;
 pub mod view;
 mod watch;
 pub mod watch_route;

@@ -1,5 +1,6 @@
 //! What people and programs ask of the coordinator.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use super::places::Connection;
 use super::runs::Runs;
 use super::slow;
 use super::submit::Submissions;
+use super::troubles::Troubles;
 use super::watch::{self, Cursor, Wish};
 use super::{convert, status, view};
 use crate::auth::{Access, Authenticator, Identity, NewToken, Role, Unverified};
@@ -55,6 +57,7 @@ pub struct Operators {
     repositories: Repositories,
     auth: Arc<Authenticator>,
     about: About,
+    troubles: Troubles,
     /// Cancelled when an admin asks for the end.
     shutdown: CancellationToken,
     ending: CancellationToken,
@@ -81,11 +84,19 @@ impl Operators {
             repositories,
             auth,
             about,
+            troubles: Troubles::default(),
             shutdown,
             ending,
             watches: Arc::new(Semaphore::new(WATCHES)),
             logs: Arc::new(Semaphore::new(LOGS)),
         }
+    }
+
+    /// Shows also what workers say is the matter with them.
+    #[must_use]
+    pub fn with_troubles(mut self, troubles: Troubles) -> Self {
+        self.troubles = troubles;
+        self
     }
 
     /// Finds what a command is about: the run, or one of its tasks.
@@ -389,9 +400,10 @@ impl OperatorService for Operators {
         let response = match live {
             Some(id) => {
                 let key = self.task(id, &task).await?;
+                let troubles = self.troubles.told();
                 self.runs
                     .engine()
-                    .query(move |state, now| super::explain::live(state, now, key))
+                    .query(move |state, now| super::explain::live(state, now, key, &troubles))
                     .await
                     .map_err(status::of)?
             }
@@ -459,7 +471,11 @@ impl OperatorService for Operators {
         request: Request<v1::ListWorkersRequest>,
     ) -> Result<Response<v1::ListWorkersResponse>, Status> {
         allowed(&request, Access::View)?;
-        let workers = self.runs.engine().query(|state, _| workers(state)).await;
+        let workers = {
+            let troubles = self.troubles.told();
+            let query = move |state: &State, _| workers(state, &troubles);
+            self.runs.engine().query(query).await
+        };
         Ok(Response::new(v1::ListWorkersResponse {
             workers: workers.map_err(status::of)?,
         }))
@@ -603,7 +619,7 @@ fn wall(at: jiff::Timestamp) -> prost_types::Timestamp {
     ))
 }
 
-fn workers(state: &State) -> Vec<v1::Worker> {
+fn workers(state: &State, troubles: &BTreeMap<WorkerId, String>) -> Vec<v1::Worker> {
     state
         .workers()
         .map(|worker| {
@@ -665,6 +681,7 @@ fn workers(state: &State) -> Vec<v1::Worker> {
                 heard_at: Some(convert::timestamp(heard_at)),
                 incarnation: worker.incarnation.0,
                 tasks,
+                trouble: troubles.get(&worker.id).cloned().unwrap_or_default(),
             }
         })
         .collect()

@@ -22,8 +22,6 @@ use crate::store::sqlite::inspect::Beside;
 
 /// Below this a few checkouts fill the disk.
 const FREE_BYTES_WARN: u64 = 5 << 30;
-/// Below this the journal itself is in danger.
-const FREE_BYTES_FAIL: u64 = 256 << 20;
 const INODES_WARN: u64 = 100_000;
 /// A clock that stands before this program was made makes certificates invalid. 2026-01-01.
 const CLOCK_MIN: u64 = 1_767_225_600;
@@ -256,10 +254,11 @@ fn space(there: &Path) -> Check {
         Err(error) => return Check::warn(NAME, error, "see whether there is space with `df`"),
     };
     let bytes = found.f_bavail.saturating_mul(found.f_frsize);
+    let all = found.f_blocks.saturating_mul(found.f_frsize);
     let shown = format!("{}.{} GiB", bytes >> 30, ((bytes >> 20) % 1024) * 10 / 1024);
     // Some file systems count no inodes.
     let inodes_short = found.f_files > 0 && found.f_favail < INODES_WARN;
-    if bytes < FREE_BYTES_FAIL {
+    if bytes < crate::home::room_needed(all) {
         Check::fail(
             NAME,
             shown,
