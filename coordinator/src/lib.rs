@@ -8,6 +8,7 @@ pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod engine;
+mod file_system;
 pub mod git;
 pub mod home;
 pub mod output;

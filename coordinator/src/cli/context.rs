@@ -1,5 +1,6 @@
 //! What every command knows: the home, the coordinator to talk to, and where to print.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -65,7 +66,9 @@ impl Context {
             })?,
         };
         let home = std::path::absolute(&home).map_err(|error| {
-            CliError::new(Kind::User, error).while_doing(format!("use {}", home.display()))
+            CliError::new(Kind::User, error)
+                .while_doing(format!("use {} as the home", home.display()))
+                .hint("`--home PATH` or MUSTER_HOME names another")
         })?;
         let whereabouts = match (&global.coordinator, &global.token_file) {
             (Some(address), Some(token_file)) => Whereabouts::Address {
@@ -197,12 +200,12 @@ impl Context {
         let is_write = matches!(error, engine::Fatal::Append(_));
         let said = CliError::internal(error);
         if is_write {
-            said.while_doing(format!("the coordinator of {home} ended, since nothing may be said that is not on disk"))
+            said.within(format!("the coordinator of {home} ended, since nothing may be said that is not on disk"))
                 .hint(format!(
                     "free some space on the disk of {home}, or mend it, and start the coordinator again: it goes on where it was"
                 ))
         } else {
-            said.while_doing(format!("the coordinator of {home} ended"))
+            said.within(format!("the coordinator of {home} ended"))
         }
     }
 
@@ -240,9 +243,20 @@ impl Context {
                 Err(app::Error::Home(home::Error::InUse { pid, .. })) => {
                     return Ok(Started::InUse { pid });
                 }
+                Err(app::Error::Home(error)) => return Err(of_home(error).while_doing(what())),
                 // These say themselves what to do.
                 Err(error @ (app::Error::Server(_) | app::Error::Git(_))) => {
                     return Err(CliError::new(Kind::User, error).while_doing(what()));
+                }
+                Err(app::Error::Store(error)) if !error.is_damage() && !is_full(&error) => {
+                    return Err(CliError::new(Kind::User, error).while_doing(what()).hint(
+                        "nothing was changed; `--home PATH` or MUSTER_HOME names another home",
+                    ));
+                }
+                Err(error) if is_full(&error) => {
+                    return Err(CliError::new(Kind::User, error)
+                        .while_doing(what())
+                        .hint(full_disk(&self.home)));
                 }
                 Err(error) if is_damage(&error) => {
                     return Err(CliError::internal(error).while_doing(what()).hint(
@@ -258,6 +272,53 @@ impl Context {
             }
         }
     }
+}
+
+/// Says why a home cannot be used, and what to do.
+pub(crate) fn of_home(error: home::Error) -> CliError {
+    const ANOTHER: &str = "`--home PATH` or MUSTER_HOME names another folder";
+    let hint = match &error {
+        home::Error::NetworkFileSystem { .. } => {
+            "name a folder on a disk of this machine with `--home PATH` or MUSTER_HOME".to_owned()
+        }
+        home::Error::Io { path, .. } if is_full(&error) => full_disk(path),
+        home::Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            format!("it must be a folder that you may write; {ANOTHER}")
+        }
+        home::Error::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            format!("it must be on a disk that can be written; {ANOTHER}")
+        }
+        home::Error::Io { .. } | home::Error::NotAFolder(_) => ANOTHER.to_owned(),
+        home::Error::InUse { .. } => {
+            "one home has one coordinator: stop that one, or use another `--home`".to_owned()
+        }
+    };
+    CliError::new(Kind::User, error).hint(hint)
+}
+
+pub(crate) fn full_disk(path: &Path) -> String {
+    format!(
+        "the disk of {} is full: free some space there (`df -h` shows it), or use another `--home`",
+        path.display()
+    )
+}
+
+/// Tells whether a full disk, or a used-up quota, is the cause.
+pub(crate) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            );
+        }
+        if let Some(rusqlite::Error::SqliteFailure(error, _)) = error.downcast_ref() {
+            return error.code == rusqlite::ErrorCode::DiskFull;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// Tells whether the journal is damaged, so that only a backup helps.

@@ -4,7 +4,7 @@ use muster_git::Git;
 use serde_json::json;
 
 use super::audit::{as_json, counted, home_of, text_of};
-use super::context::Context;
+use super::context::{Context, of_home};
 use super::error::{CliError, Exit, Kind, Result};
 use crate::audit::repair::{self, Repaired, Step};
 use crate::audit::{self, Depth, Level, Options};
@@ -22,7 +22,7 @@ pub(super) async fn repair(context: &Context, as_lines: bool) -> Result<Exit> {
             "end it first: Ctrl-C where it runs, or `kill` its process; it finishes what it \
              writes, and its workers go on meanwhile",
         ),
-        error @ home::Error::Io { .. } => CliError::internal(error),
+        error => of_home(error),
     })?;
     let options = Options {
         home: home.path().to_owned(),
