@@ -1,5 +1,6 @@
 //! What every command knows: the home, the coordinator to talk to, and where to print.
 
+use std::ffi::OsString;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -8,10 +9,10 @@ use std::time::Duration;
 use super::arguments::Global;
 use super::client::{Client, Trouble, Whereabouts};
 use super::error::{CliError, Kind, Result};
-use super::logging;
 use super::summary::quoted;
+use super::{logging, show};
 use crate::app::{self, App};
-use crate::config::{self, Config, Flags, Loaded};
+use crate::config::{self, Config, Flags, Loaded, Origin};
 use crate::engine;
 use crate::home;
 use crate::output::Output;
@@ -27,6 +28,8 @@ const START_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     pub(crate) home: PathBuf,
+    /// Who named the home.
+    pub(crate) home_origin: Origin,
     pub(crate) whereabouts: Whereabouts,
     pub(crate) output: Output,
     /// This program and the options that lead to the coordinator, to be typed again.
@@ -59,6 +62,10 @@ pub(crate) enum Host {
 impl Context {
     pub(crate) fn new(global: &Global, output: Output) -> Result<Self> {
         let home = match &global.home {
+            Some(home) if home.as_os_str().is_empty() => {
+                return Err(CliError::user("the path of the home is empty")
+                    .hint("give `--home PATH`, or set MUSTER_HOME to one, or leave both away"));
+            }
             Some(home) => home.clone(),
             None => config::default_home().ok_or_else(|| {
                 CliError::user("there is no folder for Muster's state: HOME is not set")
@@ -78,8 +85,10 @@ impl Context {
             _ => Whereabouts::Home(home.clone()),
         };
         let program = program(global, &whereabouts);
+        let home_origin = home_origin(global.home.as_deref(), std::env::var_os("MUSTER_HOME"));
         Ok(Self {
             home,
+            home_origin,
             whereabouts,
             output,
             program,
@@ -96,9 +105,21 @@ impl Context {
 
     /// Reads the configuration.
     pub(crate) fn config(&self, flags: Flags) -> Result<Loaded> {
-        config::load(&self.home, flags).map_err(|error| {
-            CliError::new(Kind::Config, error)
-                .hint("`coordinator config check` shows each value and where it came from")
+        config::load(&self.home, flags).map_err(|error| match error {
+            config::Error::File(problems) => {
+                let count = show::counted(problems.list.len() + problems.omitted, "problem");
+                let findings = problems.to_string();
+                CliError::new(
+                    Kind::Config,
+                    anyhow::Error::msg(format!("{} has {count}", problems.file)),
+                )
+                .findings(findings)
+                .hint("`coordinator help config` lists all keys with their defaults")
+            }
+            error @ config::Error::Value { .. } => CliError::new(Kind::Config, error)
+                .hint("`coordinator help config` lists all keys with their defaults"),
+            error @ config::Error::Read { .. } => CliError::new(Kind::Config, error)
+                .hint("it must be a file that you may read; without one all defaults hold"),
         })
     }
 
@@ -271,6 +292,17 @@ impl Context {
                 }
             }
         }
+    }
+}
+
+/// Tells who named the home; an option wins over the variable.
+fn home_origin(given: Option<&Path>, variable: Option<OsString>) -> Origin {
+    match given {
+        None => Origin::Default,
+        Some(home) if variable.is_some_and(|variable| variable == home) => Origin::Environment {
+            name: "MUSTER_HOME",
+        },
+        Some(_) => Origin::Flag { name: "--home" },
     }
 }
 

@@ -13,8 +13,8 @@ use serde_json::json;
 use super::arguments::{RoleName, Token, TokenCommand, TokenCreate, TokenList, TokenRevoke};
 use super::context::{Context, full_disk, is_full, of_home};
 use super::error::{CliError, Exit, Kind, Result};
-use super::table::Table;
 use super::show;
+use super::table::Table;
 use crate::auth::{self, Authenticator, NewToken, Role};
 use crate::home;
 use crate::plan::Duration;
@@ -70,7 +70,11 @@ fn store(context: &Context, absent: Absent) -> Result<Option<Arc<Authenticator>>
     Authenticator::open(home).map(Some).map_err(|error| {
         let full = is_full(&error);
         let error = CliError::new(Kind::User, error).while_doing(what());
-        if full { error.hint(full_disk(home)) } else { error }
+        if full {
+            error.hint(full_disk(home))
+        } else {
+            error
+        }
     })
 }
 
@@ -152,7 +156,9 @@ fn may_replace(path: &Path) -> Result<()> {
         && !std::fs::File::open(path)
             .and_then(|mut file| file.read_exact(&mut start))
             .is_ok_and(|()| start == *TOKEN_PREFIX.as_bytes());
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         return Err(CliError::user(format!(
             "cannot write {}: {} is no folder",
@@ -275,7 +281,7 @@ struct Row {
 }
 
 impl Row {
-    fn of_record(record: &crate::auth::TokenRecord) -> Self {
+    fn of_record(record: &auth::TokenRecord) -> Self {
         let (role, pool) = match &record.role {
             Role::Worker { pool } => (RoleName::Worker, Some(pool.clone())),
             Role::Viewer => (RoleName::Viewer, None),

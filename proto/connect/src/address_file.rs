@@ -88,7 +88,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The file is not what the coordinator writes.
-    #[error("cannot read the address file {path}: it is damaged; restart the coordinator to have it anew")]
+    #[error(
+        "cannot read the address file {path}: it is damaged; restart the coordinator to have it anew"
+    )]
     Damaged {
         /// The file.
         path: String,

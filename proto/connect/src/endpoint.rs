@@ -94,7 +94,7 @@ impl Endpoint {
 }
 
 /// Fails unless `address` is a host and a port and nothing else.
-pub(crate) fn check_address(address: &str) -> Result<(), Error> {
+pub fn check_address(address: &str) -> Result<(), Error> {
     let bad = || Error::Address {
         address: address.to_owned(),
     };
