@@ -240,7 +240,10 @@ pub(crate) struct Status {
 
 /// Follow a run until it ends
 ///
-/// Prints everything that has happened and goes on as it happens. The exit code is that of the run.
+/// In a terminal it shows a live table of the tasks, with details of each: `?` explains the keys. It
+/// leaves by itself when the run ends, unless a key was pressed. Into a pipe, or with `--plain`, it
+/// prints everything that has happened and goes on as it happens. The exit code is that of the run,
+/// and 0 if you leave before its end.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -251,7 +254,10 @@ pub(crate) struct Watch {
     /// Run to follow [default: the last one]
     #[arg(value_name = "RUN")]
     pub(crate) run: Option<String>,
-    /// Show what agents print, too
+    /// Print a line for each event, also in a terminal
+    #[arg(long)]
+    pub(crate) plain: bool,
+    /// Print a line for each event and for all that agents print
     #[arg(long)]
     pub(crate) agent: bool,
     /// Start after the event of this number
