@@ -68,6 +68,14 @@ impl Output {
         }
     }
 
+    /// Gives the columns of the terminal that standard output is.
+    #[must_use]
+    pub fn data_width(&self) -> Option<usize> {
+        let size = console::Term::stdout().size_checked();
+        size.filter(|_| self.data_is_terminal)
+            .map(|(_, columns)| usize::from(columns))
+    }
+
     /// Prints text as it is, followed by a line break.
     ///
     /// # Errors

@@ -135,6 +135,10 @@ pub(crate) enum Command {
 /// shows it live until it has ended. The result stays in Muster's own repository: the summary shows
 /// how to look at it and how to bring it into your branch.
 ///
+/// If nothing has changed since a run that has not ended, or ended by itself less than ten minutes
+/// ago, it asks whether to follow that one. Where nobody can answer it refuses with exit code 2, and
+/// `--attach` and `--again` are the two ways out.
+///
 /// Ctrl-C lets running attempts finish and then stops; pressed twice it stops at once. Nothing is
 /// lost either way: `coordinator run --resume` goes on.
 #[derive(Debug, Args)]
@@ -144,6 +148,7 @@ Examples:
   coordinator run plan.yaml --slots 2        at most two attempts at once
   coordinator run plan.yaml --repo ~/src/app use another repository than the plan names
   coordinator run plan.yaml --json | tail -1 the result as one JSON object
+  coordinator run plan.yaml --attach         follow it if it runs already, else run it
   coordinator run --resume                   go on with what was interrupted")]
 pub(crate) struct Run {
     /// Plan file
@@ -157,6 +162,12 @@ pub(crate) struct Run {
     #[arg(long, value_name = "RUN", num_args = 0..=1, default_missing_value = "@last",
           conflicts_with_all = ["repo", "idempotency_key"])]
     pub(crate) resume: Option<String>,
+    /// If it runs already, or has just ended, follow that run
+    #[arg(long, conflicts_with_all = ["again", "resume", "idempotency_key"])]
+    pub(crate) attach: bool,
+    /// Begin another run, even if nothing has changed
+    #[arg(long, conflicts_with_all = ["resume", "idempotency_key"])]
+    pub(crate) again: bool,
     #[command(flatten)]
     pub(crate) source: Source,
     /// Attempts at once on this machine [default: the number of cores]
@@ -558,7 +569,6 @@ Examples:
   coordinator plan schema > plan.schema.json
   then begin a plan with: # yaml-language-server: $schema=./plan.schema.json")]
     Schema,
-    /// Draw the tasks and their order
     Graph(PlanGraph),
 }
 
@@ -569,17 +579,49 @@ pub(crate) struct PlanCheck {
     pub(crate) plan: PathBuf,
 }
 
+/// Draw the tasks and their order
+///
+/// As text each task stands below all that it depends on, and lanes lead from one to the other. Of a
+/// run each task is drawn with its state.
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator plan graph plan.yaml
+  coordinator plan graph plan.yaml --format svg > plan.svg
+  coordinator plan graph plan.yaml --format dot | dot -Tpng > plan.png
+  coordinator plan graph --run @last                    with the states of the last run")]
 pub(crate) struct PlanGraph {
     /// Plan file
-    #[arg(value_name = "PLAN")]
-    pub(crate) plan: PathBuf,
-    /// In Graphviz' language
-    #[arg(long, conflicts_with = "mermaid")]
-    pub(crate) dot: bool,
-    /// In Mermaid's language
-    #[arg(long)]
-    pub(crate) mermaid: bool,
+    #[arg(
+        value_name = "PLAN",
+        required_unless_present = "run",
+        conflicts_with = "run"
+    )]
+    pub(crate) plan: Option<PathBuf>,
+    /// Draw a run instead, with the state of each task
+    #[arg(long, value_name = "RUN")]
+    pub(crate) run: Option<String>,
+    /// What to draw it as
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "text",
+        hide_default_value = true
+    )]
+    pub(crate) format: GraphFormat,
+}
+
+/// What a graph is drawn as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GraphFormat {
+    /// Text with lanes, for terminals
+    Text,
+    /// Graphviz' language
+    Dot,
+    /// Mermaid's language
+    Mermaid,
+    /// A picture for browsers
+    Svg,
 }
 
 /// Check everything that Muster keeps against everything else

@@ -4,8 +4,8 @@ use muster_proto::v1;
 use ratatui_core::style::Style;
 use ratatui_core::text::{Line, Span};
 
-use super::model::{Focus, Model, state_word};
-use super::view::{Theme, sign, time_of};
+use super::model::{Focus, Model};
+use super::view::{Theme, time_of};
 use crate::cli::show;
 use crate::output::one_line;
 
@@ -62,14 +62,14 @@ fn heading(
     width: usize,
     back: usize,
 ) -> Line<'static> {
-    let word = state_word(task);
+    let word = show::state_word(task);
     let rule = if model.focus == Focus::Detail {
         "═"
     } else {
         "─"
     };
     let name = format!(" {} ", one_line(&task.name));
-    let state = format!("{} {word} ", sign(word));
+    let state = format!("{} {word} ", show::state_sign(word));
     let scrolled = if back > 0 {
         format!(" {back} lines below ")
     } else {
@@ -148,7 +148,7 @@ fn facts(model: &Model, task: &v1::Task, theme: Theme, width: usize) -> Vec<Line
         let mut text = format!(
             "{} {} {}",
             attempt.number,
-            sign(&attempt.state),
+            show::state_sign(&attempt.state),
             attempt.state.replace('_', " ")
         );
         if let Some(time) = time_of(attempt, works, model.now) {

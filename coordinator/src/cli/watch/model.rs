@@ -63,6 +63,8 @@ pub(crate) struct Model {
     pub(crate) order: Order,
     pub(crate) filter: String,
     pub(crate) focus: Focus,
+    /// How many tasks are in each state.
+    pub(crate) counts: Vec<(String, usize)>,
     /// Places of the tasks that are listed, in the order of the list.
     pub(crate) listed: Vec<usize>,
     /// Where in the list the person stands.
@@ -95,6 +97,7 @@ impl Model {
             order: Order::Attention,
             filter: String::new(),
             focus: Focus::Tasks,
+            counts: Vec::new(),
             listed: Vec::new(),
             at: 0,
             top: 0,
@@ -107,6 +110,7 @@ impl Model {
             stale: true,
             unexplained: false,
         };
+        model.count();
         model.list();
         model
     }
@@ -116,6 +120,7 @@ impl Model {
         match event {
             Event::Run(run) => {
                 self.run = *run;
+                self.count();
                 self.unexplained = self.detail;
                 self.relist();
             }
@@ -316,7 +321,7 @@ impl Model {
         self.at = place
             .unwrap_or(self.at)
             .min(self.listed.len().saturating_sub(1));
-        if self.listed.is_empty() {
+        if self.listed.is_empty() && self.focus != Focus::Filter {
             self.open(false);
         }
         self.scroll();
@@ -332,12 +337,20 @@ impl Model {
         self.selected().map(|task| task.name.as_str())
     }
 
+    /// Counts once for each news, not for each picture: a run may have a hundred thousand tasks.
+    fn count(&mut self) {
+        self.counts = show::counts(&self.run.tasks)
+            .into_iter()
+            .map(|(state, count)| (state.to_owned(), count))
+            .collect();
+    }
+
     fn list(&mut self) {
         let filter = self.filter.to_lowercase();
         let fits = |task: &v1::Task| {
             filter.is_empty()
                 || task.name.to_lowercase().contains(&filter)
-                || state_word(task).contains(&filter)
+                || show::state_word(task).contains(&filter)
         };
         let mut listed: Vec<usize> = (0..self.run.tasks.len())
             .filter(|place| self.run.tasks.get(*place).is_some_and(fits))
@@ -353,17 +366,6 @@ impl Model {
             });
         }
         self.listed = listed;
-    }
-}
-
-/// Gives what a task does in one word, more exactly than its state.
-pub(crate) fn state_word(task: &v1::Task) -> &str {
-    let last = task.attempts.last().map(|attempt| attempt.state.as_str());
-    match (task.state.as_str(), last) {
-        ("leased", Some("running")) => "running",
-        ("leased", _) => "starting",
-        ("verifying", Some("waiting_for_verify")) => "to verify",
-        (state, _) => state,
     }
 }
 

@@ -66,7 +66,13 @@ fn seen(model: &Model) -> String {
     let buffer = terminal.backend().buffer();
     let mut text = String::new();
     for y in 0..height {
-        let row: String = (0..width).map(|x| buffer[(x, y)].symbol()).collect();
+        let (mut row, mut x) = (String::new(), 0);
+        while x < width {
+            let symbol = buffer[(x, y)].symbol();
+            row.push_str(symbol);
+            // A wide character hides the cell behind it.
+            x += u16::try_from(console::measure_text_width(symbol).max(1)).unwrap();
+        }
         text.push_str(row.trim_end());
         text.push('\n');
     }
@@ -189,7 +195,7 @@ fn a_filter_fits_names_and_states() {
     typed(&mut model, "/RUNNING");
     assert_eq!(model.focus, Focus::Filter);
     let text = seen(&model);
-    assert!(text.contains("TASK (2 of 100)"), "{text}");
+    assert!(text.contains("2 of 100 fit \"RUNNING\""), "{text}");
     assert!(text.contains("filter: RUNNING"), "{text}");
     press(&mut model, &[Key::Escape]);
     assert_eq!(model.listed.len(), 100);

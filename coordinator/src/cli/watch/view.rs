@@ -8,7 +8,7 @@ use ratatui_core::style::{Color, Modifier, Style};
 use ratatui_core::text::{Line, Span};
 
 use super::detail;
-use super::model::{Focus, Model, Order, state_word};
+use super::model::{Focus, Model, Order};
 use crate::cli::show;
 use crate::output::{harmless, one_line};
 
@@ -18,9 +18,13 @@ const NAME_WIDTH_MAX: usize = 40;
 const STATE_WIDTH: usize = 13;
 const TRY_WIDTH: usize = 3;
 const TIME_WIDTH: usize = 7;
-const WORKER_WIDTH: usize = 16;
+const WORKER_WIDTH_MAX: usize = 16;
 /// Below this a last line of output is not worth its column.
 const SAID_WIDTH_MIN: usize = 12;
+/// The last words are worth more than the place: it is named if they keep so much.
+const SAID_WIDTH_BESIDE_WORKER: usize = 20;
+/// Narrower windows get the shortest help.
+const HELP_WIDTH: usize = 60;
 
 /// Whether colours are shown. Words and signs say the same without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,24 +63,6 @@ impl Theme {
 
     pub(super) fn dim(self) -> Style {
         Style::new().add_modifier(Modifier::DIM)
-    }
-}
-
-/// Gives the sign of a state: a word's shape for the corner of the eye.
-pub(super) fn sign(state: &str) -> &'static str {
-    match state {
-        "succeeded" | "integrated" => "✓",
-        "failed" | "conflict" => "✗",
-        "aborted" => "!",
-        "running" | "active" | "integrating" | "merging" => "▸",
-        "leased" | "starting" => "▹",
-        "verifying" | "to verify" => "⋯",
-        "parked" => "?",
-        "ready" => "◦",
-        "basing" => "~",
-        "skipped" => "↷",
-        "cancelled" => "⊘",
-        _ => "·",
     }
 }
 
@@ -123,6 +109,16 @@ impl Canvas<'_> {
         }
     }
 
+    /// Writes to the end of a line, over what stands there.
+    fn right(&mut self, row: usize, span: Span<'_>) {
+        let width = console::measure_text_width(&span.content);
+        let width = u16::try_from(width).unwrap_or(u16::MAX);
+        if let Some((y, start)) = self.row(row).zip(self.area.width.checked_sub(width)) {
+            let x = self.area.x + start;
+            self.buffer.set_span(x, y, &span, width);
+        }
+    }
+
     /// Makes a whole line stand out.
     fn reverse(&mut self, row: usize) {
         if let Some(y) = self.row(row) {
@@ -148,7 +144,7 @@ fn headline(model: &Model, theme: Theme) -> Line<'_> {
     let run = &model.run;
     let submitted = show::time(run.submitted_at.as_ref()).unwrap_or(model.now);
     let until = show::time(run.ended_at.as_ref()).unwrap_or(model.now);
-    let state = format!("{} {}", sign(&run.state), run.state);
+    let state = format!("{} {}", show::state_sign(&run.state), run.state);
     let mut spans = vec![
         Span::styled(harmless(&run.run), theme.bold()),
         Span::raw("  "),
@@ -162,7 +158,11 @@ fn headline(model: &Model, theme: Theme) -> Line<'_> {
         && let Some(integration) = &run.integration
         && !matches!(integration.state.as_str(), "none" | "pending")
     {
-        let state = format!("  {} {}", sign(&integration.state), integration.state);
+        let state = format!(
+            "  {} {}",
+            show::state_sign(&integration.state),
+            integration.state
+        );
         spans.push(Span::styled(state, theme.of_state(&integration.state)));
     }
     Line::from(spans)
@@ -180,13 +180,14 @@ fn second_line(model: &Model, theme: Theme) -> Line<'_> {
         };
         return Line::styled(text, theme.warning());
     }
-    let done = run
-        .tasks
+    let done: usize = model
+        .counts
         .iter()
-        .filter(|task| show::is_final(&task.state))
-        .count();
+        .filter(|(state, _)| show::is_final(state))
+        .map(|(_, count)| count)
+        .sum();
     let mut spans = vec![Span::raw(format!("{done} of {} done", run.tasks.len()))];
-    for (state, count) in show::counts(&run.tasks) {
+    for (state, count) in &model.counts {
         if state != "succeeded" {
             let word = if state == "leased" { "running" } else { state };
             spans.push(Span::raw(" · "));
@@ -210,6 +211,7 @@ fn last_line(model: &Model, theme: Theme) -> Line<'_> {
     }
     let keys = match (model.help, model.focus, model.detail) {
         (true, ..) => "any key: back",
+        _ if usize::from(model.size.0) < HELP_WIDTH => "q quit · Enter details · ? help",
         (_, Focus::Detail, _) => "q quit · ↑↓ scroll · Tab list · Esc close · ? help",
         (_, _, true) => "q quit · ↑↓ task · Tab scroll it · Esc close · ? help",
         _ => "q quit · ↑↓ move · Enter details · / filter · ? help · o order",
@@ -227,13 +229,13 @@ struct Columns {
     name: usize,
     tries: bool,
     time: bool,
-    worker: bool,
+    worker: usize,
     said: usize,
 }
 
 impl Columns {
     /// Gives each column its width: name and state always, then as many others as fit.
-    fn fit(width: usize, longest_name: usize) -> Self {
+    fn fit(width: usize, longest_name: usize, longest_worker: usize) -> Self {
         let wanted = longest_name.clamp(NAME_WIDTH_MIN, NAME_WIDTH_MAX);
         let needed = STATE_WIDTH + 1;
         let name = wanted.min(width.saturating_sub(needed).max(NAME_WIDTH_MIN));
@@ -245,8 +247,12 @@ impl Columns {
         };
         let time = take(TIME_WIDTH);
         let tries = take(TRY_WIDTH);
-        // The last words are worth more than the place.
-        let worker = width >= 100 && take(WORKER_WIDTH);
+        let mut worker = longest_worker.clamp("WORKER".len(), WORKER_WIDTH_MAX);
+        if left > worker + 1 + SAID_WIDTH_BESIDE_WORKER {
+            left -= worker + 1;
+        } else {
+            worker = 0;
+        }
         let said = if left > SAID_WIDTH_MIN { left - 1 } else { 0 };
         Self {
             name,
@@ -274,8 +280,8 @@ impl Columns {
         if self.time {
             put(time, TIME_WIDTH);
         }
-        if self.worker {
-            put(worker, WORKER_WIDTH);
+        if self.worker > 0 {
+            put(worker, self.worker);
         }
         if self.said > 0 {
             put(said, self.said);
@@ -291,29 +297,30 @@ fn tasks(model: &Model, theme: Theme, canvas: &mut Canvas<'_>, from: usize, heig
         .collect();
     // Of the whole run, so that columns stand still while it scrolls; counting is cheap.
     let longest = model.run.tasks.iter().map(|task| task.name.len()).max();
-    let columns = Columns::fit(usize::from(canvas.area.width), longest.unwrap_or_default());
+    let workers = model
+        .run
+        .tasks
+        .iter()
+        .filter_map(|task| task.attempts.last());
+    let worker = workers.map(|attempt| attempt.worker.len()).max();
+    let columns = Columns::fit(
+        usize::from(canvas.area.width),
+        longest.unwrap_or_default(),
+        worker.unwrap_or_default(),
+    );
     let heading = |text: &str| (text.to_owned(), theme.dim());
-    let mut name = "TASK".to_owned();
-    if !model.filter.is_empty() {
-        name = format!("TASK ({} of {})", model.listed.len(), model.run.tasks.len());
-    } else if model.listed.len() > height {
-        name = format!("TASK {}/{}", model.at + 1, model.listed.len());
-    }
-    let state = match model.order {
-        Order::Attention => "STATE",
-        Order::Plan => "STATE (plan)",
-    };
     canvas.line(
         from,
         columns.line([
-            heading(&name),
-            heading(state),
+            heading("TASK"),
+            heading("STATE"),
             heading("TRY"),
             heading("TIME"),
             heading("WORKER"),
             heading("LAST WORDS"),
         ]),
     );
+    canvas.right(from, Span::styled(position(model, height), theme.dim()));
     if shown.is_empty() {
         let nothing = if model.filter.is_empty() {
             "the run has no tasks".to_owned()
@@ -330,17 +337,39 @@ fn tasks(model: &Model, theme: Theme, canvas: &mut Canvas<'_>, from: usize, heig
     }
 }
 
+/// Says what part of the tasks is seen, unless it is all in the usual order.
+fn position(model: &Model, height: usize) -> String {
+    let (listed, all) = (model.listed.len(), model.run.tasks.len());
+    let mut parts = Vec::new();
+    if listed < all {
+        parts.push(format!("{listed} of {all} fit {:?}", model.filter));
+    }
+    if listed > height {
+        parts.push(format!("{}/{listed}", model.at + 1));
+    }
+    if model.order == Order::Plan {
+        parts.push("as in the plan".to_owned());
+    }
+    if parts.is_empty() {
+        return String::new();
+    }
+    format!("  {}", parts.join(" · "))
+}
+
 fn cells(model: &Model, task: &v1::Task, theme: Theme) -> [(String, Style); 6] {
     let last = task.attempts.last();
     let works = matches!(task.state.as_str(), "leased" | "verifying");
-    let word = state_word(task);
+    let word = show::state_word(task);
     let time = last.and_then(|attempt| time_of(attempt, works, model.now));
     let worker = last
         .map(|attempt| one_line(&attempt.worker))
         .unwrap_or_default();
     [
         (one_line(&task.name), Style::new()),
-        (format!("{} {word}", sign(word)), theme.of_state(word)),
+        (
+            format!("{} {word}", show::state_sign(word)),
+            theme.of_state(word),
+        ),
         (
             last.map(|attempt| attempt.number.to_string())
                 .unwrap_or_default(),
@@ -419,7 +448,7 @@ fn help(model: &Model, theme: Theme, canvas: &mut Canvas<'_>) {
     for (row, signs) in signs.chunks(per_row).enumerate() {
         let mut spans = vec![Span::raw("  ")];
         for state in signs {
-            let text = format!("{} {state:<13}", sign(state));
+            let text = format!("{} {state:<13}", show::state_sign(state));
             spans.push(Span::styled(text, theme.of_state(state)));
         }
         canvas.line(keys.len() + 3 + row, Line::from(spans));
