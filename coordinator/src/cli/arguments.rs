@@ -231,6 +231,9 @@ pub(crate) struct Submit {
 }
 
 /// List runs, or show one
+///
+/// First comes what needs attention: runs that failed in the last day, with the task and the class of
+/// its failure; runs of which nothing is at work, and why; workers that are lost or drained.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -286,29 +289,42 @@ pub(crate) struct Watch {
 }
 
 /// Show what an attempt printed
+///
+/// Of several tasks each line begins with the name of its task.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   coordinator logs @last build               the last attempt of task `build`
   coordinator logs @last build --attempt 1   the first one
   coordinator logs @last build --verify      what its verify commands printed
-  coordinator logs @last build --follow      go on while it runs")]
+  coordinator logs @last build -f --tail 20  the last 20 lines, then on until it has ended
+  coordinator logs @last build test -f       two tasks, until the run has ended
+  coordinator logs @last --all --since 10m   all tasks, of the last ten minutes")]
 pub(crate) struct Logs {
     /// Run
     #[arg(value_name = "RUN")]
     pub(crate) run: String,
-    /// Task; without it the verify of the integrated result
-    #[arg(value_name = "TASK")]
-    pub(crate) task: Option<String>,
+    /// Tasks; without any the verify of the integrated result
+    #[arg(value_name = "TASK", num_args = 0..)]
+    pub(crate) tasks: Vec<String>,
+    /// All tasks, and the verify of the integrated result
+    #[arg(long, conflicts_with_all = ["tasks", "attempt"])]
+    pub(crate) all: bool,
     /// Number of the attempt [default: the last one]
     #[arg(long, value_name = "N")]
     pub(crate) attempt: Option<u32>,
     /// What the verify printed instead of the agent
     #[arg(long)]
     pub(crate) verify: bool,
-    /// Go on until the attempt has ended
+    /// Go on until the attempt has ended; of several tasks, until the run has
     #[arg(long, short)]
     pub(crate) follow: bool,
+    /// Only the last N lines of each task, and what comes after them
+    #[arg(long, value_name = "N")]
+    pub(crate) tail: Option<usize>,
+    /// Only what was said since then: `10m` ago, or a time such as 2026-11-21T09:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
     /// Print each event as a line of JSON
     #[arg(long)]
     pub(crate) json: bool,

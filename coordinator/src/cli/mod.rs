@@ -4,6 +4,7 @@
 //! process. Data goes to standard output, talk to standard error.
 
 mod arguments;
+mod attention;
 mod audit;
 mod backup;
 mod cancel;

@@ -199,7 +199,7 @@ async fn a_run_without_a_repository_needs_none() {
 async fn runs_of_what_has_not_changed_are_counted() {
     let world = World::new().await;
     world.repository().await;
-    let text = "repo: app\ntasks:\n  - name: one\n    run: \"true\"\n";
+    let text = "name: plan\nrepo: app\ntasks:\n  - name: one\n    run: \"true\"\n";
     let plan = world.write("plan.yaml", text);
     let read = read_plan(&plan, &BTreeMap::new()).unwrap();
     let submission = world.find(&read, None).await.unwrap();

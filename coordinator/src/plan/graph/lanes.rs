@@ -49,7 +49,7 @@ struct Drawing<'g, 'p> {
     lane_of: Vec<Option<usize>>,
     /// Which lane has a column.
     columns: Vec<Option<usize>>,
-    /// The column of the row before, if nothing goes on below it.
+    /// The column of the row before, if nothing goes on below it although it might seem so.
     ended: Option<usize>,
 }
 
@@ -240,8 +240,9 @@ impl<'g, 'p> Drawing<'g, 'p> {
                 *slot = None;
             }
         }
-        let goes_on = row.into.is_none() && self.goes_on(task);
-        self.ended = (!goes_on).then_some(row.column);
+        // A row that turns to the right is seen to end there.
+        let seems_to_go_on = row.into.is_none() && !self.goes_on(task);
+        self.ended = seems_to_go_on.then_some(row.column);
         (row, in_words)
     }
 
@@ -301,7 +302,7 @@ impl<'g, 'p> Drawing<'g, 'p> {
             Some((column, _)) => self
                 .free(column + 1, until)
                 .filter(|free| Some(*free) != self.ended)
-                .or_else(|| self.free(self.ended.map_or(until, |ended| ended + 1), until)),
+                .or_else(|| self.free(self.ended?.max(*column) + 1, until)),
             // This one will be hollow.
             None => self.free(0, until),
         }
