@@ -194,12 +194,13 @@ fn lease(leases: &Path, number: u64, is_running: bool) -> Lease {
     let launches = launches.into_iter().map(|launch| {
         let folder = folder.launch(launch);
         let is_over = supervisor::is_over(&folder);
+        let locks = supervisor::locks_of(&folder);
         Launch {
             mark: supervisor::mark_of(&folder).map_err(io::Error::other),
             is_over,
             // A supervisor that is just beginning must find its lock free; only a running worker
             // starts one.
-            is_supervised: !is_over && (is_running || is_locked(&supervisor::lock_of(&folder))),
+            is_supervised: !is_over && (is_running || locks.iter().any(|lock| is_locked(lock))),
             cgroup: supervisor::cgroup_of(&folder),
             folder,
         }

@@ -6,6 +6,7 @@ mod fleet;
 mod keep;
 mod look;
 mod steer;
+mod values;
 
 use std::path::PathBuf;
 
@@ -17,7 +18,7 @@ pub(crate) use fleet::{
     Drain, RoleName, Token, TokenCommand, TokenCreate, TokenList, TokenRevoke, Workers,
 };
 pub(crate) use keep::{Audit, Backup, Doctor, Restore};
-pub(crate) use look::{Diff, Explain, Logs, Status, Watch};
+pub(crate) use look::{Clean, Diff, Explain, Logs, Status, Tail, Watch};
 pub(crate) use steer::{Cancel, Fetch, Land, Retry};
 
 use crate::output::ColorChoice;
@@ -75,7 +76,7 @@ RUN is the name of a run, its beginning if no other run begins so, or @last.
     long_about = LONG_ABOUT,
     after_help = AFTER_HELP,
     after_long_help = AFTER_LONG_HELP,
-    max_term_width = 100
+    max_term_width = 80
 )]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -142,6 +143,8 @@ pub(crate) enum Command {
     Sim(super::sim::Sim),
     Config(Config),
     Completions(Completions),
+    Tail(Tail),
+    Clean(Clean),
 }
 
 #[cfg(test)]

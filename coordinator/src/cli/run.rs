@@ -2,15 +2,13 @@
 
 mod progress;
 
-use std::fs::DirBuilder;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use muster_git::Git;
 use muster_proto::v1;
+use muster_proto::v1::watch_run_response::Item;
 
 use super::arguments::Run;
 use super::client::Client;
@@ -19,10 +17,10 @@ use super::error::{CliError, Exit, Kind, Result};
 use super::follow::{self, News, Wish};
 use super::interrupt::{Interrupt, Interrupts};
 use super::submission::{self, Request};
-use super::{find, json, logging, show, summary};
+use super::{codex_par, find, json, logging, show, summary};
 use crate::app::{self, App};
 use crate::config::{Config, Flags};
-use crate::plan::Repo;
+use crate::plan::{Repo, TaskEntry};
 use crate::pool::local::Parting;
 
 use progress::Progress;
@@ -64,8 +62,12 @@ pub(crate) async fn run(context: &Context, options: Run) -> Result<Exit> {
             .is_some_and(|read| matches!(read.plan.document.repo, Some(Repo::Folder(_)))),
         ..summary::Place::of(context)
     };
-    let shown = (!options.json).then_some(place);
-    let ended = Box::pin(hosted(context, &mut host, &name, shown, interrupts)).await;
+    let wanted = Wanted {
+        summary: (!options.json).then_some(place),
+        files: options.dir.as_deref().map(codex_par::Folder::new),
+        entries: read.map_or_else(Vec::new, |read| read.plan.document.tasks),
+    };
+    let ended = Box::pin(hosted(context, &mut host, &name, wanted, interrupts)).await;
     host.end(context, parting(&ended)).await;
     ended
 }
@@ -122,14 +124,24 @@ async fn admitted(
     }
 }
 
+/// What a person gets of a run.
+struct Wanted {
+    /// A summary, unless all is printed as JSON.
+    summary: Option<summary::Place>,
+    /// The files of codex-par.
+    files: Option<codex_par::Folder>,
+    /// The plan's tasks, if the plan is at hand.
+    entries: Vec<TaskEntry>,
+}
+
 async fn hosted(
     context: &Context,
     host: &mut Host,
     name: &str,
-    summary_for: Option<summary::Place>,
+    wanted: Wanted,
     interrupts: Interrupts,
 ) -> Result<Exit> {
-    let followed = follow(context, host, name, summary_for.is_none(), interrupts).await?;
+    let followed = follow(context, host, name, &wanted, interrupts).await?;
     let run = match followed {
         Followed::Ended(run) => run,
         Followed::Interrupted => {
@@ -142,7 +154,7 @@ async fn hosted(
             return Ok(Exit::Interrupted);
         }
     };
-    match summary_for {
+    match wanted.summary {
         None => context.output.json(&json::result(&run))?,
         Some(place) => {
             let paint = context.output.data_paint;
@@ -168,8 +180,7 @@ impl Host {
                 config,
             });
         };
-        make_home(home)?;
-        logging::embedded(home, &config.log)?;
+        logging::embedded(home, &config.log);
         let started = context.connect_or_start(app::Mode::Embedded, config.slots, config.clone());
         match started.await? {
             context::Host::Own(app) => {
@@ -235,19 +246,6 @@ impl Host {
     }
 }
 
-/// Makes the home, which no one else may look into: it holds keys.
-pub(crate) fn make_home(home: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(home)
-        .map_err(|error| {
-            CliError::new(Kind::User, error)
-                .while_doing(format!("make the home {}", home.display()))
-                .hint("`--home PATH` or MUSTER_HOME names another")
-        })
-}
-
 enum Followed {
     Ended(Box<v1::Run>),
     Interrupted,
@@ -258,12 +256,17 @@ async fn follow(
     context: &Context,
     host: &mut Host,
     name: &str,
-    as_json: bool,
+    wanted: &Wanted,
     mut interrupts: Interrupts,
 ) -> Result<Followed> {
     let run = find::get(&host.client, name).await?;
+    let as_json = wanted.summary.is_none();
     let live = !as_json && context.output.talk_is_terminal;
-    let wish = Wish::whole(name, live);
+    let files = wanted.files.clone();
+    let mut recorder = files
+        .map(|folder| codex_par::Recorder::start(folder, &run, &wanted.entries))
+        .transpose()?;
+    let wish = Wish::whole(name, live || recorder.is_some());
     let mut news = follow::start(host.client.clone(), context.whereabouts.clone(), wish);
     let mut progress = Progress::new(context.output, host.client.clone(), run, live);
     let mut ticks = tokio::time::interval(REDRAW_INTERVAL);
@@ -284,14 +287,20 @@ async fn follow(
                     away_since = None;
                 }
                 Some(Ok(News::Item { seq, cursor, item })) => {
-                    if as_json {
+                    if as_json && matches!(item, Item::Journal(_)) {
                         context.output.json(&json::watched(name, seq, &cursor, &item))?;
                     }
                     progress.take(&item, as_json);
+                    if let Some(recorder) = &mut recorder {
+                        recorder.take(&item);
+                    }
                 }
             },
             _ = ticks.tick() => {
-                progress.refresh().await;
+                let is_new = progress.refresh().await;
+                if let Some(recorder) = recorder.as_mut().filter(|_| is_new) {
+                    recorder.settle(progress.run());
+                }
                 progress.explain_standstill().await;
                 progress.draw();
                 if away_since.is_some_and(|since| since.elapsed() > TAKE_OVER_AFTER) {
@@ -318,7 +327,14 @@ async fn follow(
     };
     let client = progress.finish();
     match ended {
-        Ok(true) => Ok(Followed::Ended(Box::new(find::get(&client, name).await?))),
+        Ok(true) => {
+            let run = find::get(&client, name).await?;
+            if let Some(mut recorder) = recorder {
+                recorder.settle(&run);
+                recorder.finish()?;
+            }
+            Ok(Followed::Ended(Box::new(run)))
+        }
         Ok(false) => Ok(Followed::Interrupted),
         Err(error) => Err(error),
     }

@@ -211,7 +211,7 @@ pub struct Machine {
     slots: u32,
     draining: bool,
     /// Its disk cannot be worked on.
-    disk_trouble: bool,
+    disk_trouble: Option<String>,
     leases: BTreeMap<u64, Lease>,
     reports: BTreeMap<u64, Pending>,
     next_report: u64,
@@ -226,7 +226,7 @@ impl Machine {
         Self {
             slots,
             draining: false,
-            disk_trouble: false,
+            disk_trouble: None,
             leases: BTreeMap::new(),
             reports: BTreeMap::new(),
             next_report,
@@ -276,7 +276,7 @@ impl Machine {
     pub fn free_slots(&self) -> u32 {
         let taken = self.leases.values().filter(|lease| lease.takes_slot());
         let taken = u32::try_from(taken.count()).unwrap_or(u32::MAX);
-        if self.draining || self.disk_trouble {
+        if self.draining || self.disk_trouble.is_some() {
             0
         } else {
             self.slots.saturating_sub(taken)
@@ -294,11 +294,15 @@ impl Machine {
     }
 
     /// Offers no slot while the disk cannot be worked on, and says so when that changes.
-    pub(crate) fn disk_is_in_trouble(&mut self, trouble: bool, now: Boottime) -> Vec<Output> {
-        if self.disk_trouble == trouble {
+    pub(crate) fn disk_is_in_trouble(
+        &mut self,
+        trouble: Option<&str>,
+        now: Boottime,
+    ) -> Vec<Output> {
+        if self.disk_trouble.as_deref() == trouble {
             return Vec::new();
         }
-        self.disk_trouble = trouble;
+        self.disk_trouble = trouble.map(str::to_owned);
         match self.session {
             Some(_) => vec![self.heartbeat_message(now)],
             None => Vec::new(),
@@ -358,6 +362,8 @@ impl Machine {
     pub fn heartbeat(&mut self, now: Boottime) -> Option<Heartbeat> {
         let (held_leases, free_slots) = (self.held(), self.free_slots());
         let draining = self.draining;
+        let trouble = self.disk_trouble.as_ref();
+        let trouble = trouble.map(|what| format!("its disk cannot be worked on: {what}"));
         let session = self.session.as_mut()?;
         session.last_heartbeat += 1;
         if session.sent_at.len() == HEARTBEATS_REMEMBERED {
@@ -369,6 +375,7 @@ impl Machine {
             held_leases,
             free_slots,
             draining,
+            trouble: trouble.unwrap_or_default(),
         })
     }
 
@@ -562,7 +569,7 @@ impl Machine {
             .map(|sent| sent.after(ttl));
         let refusal = match end {
             _ if self.draining => Some((class::PREEMPTED, "the worker takes nothing new")),
-            _ if self.disk_trouble => Some((
+            _ if self.disk_trouble.is_some() => Some((
                 class::WORKSPACE,
                 "the worker's disk cannot be worked on; it takes nothing new until it can",
             )),

@@ -1,6 +1,11 @@
 //! Looking at runs.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use clap::Args;
+
+use super::values;
 
 /// List runs, or show one
 #[derive(Debug, Args)]
@@ -8,17 +13,67 @@ use clap::Args;
 Examples:
   coordinator status            all runs, newest first
   coordinator status @last      the last run, task by task
-  coordinator status RUN --json everything about a run, for programs")]
+  coordinator status RUN --json everything about a run, for programs
+  coordinator status --dir out -w 2   what `run --dir out` does, again every two seconds")]
 pub(crate) struct Status {
     /// Run to show; without it all are listed
     #[arg(value_name = "RUN")]
     pub(crate) run: Option<String>,
     /// Most runs to list
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = values::whole::<u32>)]
     pub(crate) limit: u32,
+    /// Show instead what the files say that `run --dir` writes into this folder
+    #[arg(long, short, value_name = "DIR", conflicts_with_all = ["run", "limit"])]
+    pub(crate) dir: Option<PathBuf>,
+    /// With `--dir`: show it again every so many seconds until all tasks have ended
+    #[arg(long, short, value_name = "SECONDS", requires = "dir", value_parser = seconds)]
+    pub(crate) watch: Option<Duration>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text
+        .parse()
+        .map_err(|_| "it is a number of seconds, such as 2 or 0.5".to_owned())?;
+    if !(0.1..=86_400.0).contains(&number) {
+        return Err("it is between 0.1 and 86400 seconds".to_owned());
+    }
+    Ok(Duration::from_secs_f64(number))
+}
+
+/// Follow a task in the files that `run --dir` writes
+///
+/// Prints what its codex reads, runs and says, until the task has ended. `logs` shows everything a
+/// task printed, without files.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator tail lint --dir out")]
+pub(crate) struct Tail {
+    /// Its name
+    #[arg(value_name = "TASK")]
+    pub(crate) task: String,
+    /// Folder that was given to `run --dir`
+    #[arg(long, short, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+}
+
+/// Remove the files that `run --dir` has written
+///
+/// Removes the folders `outputs` and `logs`, and nothing else. Runs and their results stay.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator clean --dir out")]
+pub(crate) struct Clean {
+    /// Folder that was given to `run --dir`
+    #[arg(long, short, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+    /// Also while tasks are running
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// Follow a run until it ends
@@ -38,7 +93,7 @@ pub(crate) struct Watch {
     #[arg(long)]
     pub(crate) agent: bool,
     /// Start after the event of this number
-    #[arg(long, value_name = "SEQ", conflicts_with = "cursor")]
+    #[arg(long, value_name = "SEQ", conflicts_with = "cursor", value_parser = values::whole::<u64>)]
     pub(crate) after: Option<u64>,
     /// Start where an earlier `watch --json` was: its last `cursor`
     #[arg(long, value_name = "CURSOR")]
@@ -67,7 +122,7 @@ pub(crate) struct Logs {
     #[arg(value_name = "TASK")]
     pub(crate) task: Option<String>,
     /// Number of the attempt [default: the last one]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::whole::<u32>)]
     pub(crate) attempt: Option<u32>,
     /// What the verify printed instead of the agent
     #[arg(long)]
@@ -95,7 +150,7 @@ pub(crate) struct Diff {
     #[arg(value_name = "TASK")]
     pub(crate) task: Option<String>,
     /// Number of the attempt [default: the one that counts]
-    #[arg(long, value_name = "N", requires = "task")]
+    #[arg(long, value_name = "N", requires = "task", value_parser = values::whole::<u32>)]
     pub(crate) attempt: Option<u32>,
     /// Only the files and numbers of lines
     #[arg(long)]

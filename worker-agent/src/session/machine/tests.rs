@@ -146,13 +146,16 @@ fn a_worker_whose_disk_fails_offers_nothing_until_it_works_again() {
             _ => None,
         })
     };
-    assert_eq!(free(&machine.disk_is_in_trouble(true, at(1))), Some(0));
-    assert_eq!(machine.disk_is_in_trouble(true, at(2)), []);
+    let full = Some("it is full");
+    assert_eq!(free(&machine.disk_is_in_trouble(full, at(1))), Some(0));
+    assert_eq!(machine.disk_is_in_trouble(full, at(2)), []);
+    let said = machine.heartbeat(at(2)).unwrap().trouble;
+    assert_eq!(said, "its disk cannot be worked on: it is full");
     // One that was on its way.
     let outputs = machine.received(grants(vec![grant(7, 1)]), at(3));
     assert!(given_back(&outputs).unwrap().contains("disk"));
-    assert_eq!(free(&machine.disk_is_in_trouble(false, at(4))), Some(4));
-    let outputs = machine.received(grants(vec![grant(8, 3)]), at(5));
+    assert_eq!(free(&machine.disk_is_in_trouble(None, at(4))), Some(4));
+    let outputs = machine.received(grants(vec![grant(8, 4)]), at(5));
     assert!(deadline_of_start(&outputs).is_some());
 }
 
