@@ -14,6 +14,9 @@ use crate::git::repositories::Repositories;
 /// Bytes of a patch in one answer.
 const PATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Columns of a list of changed files: those of the narrowest terminal that is common.
+const STAT_WIDTH: &str = "--stat=80";
+
 struct Ends {
     repository: String,
     from: CommitId,
@@ -55,23 +58,24 @@ async fn patch(
     stat: bool,
 ) -> Result<(Vec<u8>, bool), Status> {
     if stat {
-        let command = repository
+        let output = repository
             .command()
-            .args([
-                "diff",
-                "--stat=100",
-                "--no-ext-diff",
-                "--no-textconv",
-                "--no-color",
-            ])
-            .arg("--end-of-options")
+            // The newer side must not choose what a reader sees.
+            .env("GIT_ATTR_SOURCE", from.to_string())
+            .args(["diff", "-M", STAT_WIDTH, "--no-ext-diff"])
+            .args(["--no-textconv", "--no-color", "--end-of-options"])
             .arg(from.to_string())
             .arg(to.to_string())
-            .stdout_limit(PATCH_BYTES_MAX);
-        let output = command
+            .stdout_limit(PATCH_BYTES_MAX)
             .run_truncated()
             .await
             .map_err(|error| status::internal(&error))?;
+        if !output.truncated && output.exit_code != Some(0) {
+            return Err(Status::internal(format!(
+                "git could not compare {from} and {to}: {}",
+                output.stderr
+            )));
+        }
         return Ok((output.stdout, output.truncated));
     }
     let patch = repository

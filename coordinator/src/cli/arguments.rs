@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use begin::{Run, Serve, Submit};
-pub(crate) use files::{Completions, Config, ConfigCommand, Plan, PlanCommand};
+pub(crate) use files::{Completions, Config, ConfigCommand, GraphFormat, Plan, PlanCommand, PlanGraph};
 pub(crate) use fleet::{
     Drain, RoleName, Token, TokenCommand, TokenCreate, TokenList, TokenRevoke, Workers,
 };

@@ -4,6 +4,7 @@
 //! process. Data goes to standard output, talk to standard error.
 
 mod arguments;
+mod attention;
 mod audit;
 mod backup;
 mod cancel;
@@ -108,7 +109,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Token(options) => Box::pin(token::token(context, options)).await,
         Command::Fetch(options) => Box::pin(fetch::fetch(context, options)).await,
         Command::Land(options) => Box::pin(land::land(context, options)).await,
-        Command::Plan(options) => plan::plan(context, options),
+        Command::Plan(options) => Box::pin(plan::plan(context, options)).await,
         Command::Audit(options) => Box::pin(audit::audit(context, options)).await,
         Command::Doctor(options) => Box::pin(doctor::doctor(context, options)).await,
         Command::Backup(options) => Box::pin(backup::backup(context, options)).await,

@@ -1,6 +1,7 @@
 //! `coordinator run`.
 
 mod progress;
+mod repeat;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use super::context::{self, Context, Started};
 use super::error::{CliError, Exit, Kind, Result};
 use super::follow::{self, News, Wish};
 use super::interrupt::{Interrupt, Interrupts};
-use super::submission::{self, Request};
+use super::submission::{self, Submission};
 use super::{codex_par, find, json, logging, show, summary};
 use crate::app::{self, App};
 use crate::config::{Config, Flags};
@@ -24,6 +25,7 @@ use crate::plan::{Repo, TaskEntry};
 use crate::pool::local::Parting;
 
 use progress::Progress;
+use repeat::Begun;
 
 /// How often the picture moves while nothing happens: times grow.
 const REDRAW_INTERVAL: Duration = Duration::from_millis(200);
@@ -54,8 +56,18 @@ pub(crate) async fn run(context: &Context, options: Run) -> Result<Exit> {
         None => None,
     };
     let git = Git::find().await?;
-    let interrupts = Interrupts::listen()?;
-    let (mut host, name) = admitted(context, &config, &git, read.as_ref(), &options).await?;
+    let mut interrupts = Interrupts::listen()?;
+    let admitted = admitted(
+        context,
+        &config,
+        &git,
+        read.as_ref(),
+        &options,
+        &mut interrupts,
+    );
+    let Some((mut host, name)) = Box::pin(admitted).await? else {
+        return Ok(Exit::Interrupted);
+    };
     let place = summary::Place {
         of_folder: read
             .as_ref()
@@ -81,32 +93,49 @@ fn parting(ended: &Result<Exit>) -> Parting {
     }
 }
 
-/// Finds or starts a coordinator and has the run there, by its name.
+/// Finds or starts a coordinator and has the run there, by its name; `None` if the person has
+/// changed their mind.
 async fn admitted(
     context: &Context,
     config: &Config,
     git: &Git,
     read: Option<&submission::ReadPlan>,
     options: &Run,
-) -> Result<(Host, String)> {
-    let key = options.source.idempotency_key.clone();
-    let request = Request {
-        repo: options.source.repo.clone(),
-        // One key for all tries, so that a lost answer makes no second run.
-        idempotency_key: Some(key.unwrap_or_else(|| uuid::Uuid::now_v7().to_string())),
+    interrupts: &mut Interrupts,
+) -> Result<Option<(Host, String)>> {
+    let submission = match read {
+        Some(read) => {
+            let repo = options.source.repo.as_deref();
+            let found = Submission::find(git, context.output, read, repo, &config.agents);
+            Some(found.await?)
+        }
+        None => None,
     };
+    // Under which number we have submitted, so that a lost answer makes no second run.
+    let mut ours = None;
     let mut tries = 0;
     loop {
         tries += 1;
         let host = Host::find(context, config.clone(), options.slots.is_some()).await?;
-        let named = match read {
-            Some(read) => submission::submit(&host.client, git, context.output, read, &request)
+        let begun = match (&submission, &options.source.idempotency_key) {
+            (Some(submission), None) => {
+                let client = &host.client;
+                repeat::begin(context, client, submission, options, &mut ours, interrupts).await
+            }
+            (Some(submission), Some(key)) => submission
+                .submit_as(&host.client, key.clone())
                 .await
-                .map(|submitted| submitted.run),
-            None => find::run(&host.client, options.resume.as_deref()).await,
+                .map(|submitted| Begun::Run(submitted.run)),
+            (None, _) => find::run(&host.client, options.resume.as_deref())
+                .await
+                .map(Begun::Run),
         };
-        match named {
-            Ok(name) => return Ok((host, name)),
+        match begun {
+            Ok(Begun::Run(name)) => return Ok(Some((host, name))),
+            Ok(Begun::Left) => {
+                host.end(context, Parting::Stop).await;
+                return Ok(None);
+            }
             // The other `run` whose coordinator this was has ended meanwhile.
             Err(error)
                 if error.kind() == Kind::Connection

@@ -8,6 +8,9 @@ use clap::Args;
 use super::values;
 
 /// List runs, or show one
+///
+/// First comes what needs attention: runs that failed in the last day, with the task and the class of
+/// its failure; runs of which nothing is at work, and why; workers that are lost or drained.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -78,7 +81,10 @@ pub(crate) struct Clean {
 
 /// Follow a run until it ends
 ///
-/// Prints everything that has happened and goes on as it happens. The exit code is that of the run.
+/// In a terminal it shows a live table of the tasks, with details of each: `?` explains the keys. It
+/// leaves by itself when the run ends, unless a key was pressed. Into a pipe, or with `--plain`, it
+/// prints everything that has happened and goes on as it happens. The exit code is that of the run,
+/// and 0 if you leave before its end.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -89,7 +95,10 @@ pub(crate) struct Watch {
     /// Run to follow [default: the last one]
     #[arg(value_name = "RUN")]
     pub(crate) run: Option<String>,
-    /// Show what agents print, too
+    /// Print a line for each event, also in a terminal
+    #[arg(long)]
+    pub(crate) plain: bool,
+    /// Print a line for each event and for all that agents print
     #[arg(long)]
     pub(crate) agent: bool,
     /// Start after the event of this number
@@ -107,29 +116,42 @@ pub(crate) struct Watch {
 }
 
 /// Show what an attempt printed
+///
+/// Of several tasks each line begins with the name of its task.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   coordinator logs @last build               the last attempt of task `build`
   coordinator logs @last build --attempt 1   the first one
   coordinator logs @last build --verify      what its verify commands printed
-  coordinator logs @last build --follow      go on while it runs")]
+  coordinator logs @last build -f --tail 20  the last 20 lines, then on until it has ended
+  coordinator logs @last build test -f       two tasks, until the run has ended
+  coordinator logs @last --all --since 10m   all tasks, of the last ten minutes")]
 pub(crate) struct Logs {
     /// Run
     #[arg(value_name = "RUN")]
     pub(crate) run: String,
-    /// Task; without it the verify of the integrated result
-    #[arg(value_name = "TASK")]
-    pub(crate) task: Option<String>,
+    /// Tasks; without any the verify of the integrated result
+    #[arg(value_name = "TASK", num_args = 0..)]
+    pub(crate) tasks: Vec<String>,
+    /// All tasks, and the verify of the integrated result
+    #[arg(long, conflicts_with_all = ["tasks", "attempt"])]
+    pub(crate) all: bool,
     /// Number of the attempt [default: the last one]
     #[arg(long, value_name = "N", value_parser = values::whole::<u32>)]
     pub(crate) attempt: Option<u32>,
     /// What the verify printed instead of the agent
     #[arg(long)]
     pub(crate) verify: bool,
-    /// Go on until the attempt has ended
+    /// Go on until the attempt has ended; of several tasks, until the run has
     #[arg(long, short)]
     pub(crate) follow: bool,
+    /// Only the last N lines of each task, and what comes after them
+    #[arg(long, value_name = "N", value_parser = values::whole::<usize>)]
+    pub(crate) tail: Option<usize>,
+    /// Only what was said since then: `10m` ago, or a time such as 2026-11-21T09:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
     /// Print each event as a line of JSON
     #[arg(long)]
     pub(crate) json: bool,
