@@ -4,6 +4,7 @@
 //! name, and never as passed; therefore the harness is libtest-mimic.
 
 mod abuse;
+mod changes;
 mod clocks;
 mod codex_par;
 mod cutoff;
@@ -12,6 +13,7 @@ mod disk;
 mod failures;
 mod first;
 mod foreign;
+mod repositories;
 mod restored;
 mod several_hosts;
 mod straggler;
@@ -49,6 +51,8 @@ fn main() -> ExitCode {
         restored::SCENARIOS,
         abuse::SCENARIOS,
         wire::SCENARIOS,
+        repositories::SCENARIOS,
+        changes::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()
