@@ -47,6 +47,7 @@ const ENGINE_ENDS: Duration = Duration::from_secs(20);
 const WORKER_MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Where plans come in, which are the only large requests.
 const SUBMIT: &str = "/muster.v1.OperatorService/SubmitRun";
+const WATCH: &str = "/muster.v1.OperatorService/WatchRun";
 /// File of the journal in the home.
 pub(crate) const JOURNAL: &str = "journal.db";
 /// Pool of the workers that the coordinator starts itself.
@@ -181,6 +182,10 @@ impl App {
             ending.clone(),
         ));
         tasks.spawn(projection.run(ending.clone()));
+        tasks.spawn(crate::git::housekeeping::run(
+            repositories.clone(),
+            ending.clone(),
+        ));
 
         let feeds = Feeds::new(engine.clone(), feed_readers);
         let runs = Runs::new(engine.clone(), readers.clone(), transcripts.clone(), feeds);
@@ -189,7 +194,11 @@ impl App {
             readers,
             repositories.clone(),
             Arc::new(options.agents.clone()),
-        );
+        )
+        .map_err(|source| Error::Io {
+            action: "start the thread that reads plans",
+            source: source.into(),
+        })?;
         let about = About {
             epoch,
             address: address.to_string(),
@@ -223,6 +232,7 @@ impl App {
             auth.clone(),
             ending.clone(),
         );
+        let operators = operators.with_troubles(workers.troubles());
         let router = router(operators, workers, &git_host).map_err(|error| Error::Io {
             action: "describe the services",
             source: error.into(),
@@ -389,8 +399,11 @@ fn router(
 ) -> Result<Router, tonic_reflection::server::Error> {
     let operators = Arc::new(operators);
     let plans = OperatorServiceServer::from_arc(operators.clone())
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_decoding_message_size(api::limits::SUBMISSION_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let watches = Router::new()
+        .route(WATCH, axum::routing::post(api::watch_route::watch_run))
+        .with_state(Arc::clone(&operators));
     let operators = OperatorServiceServer::from_arc(operators)
         .max_decoding_message_size(api::limits::REQUEST_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -415,6 +428,7 @@ fn router(
     Ok(services
         .into_axum_router()
         .merge(plans)
+        .merge(watches)
         .merge(git_host.router()))
 }
 

@@ -37,6 +37,9 @@ pub struct Taken {
     pub descriptors: u64,
     /// Processor time of all its threads since it began, in hundredths of a second.
     pub processor: u64,
+    /// How long its present threads could have run and found no core free, in hundredths of a
+    /// second; zero where the kernel does not count it.
+    pub waited: u64,
 }
 
 impl Taken {
@@ -61,14 +64,36 @@ impl Taken {
         let fields = stat.rsplit_once(')').map(|(_, rest)| rest);
         let times = fields.unwrap_or_default().split_whitespace().skip(11);
         let processor = times.take(2).map(|time| time.parse().unwrap_or(0)).sum();
+        let mut waited = 0;
+        for thread in std::fs::read_dir(folder.join("task"))? {
+            // One that ends meanwhile waits no more.
+            let counted = std::fs::read_to_string(thread?.path().join("schedstat"));
+            let counted = counted.unwrap_or_default();
+            let nanoseconds = counted.split_whitespace().nth(1);
+            waited += nanoseconds.and_then(|time| time.parse().ok()).unwrap_or(0) / 10_000_000;
+        }
         Ok(Self {
             resident_kib: number("VmRSS:")?,
             resident_peak_kib: number("VmHWM:")?,
             threads: number("Threads:")?,
             descriptors: u64::try_from(descriptors)?,
             processor,
+            waited,
         })
     }
+}
+
+/// Says how busy a process was between two looks.
+#[must_use]
+pub fn busy(before: &Taken, after: &Taken, over: Duration) -> String {
+    let share = |before: u64, after: u64| {
+        after.saturating_sub(before) as f64 / 100.0 / over.as_secs_f64().max(0.01)
+    };
+    format!(
+        "{:.2} cores, {:.2} threads waiting for one",
+        share(before.processor, after.processor),
+        share(before.waited, after.waited)
+    )
 }
 
 #[cfg(test)]

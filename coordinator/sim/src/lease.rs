@@ -108,6 +108,28 @@ pub(crate) struct Supervisor {
     /// When the tree is gone, once it is being ended.
     pub(crate) gone_at: Option<u64>,
     pub(crate) by_deadline: bool,
+    /// It was killed, and this is what lives on.
+    pub(crate) lost: Option<Lost>,
+}
+
+/// What a killed supervisor has left.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lost {
+    /// Something of the agent still runs, and nobody watches over it.
+    pub(crate) detached: bool,
+    /// How long that takes to end when it is killed.
+    pub(crate) ends_ms: u64,
+}
+
+/// How the tree of a lease came to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Gone {
+    ByItself,
+    AtDeadline,
+    /// Its supervisor ended it for another reason.
+    Ended,
+    /// Its supervisor was killed, and the worker has swept up.
+    Lost,
 }
 
 /// Timers of a runner.
@@ -119,6 +141,10 @@ pub(crate) enum LeaseTimer {
     TooLong(u64),
     Wip,
     TimeLimit,
+    /// The worker hears that the tree is gone.
+    Gone(Gone),
+    /// The worker sees the end of its supervisor's pipe.
+    Sweep,
 }
 
 impl Host {
@@ -312,13 +338,7 @@ impl World<'_> {
             .is_none_or(|folder| folder.facts.deed.is_none())
     }
 
-    pub(crate) fn told_gone(
-        &mut self,
-        host: usize,
-        lease: u64,
-        by_deadline: bool,
-        itself: bool,
-    ) -> Checked {
+    pub(crate) fn told_gone(&mut self, host: usize, lease: u64, gone: Gone) -> Checked {
         let Some(folder) = self.folder(host, lease) else {
             return Ok(());
         };
@@ -331,7 +351,7 @@ impl World<'_> {
         }
         let (stop, timed_out) = (runner.stop, runner.timed_out);
         let failed = |class, message: &str| Happened::Failed(failure(class, message));
-        let happened = if itself {
+        let happened = if gone == Gone::ByItself {
             match (deed.map(|deed| deed.end), found) {
                 (Some(DeedEnd::Fails), _) => failed(FailureClass::AgentFailed, "it gave up"),
                 (Some(_), _) => Happened::Done,
@@ -342,8 +362,10 @@ impl World<'_> {
             Happened::Stopped(stop)
         } else if timed_out {
             failed(FailureClass::TimedOut, "its time limit has passed")
-        } else if by_deadline {
+        } else if gone == Gone::AtDeadline {
             Happened::Stopped(Stop::Salvage)
+        } else if gone == Gone::Lost {
+            failed(FailureClass::WorkerLost, "its supervisor was killed")
         } else {
             failed(FailureClass::AgentFailed, "it was killed")
         };
@@ -425,7 +447,7 @@ impl World<'_> {
                 runner.doing = Doing::Running;
                 runner.op = 0;
             }
-            return self.agent_gone(host, lease, true, false);
+            return self.agent_gone(host, lease, Gone::AtDeadline);
         }
         let edits = deed.is_some_and(|deed| deed.end != DeedEnd::NoChange);
         let edits = edits && folder.facts.repository;
@@ -437,6 +459,7 @@ impl World<'_> {
             edits,
             gone_at: None,
             by_deadline: false,
+            lost: None,
         };
         known.supervisors.insert(lease, supervisor);
         self.check_alone(host, lease)?;
@@ -583,10 +606,8 @@ impl World<'_> {
             return Ok(());
         };
         match timer {
-            LeaseTimer::Again(op @ (1 | 2)) => {
-                // The supervisor's word, which waited for the worker to move.
-                self.told_gone(host, lease, op == 2, op == 1)?;
-            }
+            LeaseTimer::Gone(gone) => self.told_gone(host, lease, gone)?,
+            LeaseTimer::Sweep => self.sweep(host, lease),
             LeaseTimer::Again(op) if op == runner.op => match runner.doing {
                 Doing::Preparing => self.prepared(host, lease)?,
                 Doing::Publishing => self.publish_again(host, lease),

@@ -1,26 +1,76 @@
 //! Why a task is not running.
 
+use std::collections::BTreeMap;
+
+use coordinator_core::event::Work;
 use coordinator_core::explain::explain;
 use coordinator_core::state::{Run, TaskState};
-use coordinator_core::{State, TaskKey, Timestamp};
+use coordinator_core::{State, TaskKey, Timestamp, WorkerId};
 use muster_proto::v1::ExplainTaskResponse;
 use tonic::Status;
 
 use super::view;
 
+/// Workers in trouble that an explanation names.
+const TROUBLES_NAMED: usize = 3;
+
 /// Explains a task of a live run.
 #[must_use]
-pub(super) fn live(state: &State, now: Timestamp, key: TaskKey) -> ExplainTaskResponse {
+pub(super) fn live(
+    state: &State,
+    now: Timestamp,
+    key: TaskKey,
+    troubles: &BTreeMap<WorkerId, String>,
+) -> ExplainTaskResponse {
     let explanation = explain(state, now, key);
+    let mut reasons = vec![explanation.to_string()];
+    let mut remedies: Vec<String> = explanation.help().into_iter().collect();
+    let concerned = concerning(state, key, troubles);
+    for (worker, what) in concerned.iter().take(TROUBLES_NAMED) {
+        reasons.push(format!("worker {worker} takes nothing new: {what}"));
+    }
+    if let Some(more) = concerned.len().checked_sub(TROUBLES_NAMED + 1) {
+        let more = more + 1;
+        reasons.push(format!(
+            "so it is with {more} more: see `coordinator workers`"
+        ));
+    }
+    if !concerned.is_empty() {
+        remedies.push("mend what those workers complain about".to_owned());
+    }
     ExplainTaskResponse {
         state: state
             .task(key)
             .map(view::task_state)
             .unwrap_or_default()
             .to_owned(),
-        reasons: vec![explanation.to_string()],
-        remedies: explanation.help().into_iter().collect(),
+        reasons,
+        remedies,
     }
+}
+
+/// Finds the troubles that matter for a task: of the worker that has it or, where none has, of all.
+fn concerning<'a>(
+    state: &State,
+    key: TaskKey,
+    troubles: &'a BTreeMap<WorkerId, String>,
+) -> Vec<(&'a WorkerId, &'a String)> {
+    let waits = state.task(key).is_some_and(|task| {
+        matches!(
+            task.state,
+            TaskState::Ready { .. } | TaskState::Leased { .. } | TaskState::Verifying { .. }
+        )
+    });
+    if troubles.is_empty() || !waits {
+        return Vec::new();
+    }
+    let holder = state.leases_of_run(key.run).find(|lease| match lease.work {
+        Work::Attempt { task, .. } | Work::Verify { task, .. } => task == key.task,
+        Work::FinalVerify => false,
+    });
+    let all = troubles.iter();
+    all.filter(|(worker, _)| holder.is_none_or(|lease| lease.worker == **worker))
+        .collect()
 }
 
 /// Explains a task of an archived run, in which nothing moves any more.

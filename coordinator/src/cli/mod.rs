@@ -11,10 +11,12 @@ mod cancel;
 #[cfg(test)]
 mod canned;
 mod client;
+mod codex_par;
 mod completions;
 mod config;
 mod context;
 mod diff;
+mod disk_use;
 mod doctor;
 mod drain;
 mod error;
@@ -115,5 +117,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Sim(options) => Box::pin(sim::sim(context, options)).await,
         Command::Config(options) => config::config(context, &options),
         Command::Completions(options) => completions::completions(context, &options),
+        Command::Tail(options) => Box::pin(codex_par::tail(context, options)).await,
+        Command::Clean(options) => codex_par::clean(context, &options),
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use muster_git::Git;
 use muster_proto::v1;
+use muster_proto::v1::watch_run_response::Item;
 
 use super::arguments::Run;
 use super::client::Client;
@@ -20,10 +21,10 @@ use super::error::{CliError, Exit, Kind, Result};
 use super::follow::{self, News, Wish};
 use super::interrupt::{Interrupt, Interrupts};
 use super::submission::{self, Submission};
-use super::{find, json, logging, show, summary};
+use super::{codex_par, find, json, logging, show, summary};
 use crate::app::{self, App};
 use crate::config::{Config, Flags};
-use crate::plan::Repo;
+use crate::plan::{Repo, TaskEntry};
 use crate::pool::local::Parting;
 
 use progress::Progress;
@@ -76,8 +77,12 @@ pub(crate) async fn run(context: &Context, options: Run) -> Result<Exit> {
             .is_some_and(|read| matches!(read.plan.document.repo, Some(Repo::Folder(_)))),
         ..summary::Place::of(context)
     };
-    let shown = (!options.json).then_some(place);
-    let ended = Box::pin(hosted(context, &mut host, &name, shown, interrupts)).await;
+    let wanted = Wanted {
+        summary: (!options.json).then_some(place),
+        files: options.dir.as_deref().map(codex_par::Folder::new),
+        entries: read.map_or_else(Vec::new, |read| read.plan.document.tasks),
+    };
+    let ended = Box::pin(hosted(context, &mut host, &name, wanted, interrupts)).await;
     host.end(context, parting(&ended)).await;
     ended
 }
@@ -151,14 +156,24 @@ async fn admitted(
     }
 }
 
+/// What a person gets of a run.
+struct Wanted {
+    /// A summary, unless all is printed as JSON.
+    summary: Option<summary::Place>,
+    /// The files of codex-par.
+    files: Option<codex_par::Folder>,
+    /// The plan's tasks, if the plan is at hand.
+    entries: Vec<TaskEntry>,
+}
+
 async fn hosted(
     context: &Context,
     host: &mut Host,
     name: &str,
-    summary_for: Option<summary::Place>,
+    wanted: Wanted,
     interrupts: Interrupts,
 ) -> Result<Exit> {
-    let followed = follow(context, host, name, summary_for.is_none(), interrupts).await?;
+    let followed = follow(context, host, name, &wanted, interrupts).await?;
     let run = match followed {
         Followed::Ended(run) => run,
         Followed::Interrupted => {
@@ -171,7 +186,7 @@ async fn hosted(
             return Ok(Exit::Interrupted);
         }
     };
-    match summary_for {
+    match wanted.summary {
         None => context.output.json(&json::result(&run))?,
         Some(place) => {
             let paint = context.output.data_paint;
@@ -287,12 +302,17 @@ async fn follow(
     context: &Context,
     host: &mut Host,
     name: &str,
-    as_json: bool,
+    wanted: &Wanted,
     mut interrupts: Interrupts,
 ) -> Result<Followed> {
     let run = find::get(&host.client, name).await?;
+    let as_json = wanted.summary.is_none();
     let live = !as_json && context.output.talk_is_terminal;
-    let wish = Wish::whole(name, live);
+    let files = wanted.files.clone();
+    let mut recorder = files
+        .map(|folder| codex_par::Recorder::start(folder, &run, &wanted.entries))
+        .transpose()?;
+    let wish = Wish::whole(name, live || recorder.is_some());
     let mut news = follow::start(host.client.clone(), context.whereabouts.clone(), wish);
     let mut progress = Progress::new(context.output, host.client.clone(), run, live);
     let mut ticks = tokio::time::interval(REDRAW_INTERVAL);
@@ -313,14 +333,20 @@ async fn follow(
                     away_since = None;
                 }
                 Some(Ok(News::Item { seq, cursor, item })) => {
-                    if as_json {
+                    if as_json && matches!(item, Item::Journal(_)) {
                         context.output.json(&json::watched(name, seq, &cursor, &item))?;
                     }
                     progress.take(&item, as_json);
+                    if let Some(recorder) = &mut recorder {
+                        recorder.take(&item);
+                    }
                 }
             },
             _ = ticks.tick() => {
-                progress.refresh().await;
+                let is_new = progress.refresh().await;
+                if let Some(recorder) = recorder.as_mut().filter(|_| is_new) {
+                    recorder.settle(progress.run());
+                }
                 progress.explain_standstill().await;
                 progress.draw();
                 if away_since.is_some_and(|since| since.elapsed() > TAKE_OVER_AFTER) {
@@ -347,7 +373,14 @@ async fn follow(
     };
     let client = progress.finish();
     match ended {
-        Ok(true) => Ok(Followed::Ended(Box::new(find::get(&client, name).await?))),
+        Ok(true) => {
+            let run = find::get(&client, name).await?;
+            if let Some(mut recorder) = recorder {
+                recorder.settle(&run);
+                recorder.finish()?;
+            }
+            Ok(Followed::Ended(Box::new(run)))
+        }
         Ok(false) => Ok(Followed::Interrupted),
         Err(error) => Err(error),
     }

@@ -8,10 +8,14 @@ use super::arguments::Status;
 use super::context::{Context, Session};
 use super::error::{Exit, Kind, Result};
 use super::table::Table;
-use super::{attention, find, json, show, summary};
+use super::{attention, codex_par, find, json, show, summary};
 use crate::output::{Paint, harmless};
 
 pub(crate) async fn status(context: &Context, options: Status) -> Result<Exit> {
+    if let Some(dir) = &options.dir {
+        let folder = codex_par::Folder::new(dir);
+        return codex_par::status(context, &folder, options.watch, options.json).await;
+    }
     match context.session().await {
         Ok(session) => {
             let shown = match &options.run {

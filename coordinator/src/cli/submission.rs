@@ -44,16 +44,39 @@ pub(crate) fn read_plan(
             CliError::new(Kind::User, error).while_doing(format!("read the plan {shown}"))
         })?;
     match plan::parse(&shown, &bytes, agents) {
-        Ok(plan) => Ok(ReadPlan {
-            plan,
-            bytes,
-            path: path.to_owned(),
-        }),
+        Ok(mut plan) => {
+            copy_instead_of_repository(&mut plan, path);
+            Ok(ReadPlan {
+                plan,
+                bytes,
+                path: path.to_owned(),
+            })
+        }
         Err(problems) => {
             let count = problems.list.len() + problems.omitted;
             let what = super::show::counted(count, "problem");
             Err(CliError::user(format!("{shown} has {what}")).findings(problems.to_string()))
         }
+    }
+}
+
+/// Lets a codex-par file whose folder is in no git repository, which codex-par does not ask for,
+/// work on a copy of that folder.
+fn copy_instead_of_repository(plan: &mut Plan, path: &Path) {
+    let is_codex_par = plan.document.tasks.iter().any(|task| task.codex.is_some());
+    let Some(plan::Repo::Location(location)) = plan.document.repo.as_ref().filter(|_| is_codex_par)
+    else {
+        return;
+    };
+    let folder = path.parent().unwrap_or(Path::new("")).join(location);
+    // A folder that is not there is explained where it is looked for.
+    let Ok(folder) = folder.canonicalize() else {
+        return;
+    };
+    let in_repository = folder.ancestors().any(|above| above.join(".git").exists());
+    if !in_repository {
+        let from = location.clone();
+        plan.document.repo = Some(plan::Repo::Folder(plan::FolderRepo { from }));
     }
 }
 
@@ -273,7 +296,7 @@ async fn push(client: &Client, source: &Source, prepared: &v1::PrepareRunRespons
         Ok(pushed) => pushed,
         Err(error) => {
             let error = CliError::new(Kind::Connection, error).while_doing(what());
-            return Err(with_shallow_hint(source, error).await);
+            return Err(error.hint(source.hint_for_push().await));
         }
     };
     match pushed.into_iter().next().map(|push| push.outcome) {
@@ -287,20 +310,9 @@ async fn push(client: &Client, source: &Source, prepared: &v1::PrepareRunRespons
                 remote_says
             };
             let error = CliError::user(said).while_doing(what());
-            Err(with_shallow_hint(source, error).await)
+            Err(error.hint(source.hint_for_push().await))
         }
         _ => Ok(()),
-    }
-}
-
-async fn with_shallow_hint(source: &Source, error: CliError) -> CliError {
-    if source.is_shallow().await {
-        error.hint(
-            "the repository is a shallow clone, which cannot be pushed; \
-             `git fetch --unshallow` completes it",
-        )
-    } else {
-        error
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod abuse;
 mod clocks;
+mod codex_par;
 mod cutoff;
 mod deaths;
 mod disk;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     };
     let plain = [
         first::SCENARIOS,
+        codex_par::SCENARIOS,
         failures::SCENARIOS,
         foreign::SCENARIOS,
         deaths::SCENARIOS,

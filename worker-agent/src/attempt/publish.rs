@@ -16,7 +16,7 @@ use super::folder::LeaseFolder;
 use super::scribe::Scribe;
 use crate::clock;
 use crate::disk;
-use crate::failure::chain;
+use crate::failure::{chain, class};
 use crate::options::Repositories;
 use crate::session::link::Access;
 
@@ -64,6 +64,22 @@ pub(super) enum Error {
 }
 
 impl Error {
+    /// Names the class of an attempt that ends with this.
+    pub(super) fn class(&self) -> &'static str {
+        match self {
+            Self::Git(GitError::ChangeTooLarge { .. }) => class::CHANGE_TOO_LARGE,
+            Self::Git(error) if error.is_about_content() => class::AGENT_FAILED,
+            // What git checks at the coordinator is made of what the agent left.
+            Self::Refused { reason, .. } if reason.contains("fsck error") => class::AGENT_FAILED,
+            Self::Refused { .. } | Self::Git(_) | Self::Note(_) => class::PUBLISH,
+        }
+    }
+
+    /// Tells whether another try would end the same way, because of what the agent left.
+    fn is_about_content(&self) -> bool {
+        matches!(self, Self::Git(error) if error.is_about_content())
+    }
+
     /// Tells whether the coordinator has judged the push, and not merely failed at it: a disk of its
     /// own that is full for a while must not cost an attempt its work.
     fn is_verdict(&self) -> bool {
@@ -127,6 +143,17 @@ impl Site {
         workspace
             .snapshot(&message, &self.identity, time, parent)
             .await
+    }
+
+    /// Commits a workspace as the result of an agent that has ended.
+    pub(super) async fn result(
+        &self,
+        workspace: &Workspace,
+        grant: &Grant,
+    ) -> Result<Snapshot, GitError> {
+        let time = CommitTime::from_unix_seconds(clock::wall_millis() / 1000);
+        let message = message(grant, "");
+        workspace.result(&message, &self.identity, time).await
     }
 
     /// Pushes until it is done or was refused; repeats what may have failed by accident.
@@ -269,8 +296,12 @@ impl Site {
                     return folder.mark_published();
                 }
                 Err(error) => {
+                    let is_final = error.is_about_content();
                     let error = chain(&error);
                     tracing::warn!(lease = grant.lease, error, "cannot salvage edits yet");
+                    if is_final {
+                        break;
+                    }
                 }
             }
             tokio::time::sleep(pause).await;

@@ -265,3 +265,129 @@ fn all_problems_of_a_plan_are_said_with_their_places() {
     assert!(text.contains("plan.yaml:6:"), "{text}");
     assert!(text.contains("problems"), "{text}");
 }
+
+/// A repository `full` of four commits that can be cloned in part.
+async fn full(world: &World) {
+    world.write("full/a.txt", "one\n");
+    world
+        .run("full", &["init", "--quiet", "--initial-branch=main"])
+        .await;
+    world
+        .run("full", &["config", "uploadpack.allowFilter", "true"])
+        .await;
+    for number in ["1", "2", "3", "4"] {
+        world.write("full/a.txt", number);
+        world.run("full", &["add", "."]).await;
+        world
+            .run("full", &["commit", "--quiet", "-m", number])
+            .await;
+    }
+}
+
+fn plan_of(world: &World, repo: &str, base: &str) -> PathBuf {
+    let text = format!("repo: {repo}\n{base}\ntasks:\n  - name: one\n    run: \"true\"\n");
+    world.write(&format!("{repo}.yaml"), &text)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clones_that_lack_something_are_submitted_or_refused_with_the_way_out() {
+    let world = World::new().await;
+    full(&world).await;
+    let url = format!("file://{}", world.folder.path().join("full").display());
+    for (name, how) in [
+        ("shallow", "--depth=2"),
+        ("partial", "--filter=blob:none"),
+        ("treeless", "--filter=tree:0"),
+        ("cut-off", "--filter=tree:0"),
+        ("damaged", "--no-local"),
+        ("grafted", "--no-local"),
+    ] {
+        world.run("", &["clone", "--quiet", how, &url, name]).await;
+    }
+    let gone = ["config", "remote.origin.url", "/nonexistent"];
+    world.run("cut-off", &gone).await;
+    let head = world.run("grafted", &["rev-parse", "HEAD"]).await;
+    world.write("grafted/.git/info/grafts", &head);
+    world.run("damaged", &["repack", "-adq"]).await;
+    let packs = world.folder.path().join("damaged/.git/objects/pack");
+    for pack in std::fs::read_dir(packs).unwrap() {
+        let pack = pack.unwrap().path();
+        if pack.extension().is_some_and(|end| end == "pack") {
+            std::fs::set_permissions(&pack, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+                .unwrap();
+            let bytes = std::fs::read(&pack).unwrap();
+            std::fs::write(&pack, &bytes[..bytes.len() / 2]).unwrap();
+        }
+    }
+    let mut refused = String::new();
+    for name in [
+        "partial", "treeless", "grafted", "shallow", "cut-off", "damaged",
+    ] {
+        let plan = plan_of(&world, name, "");
+        match world.submit(&plan, name, None).await {
+            Ok(_) => refused.push_str(&format!("{name}: submitted\n")),
+            Err(error) => {
+                let hint = error
+                    .to_string()
+                    .lines()
+                    .last()
+                    .unwrap_or_default()
+                    .to_owned();
+                refused.push_str(&format!("{name}: {hint}\n"));
+            }
+        }
+    }
+    insta::assert_snapshot!(refused, @r"
+    partial: submitted
+    treeless: submitted
+    grafted: submitted
+    shallow: hint: the repository is a shallow clone, which cannot be pushed; `git fetch --unshallow` completes it
+    cut-off: hint: the repository is a partial clone: what it lacks has to be fetched from its own remote, which must be within reach without a question; `git fetch --refetch --no-filter` completes it
+    damaged: hint: the repository is damaged; `git fsck` says how
+    ");
+    world.app.stop(Parting::Keep).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_that_is_no_commit_is_refused_by_name() {
+    let world = World::new().await;
+    full(&world).await;
+    world.write("unborn/a.txt", "one\n");
+    world.run("unborn", &["init", "--quiet"]).await;
+    let mut refused = String::new();
+    for (repo, base) in [
+        ("unborn", ""),
+        ("full", "base: HEAD^{tree}"),
+        ("full", "base: HEAD:a.txt"),
+        ("full", "base: absent"),
+        ("full", "base: HEAD~9"),
+        ("full", "base: --all"),
+        ("absent", ""),
+        ("home", ""),
+    ] {
+        let plan = plan_of(&world, repo, base);
+        let error = world.submit(&plan, "k", None).await.unwrap_err();
+        refused.push_str(&format!("{error}\n"));
+    }
+    let refused = refused.replace(&world.folder.path().display().to_string(), "FOLDER");
+    insta::assert_snapshot!(refused, @r#"
+    error: the repository FOLDER/unborn has no commit yet
+    hint: commit something first, or name a branch as `base` in the plan
+    error: "HEAD^{tree}" in the repository FOLDER/full is a tree, not a commit
+    hint: `base` in the plan is a branch, a tag or a commit
+    error: "HEAD:a.txt" in the repository FOLDER/full is a blob, not a commit
+    hint: `base` in the plan is a branch, a tag or a commit
+    error: the repository FOLDER/full has no commit called "absent"
+    hint: `base` in the plan is a branch, a tag or a commit
+    error: the repository FOLDER/full has no commit called "HEAD~9"
+    hint: `base` in the plan is a branch, a tag or a commit
+    error: the repository FOLDER/full has no commit called "--all"
+    hint: `base` in the plan is a branch, a tag or a commit
+    error: the repository FOLDER/absent is not there, or not a folder
+    hint: `repo` is relative to the plan file; `--repo PATH` takes another
+    error: open the repository FOLDER/home
+      caused by: `git rev-parse --absolute-git-dir` failed (exit code 128): fatal: not a git repository (or any of the parent directories): .git
+    hint: `repo: {from: DIR}` makes a fresh repository of a folder that is none
+    "#);
+    world.app.stop(Parting::Keep).await.unwrap();
+}

@@ -1,0 +1,121 @@
+//! Plan files, the configuration file and completions.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+/// Check and draw plans; of files it needs no coordinator, and stores nothing
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    #[command(subcommand)]
+    pub(crate) command: PlanCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PlanCommand {
+    /// Check a plan: all problems, each with file, line and column
+    Check(PlanCheck),
+    /// Print the JSON Schema of plan files, for editors
+    #[command(after_long_help = "\
+Examples:
+  coordinator plan schema > plan.schema.json
+  then begin a plan with: # yaml-language-server: $schema=./plan.schema.json")]
+    Schema,
+    Graph(PlanGraph),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanCheck {
+    /// Plan file
+    #[arg(value_name = "PLAN")]
+    pub(crate) plan: PathBuf,
+}
+
+/// Draw the tasks and their order
+///
+/// As text each task stands below all that it depends on, and lanes lead from one to the other. Of a
+/// run each task is drawn with its state.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator plan graph plan.yaml
+  coordinator plan graph plan.yaml --format svg > plan.svg
+  coordinator plan graph plan.yaml --format dot | dot -Tpng > plan.png
+  coordinator plan graph --run @last                    with the states of the last run")]
+pub(crate) struct PlanGraph {
+    /// Plan file
+    #[arg(
+        value_name = "PLAN",
+        required_unless_present = "run",
+        conflicts_with = "run"
+    )]
+    pub(crate) plan: Option<PathBuf>,
+    /// Draw a run instead, with the state of each task
+    #[arg(long, value_name = "RUN")]
+    pub(crate) run: Option<String>,
+    /// What to draw it as
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "text",
+        hide_default_value = true
+    )]
+    pub(crate) format: GraphFormat,
+}
+
+/// What a graph is drawn as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GraphFormat {
+    /// Text with lanes, for terminals
+    Text,
+    /// Graphviz' language
+    Dot,
+    /// Mermaid's language
+    Mermaid,
+    /// A picture for browsers
+    Svg,
+}
+
+/// Check the configuration and show each value and where it came from
+///
+/// The file is `config.toml` in the home. Variables of the environment win over it, and options of
+/// the command line over both.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+All keys of the file, with their defaults:
+  listen = \"127.0.0.1:7733\"    # where `serve` listens                (MUSTER_LISTEN)
+  slots = 8                     # attempts at once of `run`; the cores (MUSTER_SLOTS)
+  log = \"info\"                  # what the log holds                   (MUSTER_LOG)
+  lease-ttl = \"1m\"              # life of a lease without a heartbeat  (MUSTER_LEASE_TTL)
+  lease-grace = \"15s\"           # after that, until work is given away (MUSTER_LEASE_GRACE)
+  heartbeat-interval = \"10s\"    # at most a third of lease-ttl   (MUSTER_HEARTBEAT_INTERVAL)
+
+  [agents.big-codex]            # agents that every plan may name
+  kind = \"codex\"                # command, codex, claude or acp
+  command = [\"codex\", \"--profile\", \"big\"]")]
+pub(crate) struct Config {
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Check the configuration and show it
+    Check {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Print completions for a shell
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  source <(coordinator completions bash)
+  coordinator completions zsh > ~/.zfunc/_coordinator
+  coordinator completions fish > ~/.config/fish/completions/coordinator.fish")]
+pub(crate) struct Completions {
+    /// Shell
+    pub(crate) shell: clap_complete::Shell,
+}
