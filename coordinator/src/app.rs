@@ -87,21 +87,21 @@ pub struct Options {
 pub enum Error {
     #[error(transparent)]
     Home(#[from] home::Error),
-    #[error("failed to open the state")]
+    #[error("cannot open the state")]
     Store(#[from] store::Error),
     #[error(transparent)]
     Engine(#[from] engine::Fatal),
-    #[error("failed to set up authentication")]
+    #[error("cannot set up authentication")]
     Auth(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error(transparent)]
     Server(#[from] api::ServerError),
     #[error(transparent)]
     Git(#[from] muster_git::GitError),
-    #[error("failed to serve git repositories")]
+    #[error("cannot serve git repositories")]
     Host(#[from] host::StartError),
     #[error(transparent)]
     Transcript(#[from] transcript::Error),
-    #[error("failed to {action}")]
+    #[error("cannot {action}")]
     Io {
         action: &'static str,
         #[source]
@@ -131,9 +131,10 @@ impl App {
     ///
     /// # Errors
     /// The home is in use or of a newer version, a part of it is damaged, the address is taken, or
-    /// git is missing or too old. Nothing of this start goes on then.
+    /// git is missing or too old. Nothing of this start goes on then, and a home in which nothing
+    /// was is as it was before.
     pub async fn start(options: Options) -> Result<Self, Error> {
-        let home = Home::own(&options.home)?;
+        let mut home = Home::own(&options.home)?;
         let git = Git::find().await?;
         let auth = Authenticator::open(home.path()).map_err(|error| Error::Auth(error.into()))?;
         let store = SqliteStore::open(&home.path().join(JOURNAL))?;
@@ -269,6 +270,7 @@ impl App {
             action: "write the address file",
             source: error.into(),
         })?;
+        home.keep();
         for guard in undo {
             // Gives the token back, which has its owner already.
             drop(guard.disarm());

@@ -9,6 +9,7 @@ mod causes;
 pub mod cli;
 pub mod config;
 pub mod engine;
+mod file_system;
 pub mod git;
 pub mod home;
 pub mod output;

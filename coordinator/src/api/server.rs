@@ -435,7 +435,7 @@ pub enum Error {
         address: SocketAddr,
     },
     /// The system refused.
-    #[error("listen at {address}")]
+    #[error("cannot listen at {address}")]
     Bind {
         /// The address.
         address: SocketAddr,

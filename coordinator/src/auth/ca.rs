@@ -210,7 +210,7 @@ fn set_validity(params: &mut CertificateParams, now: SystemTime, life: Duration)
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or made.
-    #[error("use the certificate authority's {}", path.display())]
+    #[error("cannot use the certificate authority's {}", path.display())]
     File {
         /// The file or folder.
         path: PathBuf,
@@ -250,7 +250,7 @@ pub enum Error {
         key: PathBuf,
     },
     /// A certificate or key could not be made.
-    #[error("make a certificate")]
+    #[error("cannot make a certificate")]
     Certificate(#[source] rcgen::Error),
 }
 

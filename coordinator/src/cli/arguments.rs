@@ -6,6 +6,7 @@ mod fleet;
 mod keep;
 mod look;
 mod steer;
+mod values;
 
 use std::path::PathBuf;
 
@@ -77,7 +78,7 @@ RUN is the name of a run, its beginning if no other run begins so, or @last.
     long_about = LONG_ABOUT,
     after_help = AFTER_HELP,
     after_long_help = AFTER_LONG_HELP,
-    max_term_width = 100
+    max_term_width = 80
 )]
 pub(crate) struct Arguments {
     #[command(flatten)]

@@ -1,5 +1,7 @@
 //! What every command knows: the home, the coordinator to talk to, and where to print.
 
+use std::ffi::OsString;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,10 +9,10 @@ use std::time::Duration;
 use super::arguments::Global;
 use super::client::{Client, Trouble, Whereabouts};
 use super::error::{CliError, Kind, Result};
-use super::logging;
 use super::summary::quoted;
+use super::{logging, show};
 use crate::app::{self, App};
-use crate::config::{self, Config, Flags, Loaded};
+use crate::config::{self, Config, Flags, Loaded, Origin};
 use crate::engine;
 use crate::home;
 use crate::output::Output;
@@ -24,6 +26,8 @@ const START_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     pub(crate) home: PathBuf,
+    /// Who named the home.
+    pub(crate) home_origin: Origin,
     pub(crate) whereabouts: Whereabouts,
     pub(crate) output: Output,
     /// This program and the options that lead to the coordinator, to be typed again.
@@ -56,6 +60,10 @@ pub(crate) enum Host {
 impl Context {
     pub(crate) fn new(global: &Global, output: Output) -> Result<Self> {
         let home = match &global.home {
+            Some(home) if home.as_os_str().is_empty() => {
+                return Err(CliError::user("the path of the home is empty")
+                    .hint("give `--home PATH`, or set MUSTER_HOME to one, or leave both away"));
+            }
             Some(home) => home.clone(),
             None => config::default_home().ok_or_else(|| {
                 CliError::user("there is no folder for Muster's state: HOME is not set")
@@ -63,7 +71,9 @@ impl Context {
             })?,
         };
         let home = std::path::absolute(&home).map_err(|error| {
-            CliError::new(Kind::User, error).while_doing(format!("use {}", home.display()))
+            CliError::new(Kind::User, error)
+                .while_doing(format!("use {} as the home", home.display()))
+                .hint("`--home PATH` or MUSTER_HOME names another")
         })?;
         let whereabouts = match (&global.coordinator, &global.token_file) {
             (Some(address), Some(token_file)) => Whereabouts::Address {
@@ -73,8 +83,10 @@ impl Context {
             _ => Whereabouts::Home(home.clone()),
         };
         let program = program(global, &whereabouts);
+        let home_origin = home_origin(global.home.as_deref(), std::env::var_os("MUSTER_HOME"));
         Ok(Self {
             home,
+            home_origin,
             whereabouts,
             output,
             program,
@@ -91,9 +103,21 @@ impl Context {
 
     /// Reads the configuration.
     pub(crate) fn config(&self, flags: Flags) -> Result<Loaded> {
-        config::load(&self.home, flags).map_err(|error| {
-            CliError::new(Kind::Config, error)
-                .hint("`coordinator config check` shows each value and where it came from")
+        config::load(&self.home, flags).map_err(|error| match error {
+            config::Error::File(problems) => {
+                let count = show::counted(problems.list.len() + problems.omitted, "problem");
+                let findings = problems.to_string();
+                CliError::new(
+                    Kind::Config,
+                    anyhow::Error::msg(format!("{} has {count}", problems.file)),
+                )
+                .findings(findings)
+                .hint("`coordinator help config` lists all keys with their defaults")
+            }
+            error @ config::Error::Value { .. } => CliError::new(Kind::Config, error)
+                .hint("`coordinator help config` lists all keys with their defaults"),
+            error @ config::Error::Read { .. } => CliError::new(Kind::Config, error)
+                .hint("it must be a file that you may read; without one all defaults hold"),
         })
     }
 
@@ -195,12 +219,12 @@ impl Context {
         let is_write = matches!(error, engine::Fatal::Append(_));
         let said = CliError::internal(error);
         if is_write {
-            said.while_doing(format!("the coordinator of {home} ended, since nothing may be said that is not on disk"))
+            said.within(format!("the coordinator of {home} ended, since nothing may be said that is not on disk"))
                 .hint(format!(
                     "free some space on the disk of {home}, or mend it, and start the coordinator again: it goes on where it was"
                 ))
         } else {
-            said.while_doing(format!("the coordinator of {home} ended"))
+            said.within(format!("the coordinator of {home} ended"))
         }
     }
 
@@ -228,10 +252,19 @@ impl Context {
         match Box::pin(App::start(options)).await {
             Ok(app) => Ok(Started::Own(Box::new(app))),
             Err(app::Error::Home(home::Error::InUse { pid, .. })) => Ok(Started::InUse { pid }),
+            Err(app::Error::Home(error)) => Err(of_home(error).while_doing(what())),
             // These say themselves what to do.
             Err(error @ (app::Error::Server(_) | app::Error::Git(_))) => {
                 Err(CliError::new(Kind::User, error).while_doing(what()))
             }
+            Err(app::Error::Store(error)) if !error.is_damage() && !is_full(&error) => {
+                Err(CliError::new(Kind::User, error)
+                    .while_doing(what())
+                    .hint("nothing was changed; `--home PATH` or MUSTER_HOME names another home"))
+            }
+            Err(error) if is_full(&error) => Err(CliError::new(Kind::User, error)
+                .while_doing(what())
+                .hint(full_disk(&self.home))),
             Err(error) if is_damage(&error) => {
                 Err(CliError::internal(error).while_doing(what()).hint(
                     "`coordinator restore FROM --home NEW` puts a backup into a new home; \
@@ -243,6 +276,64 @@ impl Context {
                 .hint(format!("`{} doctor` checks this machine", self.program))),
         }
     }
+}
+
+/// Tells who named the home; an option wins over the variable.
+fn home_origin(given: Option<&Path>, variable: Option<OsString>) -> Origin {
+    match given {
+        None => Origin::Default,
+        Some(home) if variable.is_some_and(|variable| variable == home) => Origin::Environment {
+            name: "MUSTER_HOME",
+        },
+        Some(_) => Origin::Flag { name: "--home" },
+    }
+}
+
+/// Says why a home cannot be used, and what to do.
+pub(crate) fn of_home(error: home::Error) -> CliError {
+    const ANOTHER: &str = "`--home PATH` or MUSTER_HOME names another folder";
+    let hint = match &error {
+        home::Error::NetworkFileSystem { .. } => {
+            "name a folder on a disk of this machine with `--home PATH` or MUSTER_HOME".to_owned()
+        }
+        home::Error::Io { path, .. } if is_full(&error) => full_disk(path),
+        home::Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            format!("it must be a folder that you may write; {ANOTHER}")
+        }
+        home::Error::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            format!("it must be on a disk that can be written; {ANOTHER}")
+        }
+        home::Error::Io { .. } | home::Error::NotAFolder(_) => ANOTHER.to_owned(),
+        home::Error::InUse { .. } => {
+            "one home has one coordinator: stop that one, or use another `--home`".to_owned()
+        }
+    };
+    CliError::new(Kind::User, error).hint(hint)
+}
+
+pub(crate) fn full_disk(path: &Path) -> String {
+    format!(
+        "the disk of {} is full: free some space there (`df -h` shows it), or use another `--home`",
+        path.display()
+    )
+}
+
+/// Tells whether a full disk, or a used-up quota, is the cause.
+pub(crate) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            );
+        }
+        if let Some(rusqlite::Error::SqliteFailure(error, _)) = error.downcast_ref() {
+            return error.code == rusqlite::ErrorCode::DiskFull;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// Tells whether the journal is damaged, so that only a backup helps.

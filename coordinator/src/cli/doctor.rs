@@ -220,29 +220,13 @@ fn writable(home: &Path, there: &Path) -> Check {
 
 fn file_system(there: &Path) -> Check {
     const NAME: &str = "file system";
-    /// Magic numbers of the kernel, as statfs(2) gives them.
-    const NETWORK: [(u64, &str); 8] = [
-        (0x6969, "NFS"),
-        (0xff53_4d42, "CIFS"),
-        (0xfe53_4d42, "SMB2"),
-        (0x0bd0_0bd0, "Lustre"),
-        (0x4750_4653, "GPFS"),
-        (0x1983_0326, "BeeGFS"),
-        (0x00c3_6400, "Ceph"),
-        (0x5346_414f, "AFS"),
-    ];
-    match rustix::fs::statfs(there) {
-        Ok(found) => {
-            let magic = u64::try_from(found.f_type).unwrap_or_default() & 0xffff_ffff;
-            match NETWORK.iter().find(|(number, _)| *number == magic) {
-                Some((_, name)) => Check::fail(
-                    NAME,
-                    format!("{} is on {name}, a network file system", there.display()),
-                    "the journal needs a local disk: set MUSTER_HOME to a folder on one",
-                ),
-                None => Check::ok(NAME, format!("local (type {magic:#x})")),
-            }
-        }
+    match crate::file_system::network(there) {
+        Ok(Some(kind)) => Check::fail(
+            NAME,
+            format!("{} is on {kind}, a network file system", there.display()),
+            "the journal needs a local disk: set MUSTER_HOME to a folder on one",
+        ),
+        Ok(None) => Check::ok(NAME, "a local one".to_owned()),
         Err(error) => Check::warn(NAME, error, "see whether the home is on a local disk"),
     }
 }

@@ -128,9 +128,14 @@ impl CliError {
         self
     }
 
-    /// Says what was being done when this happened.
-    pub(crate) fn while_doing(mut self, what: impl fmt::Display) -> Self {
-        self.error = self.error.context(what.to_string());
+    /// Says what could not be done because of this: `while_doing("read a")` says "cannot read a".
+    pub(crate) fn while_doing(self, what: impl fmt::Display) -> Self {
+        self.within(format!("cannot {what}"))
+    }
+
+    /// Says what this is a part of, in a sentence of its own.
+    pub(crate) fn within(mut self, sentence: impl fmt::Display) -> Self {
+        self.error = self.error.context(sentence.to_string());
         self
     }
 
@@ -296,7 +301,7 @@ mod tests {
             .while_doing("read the log of run a-1")
             .hint("`coordinator status a-1` lists its tasks");
         insta::assert_snapshot!(error.to_string(), @r"
-        error: read the log of run a-1
+        error: cannot read the log of run a-1
           caused by: no such task
         hint: `coordinator status a-1` lists its tasks
         ");

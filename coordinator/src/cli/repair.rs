@@ -8,7 +8,7 @@ use muster_git::Git;
 use serde_json::json;
 
 use super::audit::{as_json, counted, home_of, text_of};
-use super::context::Context;
+use super::context::{Context, of_home};
 use super::error::{CliError, Exit, Kind, Result};
 use crate::audit::repair::{self, Repaired, Step};
 use crate::audit::{self, Depth, Level, Options};
@@ -28,6 +28,7 @@ pub(super) async fn repair(context: &Context, as_lines: bool) -> Result<Exit> {
              writes, and its workers go on meanwhile",
         ),
         error @ home::Error::Io { .. } => unwritable(error),
+        error => of_home(error),
     })?;
     let options = Options {
         home: home.path().to_owned(),

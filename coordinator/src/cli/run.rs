@@ -3,10 +3,7 @@
 mod progress;
 mod repeat;
 
-use std::fs::DirBuilder;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -212,8 +209,7 @@ impl Host {
                 config,
             });
         };
-        make_home(home)?;
-        logging::embedded(home, &config.log)?;
+        logging::embedded(home, &config.log);
         let started = context.connect_or_start(app::Mode::Embedded, config.slots, config.clone());
         match started.await? {
             context::Host::Own(app) => {
@@ -277,19 +273,6 @@ impl Host {
             context.could_not_go_on(error).report(context.output);
         }
     }
-}
-
-/// Makes the home, which no one else may look into: it holds keys.
-pub(crate) fn make_home(home: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(home)
-        .map_err(|error| {
-            CliError::new(Kind::User, error)
-                .while_doing(format!("make the home {}", home.display()))
-                .hint("`--home PATH` or MUSTER_HOME names another")
-        })
 }
 
 enum Followed {

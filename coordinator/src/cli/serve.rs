@@ -6,7 +6,7 @@ use super::arguments::Serve;
 use super::context::{Context, Started};
 use super::error::{CliError, Exit, Result};
 use super::interrupt::Interrupts;
-use super::{logging, run, show};
+use super::{logging, show};
 use crate::app;
 use crate::config::Flags;
 use crate::pool::local::Parting;
@@ -30,7 +30,6 @@ pub(crate) async fn serve(context: &Context, options: Serve) -> Result<Exit> {
     let config = context.config(flags)?.config;
     logging::serve(&config.log);
     let mut interrupts = Interrupts::listen()?;
-    run::make_home(home)?;
     let listen = config.listen;
     let mut tries = 0;
     let app = loop {

@@ -1,6 +1,7 @@
 //! `coordinator token`.
 
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,11 +11,12 @@ use muster_proto::v1;
 use serde_json::json;
 
 use super::arguments::{RoleName, Token, TokenCommand, TokenCreate, TokenList, TokenRevoke};
-use super::context::Context;
+use super::context::{Context, full_disk, is_full, of_home};
 use super::error::{CliError, Exit, Kind, Result};
+use super::show;
 use super::table::Table;
-use super::{run, show};
-use crate::auth::{Authenticator, NewToken, Role};
+use crate::auth::{self, Authenticator, NewToken, Role};
+use crate::home;
 use crate::plan::Duration;
 
 const POOL_DEFAULT: &str = "default";
@@ -29,14 +31,50 @@ pub(crate) async fn token(context: &Context, options: Token) -> Result<Exit> {
     }
 }
 
+/// Whether a home that is not there yet is made.
+#[derive(Clone, Copy)]
+enum Absent {
+    Make,
+    Refuse,
+}
+
 /// Opens the tokens of the home, which a running coordinator shares; `None` for one elsewhere.
-fn store(context: &Context) -> Result<Option<Arc<Authenticator>>> {
+fn store(context: &Context, absent: Absent) -> Result<Option<Arc<Authenticator>>> {
     let Some(home) = context.local_home() else {
         return Ok(None);
     };
-    run::make_home(home)?;
+    let what = || format!("open the tokens of {}", home.display());
+    home::check_place(home).map_err(|error| of_home(error).while_doing(what()))?;
+    match absent {
+        Absent::Make => std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(home)
+            .map_err(|source| {
+                let error = home::Error::Io {
+                    action: "make the home",
+                    path: home.to_owned(),
+                    source,
+                };
+                of_home(error).while_doing(what())
+            })?,
+        Absent::Refuse if home.join(auth::TOKENS).exists() => {}
+        Absent::Refuse => {
+            return Err(
+                CliError::user(format!("{} has no tokens yet", home.display()))
+                    .hint("`coordinator token create` makes one")
+                    .hint("`--home PATH` or MUSTER_HOME names another home"),
+            );
+        }
+    }
     Authenticator::open(home).map(Some).map_err(|error| {
-        CliError::internal(error).while_doing(format!("open the tokens of {}", home.display()))
+        let full = is_full(&error);
+        let error = CliError::new(Kind::User, error).while_doing(what());
+        if full {
+            error.hint(full_disk(home))
+        } else {
+            error
+        }
     })
 }
 
@@ -65,7 +103,7 @@ async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
         .clone()
         .unwrap_or_else(|| format!("{} token", options.role.as_str()));
     let pool = options.pool.as_deref().unwrap_or(POOL_DEFAULT);
-    let (token, id) = match store(context)? {
+    let (token, id) = match store(context, Absent::Make)? {
         Some(store) => {
             let now = Timestamp::now();
             let new = NewToken {
@@ -118,6 +156,17 @@ fn may_replace(path: &Path) -> Result<()> {
         && !std::fs::File::open(path)
             .and_then(|mut file| file.read_exact(&mut start))
             .is_ok_and(|()| start == *TOKEN_PREFIX.as_bytes());
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        return Err(CliError::user(format!(
+            "cannot write {}: {} is no folder",
+            path.display(),
+            folder.display()
+        ))
+        .hint("make the folder first, or name another file with `--out`; no token was made"));
+    }
     if is_other {
         return Err(CliError::user(format!(
             "{} exists and holds no token; it is left alone",
@@ -159,7 +208,7 @@ fn role(name: RoleName, pool: &str) -> Role {
 }
 
 async fn list(context: &Context, options: &TokenList) -> Result<Exit> {
-    let mut tokens = match store(context)? {
+    let mut tokens = match store(context, Absent::Refuse)? {
         Some(store) => {
             let tokens = store.tokens().list().map_err(CliError::internal)?;
             tokens.iter().map(Row::of_record).collect::<Vec<_>>()
@@ -232,7 +281,7 @@ struct Row {
 }
 
 impl Row {
-    fn of_record(record: &crate::auth::TokenRecord) -> Self {
+    fn of_record(record: &auth::TokenRecord) -> Self {
         let (role, pool) = match &record.role {
             Role::Worker { pool } => (RoleName::Worker, Some(pool.clone())),
             Role::Viewer => (RoleName::Viewer, None),
@@ -264,7 +313,7 @@ impl Row {
 }
 
 async fn revoke(context: &Context, options: &TokenRevoke) -> Result<Exit> {
-    match store(context)? {
+    match store(context, Absent::Refuse)? {
         Some(store) => {
             let id = options.id.parse().map_err(|error| {
                 CliError::new(

@@ -47,6 +47,7 @@ pub use lower::{
     Admission, AgentDocument, Error as LowerError, IntegrateDocument, Lowered, TaskDocument,
 };
 pub use problem::{PROBLEMS_MAX, Position, Problem, Problems};
+pub(crate) use problem::{nearest, quote};
 pub use schema::json_schema;
 pub use settings::VERIFY_COMMANDS_MAX;
 pub use tree::FILE_BYTES_MAX;

@@ -1,6 +1,7 @@
 //! The program as a person uses it: real processes, real git, real workers.
 
 mod sim;
+mod wrong;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::values;
+
 /// Run a plan to its end and watch it
 ///
 /// Starts a coordinator and workers on this machine if none runs on the home, submits the plan, and
@@ -48,7 +50,7 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) source: Source,
     /// Attempts at once on this machine [default: the number of cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = values::slots)]
     pub(crate) slots: Option<u32>,
     /// Also write what codex-par writes, `outputs` and `logs`, into this folder
     #[arg(long, short, value_name = "DIR")]
@@ -82,10 +84,10 @@ Examples:
   coordinator serve --listen 127.0.0.1:0      any free port; local commands find it by themselves")]
 pub(crate) struct Serve {
     /// Address and port [default: 127.0.0.1:7733]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = values::listen)]
     pub(crate) listen: Option<SocketAddr>,
     /// Attempts at once of workers that the coordinator starts itself, on this machine
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::slots_or_none)]
     pub(crate) slots: u32,
 }
 

@@ -1,8 +1,11 @@
 //! Plan files, the configuration file and completions.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+
+use super::values;
 
 /// Check and draw plans; of files it needs no coordinator, and stores nothing
 #[derive(Debug, Args)]
@@ -100,8 +103,19 @@ pub(crate) struct Config {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Check the configuration and show it
+    /// Check the configuration and show each value and where it came from
+    #[command(after_long_help = "\
+Examples:
+  coordinator config check
+  coordinator config check --json | jq '.values[] | select(.from != \"default\")'
+  coordinator config check --slots 4     as `run --slots 4` would see it")]
     Check {
+        /// As `serve --listen` would see it
+        #[arg(long, value_name = "ADDR", value_parser = values::listen)]
+        listen: Option<SocketAddr>,
+        /// As `run --slots` would see it
+        #[arg(long, value_name = "N", value_parser = values::slots)]
+        slots: Option<u32>,
         /// Print JSON
         #[arg(long)]
         json: bool,

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::values;
+
 /// List runs, or show one
 ///
 /// First comes what needs attention: runs that failed in the last day, with the task and the class of
@@ -21,7 +23,7 @@ pub(crate) struct Status {
     #[arg(value_name = "RUN")]
     pub(crate) run: Option<String>,
     /// Most runs to list
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = values::whole::<u32>)]
     pub(crate) limit: u32,
     /// Show instead what the files say that `run --dir` writes into this folder
     #[arg(long, short, value_name = "DIR", conflicts_with_all = ["run", "limit"])]
@@ -100,7 +102,7 @@ pub(crate) struct Watch {
     #[arg(long)]
     pub(crate) agent: bool,
     /// Start after the event of this number
-    #[arg(long, value_name = "SEQ", conflicts_with = "cursor")]
+    #[arg(long, value_name = "SEQ", conflicts_with = "cursor", value_parser = values::whole::<u64>)]
     pub(crate) after: Option<u64>,
     /// Start where an earlier `watch --json` was: its last `cursor`
     #[arg(long, value_name = "CURSOR")]
@@ -136,7 +138,7 @@ pub(crate) struct Logs {
     #[arg(long, conflicts_with_all = ["tasks", "attempt"])]
     pub(crate) all: bool,
     /// Number of the attempt [default: the last one]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::whole::<u32>)]
     pub(crate) attempt: Option<u32>,
     /// What the verify printed instead of the agent
     #[arg(long)]
@@ -170,7 +172,7 @@ pub(crate) struct Diff {
     #[arg(value_name = "TASK")]
     pub(crate) task: Option<String>,
     /// Number of the attempt [default: the one that counts]
-    #[arg(long, value_name = "N", requires = "task")]
+    #[arg(long, value_name = "N", requires = "task", value_parser = values::whole::<u32>)]
     pub(crate) attempt: Option<u32>,
     /// Only the files and numbers of lines
     #[arg(long)]
