@@ -12,6 +12,7 @@ mod disk;
 mod failures;
 mod first;
 mod foreign;
+mod repeat;
 mod restored;
 mod several_hosts;
 mod straggler;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         foreign::SCENARIOS,
         deaths::SCENARIOS,
         straggler::SCENARIOS,
+        repeat::SCENARIOS,
         restored::SCENARIOS,
         abuse::SCENARIOS,
         wire::SCENARIOS,

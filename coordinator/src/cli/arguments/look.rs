@@ -147,7 +147,7 @@ pub(crate) struct Logs {
     #[arg(long, short)]
     pub(crate) follow: bool,
     /// Only the last N lines of each task, and what comes after them
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::whole::<usize>)]
     pub(crate) tail: Option<usize>,
     /// Only what was said since then: `10m` ago, or a time such as 2026-11-21T09:00:00Z
     #[arg(long, value_name = "TIME")]
