@@ -38,10 +38,10 @@ pub struct Output {
     pub data_paint: Paint,
     /// Paints what goes to standard error.
     pub talk_paint: Paint,
-    /// Whether data goes to a terminal.
-    pub data_is_terminal: bool,
     /// Whether talk may be redrawn in place.
     pub talk_is_terminal: bool,
+    /// Whether standard output is a terminal that can be drawn on.
+    pub data_is_terminal: bool,
     quiet: bool,
 }
 
@@ -56,8 +56,8 @@ impl Output {
         Self {
             data_paint: paint(out),
             talk_paint: paint(err),
-            data_is_terminal: out,
-            talk_is_terminal: err && term.is_none_or(|term| term != "dumb"),
+            talk_is_terminal: err && term.as_ref().is_none_or(|term| term != "dumb"),
+            data_is_terminal: out && term.is_none_or(|term| term != "dumb"),
             quiet,
         }
     }

@@ -83,6 +83,44 @@ impl Taken {
     }
 }
 
+/// Processor time of a whole machine since it began, in hundredths of a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// All of it.
+    pub all: u64,
+    /// What nobody used.
+    pub idle: u64,
+}
+
+impl Machine {
+    /// Looks at this machine.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn now() -> Result<Self> {
+        let stat = std::fs::read_to_string("/proc/stat").context("read the machine's times")?;
+        let line = stat.lines().next().unwrap_or_default();
+        // Behind the eighth come times that are counted already.
+        let times = line.split_whitespace().skip(1).take(8);
+        let times: Vec<u64> = times.map(|time| time.parse().unwrap_or(0)).collect();
+        Ok(Self {
+            all: times.iter().sum(),
+            // Of which some passed while somebody waited for a disk.
+            idle: times.iter().skip(3).take(2).sum(),
+        })
+    }
+
+    /// Gives the part of this machine, from 0 to 1, that others used since an earlier look, when
+    /// `ours` hundredths of a second were our own.
+    #[must_use]
+    pub fn others_since(&self, earlier: &Self, ours: u64) -> f64 {
+        let all = self.all.saturating_sub(earlier.all);
+        let idle = self.idle.saturating_sub(earlier.idle);
+        let others = all.saturating_sub(idle).saturating_sub(ours);
+        others as f64 / all.max(1) as f64
+    }
+}
+
 /// Says how busy a process was between two looks.
 #[must_use]
 pub fn busy(before: &Taken, after: &Taken, over: Duration) -> String {
@@ -104,6 +142,22 @@ mod tests {
     fn a_process_can_look_at_itself() {
         let taken = Taken::by("self").unwrap();
         assert!(taken.resident_kib > 0 && taken.threads > 0 && taken.descriptors > 2);
+    }
+
+    #[test]
+    fn what_others_used_is_neither_idle_nor_ours() {
+        let (earlier, later) = (
+            Machine { all: 100, idle: 50 },
+            Machine {
+                all: 300,
+                idle: 100,
+            },
+        );
+        assert_eq!(later.others_since(&earlier, 100), 0.25);
+        assert_eq!(later.others_since(&earlier, 1_000), 0.0);
+        assert_eq!(earlier.others_since(&earlier, 0), 0.0);
+        let now = Machine::now().unwrap();
+        assert!(now.all > now.idle && now.idle > 0);
     }
 
     #[test]

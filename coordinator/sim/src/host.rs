@@ -13,9 +13,10 @@ use worker_agent::session::machine::{Machine, Output, StopCause};
 
 use crate::coordinator::{Down, Up};
 use crate::facts::Facts;
-use crate::lease::{Folder, Runner, Supervisor};
+use crate::lease::{Folder, Runner};
 use crate::liar::Liar;
 use crate::scenario::{Agent, Link, WorkerPlan};
+use crate::supervisor::Supervisor;
 use crate::world::{Checked, Ev, ProcessTimer, World, tell};
 
 /// Bounds the time from the hello to the welcome.

@@ -11,6 +11,7 @@ use crate::facts::Facts;
 use crate::host::Host;
 use crate::remote::{Credential, GitAnswer, GitRequest, GitResult, GitWhat, Ref};
 use crate::scenario::{DeedEnd, Found};
+use crate::supervisor::{Gone, Supervisor};
 use crate::wire::{failure, outcome};
 use crate::world::{Checked, Ev, World, tell};
 
@@ -94,42 +95,6 @@ impl Runner {
             asks: false,
         }
     }
-}
-
-/// The process that owns an agent's tree and deadline.
-#[derive(Debug)]
-pub(crate) struct Supervisor {
-    pub(crate) deadline: Boottime,
-    /// When the agent ends by itself.
-    pub(crate) ends_at: Option<u64>,
-    pub(crate) began: u64,
-    pub(crate) speed: u64,
-    pub(crate) edits: bool,
-    /// When the tree is gone, once it is being ended.
-    pub(crate) gone_at: Option<u64>,
-    pub(crate) by_deadline: bool,
-    /// It was killed, and this is what lives on.
-    pub(crate) lost: Option<Lost>,
-}
-
-/// What a killed supervisor has left.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Lost {
-    /// Something of the agent still runs, and nobody watches over it.
-    pub(crate) detached: bool,
-    /// How long that takes to end when it is killed.
-    pub(crate) ends_ms: u64,
-}
-
-/// How the tree of a lease came to its end.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Gone {
-    ByItself,
-    AtDeadline,
-    /// Its supervisor ended it for another reason.
-    Ended,
-    /// Its supervisor was killed, and the worker has swept up.
-    Lost,
 }
 
 /// Timers of a runner.

@@ -34,7 +34,8 @@ pub(crate) fn specialize(scenario: &mut Scenario) {
         25 => special.late_requests(),
         26 => special.twin_finals(),
         27 => special.orphans(),
-        _ => special.late_merges(),
+        28..=30 => special.late_merges(),
+        _ => special.outgrown(),
     }
 }
 

@@ -1,10 +1,48 @@
 //! Supervisors and their agents: who ends, by itself or at a deadline, and who hears of it.
 
+use worker_agent::clock::Boottime;
+
 use crate::coordinator::Up;
 use crate::host::Host;
-use crate::lease::{Doing, Gone, LeaseTimer, Lost, Supervisor, TERM_GRACE_MS};
+use crate::lease::{Doing, LeaseTimer, TERM_GRACE_MS};
 use crate::scenario::DeedEnd;
 use crate::world::{Checked, Ev, World, tell};
+
+/// The process that owns an agent's tree and deadline.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    pub(crate) deadline: Boottime,
+    /// When the agent ends by itself.
+    pub(crate) ends_at: Option<u64>,
+    pub(crate) began: u64,
+    pub(crate) speed: u64,
+    pub(crate) edits: bool,
+    /// When the tree is gone, once it is being ended.
+    pub(crate) gone_at: Option<u64>,
+    pub(crate) by_deadline: bool,
+    /// It was killed, and this is what lives on.
+    pub(crate) lost: Option<Lost>,
+}
+
+/// What a killed supervisor has left.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lost {
+    /// Something of the agent still runs, and nobody watches over it.
+    pub(crate) detached: bool,
+    /// How long that takes to end when it is killed.
+    pub(crate) ends_ms: u64,
+}
+
+/// How the tree of a lease came to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Gone {
+    ByItself,
+    AtDeadline,
+    /// Its supervisor ended it for another reason.
+    Ended,
+    /// Its supervisor was killed, and the worker has swept up.
+    Lost,
+}
 
 /// How long a worker looks for what a killed supervisor has left, when nothing withstands it.
 const SWEEP_MS: u64 = 40;

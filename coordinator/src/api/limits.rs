@@ -98,5 +98,9 @@ pub(super) const PLANS_WAITING: usize = 64;
 pub(super) const PLAN_TIME: Duration = Duration::from_secs(120);
 /// Bytes of an operator's request other than a plan.
 pub(crate) const REQUEST_BYTES: usize = 256 * 1024;
-/// Tasks that one answer describes; the next page has the others.
-pub(super) const TASKS_PER_PAGE: usize = 10_000;
+/// Tasks that one answer describes; the next page has the others. Describing them takes the engine a
+/// millisecond.
+pub(super) const TASKS_PER_PAGE: usize = 2_000;
+/// Looks through runs that the engine is asked for at once. It answers all that wait before it turns to
+/// commands again, so a heartbeat finds these few before it, however many want to see a large run.
+pub(super) const LOOKS: usize = 4;

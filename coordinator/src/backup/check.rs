@@ -46,7 +46,7 @@ pub(super) fn journal(home: &Path) -> Result<Journal, Error> {
     let facts = journal::check(&path, Beside::Nobody, &mut report);
     let facts = match facts {
         Some(facts) => insist(&report, |_| true).map(|()| facts)?,
-        None => return Err(unsound(report.findings.iter().collect())),
+        None => return Err(unsound(&report.findings.iter().collect::<Vec<_>>())),
     };
     let mut promises = BTreeMap::new();
     for known in facts.runs.values() {
@@ -94,11 +94,11 @@ fn insist(report: &Report, counts: impl Fn(&Finding) -> bool) -> Result<(), Erro
     let damage: Vec<&Finding> = report.findings.iter().filter(damage).collect();
     match damage.is_empty() {
         true => Ok(()),
-        false => Err(unsound(damage)),
+        false => Err(unsound(&damage)),
     }
 }
 
-fn unsound(findings: Vec<&Finding>) -> Error {
+fn unsound(findings: &[&Finding]) -> Error {
     let first = findings.first();
     Error::Unsound {
         code: first.map_or("nothing", |found| found.code.as_str()),

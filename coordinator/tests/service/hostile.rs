@@ -163,7 +163,7 @@ async fn a_worker_that_asks_is_told_what_is_there_and_no_more_when_the_home_is_a
     assert_eq!(worker.notes(events_of(&grant), &[1, 2]).await, 2);
     let transcripts = world.folder.path().join("home/transcripts");
     let saved = world.folder.path().join("saved");
-    let copy = |from: &std::path::Path, to: &std::path::Path| {
+    let copy = |from: &Path, to: &Path| {
         let copied = std::process::Command::new("cp")
             .arg("-a")
             .args([from, to])

@@ -49,6 +49,24 @@ pub struct Snapshot {
     pub notes: Vec<SnapshotNote>,
 }
 
+impl Snapshot {
+    /// Names what could not be taken in, if anything.
+    #[must_use]
+    pub fn refused(&self) -> Option<String> {
+        refused(&self.notes)
+    }
+}
+
+fn refused<'a>(notes: impl IntoIterator<Item = &'a SnapshotNote>) -> Option<String> {
+    let refused = notes.into_iter().filter_map(|note| match note {
+        SnapshotNote::Unreadable { message } => Some(message.as_str()),
+        SnapshotNote::LeftOut { path } => Some(path.as_str()),
+        _ => None,
+    });
+    let refused: Vec<&str> = refused.take(REFUSED_MAX).collect();
+    (!refused.is_empty()).then(|| refused.join("; "))
+}
+
 impl Workspace {
     /// Commits everything in the work tree that is not ignored, as it is now.
     ///
@@ -112,16 +130,8 @@ impl Workspace {
             AgentHistory::None | AgentHistory::Left(_) => (self.base(), self.base_tree),
         };
         let (tree, taken_notes) = self.take(&mut known, parent_tree).await?;
-        let refused = taken_notes.iter().filter_map(|note| match note {
-            SnapshotNote::Unreadable { message } => Some(message.as_str()),
-            SnapshotNote::LeftOut { path } => Some(path.as_str()),
-            _ => None,
-        });
-        let refused: Vec<&str> = refused.take(REFUSED_MAX).collect();
-        if !refused.is_empty() {
-            return Err(GitError::Unkeepable {
-                what: refused.join("; "),
-            });
+        if let Some(what) = refused(&taken_notes) {
+            return Err(GitError::Unkeepable { what });
         }
         let mut notes: Vec<SnapshotNote> = taken_notes.into_iter().collect();
         match told.history {

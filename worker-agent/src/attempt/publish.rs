@@ -76,7 +76,7 @@ impl Error {
     }
 
     /// Tells whether another try would end the same way, because of what the agent left.
-    fn is_about_content(&self) -> bool {
+    pub(super) fn is_about_content(&self) -> bool {
         matches!(self, Self::Git(error) if error.is_about_content())
     }
 
@@ -211,18 +211,20 @@ impl Site {
         }
     }
 
-    /// Pushes edits to the WIP ref once; tells what was pushed, if there was anything.
+    /// Pushes edits to the WIP ref once; tells what was pushed, if there was anything, and what
+    /// could not be part of it.
     pub(super) async fn push_wip(
         &self,
         workspace: &Workspace,
         grant: &Grant,
         source: &GitSource,
-    ) -> Result<Option<ObjectId>, Error> {
+    ) -> Result<(Option<ObjectId>, Option<String>), Error> {
         let snapshot = self
             .snapshot(workspace, grant, "work in progress of")
             .await?;
+        let refused = snapshot.refused();
         let Some(commit) = snapshot.commit else {
-            return Ok(None);
+            return Ok((None, refused));
         };
         let name = RefName::parse(&source.wip_ref)?;
         let credential = Credential::Lease(&grant.credential);
@@ -234,7 +236,7 @@ impl Site {
             (&name, Expected::Any),
         )
         .await?;
-        Ok(Some(commit))
+        Ok((Some(commit), refused))
     }
 
     /// Keeps edits on the WIP ref while an agent works, until `done`.
@@ -324,6 +326,9 @@ impl Site {
             None => {
                 let subject = "unfinished work of";
                 let snapshot = self.snapshot(workspace, grant, subject).await?;
+                if let Some(what) = snapshot.refused() {
+                    return Err(GitError::Unkeepable { what }.into());
+                }
                 let Some(commit) = snapshot.commit else {
                     return Ok(None);
                 };
@@ -338,7 +343,8 @@ impl Site {
         Ok(Some(commit))
     }
 
-    async fn keep_aside(&self, folder: &LeaseFolder, grant: &Grant, scribe: &Scribe) {
+    /// Moves the workspace to where edits are kept that the coordinator does not take.
+    pub(super) async fn keep_aside(&self, folder: &LeaseFolder, grant: &Grant, scribe: &Scribe) {
         let attempt = attempt_number(grant).unwrap_or_default();
         let name = format!("{}-{}-{attempt}-{}", grant.run, grant.task, grant.lease);
         let plain = |character: char| match character {

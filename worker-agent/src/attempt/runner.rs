@@ -370,7 +370,7 @@ impl Runner {
             loop {
                 match site.push_wip(workspace, grant, &source).await {
                     // The snapshot that was cut off when the agent ended may still hold the ref.
-                    Err(error) if tries < KEEP_TRIES => {
+                    Err(error) if tries < KEEP_TRIES && !error.is_about_content() => {
                         let error = chain(&error);
                         tracing::info!(lease = grant.lease, error, "keeping edits once more");
                         tries += 1;
@@ -381,14 +381,19 @@ impl Runner {
             }
         };
         match tokio::time::timeout(KEEP_LIMIT, pushing).await {
-            Ok(Ok(kept)) => {
+            Ok(Ok((kept, refused))) => {
                 if let Some(commit) = kept {
                     let name = &source.wip_ref;
                     scribe
                         .note(format!("edits are kept as {commit} at {name}"))
                         .await;
                 }
-                self.folder.mark_published();
+                if refused.is_some() {
+                    // What that commit cannot hold is there and nowhere else.
+                    site.keep_aside(&self.folder, grant, scribe).await;
+                } else {
+                    self.folder.mark_published();
+                }
                 self.tell(kind).await;
             }
             pushed => {

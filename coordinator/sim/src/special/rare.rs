@@ -228,6 +228,24 @@ impl Special<'_> {
         }
     }
 
+    /// A run goes on and is archived again while somebody still reads what the archive had before.
+    pub(super) fn outgrown(&mut self) {
+        self.all_work_at(100);
+        self.after(Moment::Started, 0, 100, What::CancelRun { plan: 0 });
+        for nth in 0..2 {
+            for _ in 0..self.random.between(3, 6) {
+                let ms = self.random.wide(1, 300);
+                let what = match self.random.below(3) {
+                    0 => What::RetryTask { plan: 0, task: 0 },
+                    _ => What::RetryRun { plan: 0 },
+                };
+                self.after(Moment::Archived, nth, ms, what);
+            }
+            let ms = self.random.wide(1, 1_500);
+            self.after(Moment::Reloaded, nth, ms, What::CancelRun { plan: 0 });
+        }
+    }
+
     /// The answer to a merge comes when nobody waits for it: its run or task is over, in one way or
     /// the other, or wants another merge.
     pub(super) fn late_merges(&mut self) {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use muster_tests::figures::{Taken, busy, percentile, spread};
+use muster_tests::figures::{Machine, Taken, busy, percentile, spread};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 
@@ -36,7 +36,7 @@ const BEAT_MAX: Duration = Duration::from_secs(5);
 const RESIDENT_KIB: u64 = 256 * 1024;
 const PER_CONNECTION_KIB: u64 = 64;
 /// How much less urgent than anything else the crowd's threads are.
-const CROWD_NICENESS: i32 = 10;
+const CROWD_NICENESS: i32 = 5;
 /// How long the workers are measured before the watchers come.
 const ALONE: Duration = Duration::from_secs(10);
 /// Descriptors besides those of connections.
@@ -58,6 +58,12 @@ enum Mode {
     /// Many workers and watchers at once
     Fleet(FleetMode),
     /// Hostile clients of every kind, one after the other, beside an honest fleet
+    ///
+    /// While each goes on, honest workers must do a third of what they did just before, one of their
+    /// heartbeats in a hundred may take two seconds, and the coordinator may take 256 MiB more. Where
+    /// other programs use more than a fifth of the machine a time that is missed is told and not
+    /// judged: who waits for a core says nothing about the coordinator. Memory, descriptors, panics and
+    /// wrong answers are always judged.
     Abuse(AbuseMode),
 }
 
@@ -242,11 +248,14 @@ async fn run_fleet(mode: &FleetMode, crowd: &Handle) -> Result<Report> {
     drop((fleet.take(), watched.take_lags()));
     let events_before = watched.events.load(std::sync::atomic::Ordering::Relaxed);
     let (before, own_before) = (site.taken()?, Taken::by("self")?);
+    let machine = Machine::now()?;
     let begun = Instant::now();
     tokio::time::sleep(Duration::from_secs(mode.seconds)).await;
     let over = begun.elapsed();
     let took = over.as_secs_f64();
     let (after, own_after) = (site.taken()?, Taken::by("self")?);
+    let ours = after.processor - before.processor + own_after.processor - own_before.processor;
+    let others = Machine::now()?.others_since(&machine, ours);
     let mut seen = fleet.take();
     let events = watched.events.load(std::sync::atomic::Ordering::Relaxed) - events_before;
     report.say("grant after a free slot", spread(&mut seen.grants));
@@ -263,6 +272,10 @@ async fn run_fleet(mode: &FleetMode, crowd: &Handle) -> Result<Report> {
     );
     report.say("coordinator", busy(&before, &after, over));
     report.say("this program", busy(&own_before, &own_after, over));
+    report.say(
+        "other programs",
+        format!("{:.0} % of the machine", others * 100.0),
+    );
     report.say(
         "heartbeat's p99 against no watchers",
         ratio(percentile(&seen.beats, 99), percentile(&alone.beats, 99)),
@@ -281,7 +294,8 @@ async fn run_fleet(mode: &FleetMode, crowd: &Handle) -> Result<Report> {
         format!("{:.1}", per_watcher / mode.watchers.max(1) as f64),
     );
     let beats = percentile(&seen.beats, 99);
-    report.expect(
+    report.expect_in_time(
+        others,
         beats < BEAT_MAX,
         format!("a heartbeat in a hundred was answered after {beats:.2?}"),
     );
@@ -310,7 +324,9 @@ async fn run_fleet(mode: &FleetMode, crowd: &Handle) -> Result<Report> {
         format!("{wrong} events came in wrong order, twice or not at all"),
     );
     let broken = watched.broken.load(std::sync::atomic::Ordering::Relaxed);
-    report.expect(
+    // One that gets no core answers no keep-alive either.
+    report.expect_in_time(
+        others,
         broken == 0,
         format!("{broken} watches broke: {:?}", watched.last_error()),
     );

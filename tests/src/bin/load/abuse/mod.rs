@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use muster_proto::v1;
-use muster_tests::figures::{Taken, busy, percentile};
+use muster_tests::figures::{Machine, Taken, busy, percentile};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
@@ -196,6 +196,7 @@ async fn one(
     tokio::time::sleep(CALM).await;
     let calm = honest(fleet, probe, CALM);
     let (before, own_before) = (site.taken()?, Taken::by("self")?);
+    let machine = Machine::now()?;
     let logged = site.logged()?;
     let sampler = Sampler::start(site.process.clone());
     let began = Instant::now();
@@ -211,6 +212,8 @@ async fn one(
     let during = honest(fleet, probe, took);
     let peak = sampler.stop();
     let (after, own_after) = (site.taken()?, Taken::by("self")?);
+    let ours = after.processor - before.processor + own_after.processor - own_before.processor;
+    let others = Machine::now()?.others_since(&machine, ours);
     match ended {
         Ok(Ok(Ok(()))) => {}
         Ok(Ok(Err(error))) => report.expect(false, format!("{name}: {error:#}")),
@@ -223,7 +226,7 @@ async fn one(
             "in {took:.1?}: tasks/s {:.0} -> {:.0}, heartbeat p99 {:.1?} -> {:.1?}, grant p99 {:.1?} -> \
              {:.1?}, question p99 {:.1?} -> {:.1?}, newcomer p99 {:.1?} -> {:.1?} ({} in, {} shut out); \
              resident {} -> {} -> {} MiB, descriptors {} -> {} -> {}, {} KiB logged; \
-             coordinator {}, this program {}",
+             coordinator {}, this program {}, others {:.0} % of the machine",
             calm.done,
             during.done,
             calm.beats,
@@ -245,26 +248,30 @@ async fn one(
             (site.logged()?.saturating_sub(logged)) / 1024,
             busy(&before, &after, took),
             busy(&own_before, &own_after, took),
+            others * 100.0,
         ),
     );
     for (answer, count) in ring.answers() {
         report.say(&format!("{name}, answered {count} times"), answer);
     }
-    report.expect(
+    report.expect_in_time(
+        others,
         during.done > calm.done / WORK_LEFT,
         format!(
             "{name}: honest workers did {:.1} tasks a second, {:.1} before",
             during.done, calm.done
         ),
     );
-    report.expect(
+    report.expect_in_time(
+        others,
         during.beats < BEAT_MAX,
         format!(
             "{name}: an honest heartbeat in a hundred took {:.1?}",
             during.beats
         ),
     );
-    report.expect(
+    report.expect_in_time(
+        others,
         during.newcomers > during.shut_out,
         format!(
             "{name}: {} newcomers got in, {} did not: {}",
