@@ -42,8 +42,7 @@ fn wants_table(context: &Context, options: &Watch) -> bool {
         || options.agent
         || options.after.is_some()
         || options.cursor.is_some();
-    let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
-    !lines && !is_dumb && context.output.data_is_terminal && std::io::stdin().is_terminal()
+    !lines && context.output.data_is_terminal && std::io::stdin().is_terminal()
 }
 
 async fn watched(
