@@ -153,3 +153,61 @@ fn ends(run: &Run, name: &str, attempt: u32) -> Result<Ends, Status> {
         from,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use muster_git::{Git, Mode};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_list_of_changed_files_fits_80_columns_and_quotes_odd_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let git = Git::find().await.unwrap();
+        let run = |arguments: &'static [&'static str]| {
+            git.command(Mode::UserRepository)
+                .directory(folder.path())
+                .config("user.name", "Ann")
+                .config("user.email", "ann@example.org")
+                .args(arguments)
+                .run_ok()
+        };
+        run(&["init", "--quiet"]).await.unwrap();
+        run(&["commit", "--quiet", "--allow-empty", "-m", "none"])
+            .await
+            .unwrap();
+        let deep = "a-rather-long-folder/".repeat(6);
+        std::fs::create_dir_all(folder.path().join(&deep)).unwrap();
+        for name in [
+            "with space",
+            "tab\there",
+            "new\nline",
+            "日本語",
+            &format!("{deep}file"),
+        ] {
+            std::fs::write(folder.path().join(name), "line\n".repeat(500)).unwrap();
+        }
+        run(&["add", "."]).await.unwrap();
+        run(&["commit", "--quiet", "-m", "odd"]).await.unwrap();
+        let repository = Repository::open_user(&git, folder.path()).await.unwrap();
+        let from = repository.rev_parse("HEAD~1").await.unwrap();
+        let to = repository.rev_parse("HEAD").await.unwrap();
+        let (listed, truncated) = patch(&repository, from, to, true).await.unwrap();
+        let listed = String::from_utf8(listed).unwrap();
+        assert!(!truncated);
+        for line in listed.lines() {
+            assert!(console::measure_text_width(line) <= 80, "{line}");
+        }
+        for wanted in [
+            r#""tab\there""#,
+            r#""new\nline""#,
+            "with space ",
+            "日本語 ",
+            "5 files",
+        ] {
+            assert!(listed.contains(wanted), "{wanted}: {listed}");
+        }
+        let missing = ObjectId::parse(&"1".repeat(40)).unwrap();
+        assert!(patch(&repository, from, missing, true).await.is_err());
+    }
+}

@@ -142,12 +142,14 @@ impl Operators {
         let connection = request.extensions().get::<Connection>().cloned();
         let request = request.into_inner();
         let mut cursor = Cursor::parse(&request.cursor)?;
-        if request.cursor.is_empty() {
+        let from_event = request.cursor.is_empty();
+        if from_event {
             cursor.seq = request.after_seq;
         }
         let wish = Wish {
             run: request.run,
             cursor,
+            from_event,
             agent_events: request.agent_events,
             follow_after_end: request.follow_after_end,
         };

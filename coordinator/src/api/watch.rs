@@ -87,6 +87,9 @@ pub(super) type Out = mpsc::Sender<Result<Bytes, Status>>;
 pub(super) struct Wish {
     pub run: String,
     pub cursor: Cursor,
+    /// The cursor is only the number of a journal event: what leases that had closed by then have
+    /// said came before it. A cursor of ours names what may still be to come.
+    pub from_event: bool,
     pub agent_events: bool,
     pub follow_after_end: bool,
 }
@@ -150,6 +153,9 @@ impl<'a> Watch<'a> {
             turn: None,
         };
         watch.catch_up(&wish.cursor, &mut head).await?;
+        if wish.from_event {
+            watch.forget_closed(0);
+        }
         let mut last_words = None;
         loop {
             grown.mark_unchanged();
@@ -409,13 +415,18 @@ impl<'a> Watch<'a> {
 
     /// Keeps the cursor short: transcripts of leases that closed long ago do not grow any more.
     fn forget_old(&mut self) {
+        self.forget_closed(CLOSED_MAX);
+    }
+
+    /// Forgets the leases that have closed, but for the newest.
+    fn forget_closed(&mut self, kept: usize) {
         let closed: Vec<LeaseId> = self
             .followed
             .iter()
             .filter(|(_, followed)| followed.closed)
             .map(|(lease, _)| *lease)
             .collect();
-        for lease in closed.iter().take(closed.len().saturating_sub(CLOSED_MAX)) {
+        for lease in closed.iter().take(closed.len().saturating_sub(kept)) {
             self.followed.remove(lease);
             self.cursor.leases.remove(lease);
         }

@@ -13,7 +13,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use begin::{Run, Serve, Submit};
-pub(crate) use files::{Completions, Config, ConfigCommand, GraphFormat, Plan, PlanCommand, PlanGraph};
+pub(crate) use files::{
+    Completions, Config, ConfigCommand, GraphFormat, Plan, PlanCommand, PlanGraph,
+};
 pub(crate) use fleet::{
     Drain, RoleName, Token, TokenCommand, TokenCreate, TokenList, TokenRevoke, Workers,
 };

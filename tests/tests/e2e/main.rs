@@ -13,6 +13,7 @@ mod disk;
 mod failures;
 mod first;
 mod foreign;
+mod repeat;
 mod repositories;
 mod restored;
 mod several_hosts;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         foreign::SCENARIOS,
         deaths::SCENARIOS,
         straggler::SCENARIOS,
+        repeat::SCENARIOS,
         restored::SCENARIOS,
         abuse::SCENARIOS,
         wire::SCENARIOS,

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::values;
 
-/// Check and draw plan files; needs no coordinator and stores nothing
+/// Check and draw plans; of files it needs no coordinator, and stores nothing
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
     #[command(subcommand)]

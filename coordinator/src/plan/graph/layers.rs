@@ -4,8 +4,8 @@
 
 /// Sweeps over the layers that look for fewer crossings; more have rarely found any.
 const SWEEPS: usize = 12;
-/// Sweeps that straighten edges.
-const STRAIGHTENING: usize = 8;
+/// Sweeps that straighten edges; further ones move a hundred tasks by less than a line's width.
+const STRAIGHTENING: usize = 40;
 
 /// Tasks and the bends of long edges, layer by layer.
 pub(super) struct Layers {
@@ -200,13 +200,10 @@ impl Layers {
                 let wished: Vec<f64> = layer
                     .iter()
                     .map(|dot| {
-                        let tied = if forth {
-                            self.before.get(*dot)
-                        } else {
-                            self.behind.get(*dot)
-                        };
+                        let tied = [self.before.get(*dot), self.behind.get(*dot)];
                         let tied: Vec<f64> = tied
                             .into_iter()
+                            .flatten()
                             .flatten()
                             .filter_map(|other| self.down.get(*other).copied())
                             .collect();
