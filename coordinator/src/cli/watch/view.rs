@@ -73,8 +73,8 @@ pub(crate) fn draw(model: &Model, theme: Theme, area: Rect, buffer: &mut Buffer)
     if model.help {
         help(model, theme, &mut canvas);
     } else {
-        canvas.line(0, headline(model, theme));
-        canvas.line(1, second_line(model, theme));
+        canvas.line(0, &headline(model, theme));
+        canvas.line(1, &second_line(model, theme));
         let list = model.list_height();
         if list > 0 {
             tasks(model, theme, &mut canvas, 2, list);
@@ -87,12 +87,12 @@ pub(crate) fn draw(model: &Model, theme: Theme, area: Rect, buffer: &mut Buffer)
                 .into_iter()
                 .enumerate()
             {
-                canvas.line(from + row, line);
+                canvas.line(from + row, &line);
             }
         }
     }
     if area.height > 1 {
-        canvas.line(bottom, last_line(model, theme));
+        canvas.line(bottom, &last_line(model, theme));
     }
 }
 
@@ -103,19 +103,19 @@ struct Canvas<'b> {
 }
 
 impl Canvas<'_> {
-    fn line(&mut self, row: usize, line: Line<'_>) {
+    fn line(&mut self, row: usize, line: &Line<'_>) {
         if let Some(y) = self.row(row) {
-            self.buffer.set_line(self.area.x, y, &line, self.area.width);
+            self.buffer.set_line(self.area.x, y, line, self.area.width);
         }
     }
 
     /// Writes to the end of a line, over what stands there.
-    fn right(&mut self, row: usize, span: Span<'_>) {
+    fn right(&mut self, row: usize, span: &Span<'_>) {
         let width = console::measure_text_width(&span.content);
         let width = u16::try_from(width).unwrap_or(u16::MAX);
         if let Some((y, start)) = self.row(row).zip(self.area.width.checked_sub(width)) {
             let x = self.area.x + start;
-            self.buffer.set_span(x, y, &span, width);
+            self.buffer.set_span(x, y, span, width);
         }
     }
 
@@ -311,7 +311,7 @@ fn tasks(model: &Model, theme: Theme, canvas: &mut Canvas<'_>, from: usize, heig
     let heading = |text: &str| (text.to_owned(), theme.dim());
     canvas.line(
         from,
-        columns.line([
+        &columns.line([
             heading("TASK"),
             heading("STATE"),
             heading("TRY"),
@@ -320,17 +320,17 @@ fn tasks(model: &Model, theme: Theme, canvas: &mut Canvas<'_>, from: usize, heig
             heading("LAST WORDS"),
         ]),
     );
-    canvas.right(from, Span::styled(position(model, height), theme.dim()));
+    canvas.right(from, &Span::styled(position(model, height), theme.dim()));
     if shown.is_empty() {
         let nothing = if model.filter.is_empty() {
             "the run has no tasks".to_owned()
         } else {
             format!("no task fits {:?}; Esc clears the filter", model.filter)
         };
-        canvas.line(from + 1, Line::styled(nothing, theme.dim()));
+        canvas.line(from + 1, &Line::styled(nothing, theme.dim()));
     }
     for (row, task) in shown.into_iter().enumerate() {
-        canvas.line(from + 1 + row, columns.line(cells(model, task, theme)));
+        canvas.line(from + 1 + row, &columns.line(cells(model, task, theme)));
         if model.top + row == model.at && model.focus != Focus::Filter {
             canvas.reverse(from + 1 + row);
         }
@@ -421,13 +421,13 @@ fn help(model: &Model, theme: Theme, canvas: &mut Canvas<'_>) {
         ("Esc", "close the details, then take the filter back"),
         ("q  Ctrl-C", "leave; the run goes on"),
     ];
-    canvas.line(0, Line::styled("Keys", theme.bold()));
+    canvas.line(0, &Line::styled("Keys", theme.bold()));
     for (row, (key, what)) in keys.into_iter().enumerate() {
         let line = Line::from(vec![
             Span::styled(format!("  {key:<15}"), theme.bold()),
             Span::raw(what),
         ]);
-        canvas.line(row + 1, line);
+        canvas.line(row + 1, &line);
     }
     let signs = [
         "failed",
@@ -443,7 +443,7 @@ fn help(model: &Model, theme: Theme, canvas: &mut Canvas<'_>) {
         "aborted",
         "parked",
     ];
-    canvas.line(keys.len() + 2, Line::styled("Signs", theme.bold()));
+    canvas.line(keys.len() + 2, &Line::styled("Signs", theme.bold()));
     let per_row = (usize::from(model.size.0) / 16).max(1);
     for (row, signs) in signs.chunks(per_row).enumerate() {
         let mut spans = vec![Span::raw("  ")];
@@ -451,6 +451,6 @@ fn help(model: &Model, theme: Theme, canvas: &mut Canvas<'_>) {
             let text = format!("{} {state:<13}", show::state_sign(state));
             spans.push(Span::styled(text, theme.of_state(state)));
         }
-        canvas.line(keys.len() + 3 + row, Line::from(spans));
+        canvas.line(keys.len() + 3 + row, &Line::from(spans));
     }
 }

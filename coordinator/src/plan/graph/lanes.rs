@@ -54,7 +54,7 @@ struct Drawing<'g, 'p> {
 }
 
 /// What is worse in a drawing: edges that are told in words alone, then width.
-fn cost(drawn: &Vec<(Row, Vec<usize>)>) -> (usize, usize) {
+fn cost(drawn: &[(Row, Vec<usize>)]) -> (usize, usize) {
     let in_words = drawn.iter().map(|(_, in_words)| in_words.len()).sum();
     let width = drawn
         .iter()
@@ -70,7 +70,7 @@ pub(super) fn rows(graph: &Graph<'_>, width: usize) -> Vec<String> {
     let drawn = orders
         .into_iter()
         .map(|order| drawing.clone().draw(order))
-        .min_by_key(cost)
+        .min_by_key(|drawn| cost(drawn))
         .unwrap_or_default();
     let lanes: Vec<String> = drawn.iter().map(|(row, _)| picture(graph, row)).collect();
     let gutter = lanes.iter().map(|lane| wide(lane)).max().unwrap_or(0);
