@@ -46,6 +46,10 @@ const ENGINE_ENDS: Duration = Duration::from_secs(20);
 /// Largest message a worker may send: twice its event window.
 const WORKER_MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Where plans come in, which are the only large requests.
+/// Readers of the store that serve requests, and as many that serve the fleet.
+const READERS: usize = 4;
+/// Readers of those who watch, who share what was read.
+const FEED_READERS: usize = 1;
 const SUBMIT: &str = "/muster.v1.OperatorService/SubmitRun";
 const WATCH: &str = "/muster.v1.OperatorService/WatchRun";
 /// File of the journal in the home.
@@ -138,9 +142,12 @@ impl App {
         let git = Git::find().await?;
         let auth = Authenticator::open(home.path()).map_err(|error| Error::Auth(error.into()))?;
         let store = SqliteStore::open(&home.path().join(JOURNAL))?;
-        let readers = Readers::open(&store)?;
+        let readers = Readers::open(&store, READERS)?;
         // Of their own, so that no number of viewers keeps grants and pushes waiting.
-        let (fleet_readers, feed_readers) = (Readers::open(&store)?, Readers::open(&store)?);
+        let (fleet_readers, feed_readers) = (
+            Readers::open(&store, READERS)?,
+            Readers::open(&store, FEED_READERS)?,
+        );
         let tls = server_config(auth.clone()).map_err(|error| Error::Auth(error.into()))?;
         // Before anything is journaled: an address that is taken must leave no trace.
         let server = Server::bind(api::Options::new(options.listen), tls)?;

@@ -258,9 +258,9 @@ impl Context {
                 Err(CliError::new(Kind::User, error).while_doing(what()))
             }
             Err(app::Error::Store(error)) if !error.is_damage() && !is_full(&error) => {
-                Err(CliError::new(Kind::User, error).while_doing(what()).hint(
-                    "nothing was changed; `--home PATH` or MUSTER_HOME names another home",
-                ))
+                Err(CliError::new(Kind::User, error)
+                    .while_doing(what())
+                    .hint("nothing was changed; `--home PATH` or MUSTER_HOME names another home"))
             }
             Err(error) if is_full(&error) => Err(CliError::new(Kind::User, error)
                 .while_doing(what())

@@ -177,17 +177,17 @@ mod tests {
     #[test]
     fn a_disk_that_takes_nothing_is_named_with_the_way_out() {
         insta::assert_snapshot!(refused(ErrorKind::ReadOnlyFilesystem), @"
-        error: failed to open /home/ann/muster/coordinator.lock
+        error: cannot open /home/ann/muster/coordinator.lock
           caused by: read-only filesystem or storage medium
         hint: the disk of /home/ann/muster/coordinator.lock is read-only, so nothing was mended: see in the kernel's log why, and mount it writable, or copy the home to another disk and name it with `--home`
         ");
         insta::assert_snapshot!(refused(ErrorKind::PermissionDenied), @"
-        error: failed to open /home/ann/muster/coordinator.lock
+        error: cannot open /home/ann/muster/coordinator.lock
           caused by: permission denied
         hint: nothing was mended: see whose /home/ann/muster/coordinator.lock is, and repair it as that user
         ");
         insta::assert_snapshot!(refused(ErrorKind::StorageFull), @"
-        error: failed to open /home/ann/muster/coordinator.lock
+        error: cannot open /home/ann/muster/coordinator.lock
           caused by: no storage space
         hint: nothing was mended: make room on the disk of /home/ann/muster/coordinator.lock
         ");

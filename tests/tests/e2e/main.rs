@@ -4,6 +4,7 @@
 //! name, and never as passed; therefore the harness is libtest-mimic.
 
 mod abuse;
+mod changes;
 mod clocks;
 mod codex_par;
 mod cutoff;
@@ -13,6 +14,7 @@ mod failures;
 mod first;
 mod foreign;
 mod repeat;
+mod repositories;
 mod restored;
 mod several_hosts;
 mod straggler;
@@ -51,6 +53,8 @@ fn main() -> ExitCode {
         restored::SCENARIOS,
         abuse::SCENARIOS,
         wire::SCENARIOS,
+        repositories::SCENARIOS,
+        changes::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()

@@ -344,12 +344,7 @@ impl Site {
     }
 
     /// Moves the workspace to where edits are kept that the coordinator does not take.
-    pub(super) async fn keep_aside(
-        &self,
-        folder: &LeaseFolder,
-        grant: &Grant,
-        scribe: &Scribe,
-    ) {
+    pub(super) async fn keep_aside(&self, folder: &LeaseFolder, grant: &Grant, scribe: &Scribe) {
         let attempt = attempt_number(grant).unwrap_or_default();
         let name = format!("{}-{}-{attempt}-{}", grant.run, grant.task, grant.lease);
         let plain = |character: char| match character {
