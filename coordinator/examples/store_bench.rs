@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use coordinator::store::sqlite::SqliteStore;
 use coordinator::store::{BatchSeq, Store as _};
-use coordinator_core::event::Work;
+use coordinator_core::event::{Placement, Work};
 use coordinator_core::time::Span;
 use coordinator_core::{
     AttemptNo, Event, EventKind, Incarnation, LeaseId, RunId, TaskIx, Timestamp, WorkerId,
@@ -90,6 +90,12 @@ fn event(number: u64) -> Event {
             worker: WorkerId::new("node-0017/4711/3"),
             incarnation: Incarnation(12),
             ttl: Span::from_secs(60),
+            placement: Placement {
+                free: 2,
+                available: 3,
+                passed: 1,
+                continues: false,
+            },
         },
     }
 }

@@ -158,7 +158,11 @@ impl WorkerArgs {
                 let home = file.parent().unwrap_or(Path::new("."));
                 Coordinator::Home(home.to_owned())
             }
-            (Some(address), None) => Coordinator::Address(address),
+            (Some(address), None) => {
+                muster_connect::check_address(&address)
+                    .map_err(|error| format!("{error}, such as host:7733"))?;
+                Coordinator::Address(address)
+            }
             (None, None) => return Err("name the coordinator with --coordinator".to_owned()),
         };
         let variable = |name: &str| std::env::var(name).ok();

@@ -208,7 +208,7 @@ pub enum Rejection {
     InvalidPlan(#[from] PlanError),
     #[error("no run or task of that id is live")]
     UnknownTarget,
-    #[error("no worker {0}")]
+    #[error("no worker is called {0}")]
     UnknownWorker(WorkerId),
     #[error("no open question {0}")]
     UnknownQuestion(QuestionId),

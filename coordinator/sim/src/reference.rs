@@ -446,6 +446,7 @@ impl Reference {
                 worker,
                 incarnation,
                 ttl,
+                placement: _,
             } => self.granted(asked, *run, lease.0, *work, worker, *incarnation, ttl.ms()),
             EventKind::WorkStarted { lease, .. } => {
                 let id = lease.0;

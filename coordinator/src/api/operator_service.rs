@@ -376,22 +376,10 @@ impl OperatorService for Operators {
         request: Request<v1::ExplainTaskRequest>,
     ) -> Result<Response<v1::ExplainTaskResponse>, Status> {
         allowed(&request, Access::View)?;
-        let v1::ExplainTaskRequest { run, task } = request.into_inner();
-        let live = engine::live_run(self.runs.engine(), &run)
+        let v1::ExplainTaskRequest { run, task } = request.get_ref();
+        super::explain::of(&self.runs, run, task)
             .await
-            .map_err(status::of)?;
-        let response = match live {
-            Some(id) => {
-                let key = self.task(id, &task).await?;
-                self.runs
-                    .engine()
-                    .query(move |state, now| super::explain::live(state, now, key))
-                    .await
-                    .map_err(status::of)?
-            }
-            None => super::explain::archived(&self.runs.archived(&run).await?.run, &task)?,
-        };
-        Ok(Response::new(response))
+            .map(Response::new)
     }
 
     async fn cancel(

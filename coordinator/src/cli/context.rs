@@ -11,6 +11,7 @@ use super::client::{Client, Trouble, Whereabouts};
 use super::error::{CliError, Kind, Result};
 use super::summary::quoted;
 use super::{logging, show};
+use crate::api;
 use crate::app::{self, App};
 use crate::config::{self, Config, Flags, Loaded, Origin};
 use crate::engine;
@@ -105,6 +106,7 @@ impl Context {
 
     /// Reads the configuration.
     pub(crate) fn config(&self, flags: Flags) -> Result<Loaded> {
+        home::nearest_folder(&self.home).map_err(of_home)?;
         config::load(&self.home, flags).map_err(|error| match error {
             config::Error::File(problems) => {
                 let count = show::counted(problems.list.len() + problems.omitted, "problem");
@@ -134,6 +136,9 @@ impl Context {
     pub(crate) async fn connect(&self) -> Result<Client, Trouble> {
         let deadline = tokio::time::Instant::now() + START_MAX;
         loop {
+            if let Whereabouts::Home(home) = &self.whereabouts {
+                home::nearest_folder(home).map_err(of_home)?;
+            }
             let client = Client::connect(&self.whereabouts).await?;
             if !client.is_passing() {
                 return Ok(client);
@@ -265,6 +270,12 @@ impl Context {
                     return Ok(Started::InUse { pid });
                 }
                 Err(app::Error::Home(error)) => return Err(of_home(error).while_doing(what())),
+                Err(error @ app::Error::Server(api::ServerError::Bind { .. })) => {
+                    return Err(CliError::new(Kind::User, error).while_doing(what()).hint(
+                        "`--listen` takes an address of this machine, which `ip address` shows, or \
+                         0.0.0.0 or [::] for all of them, and a port above 1023",
+                    ));
+                }
                 // These say themselves what to do.
                 Err(error @ (app::Error::Server(_) | app::Error::Git(_))) => {
                     return Err(CliError::new(Kind::User, error).while_doing(what()));

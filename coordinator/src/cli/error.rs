@@ -255,8 +255,12 @@ impl From<Status> for CliError {
         error.code = Some(status.code());
         match status.code() {
             Code::Unauthenticated => error.hint(
-                "the token may be revoked, expired or of another coordinator; \
-                 `coordinator token create` makes a new one",
+                "whoever runs the coordinator makes a new one: \
+                 `coordinator token create --role ROLE --out FILE`",
+            ),
+            Code::PermissionDenied => error.hint(
+                "whoever runs the coordinator makes a token of that role: \
+                 `coordinator token create --role ROLE --out FILE`",
             ),
             Code::Unimplemented => {
                 error.hint("the coordinator may be older than this program; compare their versions")

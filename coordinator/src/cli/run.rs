@@ -53,8 +53,17 @@ pub(crate) async fn run(context: &Context, options: Run) -> Result<Exit> {
         None => None,
     };
     let git = Git::find().await?;
+    // So is what is wrong with its repository.
+    let source = match &read {
+        Some(read) => {
+            let instead = options.source.repo.as_deref();
+            submission::source(&git, context.output, read, instead).await?
+        }
+        None => None,
+    };
     let interrupts = Interrupts::listen()?;
-    let (mut host, name) = admitted(context, &config, &git, read.as_ref(), &options).await?;
+    let wanted = read.as_ref().map(|read| (read, source.as_ref()));
+    let (mut host, name) = admitted(context, &config, wanted, &options).await?;
     let place = summary::Place {
         of_folder: read
             .as_ref()
@@ -80,13 +89,11 @@ fn parting(ended: &Result<Exit>) -> Parting {
 async fn admitted(
     context: &Context,
     config: &Config,
-    git: &Git,
-    read: Option<&submission::ReadPlan>,
+    wanted: Option<(&submission::ReadPlan, Option<&submission::Source>)>,
     options: &Run,
 ) -> Result<(Host, String)> {
     let key = options.source.idempotency_key.clone();
     let request = Request {
-        repo: options.source.repo.clone(),
         // One key for all tries, so that a lost answer makes no second run.
         idempotency_key: Some(key.unwrap_or_else(|| uuid::Uuid::now_v7().to_string())),
     };
@@ -94,10 +101,12 @@ async fn admitted(
     loop {
         tries += 1;
         let host = Host::find(context, config.clone(), options.slots.is_some()).await?;
-        let named = match read {
-            Some(read) => submission::submit(&host.client, git, context.output, read, &request)
-                .await
-                .map(|submitted| submitted.run),
+        let named = match wanted {
+            Some((read, source)) => {
+                submission::submit(&host.client, context.output, read, source, &request)
+                    .await
+                    .map(|submitted| submitted.run)
+            }
             None => find::run(&host.client, options.resume.as_deref()).await,
         };
         match named {

@@ -16,13 +16,11 @@ use super::error::{CliError, Kind, Result};
 use crate::output::{Output, harmless};
 use crate::plan::{self, AgentDefinition, Plan};
 
-use source::Source;
+pub(crate) use source::Source;
 
 /// What a submission takes besides the plan.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Request {
-    /// Instead of the plan's own repository.
-    pub(crate) repo: Option<String>,
     pub(crate) idempotency_key: Option<String>,
 }
 
@@ -72,18 +70,29 @@ pub(crate) fn say_warnings(output: Output, read: &ReadPlan) {
     }
 }
 
+/// Says what was tolerated in a plan and finds the code that it is about, before anything is started.
+///
+/// `None` if the plan has no repository; `instead` takes the place of the one that it names.
+pub(crate) async fn source(
+    git: &Git,
+    output: Output,
+    read: &ReadPlan,
+    instead: Option<&str>,
+) -> Result<Option<Source>> {
+    say_warnings(output, read);
+    Source::find(git, output, read, instead).await
+}
+
 /// Submits a plan and gives the name of its run.
 ///
 /// Repeating it with the same idempotency key is harmless and gives the same run.
 pub(crate) async fn submit(
     client: &Client,
-    git: &Git,
     output: Output,
     read: &ReadPlan,
+    source: Option<&Source>,
     request: &Request,
 ) -> Result<v1::SubmitRunResponse> {
-    say_warnings(output, read);
-    let source = Source::find(git, output, read, request.repo.as_deref()).await?;
     let key = match &request.idempotency_key {
         Some(key) => key.clone(),
         None => uuid::Uuid::now_v7().to_string(),
@@ -91,14 +100,13 @@ pub(crate) async fn submit(
     let prepare = v1::PrepareRunRequest {
         plan: read.plan.name().to_owned(),
         idempotency_key: key.clone(),
-        repository_hint: source.as_ref().map(|source| source.hint.clone()),
+        repository_hint: source.map(|source| source.hint.clone()),
         object_format: source
-            .as_ref()
             .map(|source| source.base.format().as_str().to_owned())
             .unwrap_or_default(),
     };
     let prepared = client.operator().prepare_run(prepare).await?.into_inner();
-    if let Some(source) = source.as_ref().filter(|_| !prepared.exists) {
+    if let Some(source) = source.filter(|_| !prepared.exists) {
         push(client, source, &prepared).await?;
     }
     let submit = v1::SubmitRunRequest {
@@ -111,10 +119,9 @@ pub(crate) async fn submit(
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default(),
-        repository: source.as_ref().map(|_| prepared.repository),
-        base: source.as_ref().map(|source| source.base.to_string()),
+        repository: source.map(|_| prepared.repository),
+        base: source.map(|source| source.base.to_string()),
         folder_prefix: source
-            .as_ref()
             .map(|source| source.folder_prefix.clone())
             .unwrap_or_default(),
     };

@@ -14,11 +14,13 @@ pub(crate) async fn submit(context: &Context, options: Submit) -> Result<Exit> {
     let read = submission::read_plan(&options.plan, &agents)?;
     let client = context.client().await?;
     let git = Git::find().await?;
+    let instead = options.source.repo.as_deref();
+    let source = submission::source(&git, context.output, &read, instead).await?;
     let request = Request {
-        repo: options.source.repo,
         idempotency_key: options.source.idempotency_key,
     };
-    let submitted = submission::submit(&client, &git, context.output, &read, &request).await?;
+    let submitted =
+        submission::submit(&client, context.output, &read, source.as_ref(), &request).await?;
     let run = &submitted.run;
     if options.json {
         context

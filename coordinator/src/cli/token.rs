@@ -19,6 +19,7 @@ use crate::auth::{self, Authenticator, NewToken, Role};
 use crate::home;
 use crate::plan::Duration;
 
+const LISTS: &str = "`coordinator token list` shows them";
 const POOL_DEFAULT: &str = "default";
 /// What every token begins with.
 const TOKEN_PREFIX: &str = "muster_";
@@ -80,7 +81,8 @@ fn store(context: &Context, absent: Absent) -> Result<Option<Arc<Authenticator>>
 
 async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
     if options.pool.is_some() && options.role != RoleName::Worker {
-        return Err(CliError::user("only tokens of workers belong to a pool"));
+        return Err(CliError::user("only tokens of workers belong to a pool")
+            .hint("leave `--pool` away, or make it `--role worker`"));
     }
     if let Some(path) = &options.out {
         may_replace(path)?;
@@ -161,7 +163,7 @@ fn may_replace(path: &Path) -> Result<()> {
         .filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         return Err(CliError::user(format!(
-            "cannot write {}: {} is no folder",
+            "cannot write {}: there is no folder {}",
             path.display(),
             folder.display()
         ))
@@ -313,18 +315,19 @@ impl Row {
 }
 
 async fn revoke(context: &Context, options: &TokenRevoke) -> Result<Exit> {
+    let id: muster_connect::TokenId = options.id.parse().map_err(|_| {
+        CliError::user(format!(
+            "`{}` is no id of a token: it has 16 hex digits",
+            options.id
+        ))
+        .hint(LISTS)
+    })?;
     match store(context, Absent::Refuse)? {
         Some(store) => {
-            let id = options.id.parse().map_err(|error| {
-                CliError::new(
-                    Kind::User,
-                    anyhow::Error::new::<muster_connect::TokenError>(error),
-                )
-            })?;
             store
                 .tokens()
                 .revoke(id, Timestamp::now())
-                .map_err(|error| CliError::new(Kind::User, error))?;
+                .map_err(|error| CliError::new(Kind::User, error).hint(LISTS))?;
         }
         None => {
             let client = context.client().await?;

@@ -104,15 +104,24 @@ pub(crate) struct Diff {
     pub(crate) stat: bool,
 }
 
-/// Say why a task is not running, and what would help
+/// Say why a task is not running, why it ran where it did, and what would change that
+///
+/// Answers: why is it not running? why was it skipped, or why did it fail? why did it run there? what
+/// would change it? Why it ran there is what the coordinator saw when it chose the worker, as the
+/// journal has it.
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator explain @last api     what keeps task `api`, or where it ran
+  coordinator explain @last         what keeps the run as a whole
+  coordinator explain @last api --json | jq -r '.remedies[]'")]
 pub(crate) struct Explain {
     /// Run
     #[arg(value_name = "RUN")]
     pub(crate) run: String,
-    /// Task
+    /// Task; without it the run as a whole
     #[arg(value_name = "TASK")]
-    pub(crate) task: String,
+    pub(crate) task: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -70,13 +70,13 @@ impl World {
     async fn submit(&self, plan: &Path, request: &Request) -> Result<v1::SubmitRunResponse> {
         let output = Output::of_process(ColorChoice::Never, true);
         let read = read_plan(plan, &BTreeMap::new())?;
-        submit(&self.client, &self.git, output, &read, request).await
+        let source = source(&self.git, output, &read, None).await?;
+        submit(&self.client, output, &read, source.as_ref(), request).await
     }
 }
 
 fn keyed(key: &str) -> Request {
     Request {
-        repo: None,
         idempotency_key: Some(key.to_owned()),
     }
 }
@@ -172,11 +172,11 @@ async fn a_run_without_a_repository_needs_none() {
     let submitted = world.submit(&plan, &keyed("k")).await.unwrap();
     let run = find::get(&world.client, &submitted.run).await.unwrap();
     assert_eq!((run.base, run.repository), (None, None));
-    let replaced = Request {
-        repo: Some(".".to_owned()),
-        ..keyed("l")
-    };
-    let error = world.submit(&plan, &replaced).await.unwrap_err();
+    let output = Output::of_process(ColorChoice::Never, true);
+    let read = read_plan(&plan, &BTreeMap::new()).unwrap();
+    let error = source(&world.git, output, &read, Some("."))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("names no repository"), "{error}");
     world.app.stop(Parting::Keep).await.unwrap();
 }
