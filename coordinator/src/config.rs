@@ -126,7 +126,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The file is not what it should be.
-    #[error("the configuration file {} is wrong", .0.file)]
+    #[error("{0}")]
     File(Problems),
     /// A value makes no sense.
     #[error("{origin}: `{key}` is {value:?}: {reason}")]

@@ -94,26 +94,6 @@ impl Operators {
             .await?
     }
 
-    async fn task(&self, run: RunId, task: &str) -> Result<TaskKey, Status> {
-        let name = task.to_owned();
-        let found = self
-            .runs
-            .engine()
-            .query(move |state, _| {
-                let run = state.run(run)?;
-                run.tasks.iter().position(|task| *task.name == *name)
-            })
-            .await
-            .map_err(status::of)?;
-        found
-            .and_then(|ix| u32::try_from(ix).ok())
-            .map(|ix| TaskKey {
-                run,
-                task: coordinator_core::TaskIx(ix),
-            })
-            .ok_or_else(|| Status::not_found(format!("no task {task:?} in that run")))
-    }
-
     async fn touch(&self, command: Command) -> Result<u32, Status> {
         let reply = self.runs.engine().command(command).await;
         reply.map(|reply| touched(&reply)).map_err(status::of)

@@ -18,6 +18,7 @@ use crate::engine;
 use crate::home;
 use crate::output::Output;
 use crate::pool::local::Parting;
+use crate::store;
 
 /// How long a coordinator that holds the home may take until it can be reached.
 const START_MAX: Duration = Duration::from_secs(15);
@@ -280,7 +281,11 @@ impl Context {
                 Err(error @ (app::Error::Server(_) | app::Error::Git(_))) => {
                     return Err(CliError::new(Kind::User, error).while_doing(what()));
                 }
-                Err(app::Error::Store(error)) if !error.is_damage() && !is_full(&error) => {
+                Err(app::Error::Store(
+                    error @ (store::Error::NewerFormat { .. }
+                    | store::Error::Foreign(_)
+                    | store::Error::NetworkFileSystem { .. }),
+                )) => {
                     return Err(CliError::new(Kind::User, error).while_doing(what()).hint(
                         "nothing was changed; `--home PATH` or MUSTER_HOME names another home",
                     ));
@@ -357,7 +362,9 @@ pub(crate) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
             );
         }
         if let Some(rusqlite::Error::SqliteFailure(error, _)) = error.downcast_ref() {
-            return error.code == rusqlite::ErrorCode::DiskFull;
+            // On a full disk the memory that readers share cannot be made either.
+            return error.code == rusqlite::ErrorCode::DiskFull
+                || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
         }
         next = error.source();
     }

@@ -37,15 +37,7 @@ pub(crate) fn read_plan(
     agents: &BTreeMap<String, AgentDefinition>,
 ) -> Result<ReadPlan> {
     let shown = path.display().to_string();
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| {
-            file.take(plan::FILE_BYTES_MAX as u64 + 1)
-                .read_to_end(&mut bytes)
-        })
-        .map_err(|error| {
-            CliError::new(Kind::User, error).while_doing(format!("read the plan {shown}"))
-        })?;
+    let bytes = read_bytes(path)?;
     match plan::parse(&shown, &bytes, agents) {
         Ok(plan) => Ok(ReadPlan {
             plan,
@@ -58,6 +50,22 @@ pub(crate) fn read_plan(
             Err(CliError::user(format!("{shown} has {what}")).findings(problems.to_string()))
         }
     }
+}
+
+/// Reads the bytes of a plan, at most one more than a plan may have.
+pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| {
+            file.take(plan::FILE_BYTES_MAX as u64 + 1)
+                .read_to_end(&mut bytes)
+        })
+        .map_err(|error| {
+            CliError::new(Kind::User, error)
+                .while_doing(format!("read the plan {}", path.display()))
+                .hint("name a YAML file with tasks; `coordinator help run` shows examples")
+        })?;
+    Ok(bytes)
 }
 
 /// Says what was tolerated in a plan.

@@ -1,7 +1,6 @@
 //! `coordinator token`.
 
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,7 +15,7 @@ use super::error::{CliError, Exit, Kind, Result};
 use super::show;
 use super::table::Table;
 use crate::auth::{self, Authenticator, NewToken, Role};
-use crate::home;
+use crate::home::{self, Home};
 use crate::plan::Duration;
 
 const LISTS: &str = "`coordinator token list` shows them";
@@ -46,20 +45,15 @@ fn store(context: &Context, absent: Absent) -> Result<Option<Arc<Authenticator>>
     };
     let what = || format!("open the tokens of {}", home.display());
     home::check_place(home).map_err(|error| of_home(error).while_doing(what()))?;
-    match absent {
-        Absent::Make => std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(home)
-            .map_err(|source| {
-                let error = home::Error::Io {
-                    action: "make the home",
-                    path: home.to_owned(),
-                    source,
-                };
-                of_home(error).while_doing(what())
-            })?,
-        Absent::Refuse if home.join(auth::TOKENS).exists() => {}
+    let made = match absent {
+        // What is made in a new home is taken away again if not all of it can be made.
+        Absent::Make => match Home::own(home) {
+            Ok(home) => Some(home),
+            // Whoever owns it has made it.
+            Err(home::Error::InUse { .. }) => None,
+            Err(error) => return Err(of_home(error).while_doing(what())),
+        },
+        Absent::Refuse if home.join(auth::TOKENS).exists() => None,
         Absent::Refuse => {
             return Err(
                 CliError::user(format!("{} has no tokens yet", home.display()))
@@ -67,16 +61,26 @@ fn store(context: &Context, absent: Absent) -> Result<Option<Arc<Authenticator>>
                     .hint("`--home PATH` or MUSTER_HOME names another home"),
             );
         }
+    };
+    let opened = Authenticator::open(home).map_err(|error| full_or(error, home, &what()))?;
+    if let Some(mut made) = made {
+        made.keep();
     }
-    Authenticator::open(home).map(Some).map_err(|error| {
-        let full = is_full(&error);
-        let error = CliError::new(Kind::User, error).while_doing(what());
-        if full {
-            error.hint(full_disk(home))
-        } else {
-            error
-        }
-    })
+    Ok(Some(opened))
+}
+
+fn full_or(
+    error: impl std::error::Error + Send + Sync + 'static,
+    home: &Path,
+    what: &str,
+) -> CliError {
+    let full = is_full(&error);
+    let error = CliError::new(Kind::User, error).while_doing(what);
+    if full {
+        error.hint(full_disk(home))
+    } else {
+        error
+    }
 }
 
 async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
@@ -115,7 +119,7 @@ async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
             };
             let token = store
                 .create_token(&new, now)
-                .map_err(|error| CliError::new(Kind::User, error).while_doing("make a token"))?;
+                .map_err(|error| full_or(error, &context.home, "make a token"))?;
             (token.reveal(), token.id.to_string())
         }
         None => {
@@ -336,6 +340,12 @@ async fn revoke(context: &Context, options: &TokenRevoke) -> Result<Exit> {
             };
             client.operator().revoke_token(request).await?;
         }
+    }
+    if options.json {
+        context
+            .output
+            .json(&json!({ "id": options.id, "revoked": true }))?;
+        return Ok(Exit::Success);
     }
     context
         .output

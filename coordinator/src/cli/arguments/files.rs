@@ -9,6 +9,11 @@ use super::values;
 
 /// Check and draw plan files; needs no coordinator and stores nothing
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator plan check plan.yaml
+  coordinator plan graph plan.yaml
+  coordinator plan schema > plan.schema.json")]
 pub(crate) struct Plan {
     #[command(subcommand)]
     pub(crate) command: PlanCommand,
@@ -29,13 +34,24 @@ Examples:
 }
 
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator plan check plan.yaml
+  coordinator plan check plan.yaml --json | jq -r '.problems[].message'")]
 pub(crate) struct PlanCheck {
     /// Plan file
     #[arg(value_name = "PLAN")]
     pub(crate) plan: PathBuf,
+    /// Print JSON: whether it is right, and the problems with their places
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator plan graph plan.yaml
+  coordinator plan graph plan.yaml --dot | dot -Tsvg > plan.svg")]
 pub(crate) struct PlanGraph {
     /// Plan file
     #[arg(value_name = "PLAN")]
@@ -55,16 +71,22 @@ pub(crate) struct PlanGraph {
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 All keys of the file, with their defaults:
-  listen = \"127.0.0.1:7733\"    # where `serve` listens                (MUSTER_LISTEN)
-  slots = 8                     # attempts at once of `run`; the cores (MUSTER_SLOTS)
-  log = \"info\"                  # what the log holds                   (MUSTER_LOG)
-  lease-ttl = \"1m\"              # life of a lease without a heartbeat  (MUSTER_LEASE_TTL)
-  lease-grace = \"15s\"           # after that, until work is given away (MUSTER_LEASE_GRACE)
-  heartbeat-interval = \"10s\"    # at most a third of lease-ttl   (MUSTER_HEARTBEAT_INTERVAL)
+  listen = \"127.0.0.1:7733\"   # where `serve` listens
+  slots = 8                    # attempts at once of `run`; the cores
+  log = \"info\"                 # what the log holds
+  lease-ttl = \"1m\"             # life of a lease without a heartbeat
+  lease-grace = \"15s\"          # after that, until its work is given away
+  heartbeat-interval = \"10s\"   # at most a third of lease-ttl
 
   [agents.big-codex]            # agents that every plan may name
   kind = \"codex\"                # command, codex, claude or acp
-  command = [\"codex\", \"--profile\", \"big\"]")]
+  command = [\"codex\", \"--profile\", \"big\"]
+
+Variables: MUSTER_LISTEN, MUSTER_SLOTS, MUSTER_LOG, MUSTER_LEASE_TTL,
+MUSTER_LEASE_GRACE, MUSTER_HEARTBEAT_INTERVAL, and MUSTER_HOME for the home.
+
+Examples:
+  coordinator config check")]
 pub(crate) struct Config {
     #[command(subcommand)]
     pub(crate) command: ConfigCommand,

@@ -31,7 +31,7 @@ pub(crate) struct Status {
 Examples:
   coordinator watch                          the last run
   coordinator watch RUN --agent              with everything the agents say
-  coordinator watch RUN --json --after 120   one JSON object a line, from event 121 on")]
+  coordinator watch RUN --json --after 120   one JSON object a line, from 121 on")]
 pub(crate) struct Watch {
     /// Run to follow [default: the last one]
     #[arg(value_name = "RUN")]
