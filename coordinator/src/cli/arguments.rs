@@ -227,8 +227,11 @@ mod tests {
             let after = after.unwrap_or_default();
             let examples: Vec<&str> = after
                 .lines()
-                .filter_map(|line| line.find("coordinator ").map(|at| &line[at..]))
-                .filter(|line| !line.contains('`'))
+                .filter_map(|line| {
+                    let starts = ["  coordinator ", "(coordinator "];
+                    let at = starts.iter().find_map(|start| line.find(start))?;
+                    Some(line[at..].trim_start_matches([' ', '(']))
+                })
                 .collect();
             assert!(!examples.is_empty(), "{name} has no example");
             for example in examples {
@@ -236,8 +239,7 @@ mod tests {
                 let typed = example.split("  ").next().unwrap();
                 let typed = typed.split(['|', '>', ')']).next().unwrap();
                 let words = typed.replace("$(date +%F", "today").replace('"', "");
-                let words = words.split_whitespace().filter(|word| *word != "the");
-                let parsed = Arguments::try_parse_from(words.clone());
+                let parsed = Arguments::try_parse_from(words.split_whitespace());
                 if let Err(error) = parsed {
                     panic!("{name}: {example}: {error}");
                 }

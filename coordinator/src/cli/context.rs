@@ -277,8 +277,13 @@ impl Context {
                          0.0.0.0 or [::] for all of them, and a port above 1023",
                     ));
                 }
+                Err(error) if is_full(&error) => {
+                    return Err(CliError::new(Kind::User, error)
+                        .while_doing(what())
+                        .hint(full_disk(&self.home)));
+                }
                 // These say themselves what to do.
-                Err(error @ (app::Error::Server(_) | app::Error::Git(_))) => {
+                Err(error @ (app::Error::Server(_) | app::Error::Git(_) | app::Error::Auth(_))) => {
                     return Err(CliError::new(Kind::User, error).while_doing(what()));
                 }
                 Err(app::Error::Store(
@@ -289,11 +294,6 @@ impl Context {
                     return Err(CliError::new(Kind::User, error).while_doing(what()).hint(
                         "nothing was changed; `--home PATH` or MUSTER_HOME names another home",
                     ));
-                }
-                Err(error) if is_full(&error) => {
-                    return Err(CliError::new(Kind::User, error)
-                        .while_doing(what())
-                        .hint(full_disk(&self.home)));
                 }
                 Err(error) if is_damage(&error) => {
                     return Err(CliError::internal(error).while_doing(what()).hint(

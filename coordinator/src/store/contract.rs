@@ -175,12 +175,7 @@ pub(super) fn event(run: u64, seq: u64) -> Event {
             worker: WorkerId::new("laptop/0"),
             incarnation: Incarnation(1),
             ttl: Span::from_secs(60),
-            placement: Placement {
-                free: 2,
-                available: 3,
-                passed: 1,
-                continues: false,
-            },
+            placement: Placement::default(),
         },
     }
 }

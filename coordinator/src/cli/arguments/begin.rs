@@ -20,8 +20,8 @@ use super::values;
 Examples:
   coordinator run plan.yaml
   coordinator run plan.yaml --slots 2        at most two attempts at once
-  coordinator run plan.yaml --repo ~/src/app use this repository, not the plan's
-  coordinator run plan.yaml --json | tail -1 the result as one JSON object
+  coordinator run plan.yaml --repo ~/src/app  this repository, not the plan's
+  coordinator run plan.yaml --json | tail -1  the result as one JSON object
   coordinator run --resume                   go on with what was interrupted")]
 pub(crate) struct Run {
     /// Plan file

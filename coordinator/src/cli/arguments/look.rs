@@ -10,7 +10,7 @@ use super::values;
 Examples:
   coordinator status            all runs, newest first
   coordinator status @last      the last run, task by task
-  coordinator status RUN --json everything about a run, for programs")]
+  coordinator status RUN --json  everything about a run, for programs")]
 pub(crate) struct Status {
     /// Run to show; without it all are listed
     #[arg(value_name = "RUN")]

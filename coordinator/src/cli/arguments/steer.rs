@@ -12,7 +12,7 @@ use clap::Args;
 #[command(after_long_help = "\
 Examples:
   coordinator cancel @last
-  coordinator cancel @last build --reason \"the wrong branch\"")]
+  coordinator cancel @last build --reason obsolete")]
 pub(crate) struct Cancel {
     /// Run
     #[arg(value_name = "RUN")]
@@ -86,7 +86,7 @@ pub(crate) struct Fetch {
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  coordinator land                        the last run into the branch you are on
+  coordinator land                     the last run into the branch you are on
   coordinator land RUN --into main
   coordinator land RUN --repo ~/src/app")]
 pub(crate) struct Land {

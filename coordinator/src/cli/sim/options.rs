@@ -25,7 +25,7 @@ Examples:
   coordinator sim --seed 4711 --story           what happens in one world
   coordinator sim --json | tail -1 | jq .violations[0].shortest.scenario >w.json
   coordinator sim --scenario w.json --story     a world that was shrunk
-  coordinator sim --seeds 0..2000 --coverage    commands and the states they met")]
+  coordinator sim --seeds 0..2000 --coverage    which commands met which states")]
 pub(crate) struct Sim {
     /// Seeds to run, the last one left out
     #[arg(
