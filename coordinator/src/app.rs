@@ -46,7 +46,12 @@ const ENGINE_ENDS: Duration = Duration::from_secs(20);
 /// Largest message a worker may send: twice its event window.
 const WORKER_MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Where plans come in, which are the only large requests.
+/// Readers of the store that serve requests, and as many that serve the fleet.
+const READERS: usize = 4;
+/// Readers of those who watch, who share what was read.
+const FEED_READERS: usize = 1;
 const SUBMIT: &str = "/muster.v1.OperatorService/SubmitRun";
+const WATCH: &str = "/muster.v1.OperatorService/WatchRun";
 /// File of the journal in the home.
 pub(crate) const JOURNAL: &str = "journal.db";
 /// Pool of the workers that the coordinator starts itself.
@@ -137,9 +142,12 @@ impl App {
         let git = Git::find().await?;
         let auth = Authenticator::open(home.path()).map_err(|error| Error::Auth(error.into()))?;
         let store = SqliteStore::open(&home.path().join(JOURNAL))?;
-        let readers = Readers::open(&store)?;
+        let readers = Readers::open(&store, READERS)?;
         // Of their own, so that no number of viewers keeps grants and pushes waiting.
-        let (fleet_readers, feed_readers) = (Readers::open(&store)?, Readers::open(&store)?);
+        let (fleet_readers, feed_readers) = (
+            Readers::open(&store, READERS)?,
+            Readers::open(&store, FEED_READERS)?,
+        );
         let tls = server_config(auth.clone()).map_err(|error| Error::Auth(error.into()))?;
         // Before anything is journaled: an address that is taken must leave no trace.
         let server = Server::bind(api::Options::new(options.listen), tls)?;
@@ -182,6 +190,10 @@ impl App {
             ending.clone(),
         ));
         tasks.spawn(projection.run(ending.clone()));
+        tasks.spawn(crate::git::housekeeping::run(
+            repositories.clone(),
+            ending.clone(),
+        ));
 
         let feeds = Feeds::new(engine.clone(), feed_readers);
         let runs = Runs::new(engine.clone(), readers.clone(), transcripts.clone(), feeds);
@@ -190,7 +202,11 @@ impl App {
             readers,
             repositories.clone(),
             Arc::new(options.agents.clone()),
-        );
+        )
+        .map_err(|source| Error::Io {
+            action: "start the thread that reads plans",
+            source: source.into(),
+        })?;
         let about = About {
             epoch,
             address: address.to_string(),
@@ -224,6 +240,7 @@ impl App {
             auth.clone(),
             ending.clone(),
         );
+        let operators = operators.with_troubles(workers.troubles());
         let router = router(operators, workers, &git_host).map_err(|error| Error::Io {
             action: "describe the services",
             source: error.into(),
@@ -391,8 +408,11 @@ fn router(
 ) -> Result<Router, tonic_reflection::server::Error> {
     let operators = Arc::new(operators);
     let plans = OperatorServiceServer::from_arc(operators.clone())
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_decoding_message_size(api::limits::SUBMISSION_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let watches = Router::new()
+        .route(WATCH, axum::routing::post(api::watch_route::watch_run))
+        .with_state(Arc::clone(&operators));
     let operators = OperatorServiceServer::from_arc(operators)
         .max_decoding_message_size(api::limits::REQUEST_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -417,6 +437,7 @@ fn router(
     Ok(services
         .into_axum_router()
         .merge(plans)
+        .merge(watches)
         .merge(git_host.router()))
 }
 

@@ -11,6 +11,11 @@ use rustix::fs::{FlockOperation, flock};
 /// File whose lock makes a coordinator the only one of its home.
 pub(crate) const LOCK: &str = "coordinator.lock";
 
+/// Bytes below which the journal is in danger, on a disk of so many: a share of a small one.
+pub(crate) fn room_needed(disk_bytes: u64) -> u64 {
+    (256 << 20).min(disk_bytes / 10)
+}
+
 /// Everything that a start makes in a home before it has succeeded.
 const MADE_BY_A_START: [&str; 14] = [
     LOCK,

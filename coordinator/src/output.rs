@@ -40,6 +40,8 @@ pub struct Output {
     pub talk_paint: Paint,
     /// Whether talk may be redrawn in place.
     pub talk_is_terminal: bool,
+    /// Whether standard output is a terminal that can be drawn on.
+    pub data_is_terminal: bool,
     quiet: bool,
 }
 
@@ -54,9 +56,18 @@ impl Output {
         Self {
             data_paint: paint(out),
             talk_paint: paint(err),
-            talk_is_terminal: err && term.is_none_or(|term| term != "dumb"),
+            talk_is_terminal: err && term.as_ref().is_none_or(|term| term != "dumb"),
+            data_is_terminal: out && term.is_none_or(|term| term != "dumb"),
             quiet,
         }
+    }
+
+    /// Gives the columns of the terminal that standard output is.
+    #[must_use]
+    pub fn data_width(&self) -> Option<usize> {
+        let size = console::Term::stdout().size_checked();
+        size.filter(|_| self.data_is_terminal)
+            .map(|(_, columns)| usize::from(columns))
     }
 
     /// Prints text as it is, followed by a line break.

@@ -8,6 +8,7 @@ pub mod cutoff;
 pub mod disk;
 pub mod figures;
 pub mod files;
+pub mod history;
 pub mod hosts;
 pub mod process;
 pub mod proxy;

@@ -1,6 +1,7 @@
 //! The command line of a worker; also a hidden subcommand of the coordinator's executable.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::failure::chain;
 use crate::identity::StateDir;
-use crate::options::{Coordinator, Options, Repositories, Wish};
+use crate::options::{CACHE_BYTES_MAX, CHANGE_BYTES_MAX, Coordinator, Options, Repositories, Wish};
 use crate::worker;
 
 /// Exit code of a worker that the coordinator refuses: starting it again would not help.
@@ -35,6 +36,13 @@ Exit codes:
     2  wrong usage: an option, the token file or the folder for its state
     3  the coordinator refuses it: starting it again would not help
   130  ended at once by a third signal";
+/// Units of sizes, largest first.
+const SIZE_UNITS: [(&str, u64); 4] = [
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("kB", 1_000),
+    ("B", 1),
+];
 /// Pool managers may remove a variable's value by setting it to nothing.
 const ALLOCATION_VARIABLES: [&str; 2] = ["MUSTER_ALLOCATION", "SLURM_JOB_ID"];
 
@@ -82,6 +90,39 @@ pub struct WorkerArgs {
     /// End after holding nothing for so long, such as `90s`, `10m` or `2h`.
     #[arg(long, value_name = "DURATION", visible_alias = "ephemeral", value_parser = duration)]
     idle_exit: Option<Duration>,
+    /// Most bytes of new and changed files in the result of one attempt, such as `800MB` or `2GB`.
+    ///
+    /// An attempt that leaves more fails as `change_too_large`, and what it left is kept on the
+    /// worker. Ignored files do not count.
+    #[arg(long, value_name = "SIZE", env = "MUSTER_CHANGE_LIMIT", value_parser = size,
+        default_value_t = Size(CHANGE_BYTES_MAX))]
+    change_limit: Size,
+    /// Most bytes that the cache of repositories, shared by the workers of a host, takes on disk.
+    ///
+    /// Beyond it, repositories that were not used for longest go. What a workspace needs is never
+    /// removed.
+    #[arg(long, value_name = "SIZE", env = "MUSTER_CACHE_LIMIT", value_parser = size,
+        default_value_t = Size(CACHE_BYTES_MAX))]
+    cache_limit: Size,
+    /// End, and so give up the leases held, after the disk of the state has failed for so long.
+    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = duration)]
+    disk_patience: Duration,
+}
+
+/// A number of bytes, written as people write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = SIZE_UNITS
+            .iter()
+            .find(|(_, bytes)| self.0 != 0 && self.0.is_multiple_of(*bytes));
+        match unit {
+            Some((name, bytes)) => write!(out, "{}{name}", self.0 / bytes),
+            None => write!(out, "{}B", self.0),
+        }
+    }
 }
 
 /// Runs a worker as the arguments say, from a `main` without a runtime.
@@ -205,9 +246,12 @@ impl WorkerArgs {
             pool: self.pool,
             allocation: ALLOCATION_VARIABLES.iter().find_map(set),
             idle_exit: self.idle_exit,
+            disk_patience: self.disk_patience,
             // Still this program after its file was replaced by a newer one.
             executable: PathBuf::from("/proc/self/exe"),
             repositories: Repositories::Hosted,
+            change_bytes_max: self.change_limit.0,
+            cache_bytes_max: self.cache_limit.0,
             wip_interval: None,
         })
     }
@@ -231,6 +275,21 @@ fn resource(text: &str) -> Result<(String, u64), String> {
     Ok((name.to_owned(), amount))
 }
 
+fn size(text: &str) -> Result<Size, String> {
+    const HOW: &str = "write it as 500kB, 800MB or 2GB";
+    let digits = text.trim_end_matches(|character: char| !character.is_ascii_digit());
+    let number: u64 = digits.parse().map_err(|_| HOW.to_owned())?;
+    let unit = text.get(digits.len()..).unwrap_or_default().trim();
+    let known = SIZE_UNITS
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(unit));
+    let (_, bytes) = known.ok_or(HOW)?;
+    number
+        .checked_mul(*bytes)
+        .map(Size)
+        .ok_or_else(|| "that is more than any disk has".to_owned())
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
     let number: u64 = digits
@@ -249,6 +308,17 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_need_a_unit() {
+        assert_eq!(size("800MB"), Ok(Size(800_000_000)));
+        assert_eq!(size("2 gb"), Ok(Size(2_000_000_000)));
+        for wrong in ["", "5", "MB", "5x", "-1MB", "1.5GB", "99999999999999999GB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(Size(256_000_000).to_string(), "256MB");
+        assert_eq!(Size(1_500).to_string(), "1500B");
+    }
 
     #[test]
     fn durations_need_a_unit() {

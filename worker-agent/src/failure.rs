@@ -18,6 +18,7 @@ pub(crate) mod class {
     pub(crate) const PREEMPTED: &str = "preempted";
     pub(crate) const WORKSPACE: &str = "workspace";
     pub(crate) const PUBLISH: &str = "publish";
+    pub(crate) const CHANGE_TOO_LARGE: &str = "change_too_large";
 }
 
 /// Makes a failure: `message` becomes one bounded line, `output` its bounded end.

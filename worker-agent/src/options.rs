@@ -29,13 +29,25 @@ pub struct Options {
     pub allocation: Option<String>,
     /// It ends by itself after holding nothing for so long.
     pub idle_exit: Option<Duration>,
+    /// It ends when it has held leases on a failing disk for so long.
+    pub disk_patience: Duration,
     /// An executable that calls [`crate::supervisor::dispatch`] first.
     pub executable: PathBuf,
     /// Where repositories are.
     pub repositories: Repositories,
+    /// Most bytes of new and changed files in one result.
+    pub change_bytes_max: u64,
+    /// Most bytes that the cache of repositories holds, apart from what is in use.
+    pub cache_bytes_max: u64,
     /// How often edits of running agents are kept at their WIP ref; as usual when absent.
     pub wip_interval: Option<Duration>,
 }
+
+/// Most bytes of new and changed files in one result unless said otherwise: more than people review,
+/// less than fills a repository for good by accident.
+pub(crate) const CHANGE_BYTES_MAX: u64 = 256_000_000;
+/// Most bytes that a host's cache of repositories holds unless said otherwise.
+pub(crate) const CACHE_BYTES_MAX: u64 = 20_000_000_000;
 
 /// Where a coordinator is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -28,11 +28,13 @@ pub fn schedule(state: &mut State, now: Timestamp) -> Vec<Event> {
             break;
         };
         let Some(work) = pick(state, class, run) else {
-            round.passed.insert((class, run));
+            let learned = round.passed.insert((class, run));
+            debug_assert!(learned, "{run} has its turn though it was passed");
             continue;
         };
         let Some((worker, placement)) = place(state, now, class, run, work) else {
-            round.blocked.insert(class);
+            let learned = round.blocked.insert(class);
+            debug_assert!(learned, "{class:?} has its turn though it is blocked");
             continue;
         };
         events.push(state.record(now, grant(state, run, work, worker, placement)));

@@ -428,6 +428,7 @@ impl<'w> World<'w> {
                 Ok(())
             }
             What::WorkerKilled { worker, .. }
+            | What::SupervisorKilled { worker, .. }
             | What::HostReboot { worker, .. }
             | What::Frozen { worker, .. }
             | What::Suspended { worker, .. }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use coordinator_core::event::Placement;
+use coordinator_core::event::{Placement, Work};
 use coordinator_core::explain::{Explanation, explain, movable, placed};
 use coordinator_core::state::{Run, TaskState};
 use coordinator_core::{
@@ -24,6 +24,8 @@ const EVENTS_SEARCHED: u64 = 500_000;
 const TASKS_LOOKED_AT: usize = 10_000;
 /// Tasks that one reason is told for by name.
 const NAMED: usize = 4;
+/// Workers in trouble that an explanation names.
+const TROUBLES_NAMED: usize = 3;
 /// Reasons that are told of a run.
 const REASONS: usize = 8;
 
@@ -38,7 +40,12 @@ struct Ran {
 ///
 /// # Errors
 /// `NOT_FOUND` when there is no such run or task.
-pub(super) async fn of(runs: &Runs, name: &str, task: &str) -> Result<ExplainTaskResponse, Status> {
+pub(super) async fn of(
+    runs: &Runs,
+    name: &str,
+    task: &str,
+    troubles: BTreeMap<WorkerId, String>,
+) -> Result<ExplainTaskResponse, Status> {
     let live = engine::live_run(runs.engine(), name)
         .await
         .map_err(status::of)?;
@@ -46,7 +53,7 @@ pub(super) async fn of(runs: &Runs, name: &str, task: &str) -> Result<ExplainTas
     let (mut said, run, ran) = match live {
         Some(id) => runs
             .engine()
-            .query(move |state, now| live_task(state, now, id, &wanted))
+            .query(move |state, now| live_task(state, now, id, &wanted, &troubles))
             .await
             .map_err(status::of)??,
         None => archived(&runs.archived(name).await?.run, task)?,
@@ -67,7 +74,13 @@ pub(super) async fn of(runs: &Runs, name: &str, task: &str) -> Result<ExplainTas
 
 type Said = (ExplainTaskResponse, RunId, Vec<Ran>);
 
-fn live_task(state: &State, now: Timestamp, id: RunId, name: &str) -> Result<Said, Status> {
+fn live_task(
+    state: &State,
+    now: Timestamp,
+    id: RunId,
+    name: &str,
+    troubles: &BTreeMap<WorkerId, String>,
+) -> Result<Said, Status> {
     let run = state
         .run(id)
         .ok_or_else(|| Status::not_found("the run has just ended; ask again"))?;
@@ -78,14 +91,29 @@ fn live_task(state: &State, now: Timestamp, id: RunId, name: &str) -> Result<Sai
     let key = TaskKey { run: id, task: ix };
     let explanation = explain(state, now, key);
     let (ran, elsewhere) = history(run, ix);
+    let mut reasons = vec![explanation.to_string()];
+    let mut remedies: Vec<String> = explanation.help().into_iter().collect();
+    let concerned = concerning(state, key, troubles);
+    for (worker, what) in concerned.iter().take(TROUBLES_NAMED) {
+        reasons.push(format!("worker {worker} takes nothing new: {what}"));
+    }
+    if let Some(more) = concerned.len().checked_sub(TROUBLES_NAMED + 1) {
+        let more = more + 1;
+        reasons.push(format!(
+            "so it is with {more} more: see `coordinator workers`"
+        ));
+    }
+    if !concerned.is_empty() {
+        remedies.push("mend what those workers complain about".to_owned());
+    }
     let said = ExplainTaskResponse {
         state: run
             .task(ix)
             .map(view::task_state)
             .unwrap_or_default()
             .to_owned(),
-        reasons: vec![explanation.to_string()],
-        remedies: explanation.help().into_iter().collect(),
+        reasons,
+        remedies,
         placements: vec![],
         elsewhere,
     };
@@ -165,6 +193,30 @@ fn whole(state: &State, now: Timestamp, run: &Run) -> ExplainTaskResponse {
         remedies,
         ..ExplainTaskResponse::default()
     }
+}
+
+/// Finds the troubles that matter for a task: of the worker that has it or, where none has, of all.
+fn concerning<'a>(
+    state: &State,
+    key: TaskKey,
+    troubles: &'a BTreeMap<WorkerId, String>,
+) -> Vec<(&'a WorkerId, &'a String)> {
+    let waits = state.task(key).is_some_and(|task| {
+        matches!(
+            task.state,
+            TaskState::Ready { .. } | TaskState::Leased { .. } | TaskState::Verifying { .. }
+        )
+    });
+    if troubles.is_empty() || !waits {
+        return Vec::new();
+    }
+    let holder = state.leases_of_run(key.run).find(|lease| match lease.work {
+        Work::Attempt { task, .. } | Work::Verify { task, .. } => task == key.task,
+        Work::FinalVerify => false,
+    });
+    let all = troubles.iter();
+    all.filter(|(worker, _)| holder.is_none_or(|lease| lease.worker == **worker))
+        .collect()
 }
 
 /// Finds what was seen when leases were granted, in the events of their run.

@@ -4,16 +4,22 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{Router, body::Body, extract::ConnectInfo};
-use hyper::{Request, body::Incoming, service::service_fn};
+use bytes::Bytes;
+use hyper::{
+    Request,
+    body::{Frame, Incoming, SizeHint},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -28,7 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
 use super::limits::{CONNECTIONS, SEND_BUFFER_BYTES, STRANGERS, STREAMS_PER_CONNECTION};
-use super::places::{Connection, Places};
+use super::places::{Connection, OpenResponse, Places};
 
 /// Connections that the kernel has completed and we have not taken yet; a whole Slurm array may
 /// start in the same second.
@@ -333,7 +339,11 @@ async fn serve_http(
         request.extensions_mut().insert(connection.clone());
         request.extensions_mut().insert(ConnectInfo(peer));
         let router = shared.router.clone();
-        async move { Ok::<_, Infallible>(answer(router.oneshot(request.map(Body::new)).await)) }
+        let open = connection.respond();
+        async move {
+            let response = answer(router.oneshot(request.map(Body::new)).await);
+            Ok::<_, Infallible>(response.map(|body| Answer { body, _open: open }))
+        }
     });
     let mut http = pin!(shared.http.serve_connection(TokioIo::new(stream), service));
     let mut anonymous_end = pin!(sleep_until(
@@ -371,6 +381,32 @@ async fn serve_http(
                 http.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+/// The body of a response, which counts as open until it is gone.
+struct Answer {
+    body: Body,
+    _open: OpenResponse,
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

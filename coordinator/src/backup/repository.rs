@@ -84,34 +84,6 @@ fn copy_objects(from: &Path, to: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks that every commit that the journal names is in a copy, and that nothing is missing of
-/// what its refs reach.
-pub(super) async fn check(
-    git: &Git,
-    path: &Path,
-    name: &str,
-    promises: &Promises,
-) -> Result<usize, Error> {
-    let repository = Repository::open_bare(git, path).await?;
-    has_commits(&repository, name, promises).await?;
-    repository
-        .command()
-        .args([
-            "fsck",
-            "--connectivity-only",
-            "--no-dangling",
-            "--no-progress",
-        ])
-        .timeout(PATIENCE)
-        .run_ok()
-        .await
-        .map_err(|source| Error::Disconnected {
-            repository: name.to_owned(),
-            source,
-        })?;
-    Ok(promises.commits.len())
-}
-
 /// Insists on every commit that the journal names.
 async fn has_commits(
     repository: &Repository,

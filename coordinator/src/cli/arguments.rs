@@ -13,12 +13,14 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use begin::{Run, Serve, Submit};
-pub(crate) use files::{Completions, Config, ConfigCommand, Plan, PlanCommand};
+pub(crate) use files::{
+    Completions, Config, ConfigCommand, GraphFormat, Plan, PlanCommand, PlanGraph,
+};
 pub(crate) use fleet::{
     Drain, RoleName, Token, TokenCommand, TokenCreate, TokenList, TokenRevoke, Workers,
 };
 pub(crate) use keep::{Audit, Backup, Doctor, Restore};
-pub(crate) use look::{Diff, Explain, Logs, Status, Watch};
+pub(crate) use look::{Clean, Diff, Explain, Logs, Status, Tail, Watch};
 pub(crate) use steer::{Cancel, Fetch, Land, Retry};
 
 use crate::output::ColorChoice;
@@ -143,6 +145,8 @@ pub(crate) enum Command {
     Sim(super::sim::Sim),
     Config(Config),
     Completions(Completions),
+    Tail(Tail),
+    Clean(Clean),
 }
 
 #[cfg(test)]

@@ -22,8 +22,6 @@ use crate::store;
 
 /// How long a coordinator that holds the home may take until it can be reached.
 const START_MAX: Duration = Duration::from_secs(15);
-/// How long `serve` waits for the coordinator before it to be gone.
-const LEAVING_MAX: Duration = Duration::from_secs(3);
 const START_PAUSE: Duration = Duration::from_millis(100);
 
 /// What every command knows.
@@ -257,56 +255,39 @@ impl Context {
             agents: config.agents,
             executable,
         };
-        let deadline = tokio::time::Instant::now() + LEAVING_MAX;
-        loop {
-            match Box::pin(App::start(options.clone())).await {
-                Ok(app) => return Ok(Started::Own(Box::new(app))),
-                // One that was just killed holds the home until the system has buried it.
-                Err(app::Error::Home(home::Error::InUse { .. }))
-                    if mode == app::Mode::Serve && tokio::time::Instant::now() < deadline =>
-                {
-                    tokio::time::sleep(START_PAUSE).await;
-                }
-                Err(app::Error::Home(home::Error::InUse { pid, .. })) => {
-                    return Ok(Started::InUse { pid });
-                }
-                Err(app::Error::Home(error)) => return Err(of_home(error).while_doing(what())),
-                Err(error @ app::Error::Server(api::ServerError::Bind { .. })) => {
-                    return Err(CliError::new(Kind::User, error).while_doing(what()).hint(
-                        "`--listen` takes an address of this machine, which `ip address` shows, or \
-                         0.0.0.0 or [::] for all of them, and a port above 1023",
-                    ));
-                }
-                Err(error) if is_full(&error) => {
-                    return Err(CliError::new(Kind::User, error)
-                        .while_doing(what())
-                        .hint(full_disk(&self.home)));
-                }
-                // These say themselves what to do.
-                Err(error @ (app::Error::Server(_) | app::Error::Git(_) | app::Error::Auth(_))) => {
-                    return Err(CliError::new(Kind::User, error).while_doing(what()));
-                }
-                Err(app::Error::Store(
-                    error @ (store::Error::NewerFormat { .. }
-                    | store::Error::Foreign(_)
-                    | store::Error::NetworkFileSystem { .. }),
-                )) => {
-                    return Err(CliError::new(Kind::User, error).while_doing(what()).hint(
-                        "nothing was changed; `--home PATH` or MUSTER_HOME names another home",
-                    ));
-                }
-                Err(error) if is_damage(&error) => {
-                    return Err(CliError::internal(error).while_doing(what()).hint(
-                        "`coordinator restore FROM --home NEW` puts a backup into a new home; \
-                         keep this one, much of it may be whole",
-                    ));
-                }
-                Err(error) => {
-                    return Err(CliError::internal(error)
-                        .while_doing(what())
-                        .hint(format!("`{} doctor` checks this machine", self.program)));
-                }
+        match Box::pin(App::start(options)).await {
+            Ok(app) => Ok(Started::Own(Box::new(app))),
+            Err(app::Error::Home(home::Error::InUse { pid, .. })) => Ok(Started::InUse { pid }),
+            Err(app::Error::Home(error)) => Err(of_home(error).while_doing(what())),
+            Err(error @ app::Error::Server(api::ServerError::Bind { .. })) => {
+                Err(CliError::new(Kind::User, error).while_doing(what()).hint(
+                    "`--listen` takes an address of this machine, which `ip address` shows, or \
+                     0.0.0.0 or [::] for all of them, and a port above 1023",
+                ))
             }
+            Err(error) if is_full(&error) => Err(CliError::new(Kind::User, error)
+                .while_doing(what())
+                .hint(full_disk(&self.home))),
+            // These say themselves what to do.
+            Err(error @ (app::Error::Server(_) | app::Error::Git(_) | app::Error::Auth(_))) => {
+                Err(CliError::new(Kind::User, error).while_doing(what()))
+            }
+            Err(app::Error::Store(
+                error @ (store::Error::NewerFormat { .. }
+                | store::Error::Foreign(_)
+                | store::Error::NetworkFileSystem { .. }),
+            )) => Err(CliError::new(Kind::User, error)
+                .while_doing(what())
+                .hint("nothing was changed; `--home PATH` or MUSTER_HOME names another home")),
+            Err(error) if is_damage(&error) => {
+                Err(CliError::internal(error).while_doing(what()).hint(
+                    "`coordinator restore FROM --home NEW` puts a backup into a new home; \
+                         keep this one, much of it may be whole",
+                ))
+            }
+            Err(error) => Err(CliError::internal(error)
+                .while_doing(what())
+                .hint(format!("`{} doctor` checks this machine", self.program))),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `coordinator doctor`: is this machine ready, and if not, what to do?
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use serde_json::json;
 use super::arguments::Doctor;
 use super::client::{Client, Trouble};
 use super::context::Context;
+use super::disk_use::DiskUse;
 use super::error::{Exit, Result};
 use super::table::Table;
 use crate::audit::{self, Level};
@@ -20,8 +22,6 @@ use crate::store::sqlite::inspect::Beside;
 
 /// Below this a few checkouts fill the disk.
 const FREE_BYTES_WARN: u64 = 5 << 30;
-/// Below this the journal itself is in danger.
-const FREE_BYTES_FAIL: u64 = 256 << 20;
 const INODES_WARN: u64 = 100_000;
 /// A clock that stands before this program was made makes certificates invalid. 2026-01-01.
 const CLOCK_MIN: u64 = 1_767_225_600;
@@ -68,6 +68,8 @@ struct Check {
     found: String,
     /// What to do about it; empty if nothing is to be done.
     advice: String,
+    /// Sizes of its parts, for programs.
+    bytes: BTreeMap<&'static str, u64>,
 }
 
 impl Check {
@@ -77,6 +79,7 @@ impl Check {
             verdict: Verdict::Ok,
             found: found.to_string(),
             advice: String::new(),
+            bytes: BTreeMap::new(),
         }
     }
 
@@ -86,6 +89,7 @@ impl Check {
             verdict: Verdict::Warn,
             found: found.to_string(),
             advice: advice.into(),
+            bytes: BTreeMap::new(),
         }
     }
 
@@ -105,11 +109,13 @@ pub(crate) async fn doctor(context: &Context, options: Doctor) -> Result<Exit> {
     if let Some(home) = context.local_home() {
         let there = existing(home);
         checks.extend([writable(home, &there), file_system(&there), space(&there)]);
+        checks.extend(disk_use(home).await);
     }
     checks.extend([clock(), open_files(), cgroup(), sandbox()]);
     checks.push(supervisor().await);
     checks.push(coordinator(context).await);
     if let Some(home) = context.local_home() {
+        checks.extend(half_copies(home));
         checks.extend(Box::pin(state(home)).await);
     }
 
@@ -117,12 +123,16 @@ pub(crate) async fn doctor(context: &Context, options: Doctor) -> Result<Exit> {
         let listed: Vec<_> = checks
             .iter()
             .map(|check| {
-                json!({
+                let mut listed = json!({
                     "check": check.name,
                     "verdict": check.verdict.as_str(),
                     "found": check.found,
                     "advice": check.advice,
-                })
+                });
+                if let (false, Some(listed)) = (check.bytes.is_empty(), listed.as_object_mut()) {
+                    listed.insert("bytes".to_owned(), json!(check.bytes));
+                }
+                listed
             })
             .collect();
         context.output.json(&json!({ "checks": listed }))?;
@@ -228,10 +238,11 @@ fn space(there: &Path) -> Check {
         Err(error) => return Check::warn(NAME, error, "see whether there is space with `df`"),
     };
     let bytes = found.f_bavail.saturating_mul(found.f_frsize);
+    let all = found.f_blocks.saturating_mul(found.f_frsize);
     let shown = format!("{}.{} GiB", bytes >> 30, ((bytes >> 20) % 1024) * 10 / 1024);
     // Some file systems count no inodes.
     let inodes_short = found.f_files > 0 && found.f_favail < INODES_WARN;
-    if bytes < FREE_BYTES_FAIL {
+    if bytes < crate::home::room_needed(all) {
         Check::fail(
             NAME,
             shown,
@@ -253,6 +264,22 @@ fn space(there: &Path) -> Check {
     } else {
         Check::ok(NAME, shown)
     }
+}
+
+/// Says what the home takes, part by part; `None` if it is not there yet.
+async fn disk_use(home: &Path) -> Option<Check> {
+    const NAME: &str = "disk use";
+    let looked = home.to_owned();
+    let looking =
+        tokio::task::spawn_blocking(move || looked.is_dir().then(|| DiskUse::of(&looked)));
+    let found = looking.await.ok().flatten()?;
+    let advice = found.advice(home);
+    let parts = found.parts.iter();
+    Some(Check {
+        advice,
+        bytes: parts.map(|(part, bytes)| (part.name(), *bytes)).collect(),
+        ..Check::ok(NAME, found.text())
+    })
 }
 
 fn clock() -> Check {
@@ -374,6 +401,24 @@ async fn state(home: &Path) -> Option<Check> {
     })
 }
 
+/// Names what killed backups and restores have left beside the home; nothing if they have not.
+fn half_copies(home: &Path) -> Option<Check> {
+    let left = crate::backup::leftovers(home);
+    let (first, more) = (left.first()?, left.len() - 1);
+    let more = match more {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(Check::warn(
+        "half copies",
+        format!(
+            "a killed backup or restore has left {}{more}, with secrets",
+            first.display()
+        ),
+        "`coordinator doctor --repair` removes them, as does the next backup or restore to there",
+    ))
+}
+
 async fn coordinator(context: &Context) -> Check {
     const NAME: &str = "coordinator";
     match Client::connect(&context.whereabouts).await {
@@ -421,6 +466,21 @@ mod tests {
         home   fail  read-only
         home: name another
         ");
+    }
+
+    #[test]
+    fn half_of_a_copy_beside_the_home_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().join("home");
+        assert!(half_copies(&home).is_none());
+        let left = folder.path().join(".muster-unfinished-x1");
+        std::fs::create_dir(&left).unwrap();
+        let check = half_copies(&home).unwrap();
+        assert!(
+            check.found.contains(left.to_str().unwrap()),
+            "{}",
+            check.found
+        );
     }
 
     #[test]

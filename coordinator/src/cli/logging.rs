@@ -72,6 +72,16 @@ pub(crate) fn client() {
     );
 }
 
+/// Says nothing, since the whole terminal shows something else.
+pub(crate) fn silent() {
+    drop(
+        tracing_subscriber::fmt()
+            .with_env_filter(EnvFilter::new("off"))
+            .with_writer(io::sink)
+            .try_init(),
+    );
+}
+
 fn parsed(filter: &str) -> EnvFilter {
     EnvFilter::builder()
         .parse(filter)

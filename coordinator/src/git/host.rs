@@ -35,6 +35,9 @@ use super::writers::Writers;
 /// The default of [`Options::push_bytes_max`].
 pub const PUSH_BYTES_MAX: u64 = 2 << 30;
 
+/// The largest push of a person, in bytes: a history of decades with everything in it.
+const OPERATOR_PUSH_BYTES_MAX: u64 = 64 << 30;
+
 /// The most bytes of a fetch's request; git's own limit for a request it keeps in memory.
 const FETCH_BYTES_MAX: u64 = 10 << 20;
 
@@ -73,7 +76,7 @@ pub struct Options {
     pub home: PathBuf,
     /// What git's hook runs, as in [`HookServer::start`]: the coordinator's own executable.
     pub executable: PathBuf,
-    /// The largest push, in bytes.
+    /// The largest push of a worker, in bytes.
     pub push_bytes_max: u64,
     /// Who writes to the repositories; pushes announce themselves there.
     pub writers: Writers,
@@ -318,6 +321,7 @@ async fn push(
     // The list is not as long as the client's, so there is no length: git reads to the end.
     let mut command = posted(command, service, &HeaderMap::new())?;
     let folder = repository::folder(&host.options.home).join(&repository);
+    let body_bytes_max = host.push_bytes_max(&scope);
     let push = host.hooks.open(scope, folder);
     for (variable, value) in push.environment() {
         command = command.env(variable, value);
@@ -327,7 +331,7 @@ async fn push(
     let call = Call {
         head,
         body,
-        body_bytes_max: host.options.push_bytes_max,
+        body_bytes_max,
         permit,
         writing: Some(host.options.writers.enter(name).await),
         epilogue: Box::new(move || {
@@ -342,6 +346,13 @@ async fn push(
 }
 
 impl Inner {
+    fn push_bytes_max(&self, scope: &Scope) -> u64 {
+        match scope {
+            Scope::Operator => self.options.push_bytes_max.max(OPERATOR_PUSH_BYTES_MAX),
+            _ => self.options.push_bytes_max,
+        }
+    }
+
     async fn scope(&self, parts: &Parts) -> Result<Scope, Denied> {
         Ok(self.fence.scope(identity(parts)?).await?)
     }
@@ -408,7 +419,7 @@ impl Inner {
                 // An operator brings a history as it is, flaws of decades included; what an agent
                 // adds to it is new and has no excuse.
                 let strict = !matches!(scope, Scope::Operator);
-                let limit = self.options.push_bytes_max.to_string();
+                let limit = self.push_bytes_max(scope).to_string();
                 settings.extend([
                     ("http.receivepack", "true".into()),
                     ("receive.autogc", "false".into()),

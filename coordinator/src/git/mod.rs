@@ -4,6 +4,7 @@ mod cgi;
 pub mod fence;
 pub mod hook;
 pub mod host;
+pub mod housekeeping;
 pub mod merges;
 pub mod names;
 pub mod pktline;

@@ -34,6 +34,12 @@ impl Repositories {
         }
     }
 
+    /// The home that they are in.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
     /// Who writes to them now.
     #[must_use]
     pub fn writers(&self) -> &Writers {

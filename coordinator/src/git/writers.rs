@@ -53,23 +53,37 @@ impl Writers {
 
     /// Announces somebody who writes to the repository of a name; waits while it is being cleaned.
     pub async fn enter(&self, name: &str) -> Writing {
-        let gate = {
-            let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-            let gate = gates.entry(name.to_owned()).or_insert_with(|| {
-                Arc::new(Gate {
-                    folder: repository::folder(&self.home).join(format!("{name}.git")),
-                    room: Arc::default(),
-                    is_littered: AtomicBool::new(false),
-                })
-            });
-            Arc::clone(gate)
-        };
+        let gate = self.gate(name);
         let place = Arc::clone(&gate.room).read_owned().await;
         Writing {
             gate,
             place: Some(place),
             is_done: false,
         }
+    }
+
+    /// Announces somebody who tidies a repository, unless anybody writes to it just now. Others may
+    /// come while it does.
+    pub(super) fn enter_idle(&self, name: &str) -> Option<Writing> {
+        let gate = self.gate(name);
+        let alone = Arc::clone(&gate.room).try_write_owned().ok()?;
+        Some(Writing {
+            gate,
+            place: Some(alone.downgrade()),
+            is_done: false,
+        })
+    }
+
+    fn gate(&self, name: &str) -> Arc<Gate> {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        let gate = gates.entry(name.to_owned()).or_insert_with(|| {
+            Arc::new(Gate {
+                folder: repository::folder(&self.home).join(format!("{name}.git")),
+                room: Arc::default(),
+                is_littered: AtomicBool::new(false),
+            })
+        });
+        Arc::clone(gate)
     }
 }
 

@@ -42,7 +42,7 @@ pub use document::{
     AgentDefinition, AgentKind, CodexEntry, FolderRepo, Integrate, IntegrateSettings, OnConflict,
     PlanDocument, Repo, Resources, Settings, TaskEntry,
 };
-pub use graph::Graph;
+pub use graph::{Graph, Node, NodeState, TooLarge, WIDTH_DEFAULT};
 pub use lower::{
     Admission, AgentDocument, Error as LowerError, IntegrateDocument, Lowered, TaskDocument,
 };

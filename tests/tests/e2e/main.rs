@@ -4,13 +4,17 @@
 //! name, and never as passed; therefore the harness is libtest-mimic.
 
 mod abuse;
+mod changes;
 mod clocks;
+mod codex_par;
 mod cutoff;
 mod deaths;
 mod disk;
 mod failures;
 mod first;
 mod foreign;
+mod repeat;
+mod repositories;
 mod restored;
 mod several_hosts;
 mod straggler;
@@ -40,13 +44,17 @@ fn main() -> ExitCode {
     };
     let plain = [
         first::SCENARIOS,
+        codex_par::SCENARIOS,
         failures::SCENARIOS,
         foreign::SCENARIOS,
         deaths::SCENARIOS,
         straggler::SCENARIOS,
+        repeat::SCENARIOS,
         restored::SCENARIOS,
         abuse::SCENARIOS,
         wire::SCENARIOS,
+        repositories::SCENARIOS,
+        changes::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()

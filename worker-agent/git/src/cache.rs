@@ -2,14 +2,18 @@
 //!
 //! One bare repository for each remote, below one folder. Attempts borrow its objects and never
 //! write to it. Nothing is ever deleted from it while it is in use: an object that disappears would
-//! tear a hole into every workspace that borrows it.
+//! tear a hole into every workspace that borrows it. Beyond its limit whole repositories go, those
+//! that were used longest ago first.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::fs;
 
 use crate::command::Git;
 use crate::error::GitError;
+use crate::eviction;
 use crate::leftovers::{self, Swept};
 use crate::lock::HostLock;
 use crate::names::{ObjectFormat, ObjectId, RefName};
@@ -19,22 +23,27 @@ use crate::repository::{Expected, RefUpdate, Repository, Update};
 /// How many hexadecimal digits of a hash tell remotes apart: 128 bits.
 const KEY_DIGITS: usize = 32;
 /// File in a repository that says that it was made completely.
-const COMPLETE: &str = "muster-complete";
+pub(crate) const COMPLETE: &str = "muster-complete";
 
 /// The cache of a host; cheap to clone. Several processes may use one folder.
 #[derive(Clone, Debug)]
 pub struct Cache {
     git: Git,
     root: PathBuf,
+    bytes_max: u64,
 }
 
 /// A commit that the cache holds with everything it refers to.
+///
+/// It stays there for as long as this lives, and afterwards while a workspace of a registered worker
+/// borrows from it.
 #[derive(Clone, Debug)]
 pub struct CachedCommit {
     /// The cache's repository for the remote.
     pub repository: Repository,
     /// The commit.
     pub commit: ObjectId,
+    _in_use: Arc<HostLock>,
 }
 
 impl Cache {
@@ -48,9 +57,37 @@ impl Cache {
         let cache = Self {
             git: git.clone(),
             root,
+            bytes_max: u64::MAX,
         };
         cache.sweep().await?;
         Ok(cache)
+    }
+
+    /// Bounds the cache, and trims it now and after each fetch; without this there is no bound.
+    ///
+    /// Workspaces that borrow must be below `state`, or below a folder that another user of the
+    /// same cache has named: what is borrowed from nowhere else may be deleted. What is in use is
+    /// never deleted, so the cache may exceed its limit.
+    pub async fn with_limit(mut self, bytes_max: u64, state: &Path) -> Result<Self, GitError> {
+        let state = std::path::absolute(state)
+            .map_err(GitError::file("find the absolute path of", state))?;
+        eviction::register(&self.root, &state)?;
+        self.bytes_max = bytes_max;
+        self.trim().await?;
+        Ok(self)
+    }
+
+    async fn trim(&self) -> Result<(), GitError> {
+        let (root, bytes_max) = (self.root.clone(), self.bytes_max);
+        if bytes_max == u64::MAX {
+            return Ok(());
+        }
+        let trimming = tokio::task::spawn_blocking(move || eviction::trim(&root, bytes_max));
+        let trimmed = trimming.await.unwrap_or_else(|panicked| {
+            let error = std::io::Error::other(panicked);
+            Err(GitError::file("trim the cache", &self.root)(error))
+        });
+        trimmed.map(|_| ())
     }
 
     /// Removes what killed gits have left in repositories in which nobody works now.
@@ -89,16 +126,27 @@ impl Cache {
         let folder = self.root.join(format!("{key}.git"));
         let repository = Repository::hermetic(&self.git, &folder)?;
         let kept = RefName::parse(&format!("refs/muster/kept/{commit}"))?;
-        let cached = CachedCommit { repository, commit };
+        let cached = CachedCommit {
+            repository,
+            commit,
+            _in_use: Arc::new(HostLock::acquire_shared(&in_use_of(&folder)).await?),
+        };
         if exists(&folder.join(COMPLETE)).await? && cached.is_kept(&kept).await? {
+            note_use(&folder);
             return Ok(cached);
         }
-        let _lock = HostLock::acquire(&lock_of(&folder)).await?;
+        let lock = HostLock::acquire(&lock_of(&folder)).await?;
         self.ensure_repository(&folder, commit.format()).await?;
         if !cached.is_kept(&kept).await? {
             let swept = Swept::begin(&folder)?;
             cached.fetch(remote, name, &kept).await?;
             swept.done();
+        }
+        note_use(&folder);
+        drop(lock);
+        // What is here is here; that there is too much of other things is no reason to fail.
+        if let Err(error) = self.trim().await {
+            tracing::warn!(%error, "cannot keep the cache within its limit");
         }
         Ok(cached)
     }
@@ -173,8 +221,21 @@ impl CachedCommit {
     }
 }
 
+/// Notes that a repository was used now; a note that fails makes it go a little sooner.
+fn note_use(folder: &Path) {
+    let file = std::fs::File::options()
+        .write(true)
+        .open(folder.join(COMPLETE));
+    let _ = file.and_then(|file| file.set_modified(SystemTime::now()));
+}
+
+/// The lock that whoever is about to borrow from a repository shares.
+pub(crate) fn in_use_of(folder: &Path) -> PathBuf {
+    folder.with_extension("use")
+}
+
 /// The lock beside a repository.
-fn lock_of(folder: &Path) -> PathBuf {
+pub(crate) fn lock_of(folder: &Path) -> PathBuf {
     folder.with_extension("lock")
 }
 

@@ -28,7 +28,7 @@ use crate::version::{MINIMUM_VERSION, Version};
 pub(crate) const LOCAL_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// How much standard output is held unless the caller says otherwise: 100 000 refs fit.
 const STDOUT_BYTES_MAX: usize = 16 << 20;
-/// How much of the end of standard error is kept.
+/// How much of the end of standard error is kept unless the caller says otherwise.
 const STDERR_BYTES_MAX: usize = 16 << 10;
 /// How many characters of an argument list an error repeats.
 const COMMAND_CHARACTERS_MAX: usize = 400;
@@ -129,6 +129,7 @@ impl Git {
             directory: None,
             stdin: Vec::new(),
             stdout_bytes_max: STDOUT_BYTES_MAX,
+            stderr_bytes_max: STDERR_BYTES_MAX,
             timeout: LOCAL_TIMEOUT,
         }
     }
@@ -173,6 +174,7 @@ pub struct GitCommand {
     directory: Option<PathBuf>,
     stdin: Vec<u8>,
     stdout_bytes_max: usize,
+    stderr_bytes_max: usize,
     timeout: Duration,
 }
 
@@ -239,6 +241,12 @@ impl GitCommand {
     /// Bounds the standard output that is held, in bytes; the default is 16 MiB.
     pub fn stdout_limit(mut self, bytes_max: usize) -> Self {
         self.stdout_bytes_max = bytes_max;
+        self
+    }
+
+    /// Bounds how much of the end of standard error is kept, in bytes; the default is 16 KiB.
+    pub(crate) fn stderr_limit(mut self, bytes_max: usize) -> Self {
+        self.stderr_bytes_max = bytes_max;
         self
     }
 
@@ -386,6 +394,7 @@ impl GitCommand {
     async fn drive(mut self, mut sink: impl FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<Output> {
         let stdin = std::mem::take(&mut self.stdin);
         let secrets = std::mem::take(&mut self.secrets);
+        let stderr_bytes_max = self.stderr_bytes_max;
         let mut process = self.into_process();
         process.stdin(if stdin.is_empty() {
             Stdio::null()
@@ -403,7 +412,7 @@ impl GitCommand {
         let status = {
             let mut keep_end = |chunk: &[u8]| {
                 stderr.extend_from_slice(chunk);
-                let surplus = stderr.len().saturating_sub(STDERR_BYTES_MAX);
+                let surplus = stderr.len().saturating_sub(stderr_bytes_max);
                 stderr.drain(..surplus);
                 ControlFlow::Continue(())
             };

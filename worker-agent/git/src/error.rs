@@ -156,9 +156,48 @@ pub enum GitError {
         /// What is missing.
         reason: String,
     },
+    /// What an agent left holds something that a commit cannot.
+    #[error(
+        "the result cannot be committed: {what}; remove it, rename it, or list it in .gitignore"
+    )]
+    Unkeepable {
+        /// What git says about each, separated by semicolons.
+        what: String,
+    },
+    /// There is more new content than a result may have.
+    #[error(
+        "the result has {} of new and changed files, above the limit of {}; the largest: {largest}. \
+         List it in .gitignore or keep it elsewhere, or raise the limit of the worker: \
+         --change-limit or MUSTER_CHANGE_LIMIT",
+        megabytes(*bytes),
+        megabytes(*limit_bytes)
+    )]
+    ChangeTooLarge {
+        /// How much there is.
+        bytes: u64,
+        /// How much there may be.
+        limit_bytes: u64,
+        /// The largest files with their sizes.
+        largest: String,
+    },
+}
+
+/// Gives a size for people; at least one, so that nothing looks like nothing.
+pub(crate) fn megabytes(bytes: u64) -> String {
+    if bytes < 10_000_000 {
+        format!("{} kB", bytes.div_ceil(1_000))
+    } else {
+        format!("{} MB", bytes / 1_000_000)
+    }
 }
 
 impl GitError {
+    /// Tells whether the content of a work tree is the reason: repeating changes nothing.
+    #[must_use]
+    pub fn is_about_content(&self) -> bool {
+        matches!(self, Self::Unkeepable { .. } | Self::ChangeTooLarge { .. })
+    }
+
     /// Wraps what the operating system said about a file or folder.
     pub(crate) fn file(
         action: &'static str,

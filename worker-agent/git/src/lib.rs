@@ -12,20 +12,27 @@
 //! - [`Cache`] holds what was fetched, once a host; [`Workspace`] is the private checkout of one
 //!   attempt that borrows objects from it.
 
+mod agent_history;
+mod attributes;
 mod cache;
 mod command;
 mod diff;
 mod environment;
 mod error;
+mod eviction;
 mod history;
 mod leftovers;
 mod lock;
 mod merge;
 mod names;
+mod note;
 mod push;
 mod remote;
 mod repository;
+mod size;
 mod snapshot;
+mod submodules;
+mod survey;
 mod version;
 mod workspace;
 
@@ -38,9 +45,10 @@ pub use merge::{
     ConflictFile, Fold, Merge, MergeFuture, MergeRequest, Merger, SubprocessMerger, fold,
 };
 pub use names::{ObjectFormat, ObjectId, RefName, attempt_ref, salvage_ref, wip_ref};
+pub use note::SnapshotNote;
 pub use push::{PushOutcome, PushRef, RefPush};
 pub use remote::{Advertised, Auth, Refspec, Remote};
 pub use repository::{Expected, RefUpdate, Repository, Update};
-pub use snapshot::{Snapshot, SnapshotNote};
+pub use snapshot::Snapshot;
 pub use version::{MINIMUM_VERSION, Version};
 pub use workspace::Workspace;

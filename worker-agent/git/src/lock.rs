@@ -18,14 +18,24 @@ impl HostLock {
     /// The file is created if it is missing and never deleted: two processes must never hold locks
     /// on two files of one name.
     pub(crate) async fn acquire(path: &Path) -> Result<Self, GitError> {
+        Self::waiting(path, FlockOperation::LockExclusive).await
+    }
+
+    async fn waiting(path: &Path, how: FlockOperation) -> Result<Self, GitError> {
         let path = path.to_owned();
         let blocked = path.clone();
-        let waiting = tokio::task::spawn_blocking(move || Self::acquire_blocking(&path));
+        let waiting = tokio::task::spawn_blocking(move || Self::acquire_blocking(&path, how));
         waiting.await.unwrap_or_else(|panicked| {
             Err(GitError::file("lock", blocked)(std::io::Error::other(
                 panicked,
             )))
         })
+    }
+
+    /// Shares the lock with others who share it; waits for one who has it alone, who never has it
+    /// for longer than a deletion takes.
+    pub(crate) async fn acquire_shared(path: &Path) -> Result<Self, GitError> {
+        Self::waiting(path, FlockOperation::LockShared).await
     }
 
     /// Takes the lock unless somebody holds it.
@@ -47,10 +57,10 @@ impl HostLock {
             .map_err(GitError::file("open the lock file", path))
     }
 
-    fn acquire_blocking(path: &Path) -> Result<Self, GitError> {
+    fn acquire_blocking(path: &Path, how: FlockOperation) -> Result<Self, GitError> {
         let file = Self::open(path)?;
         loop {
-            match flock(&file, FlockOperation::LockExclusive) {
+            match flock(&file, how) {
                 Ok(()) => return Ok(Self(file)),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(GitError::file("lock", path)(error.into())),

@@ -53,7 +53,8 @@ pub enum PushOutcome {
     Rejected {
         /// The reason given for this ref, as in `stale info` for another value than expected.
         reason: String,
-        /// What else the remote said during the push, for all refs together.
+        /// What else the remote said during the push, for all refs together; if it said nothing,
+        /// why git here could not send.
         remote_says: String,
     },
 }
@@ -86,6 +87,9 @@ impl Remote {
             let command = self
                 .reach(repository.command())
                 .await?
+                // Parents that a person has made up locally are not those of the commits.
+                .env("GIT_GRAFT_FILE", "/dev/null")
+                .config("push.negotiate", "false")
                 .args([
                     "push",
                     "--porcelain",
@@ -154,6 +158,13 @@ fn parse(stdout: &str, stderr: &str) -> Vec<RefPush> {
         .filter_map(|line| line.strip_prefix("remote:"))
         .map(str::trim)
         .collect();
+    // Where the remote says nothing, what kept this side from sending is the reason.
+    let of_git = stderr.lines().filter(|line| line.starts_with("fatal: "));
+    let said = if said.is_empty() {
+        of_git.collect()
+    } else {
+        said
+    };
     let remote_says: String = said
         .join("\n")
         .trim()

@@ -218,6 +218,20 @@ impl Remote {
         repository: &Repository,
         refspecs: &[Refspec],
     ) -> Result<(), GitError> {
+        self.fetch_by(repository.command(), refspecs).await
+    }
+
+    /// Fetches from somebody who may have forged or damaged objects: each one is checked.
+    pub(crate) async fn fetch_checked(
+        &self,
+        repository: &Repository,
+        refspecs: &[Refspec],
+    ) -> Result<(), GitError> {
+        let command = repository.command().config("fetch.fsckObjects", "true");
+        self.fetch_by(command, refspecs).await
+    }
+
+    async fn fetch_by(&self, command: GitCommand, refspecs: &[Refspec]) -> Result<(), GitError> {
         if refspecs.is_empty() {
             return Ok(());
         }
@@ -225,7 +239,7 @@ impl Remote {
             .iter()
             .map(|Refspec(text)| format!("{text}\n"))
             .collect();
-        self.reach(repository.command())
+        self.reach(command)
             .await?
             .args([
                 "fetch",
@@ -251,6 +265,9 @@ impl Remote {
     pub(crate) async fn reach(&self, command: GitCommand) -> Result<GitCommand, GitError> {
         let mut command = command
             .config(format!("remote.{REMOTE_NAME}.url"), &self.url)
+            // A person's rules that rewrite addresses mean other remotes; the longest match holds.
+            .config(format!("url.{}.insteadOf", self.url), &self.url)
+            .config(format!("url.{}.pushInsteadOf", self.url), &self.url)
             .timeout(self.timeout)
             .secret(self.password().unwrap_or_default());
         if let Some(auth) = &self.auth {

@@ -6,23 +6,35 @@
 //! taken in as plain files, because a link to a commit that nobody else has would lose them.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Component, Path, PathBuf};
 
 use tokio::fs;
 
+use crate::agent_history::{AgentHistory, last_line};
 use crate::command::Output;
 use crate::error::GitError;
 use crate::history::{CommitTime, Identity};
 use crate::names::{ObjectFormat, ObjectId};
+use crate::note::SnapshotNote;
 use crate::repository::object_id_from;
+use crate::survey::Survey;
 use crate::workspace::{Workspace, gitlinks, with_work_tree};
 
 /// How deep repositories inside repositories are taken in; each level costs another pass.
 const NESTING_MAX: usize = 8;
 /// Most notes that a snapshot carries.
 const NOTES_MAX: usize = 50;
+/// How many things that cannot be taken in an error names.
+const REFUSED_MAX: usize = 10;
+/// How much of what git refuses to add is read, in bytes: some thousand files.
+const REFUSALS_BYTES_MAX: usize = 1 << 20;
+/// How much of a list of conflict markers is read, in bytes.
+const MARKERS_BYTES_MAX: usize = 1 << 20;
+/// What git says of a file that is not in the encoding that its attributes name.
+const NOT_ENCODED: &str = "fatal: failed to encode";
 /// A path that makes git treat the folder above it as an ordinary one; it never reaches a tree.
 const PLACEHOLDER: &str = ".muster-placeholder";
 
@@ -37,24 +49,22 @@ pub struct Snapshot {
     pub notes: Vec<SnapshotNote>,
 }
 
-/// Something about a snapshot that people should know.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SnapshotNote {
-    /// A repository inside the tree was taken in as plain files, without its history.
-    NestedRepository {
-        /// Its path; bytes that are not UTF-8 are replaced.
-        path: String,
-    },
-    /// A repository inside the tree is nested too deep or cannot be read, and was left out.
-    LeftOut {
-        /// Its path; bytes that are not UTF-8 are replaced.
-        path: String,
-    },
-    /// A file or folder could not be read, and is as it was in the snapshot before.
-    Unreadable {
-        /// What git says about it.
-        message: String,
-    },
+impl Snapshot {
+    /// Names what could not be taken in, if anything.
+    #[must_use]
+    pub fn refused(&self) -> Option<String> {
+        refused(&self.notes)
+    }
+}
+
+fn refused<'a>(notes: impl IntoIterator<Item = &'a SnapshotNote>) -> Option<String> {
+    let refused = notes.into_iter().filter_map(|note| match note {
+        SnapshotNote::Unreadable { message } => Some(message.as_str()),
+        SnapshotNote::LeftOut { path } => Some(path.as_str()),
+        _ => None,
+    });
+    let refused: Vec<&str> = refused.take(REFUSED_MAX).collect();
+    (!refused.is_empty()).then(|| refused.join("; "))
 }
 
 impl Workspace {
@@ -72,10 +82,7 @@ impl Workspace {
         parent: ObjectId,
     ) -> Result<Snapshot, GitError> {
         let mut known = self.nested.lock().await;
-        self.check_work_tree().await?;
-        self.remove_stale_lock().await?;
-        let notes = self.fill_index(&mut known).await?;
-        let tree = object_id_from(self.control.command().arg("write-tree")).await?;
+        let (tree, notes) = self.take(&mut known, self.base_tree).await?;
         let commit = if tree == self.base_tree {
             None
         } else {
@@ -91,6 +98,148 @@ impl Workspace {
             commit,
             notes: notes.into_iter().take(NOTES_MAX).collect(),
         })
+    }
+
+    /// Takes the work tree as the result of an agent that has ended.
+    ///
+    /// As [`Workspace::snapshot`], and besides: commits that the agent made on top of the base are
+    /// kept as they are, with their authors, and what it did not commit is added on top as one more.
+    /// Permissions that keep the owner from reading are given. It is an error if something that is
+    /// not ignored cannot be taken in, or if there is more of it than the workspace may hold.
+    pub async fn result(
+        &self,
+        message: &str,
+        identity: &Identity,
+        time: CommitTime,
+    ) -> Result<Snapshot, GitError> {
+        let mut known = self.nested.lock().await;
+        self.check_work_tree().await?;
+        let survey = Survey::take(self.work()).await?;
+        let told = self.agent_history().await?;
+        let control = &self.control;
+        let (parent, parent_tree) = match told.history {
+            AgentHistory::Kept(tip) => {
+                self.remove_stale_lock().await?;
+                // What the agent has committed is tracked, even if it is ignored.
+                let tree = control.tree_of(tip).await?;
+                // Without -u: no file is touched.
+                let reset = with_work_tree(control, self.work()).args(["read-tree", "--reset"]);
+                reset.arg(tree.to_string()).run_ok().await?;
+                (tip, tree)
+            }
+            AgentHistory::None | AgentHistory::Left(_) => (self.base(), self.base_tree),
+        };
+        let (tree, taken_notes) = self.take(&mut known, parent_tree).await?;
+        if let Some(what) = refused(&taken_notes) {
+            return Err(GitError::Unkeepable { what });
+        }
+        let mut notes: Vec<SnapshotNote> = taken_notes.into_iter().collect();
+        match told.history {
+            AgentHistory::Left(reason) => notes.push(SnapshotNote::HistoryLeft { reason }),
+            AgentHistory::Kept(_) if tree == self.base_tree => {
+                let reason = "together they change nothing".to_owned();
+                notes.push(SnapshotNote::HistoryLeft { reason });
+            }
+            AgentHistory::Kept(_) | AgentHistory::None => {}
+        }
+        let branches = told.other_branches.into_iter();
+        notes.extend(branches.map(|(name, commit)| SnapshotNote::OtherBranch {
+            name: name.to_string(),
+            commit,
+        }));
+        if let Some(changed) = self.changed_since(self.base_tree).await? {
+            self.check_size_of(&changed).await?;
+            notes.extend(self.conversions(&changed).await?);
+        }
+        let ignored = self.ignored_among(survey.paths()).await?;
+        notes.extend(survey.notes(|path| ignored.contains(path)));
+        let commit = if tree == self.base_tree {
+            None
+        } else {
+            notes.extend(self.conflict_markers(tree).await?);
+            Some(if tree == parent_tree {
+                parent
+            } else {
+                control
+                    .commit_tree(tree, &[parent], message, identity, time)
+                    .await?
+            })
+        };
+        notes.truncate(NOTES_MAX);
+        Ok(Snapshot {
+            tree,
+            commit,
+            notes,
+        })
+    }
+
+    /// Fills the index and writes its tree; what nobody has touched is as in `reference`.
+    async fn take(
+        &self,
+        known: &mut BTreeSet<PathBuf>,
+        reference: ObjectId,
+    ) -> Result<(ObjectId, BTreeSet<SnapshotNote>), GitError> {
+        self.check_work_tree().await?;
+        self.remove_stale_lock().await?;
+        let notes = self.fill_index(known, reference).await?;
+        if let Some(changed) = self.changed_since(reference).await? {
+            self.restore_untouched(&changed).await?;
+        }
+        let tree = object_id_from(self.control.command().arg("write-tree")).await?;
+        Ok((tree, notes))
+    }
+
+    /// Tells which paths are ignored.
+    async fn ignored_among(
+        &self,
+        paths: impl Iterator<Item = &PathBuf>,
+    ) -> Result<BTreeSet<PathBuf>, GitError> {
+        let mut asked = Vec::new();
+        for path in paths {
+            asked.extend_from_slice(path.as_os_str().as_bytes());
+            asked.push(0);
+        }
+        if asked.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let command = with_work_tree(&self.control, self.work())
+            .args(["check-ignore", "-z", "--stdin"])
+            .stdin(asked);
+        // Exit code 1 says that none is; any other answer makes no note less true.
+        let output = command.run().await?;
+        let paths = output.stdout.split(|byte| *byte == 0);
+        let path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_vec()));
+        Ok(paths.map(path).collect())
+    }
+
+    /// Finds conflict markers in what was changed; the first fifty.
+    async fn conflict_markers(&self, tree: ObjectId) -> Result<Vec<SnapshotNote>, GitError> {
+        let command = self
+            .control
+            .command()
+            // Nothing else is wrong with white space here.
+            .config(
+                "core.whitespace",
+                "-blank-at-eol,-blank-at-eof,-space-before-tab",
+            )
+            .args([
+                "diff-tree",
+                "-r",
+                "--check",
+                "--no-renames",
+                "--no-textconv",
+            ])
+            .args([self.base_tree.to_string(), tree.to_string()])
+            .stdout_limit(MARKERS_BYTES_MAX);
+        let output = command.run_truncated().await?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let places = text
+            .lines()
+            .filter_map(|line| line.strip_suffix(": leftover conflict marker"));
+        let note = |place: &str| SnapshotNote::ConflictMarkers {
+            place: place.to_owned(),
+        };
+        Ok(places.map(note).take(NOTES_MAX).collect())
     }
 
     /// Refuses a work tree that was replaced by a link, which could point to anybody's files.
@@ -124,9 +273,11 @@ impl Workspace {
     async fn fill_index(
         &self,
         known: &mut BTreeSet<PathBuf>,
+        reference: ObjectId,
     ) -> Result<BTreeSet<SnapshotNote>, GitError> {
-        let kept = self.settle_submodules().await?;
         let mut notes = BTreeSet::new();
+        let kept = self.settle_submodules(reference, &mut notes).await?;
+        self.check_size_of_new(&kept).await?;
         let mut nested: BTreeSet<PathBuf> = BTreeSet::new();
         let mut left_out: BTreeSet<PathBuf> = BTreeSet::new();
         for level in 0..=NESTING_MAX {
@@ -155,29 +306,8 @@ impl Workspace {
         Ok(notes)
     }
 
-    /// Decides about each submodule of the base without git, and gives those that stay as they are.
-    ///
-    /// A submodule that the agent deleted, or replaced by files, leaves the index.
-    async fn settle_submodules(&self) -> Result<Vec<PathBuf>, GitError> {
-        let (mut kept, mut gone) = (Vec::new(), Vec::new());
-        for path in &self.gitlinks {
-            let folder = self.work().join(path);
-            let is_submodule = match fs::symlink_metadata(&folder).await {
-                Ok(found) if found.is_dir() => self.is_repository(path) || is_empty(&folder).await,
-                _ => false,
-            };
-            if is_submodule {
-                kept.push(path.clone());
-            } else {
-                gone.push(path.clone());
-            }
-        }
-        self.forget(&gone).await?;
-        Ok(kept)
-    }
-
     /// Tells whether a folder of the work tree looks like a repository of its own.
-    fn is_repository(&self, path: &Path) -> bool {
+    pub(crate) fn is_repository(&self, path: &Path) -> bool {
         self.work()
             .join(path)
             .join(".git")
@@ -193,6 +323,9 @@ impl Workspace {
             pathspecs.push(0);
         }
         let command = with_work_tree(&self.control, self.work())
+            // What is converted is told from the result; here it would only hide what git refuses.
+            .config("core.safecrlf", "false")
+            .stderr_limit(REFUSALS_BYTES_MAX)
             .args(["add", "--all", "--ignore-errors"])
             .args(["--pathspec-from-file=-", "--pathspec-file-nul"])
             .stdin(pathspecs);
@@ -203,6 +336,10 @@ impl Workspace {
             || output.stderr.contains("unable to write");
         match output.exit_code {
             Some(0 | 1) if !disk_failed => Ok(output),
+            // The one thing about a file that git does not only skip it for.
+            Some(128) if output.stderr.contains(NOT_ENCODED) => Err(GitError::Unkeepable {
+                what: last_line(&output.stderr).to_owned(),
+            }),
             exit_code => {
                 let stderr = output.stderr;
                 Err(GitError::Failed {
@@ -216,9 +353,10 @@ impl Workspace {
 
     /// Lists links to commits in the index that are none of `kept`.
     async fn links_but(&self, kept: &[PathBuf]) -> Result<Vec<PathBuf>, GitError> {
-        let mut links = gitlinks(self.control.command(), &["ls-files", "-s", "-z"], None).await?;
-        links.retain(|link| !kept.contains(link));
-        Ok(links)
+        let links = gitlinks(self.control.command(), &["ls-files", "-s", "-z"], None).await?;
+        let mut paths: Vec<PathBuf> = links.into_iter().map(|link| link.path).collect();
+        paths.retain(|path| !kept.contains(path));
+        Ok(paths)
     }
 
     /// Finds the repositories without a commit that git refused to add.
@@ -266,7 +404,7 @@ impl Workspace {
     }
 
     /// Removes paths from the index; files are not touched.
-    async fn forget(
+    pub(crate) async fn forget(
         &self,
         paths: impl IntoIterator<Item = impl AsRef<Path>>,
     ) -> Result<(), GitError> {
@@ -278,7 +416,7 @@ impl Workspace {
         self.edit_index(entries).await
     }
 
-    async fn edit_index(&self, entries: Vec<u8>) -> Result<(), GitError> {
+    pub(crate) async fn edit_index(&self, entries: Vec<u8>) -> Result<(), GitError> {
         if entries.is_empty() {
             return Ok(());
         }
@@ -291,13 +429,13 @@ impl Workspace {
     }
 }
 
-fn push_entry(entries: &mut Vec<u8>, entry: &str, path: &Path) {
+pub(crate) fn push_entry(entries: &mut Vec<u8>, entry: &str, path: &Path) {
     entries.extend_from_slice(entry.as_bytes());
     entries.extend_from_slice(path.as_os_str().as_bytes());
     entries.push(0);
 }
 
-async fn is_empty(folder: &Path) -> bool {
+pub(crate) async fn is_empty(folder: &Path) -> bool {
     match fs::read_dir(folder).await {
         Ok(mut entries) => matches!(entries.next_entry().await, Ok(None)),
         // What cannot be read is left as it was.

@@ -11,6 +11,7 @@
 //! programs to run. What Muster commits and pushes goes through `control.git`.
 
 use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -45,8 +46,12 @@ pub struct Workspace {
     base: ObjectId,
     pub(crate) base_tree: ObjectId,
     pub(crate) format: ObjectFormat,
-    /// Submodules of the base, by path.
-    pub(crate) gitlinks: Vec<PathBuf>,
+    /// The repository that objects are borrowed from.
+    pub(crate) lender: PathBuf,
+    /// Submodules of the base.
+    pub(crate) gitlinks: Vec<Gitlink>,
+    /// Most bytes of new content in one result.
+    pub(crate) change_bytes_max: u64,
     /// Held by the one snapshot that may use the index: the repositories inside the tree that were
     /// taken in so far, as far as this process knows.
     pub(crate) nested: Mutex<BTreeSet<PathBuf>>,
@@ -126,6 +131,7 @@ impl Workspace {
     }
 
     async fn over(folder: PathBuf, control: Repository, base: ObjectId) -> Result<Self, GitError> {
+        let lender = lender_of(control.folder()).await?;
         let base_tree = control.tree_of(base).await?;
         let gitlinks = gitlinks(control.command(), &["ls-tree", "-r", "-z"], Some(base)).await?;
         let (work, nested) = (folder.join("work"), Mutex::default());
@@ -137,9 +143,20 @@ impl Workspace {
             base,
             base_tree,
             format,
+            lender,
             gitlinks,
+            change_bytes_max: u64::MAX,
             nested,
         })
+    }
+
+    /// Bounds the bytes of new and changed files in one snapshot; without this there is no bound.
+    #[must_use]
+    pub fn with_change_limit(self, bytes_max: u64) -> Self {
+        Self {
+            change_bytes_max: bytes_max,
+            ..self
+        }
     }
 
     /// Gives the folder of the checked-out tree, in which the agent works.
@@ -206,13 +223,20 @@ pub(crate) fn with_work_tree(control: &Repository, work: &Path) -> GitCommand {
     control.command().env("GIT_WORK_TREE", work).directory(work)
 }
 
+/// A submodule: where it is, and at which commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Gitlink {
+    pub(crate) path: PathBuf,
+    pub(crate) commit: ObjectId,
+}
+
 /// Lists the submodules that a command prints among other entries, each ended by NUL and beginning
 /// with its mode; reads a listing of any length without holding it.
 pub(crate) async fn gitlinks(
     command: GitCommand,
     listing: &[&str],
     of: Option<ObjectId>,
-) -> Result<Vec<PathBuf>, GitError> {
+) -> Result<Vec<Gitlink>, GitError> {
     let command = command.args(listing).args(of.map(|id| id.to_string()));
     let described = command.describe();
     let mut found = Vec::new();
@@ -225,12 +249,7 @@ pub(crate) async fn gitlinks(
                     return ControlFlow::Break(());
                 }
                 if let Some(complete) = entry.strip_suffix(b"\0") {
-                    let path = complete.splitn(2, |byte| *byte == b'\t').nth(1);
-                    if let (true, Some(path)) = (complete.starts_with(b"160000 "), path)
-                        && found.len() < GITLINKS_MAX
-                    {
-                        found.push(PathBuf::from(std::ffi::OsString::from_vec(path.to_vec())));
-                    }
+                    found.extend(gitlink(complete).filter(|_| found.len() < GITLINKS_MAX));
                     entry.clear();
                 }
             }
@@ -245,6 +264,21 @@ pub(crate) async fn gitlinks(
             stderr: output.stderr,
         }),
     }
+}
+
+/// Reads "160000 commit ID<tab>PATH" of `ls-tree` or "160000 ID 0<tab>PATH" of `ls-files`.
+fn gitlink(entry: &[u8]) -> Option<Gitlink> {
+    let entry = entry.strip_prefix(b"160000 ")?;
+    let tab = entry.iter().position(|byte| *byte == b'\t')?;
+    let (about, path) = entry.split_at_checked(tab)?;
+    let commit = about
+        .split(|byte| *byte == b' ')
+        .find_map(ObjectId::from_hex)?;
+    let path = OsString::from_vec(path.get(1..)?.to_vec());
+    Some(Gitlink {
+        path: path.into(),
+        commit,
+    })
 }
 
 fn base_ref() -> Result<RefName, GitError> {
@@ -269,7 +303,7 @@ async fn occupy(folder: &Path) -> Result<(), GitError> {
 }
 
 /// Lets a repository read the objects of another.
-async fn borrow_objects(git_dir: &Path, lender: &Path) -> Result<(), GitError> {
+pub(crate) async fn borrow_objects(git_dir: &Path, lender: &Path) -> Result<(), GitError> {
     let path = git_dir.join("objects/info/alternates");
     let objects = lender.join("objects");
     let bytes = objects.as_os_str().as_bytes();
@@ -286,6 +320,20 @@ async fn borrow_objects(git_dir: &Path, lender: &Path) -> Result<(), GitError> {
     fs::write(&path, [bytes, b"\n"].concat())
         .await
         .map_err(GitError::file("write", &path))
+}
+
+/// Reads which repository another borrows from, as [`borrow_objects`] noted it.
+async fn lender_of(git_dir: &Path) -> Result<PathBuf, GitError> {
+    let path = git_dir.join("objects/info/alternates");
+    let bytes = fs::read(&path)
+        .await
+        .map_err(GitError::file("read", &path))?;
+    let objects = bytes
+        .split(|byte| *byte == b'\n')
+        .next()
+        .unwrap_or_default();
+    let objects = Path::new(OsStr::from_bytes(objects));
+    Ok(objects.parent().unwrap_or(objects).to_owned())
 }
 
 /// Writes who the agent commits as, in the form of git's configuration.

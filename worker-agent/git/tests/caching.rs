@@ -227,3 +227,118 @@ async fn a_git_that_is_killed_when_it_is_asked_for_its_version_is_asked_again() 
     assert_eq!(git.version(), world.git.version());
     assert!(asked.exists());
 }
+
+/// A cache with a limit that nothing fits into, and workers whose state is in `state`.
+async fn tight(world: &World) -> Cache {
+    let cache = Cache::open(&world.git, &world.path("cache")).await.unwrap();
+    let state = world.path("state");
+    std::fs::create_dir_all(&state).unwrap();
+    cache.with_limit(1, &state).await.unwrap()
+}
+
+/// Another remote with the same commit.
+async fn copy(world: &World, name: &str) -> Remote {
+    let path = world.path(name);
+    let copied = std::process::Command::new("cp")
+        .args([
+            "-r",
+            world.origin.folder().to_str().unwrap(),
+            path.to_str().unwrap(),
+        ])
+        .status();
+    assert!(copied.unwrap().success());
+    Remote::new(path.to_str().unwrap()).unwrap()
+}
+
+fn cached_names(world: &World) -> Vec<String> {
+    let entries = std::fs::read_dir(world.path("cache")).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter_map(|name| Some(name.strip_suffix(".git")?.split_once('-')?.0.to_owned()))
+        .collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn what_was_used_longest_ago_leaves_a_full_cache_unless_it_is_in_use() {
+    let world = World::new().await;
+    let commit = world.commit(&[], &[("a", "1")]).await;
+    let name = world.set("refs/heads/main", commit).await;
+    let cache = tight(&world).await;
+    let remote = |name: &'static str| copy(&world, name);
+    let (one, two, three) = (
+        remote("one").await,
+        remote("two").await,
+        remote("three").await,
+    );
+    drop(cache.ensure_commit(&one, &name, commit).await.unwrap());
+    assert_eq!(cached_names(&world), ["one"], "what was just fetched stays");
+    let held = cache.ensure_commit(&two, &name, commit).await.unwrap();
+    assert_eq!(cached_names(&world), ["two"]);
+    drop(cache.ensure_commit(&three, &name, commit).await.unwrap());
+    assert_eq!(
+        cached_names(&world),
+        ["three", "two"],
+        "somebody is about to borrow from two"
+    );
+    let folder = world.path("state/leases/7/workspace");
+    let workspace = Workspace::create(&held, &folder, &ada()).await.unwrap();
+    drop(held);
+    drop(cache.ensure_commit(&one, &name, commit).await.unwrap());
+    assert_eq!(
+        cached_names(&world),
+        ["one", "two"],
+        "a workspace borrows from two"
+    );
+    // As edits are kept that could not be published: nothing unpublished is ever lost.
+    let kept = world.path("state/kept/r-t-1-7");
+    std::fs::create_dir_all(kept.parent().unwrap()).unwrap();
+    std::fs::write(workspace.work().join("precious"), "edit").unwrap();
+    std::fs::rename(&folder, &kept).unwrap();
+    drop(cache.ensure_commit(&three, &name, commit).await.unwrap());
+    assert_eq!(cached_names(&world), ["three", "two"]);
+    let workspace = Workspace::open(&world.git, &kept).await.unwrap();
+    let taken = workspace
+        .snapshot("Work", &ada(), time(2), commit)
+        .await
+        .unwrap();
+    assert!(taken.commit.is_some());
+    workspace.remove().await.unwrap();
+    drop(cache.ensure_commit(&one, &name, commit).await.unwrap());
+    assert_eq!(cached_names(&world), ["one"]);
+}
+
+#[tokio::test]
+async fn a_repository_that_is_used_again_outlives_one_that_is_not() {
+    let world = World::new().await;
+    let commit = world.commit(&[], &[("a", "1")]).await;
+    let name = world.set("refs/heads/main", commit).await;
+    let cache = Cache::open(&world.git, &world.path("cache")).await.unwrap();
+    let (old, new) = (copy(&world, "old").await, copy(&world, "new").await);
+    for remote in [&old, &new, &old] {
+        drop(cache.ensure_commit(remote, &name, commit).await.unwrap());
+    }
+    let repositories = || {
+        let entries = std::fs::read_dir(world.path("cache")).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.is_dir() && path.extension().is_some())
+    };
+    let bytes = |folder: &std::path::Path| -> u64 {
+        let listed = std::process::Command::new("find")
+            .args([folder.to_str().unwrap(), "-type", "f", "-printf", "%s\n"])
+            .output()
+            .unwrap();
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        listed
+            .lines()
+            .map(|size| size.parse::<u64>().unwrap())
+            .sum()
+    };
+    let all: u64 = repositories().map(|folder| bytes(&folder)).sum();
+    cache
+        .with_limit(all - 1, &world.path("state"))
+        .await
+        .unwrap();
+    assert_eq!(cached_names(&world), ["old"]);
+}

@@ -4,6 +4,7 @@
 
 mod caching;
 mod commands;
+mod everyday;
 mod hostility;
 mod merging;
 mod refs;

@@ -131,6 +131,7 @@ async fn salvage(site: &Site, grant: &Grant, folder: &LeaseFolder, scribe: &Scri
     }
     match Workspace::open(&site.git, &folder.workspace()).await {
         Ok(workspace) => {
+            let workspace = workspace.with_change_limit(site.change_bytes_max);
             site.salvage(folder, &workspace, grant, source, scribe)
                 .await;
         }

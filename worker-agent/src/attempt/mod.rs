@@ -48,6 +48,8 @@ pub(crate) struct Site {
     pub(crate) told: mpsc::Sender<FromLease>,
     /// Of all of this.
     pub(crate) disk: Disk,
+    /// Most bytes of new and changed files in one result.
+    pub(crate) change_bytes_max: u64,
     /// How often edits of running agents are kept, unless as usual.
     pub(crate) wip_interval: Option<Duration>,
 }

@@ -16,7 +16,7 @@ use super::folder::LeaseFolder;
 use super::scribe::Scribe;
 use crate::clock;
 use crate::disk;
-use crate::failure::chain;
+use crate::failure::{chain, class};
 use crate::options::Repositories;
 use crate::session::link::Access;
 
@@ -64,6 +64,22 @@ pub(super) enum Error {
 }
 
 impl Error {
+    /// Names the class of an attempt that ends with this.
+    pub(super) fn class(&self) -> &'static str {
+        match self {
+            Self::Git(GitError::ChangeTooLarge { .. }) => class::CHANGE_TOO_LARGE,
+            Self::Git(error) if error.is_about_content() => class::AGENT_FAILED,
+            // What git checks at the coordinator is made of what the agent left.
+            Self::Refused { reason, .. } if reason.contains("fsck error") => class::AGENT_FAILED,
+            Self::Refused { .. } | Self::Git(_) | Self::Note(_) => class::PUBLISH,
+        }
+    }
+
+    /// Tells whether another try would end the same way, because of what the agent left.
+    pub(super) fn is_about_content(&self) -> bool {
+        matches!(self, Self::Git(error) if error.is_about_content())
+    }
+
     /// Tells whether the coordinator has judged the push, and not merely failed at it: a disk of its
     /// own that is full for a while must not cost an attempt its work.
     fn is_verdict(&self) -> bool {
@@ -129,6 +145,17 @@ impl Site {
             .await
     }
 
+    /// Commits a workspace as the result of an agent that has ended.
+    pub(super) async fn result(
+        &self,
+        workspace: &Workspace,
+        grant: &Grant,
+    ) -> Result<Snapshot, GitError> {
+        let time = CommitTime::from_unix_seconds(clock::wall_millis() / 1000);
+        let message = message(grant, "");
+        workspace.result(&message, &self.identity, time).await
+    }
+
     /// Pushes until it is done or was refused; repeats what may have failed by accident.
     pub(super) async fn push(
         &self,
@@ -184,18 +211,20 @@ impl Site {
         }
     }
 
-    /// Pushes edits to the WIP ref once; tells what was pushed, if there was anything.
+    /// Pushes edits to the WIP ref once; tells what was pushed, if there was anything, and what
+    /// could not be part of it.
     pub(super) async fn push_wip(
         &self,
         workspace: &Workspace,
         grant: &Grant,
         source: &GitSource,
-    ) -> Result<Option<ObjectId>, Error> {
+    ) -> Result<(Option<ObjectId>, Option<String>), Error> {
         let snapshot = self
             .snapshot(workspace, grant, "work in progress of")
             .await?;
+        let refused = snapshot.refused();
         let Some(commit) = snapshot.commit else {
-            return Ok(None);
+            return Ok((None, refused));
         };
         let name = RefName::parse(&source.wip_ref)?;
         let credential = Credential::Lease(&grant.credential);
@@ -207,7 +236,7 @@ impl Site {
             (&name, Expected::Any),
         )
         .await?;
-        Ok(Some(commit))
+        Ok((Some(commit), refused))
     }
 
     /// Keeps edits on the WIP ref while an agent works, until `done`.
@@ -269,8 +298,12 @@ impl Site {
                     return folder.mark_published();
                 }
                 Err(error) => {
+                    let is_final = error.is_about_content();
                     let error = chain(&error);
                     tracing::warn!(lease = grant.lease, error, "cannot salvage edits yet");
+                    if is_final {
+                        break;
+                    }
                 }
             }
             tokio::time::sleep(pause).await;
@@ -293,6 +326,9 @@ impl Site {
             None => {
                 let subject = "unfinished work of";
                 let snapshot = self.snapshot(workspace, grant, subject).await?;
+                if let Some(what) = snapshot.refused() {
+                    return Err(GitError::Unkeepable { what }.into());
+                }
                 let Some(commit) = snapshot.commit else {
                     return Ok(None);
                 };
@@ -307,7 +343,8 @@ impl Site {
         Ok(Some(commit))
     }
 
-    async fn keep_aside(&self, folder: &LeaseFolder, grant: &Grant, scribe: &Scribe) {
+    /// Moves the workspace to where edits are kept that the coordinator does not take.
+    pub(super) async fn keep_aside(&self, folder: &LeaseFolder, grant: &Grant, scribe: &Scribe) {
         let attempt = attempt_number(grant).unwrap_or_default();
         let name = format!("{}-{}-{attempt}-{}", grant.run, grant.task, grant.lease);
         let plain = |character: char| match character {

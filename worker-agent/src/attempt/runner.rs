@@ -18,7 +18,7 @@ use super::machine::{Happened, Next, Phase};
 use super::publish::{self, Credential};
 use super::scribe::Scribe;
 use super::{FromLease, Orders, Site, Stop};
-use crate::agent::agent_of;
+use crate::agent::{Place, agent_of};
 use crate::clock::{self, Boottime};
 use crate::document::TaskDocument;
 use crate::failure::{chain, class, failure};
@@ -47,6 +47,8 @@ pub(crate) struct Runner {
     pub(super) orders: watch::Receiver<Orders>,
     pub(super) began: Boottime,
     run_time: Duration,
+    /// What the agent said last of its work.
+    summary: String,
 }
 
 impl Runner {
@@ -60,6 +62,7 @@ impl Runner {
             orders,
             began: clock::now(),
             run_time: Duration::ZERO,
+            summary: String::new(),
         }
     }
 
@@ -129,14 +132,17 @@ impl Runner {
             }
             happened = match next {
                 Next::Run => self.agent(workspace.as_ref(), scribe).await,
-                Next::Publish => self.publish(workspace.as_deref()).await,
+                Next::Publish => self.publish(workspace.as_deref(), scribe).await,
                 Next::KeepThenReport(kind) => {
                     return self.keep(workspace.as_deref(), kind, scribe).await;
                 }
                 Next::SalvageThenReport(kind) => {
                     return self.salvage(workspace.as_deref(), kind, scribe).await;
                 }
-                Next::Report(kind) => {
+                Next::Report(mut kind) => {
+                    if let report::Kind::Succeeded(succeeded) = &mut kind {
+                        succeeded.summary = std::mem::take(&mut self.summary);
+                    }
                     self.folder.mark_published();
                     return self.tell(kind).await;
                 }
@@ -180,10 +186,20 @@ impl Runner {
                     return Err(failure(class::AGENT_UNAVAILABLE, message, b""));
                 }
                 let agent = agent_of(&task)?;
-                let invocation = agent.invocation(&task)?;
-                Ok((task, agent, invocation))
+                let mut work = self.work_folder();
+                if let Some(folder) = &task.folder {
+                    work.push(folder);
+                }
+                let place = Place {
+                    work,
+                    last_message: self.folder.last_message(),
+                    prompt: self.folder.prompt(),
+                    own: &|name| std::env::var(name).ok(),
+                };
+                let invocation = agent.invocation(&task, &place)?;
+                Ok((task, agent, invocation, place))
             });
-        let (task, agent, invocation) = match invoked {
+        let (task, agent, invocation, place) = match invoked {
             Ok(invoked) => invoked,
             Err(failure) => return Happened::Failed(failure),
         };
@@ -202,12 +218,8 @@ impl Runner {
             }
             _ => None,
         };
-        let work = self.work_folder();
         let mut program = self.program(&task, 1, invocation.argv);
-        program.cwd = task
-            .folder
-            .as_ref()
-            .map_or(work.clone(), |folder| work.join(folder));
+        program.cwd.clone_from(&place.work);
         program.env.extend(invocation.env);
         program.ends_at = self.began.after(self.limit(task.timeout_ms));
         program.idle = task.idle_timeout_ms.map(Duration::from_millis);
@@ -221,7 +233,10 @@ impl Runner {
         match launched {
             Err(happened) => happened,
             Ok(Launched { report, tail, .. }) => match agent.judge(&report.end, &tail) {
-                Ok(()) => Happened::Done,
+                Ok(()) => {
+                    self.summary = agent.summary(&place);
+                    Happened::Done
+                }
                 Err(failure) => Happened::Failed(failure),
             },
         }
@@ -320,19 +335,19 @@ impl Runner {
         }
     }
 
-    async fn publish(&mut self, workspace: Option<&Workspace>) -> Happened {
+    async fn publish(&mut self, workspace: Option<&Workspace>, scribe: &Scribe) -> Happened {
         let outcome = |kind| Happened::Published(Outcome { kind: Some(kind) });
         let (Some(workspace), Some(source)) = (workspace, self.grant.source.clone()) else {
             return outcome(outcome::Kind::NoRepository(Empty {}));
         };
         let (site, grant) = (Arc::clone(&self.site), Arc::clone(&self.grant));
-        let publishing = publish_result(&site, workspace, &grant, &source);
+        let publishing = publish_result(&site, workspace, &grant, &source, scribe);
         let publishing = tokio::time::timeout(PUBLISH_LIMIT, publishing);
         match until_stopped(&mut self.orders, publishing).await {
             Err(stop) => Happened::Stopped(stop),
             Ok(Ok(Ok(Some(commit)))) => outcome(outcome::Kind::Commit(commit.to_string())),
             Ok(Ok(Ok(None))) => outcome(outcome::Kind::NoChange(Empty {})),
-            Ok(Ok(Err(error))) => Happened::Failed(failure(class::PUBLISH, &chain(&error), b"")),
+            Ok(Ok(Err(error))) => Happened::Failed(failure(error.class(), &chain(&error), b"")),
             Ok(Err(_)) => {
                 let message = format!("the result could not be pushed within {PUBLISH_LIMIT:?}");
                 Happened::Failed(failure(class::PUBLISH, &message, b""))
@@ -355,7 +370,7 @@ impl Runner {
             loop {
                 match site.push_wip(workspace, grant, &source).await {
                     // The snapshot that was cut off when the agent ended may still hold the ref.
-                    Err(error) if tries < KEEP_TRIES => {
+                    Err(error) if tries < KEEP_TRIES && !error.is_about_content() => {
                         let error = chain(&error);
                         tracing::info!(lease = grant.lease, error, "keeping edits once more");
                         tries += 1;
@@ -366,14 +381,19 @@ impl Runner {
             }
         };
         match tokio::time::timeout(KEEP_LIMIT, pushing).await {
-            Ok(Ok(kept)) => {
+            Ok(Ok((kept, refused))) => {
                 if let Some(commit) = kept {
                     let name = &source.wip_ref;
                     scribe
                         .note(format!("edits are kept as {commit} at {name}"))
                         .await;
                 }
-                self.folder.mark_published();
+                if refused.is_some() {
+                    // What that commit cannot hold is there and nowhere else.
+                    site.keep_aside(&self.folder, grant, scribe).await;
+                } else {
+                    self.folder.mark_published();
+                }
                 self.tell(kind).await;
             }
             pushed => {
@@ -488,7 +508,8 @@ async fn checkout(
         .remote(source, Credential::Lease(&grant.credential))
         .await?;
     let cached = site.cache.ensure_commit(&remote, &name, commit).await?;
-    Workspace::create(&cached, &folder.workspace(), &site.identity).await
+    let made = Workspace::create(&cached, &folder.workspace(), &site.identity).await?;
+    Ok(made.with_change_limit(site.change_bytes_max))
 }
 
 /// Commits and pushes; `None` if there is nothing to publish.
@@ -497,9 +518,10 @@ async fn publish_result(
     workspace: &Workspace,
     grant: &Grant,
     source: &GitSource,
+    scribe: &Scribe,
 ) -> Result<Option<ObjectId>, publish::Error> {
     let snapshot = loop {
-        match site.snapshot(workspace, grant, "").await {
+        match site.result(workspace, grant).await {
             Ok(snapshot) => break snapshot,
             // The work is done and must not be done again because a disk is full for a while.
             Err(error) if site.disk.suspect_if_sign(&chain(&error)) => {
@@ -514,6 +536,9 @@ async fn publish_result(
             Err(error) => return Err(error.into()),
         }
     };
+    for note in &snapshot.notes {
+        scribe.note(note.to_string()).await;
+    }
     let Some(commit) = snapshot.commit else {
         return Ok(None);
     };

@@ -83,11 +83,8 @@ pub(super) fn reload(state: &State, image: &Arc<RunImage>) -> Result<Decision, R
     if !run.is_ended() || run.id >= state.next_run {
         return Err(Rejection::NotNow("no archived run of this home".into()));
     }
-    if state
-        .archived
-        .get(&run.id)
-        .is_some_and(|last| *last != run.last_seq)
-    {
+    let mut archived = state.archived.iter();
+    if archived.any(|(id, last)| *id == run.id && *last != run.last_seq) {
         let text = "the run has gone on since it was read from the archive; ask again";
         return Err(Rejection::NotNow(text.into()));
     }

@@ -13,6 +13,10 @@ use super::values;
 /// shows it live until it has ended. The result stays in Muster's own repository: the summary shows
 /// how to look at it and how to bring it into your branch.
 ///
+/// If nothing has changed since a run that has not ended, or ended by itself less than ten minutes
+/// ago, it asks whether to follow that one. Where nobody can answer it refuses with exit code 2, and
+/// `--attach` and `--again` are the two ways out.
+///
 /// Ctrl-C lets running attempts finish and then stops; pressed twice it stops at once. Nothing is
 /// lost either way: `coordinator run --resume` goes on.
 #[derive(Debug, Args)]
@@ -22,6 +26,8 @@ Examples:
   coordinator run plan.yaml --slots 2        at most two attempts at once
   coordinator run plan.yaml --repo ~/src/app  this repository, not the plan's
   coordinator run plan.yaml --json | tail -1  the result as one JSON object
+  coordinator run tasks.yaml --dir out        keep codex-par's files in `out`
+  coordinator run plan.yaml --attach          follow it if it runs already
   coordinator run --resume                   go on with what was interrupted")]
 pub(crate) struct Run {
     /// Plan file
@@ -35,11 +41,20 @@ pub(crate) struct Run {
     #[arg(long, value_name = "RUN", num_args = 0..=1, default_missing_value = "@last",
           conflicts_with_all = ["repo", "idempotency_key"])]
     pub(crate) resume: Option<String>,
+    /// If it runs already, or has just ended, follow that run
+    #[arg(long, conflicts_with_all = ["again", "resume", "idempotency_key"])]
+    pub(crate) attach: bool,
+    /// Begin another run, even if nothing has changed
+    #[arg(long, conflicts_with_all = ["resume", "idempotency_key"])]
+    pub(crate) again: bool,
     #[command(flatten)]
     pub(crate) source: Source,
     /// Attempts at once on this machine [default: the number of cores]
     #[arg(long, value_name = "N", value_parser = values::slots)]
     pub(crate) slots: Option<u32>,
+    /// Also write what codex-par writes, `outputs` and `logs`, into this folder
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
     /// Print each event as a line of JSON, and the result as the last line
     #[arg(long)]
     pub(crate) json: bool,

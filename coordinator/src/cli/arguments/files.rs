@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::values;
 
-/// Check and draw plan files; needs no coordinator and stores nothing
+/// Check and draw plans; of files it needs no coordinator, and stores nothing
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -29,7 +29,6 @@ Examples:
   coordinator plan schema > plan.schema.json
   then begin a plan with: # yaml-language-server: $schema=./plan.schema.json")]
     Schema,
-    /// Draw the tasks and their order
     Graph(PlanGraph),
 }
 
@@ -47,21 +46,49 @@ pub(crate) struct PlanCheck {
     pub(crate) json: bool,
 }
 
+/// Draw the tasks and their order
+///
+/// As text each task stands below all that it depends on, and lanes lead from one to the other. Of a
+/// run each task is drawn with its state.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   coordinator plan graph plan.yaml
-  coordinator plan graph plan.yaml --dot | dot -Tsvg > plan.svg")]
+  coordinator plan graph plan.yaml --format svg > plan.svg
+  coordinator plan graph plan.yaml --format dot | dot -Tpng > plan.png
+  coordinator plan graph --run @last       with the states of the last run")]
 pub(crate) struct PlanGraph {
     /// Plan file
-    #[arg(value_name = "PLAN")]
-    pub(crate) plan: PathBuf,
-    /// In Graphviz' language
-    #[arg(long, conflicts_with = "mermaid")]
-    pub(crate) dot: bool,
-    /// In Mermaid's language
-    #[arg(long)]
-    pub(crate) mermaid: bool,
+    #[arg(
+        value_name = "PLAN",
+        required_unless_present = "run",
+        conflicts_with = "run"
+    )]
+    pub(crate) plan: Option<PathBuf>,
+    /// Draw a run instead, with the state of each task
+    #[arg(long, value_name = "RUN")]
+    pub(crate) run: Option<String>,
+    /// What to draw it as
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "text",
+        hide_default_value = true
+    )]
+    pub(crate) format: GraphFormat,
+}
+
+/// What a graph is drawn as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GraphFormat {
+    /// Text with lanes, for terminals
+    Text,
+    /// Graphviz' language
+    Dot,
+    /// Mermaid's language
+    Mermaid,
+    /// A picture for browsers
+    Svg,
 }
 
 /// Check the configuration and show each value and where it came from

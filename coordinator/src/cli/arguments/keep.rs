@@ -40,9 +40,9 @@ pub(crate) struct Audit {
 /// The exit code is 1 if a check fails; warnings do not count.
 ///
 /// With `--repair` it mends what `coordinator audit` has found in the home and can be mended, and
-/// says each thing that it did. No coordinator may run on the home. Nothing is deleted: what is in
-/// the way moves to `repaired/` in the home, and commits that lose their ref get one under
-/// `refs/muster/lost/`.
+/// says each thing that it did. No coordinator may run on the home. Nothing is deleted but halves of
+/// copies that a killed backup or restore has left beside the home: what is in the way moves to
+/// `repaired/` in the home, and commits that lose their ref get one under `refs/muster/lost/`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -84,7 +84,8 @@ pub(crate) struct Backup {
 /// The home (`--home`) must not exist, or be empty. Every checksum is compared before anything is
 /// written. `serve` then goes on from the moment of the backup: what was accepted after it is done
 /// again, workers that still hold leases from after it are told to stop and keep their edits, and
-/// tokens revoked after it are valid again.
+/// tokens revoked after it are valid again. Output from after it comes again from workers that still
+/// hold its lease; other output from after it is lost.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

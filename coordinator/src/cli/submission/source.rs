@@ -78,15 +78,24 @@ impl Source {
         Ok(Some(found))
     }
 
-    /// Tells whether history is missing, so that git refuses to push.
-    pub(crate) async fn is_shallow(&self) -> bool {
-        let asked = self
-            .repository
-            .command()
-            .args(["rev-parse", "--is-shallow-repository"])
-            .run_ok()
-            .await;
-        asked.is_ok_and(|output| output.text() == "true")
+    /// Tells what may keep the repository from being pushed, and the way out.
+    pub(crate) async fn hint_for_push(&self) -> &'static str {
+        let says = |arguments: &'static [&'static str]| async move {
+            let asked = self.repository.command().args(arguments).run_ok().await;
+            asked.map(|output| output.text()).unwrap_or_default()
+        };
+        if says(&["rev-parse", "--is-shallow-repository"]).await == "true" {
+            return "the repository is a shallow clone, which cannot be pushed; \
+                    `git fetch --unshallow` completes it";
+        }
+        let promised = ["config", "--get-regexp", r"^remote\..*\.promisor$"];
+        let asked = self.repository.command().args(promised).run_ok().await;
+        if asked.is_ok() {
+            return "the repository is a partial clone: what it lacks has to be fetched from its \
+                    own remote, which must be within reach without a question; \
+                    `git fetch --refetch --no-filter` completes it";
+        }
+        "see whether the repository is whole with `git fsck`"
     }
 
     async fn of_path(git: &Git, output: Output, folder: &Path, base: Option<&str>) -> Result<Self> {
@@ -102,21 +111,10 @@ impl Source {
                 .while_doing(format!("open the repository {shown}"))
                 .hint("`repo: {from: DIR}` makes a fresh repository of a folder that is none")
         })?;
-        let base_id =
-            repository
-                .rev_parse(base.unwrap_or("HEAD"))
-                .await
-                .map_err(|error| match (&error, base) {
-                    (GitError::UnknownRevision { .. }, None) => {
-                        CliError::user(format!("the repository {shown} has no commit yet"))
-                            .hint("commit something first, or name a branch as `base` in the plan")
-                    }
-                    (GitError::UnknownRevision { .. }, Some(base)) => CliError::user(format!(
-                        "the repository {shown} has no commit called {base:?}"
-                    ))
-                    .hint("`base` in the plan is a branch, a tag or a commit"),
-                    _ => CliError::from(error),
-                })?;
+        let base_id = match repository.rev_parse(base.unwrap_or("HEAD")).await {
+            Ok(id) => id,
+            Err(error) => return Err(no_base(&repository, &shown.to_string(), base, error).await),
+        };
         let ask = |arguments: [&'static str; 2]| {
             git.command(Mode::UserRepository)
                 .directory(folder)
@@ -225,6 +223,50 @@ impl Source {
             folder_prefix: String::new(),
             _temporary: Some(temporary),
         })
+    }
+}
+
+/// Says why there is no commit to start from.
+async fn no_base(
+    repository: &Repository,
+    shown: &str,
+    base: Option<&str>,
+    error: GitError,
+) -> CliError {
+    if !matches!(error, GitError::UnknownRevision { .. }) {
+        return CliError::from(error);
+    }
+    let ask = |arguments: &[&str]| repository.command().args(arguments).run_ok();
+    let named = base.unwrap_or("HEAD");
+    let way = [
+        "rev-parse",
+        "--verify",
+        "--quiet",
+        "--end-of-options",
+        named,
+    ];
+    let kind = match ask(&way).await {
+        Ok(found) => Some(ask(&["cat-file", "-t", &found.text()]).await),
+        Err(_) => None,
+    };
+    match (kind, base) {
+        (Some(Ok(kind)), _) => {
+            let kind = kind.text();
+            CliError::user(format!(
+                "{named:?} in the repository {shown} is a {kind}, not a commit"
+            ))
+            .hint("`base` in the plan is a branch, a tag or a commit")
+        }
+        (Some(Err(_)), _) => CliError::user(format!(
+            "the commit of {named:?} in the repository {shown} cannot be read"
+        ))
+        .hint("the repository is damaged; `git fsck` says how"),
+        (None, None) => CliError::user(format!("the repository {shown} has no commit yet"))
+            .hint("commit something first, or name a branch as `base` in the plan"),
+        (None, Some(base)) => CliError::user(format!(
+            "the repository {shown} has no commit called {base:?}"
+        ))
+        .hint("`base` in the plan is a branch, a tag or a commit"),
     }
 }
 

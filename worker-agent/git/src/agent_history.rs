@@ -1,0 +1,290 @@
+//! The commits that an agent made itself.
+//!
+//! Git is never run on the agent's repository, whose configuration may name programs. Its files are
+//! data: where it stands is read from its refs, and its objects are linked into a repository of
+//! Muster's own making, from which they are fetched with every check that git has. An object that is
+//! damaged or missing costs the history, never the content.
+
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode as FileMode, OFlags};
+
+use crate::command::Mode;
+use crate::error::GitError;
+use crate::names::{ObjectId, RefName};
+use crate::remote::{Refspec, Remote};
+use crate::repository::{Expected, RefUpdate, Repository, Update};
+use crate::workspace::{Workspace, borrow_objects};
+
+/// Longest file that holds one ref.
+const REF_BYTES_MAX: u64 = 4 << 10;
+/// Longest list of packed refs that is read: some 100 000 refs.
+const PACKED_BYTES_MAX: u64 = 16 << 20;
+/// Most branches of an agent that are looked at.
+const BRANCHES_MAX: usize = 100;
+/// Most files of objects that are linked; git packs what is more.
+const OBJECT_FILES_MAX: usize = 1_000_000;
+/// Where the agent's newest commit is kept in `control.git`.
+const AGENT_REF: &str = "refs/muster/agent";
+
+/// Where a repository of the agent stands, read without git.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Head {
+    /// At a commit, on a branch or not.
+    At(ObjectId),
+    /// Nobody can tell: it is gone, damaged, or has no commit.
+    Unknown,
+}
+
+/// Reads the commit that a git folder has checked out.
+pub(crate) fn head_of(git_dir: &Path) -> Head {
+    read_head(git_dir).map_or(Head::Unknown, Head::At)
+}
+
+fn read_head(git_dir: &Path) -> Option<ObjectId> {
+    let text = read_text(&git_dir.join("HEAD"), REF_BYTES_MAX)?;
+    let text = text.trim();
+    match text.strip_prefix("ref: ") {
+        None => ObjectId::parse(text).ok(),
+        Some(name) => {
+            let name = RefName::parse(name.trim()).ok()?;
+            let loose = read_text(&git_dir.join(name.as_str()), REF_BYTES_MAX);
+            let loose = loose.and_then(|text| ObjectId::parse(text.trim()).ok());
+            loose.or_else(|| {
+                let packed = packed(git_dir);
+                packed
+                    .into_iter()
+                    .find(|(found, _)| *found == name)
+                    .map(|(_, commit)| commit)
+            })
+        }
+    }
+}
+
+/// Lists the branches of a git folder; the first hundred.
+fn branches(git_dir: &Path) -> Vec<(RefName, ObjectId)> {
+    let mut found: Vec<(RefName, ObjectId)> = Vec::new();
+    let mut folders = vec![PathBuf::from("refs/heads")];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(git_dir.join(&folder)) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            let path = folder.join(entry.file_name());
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if is_folder && folders.len() < BRANCHES_MAX {
+                folders.push(path);
+            } else if found.len() < BRANCHES_MAX {
+                let name = path.to_str().and_then(|name| RefName::parse(name).ok());
+                let commit = read_text(&git_dir.join(&path), REF_BYTES_MAX);
+                let commit = commit.and_then(|text| ObjectId::parse(text.trim()).ok());
+                found.extend(name.zip(commit));
+            }
+        }
+    }
+    for (name, commit) in packed(git_dir) {
+        let is_known = found.iter().any(|(known, _)| *known == name);
+        if !is_known && name.as_str().starts_with("refs/heads/") && found.len() < BRANCHES_MAX {
+            found.push((name, commit));
+        }
+    }
+    found.sort();
+    found
+}
+
+fn packed(git_dir: &Path) -> Vec<(RefName, ObjectId)> {
+    let text = read_text(&git_dir.join("packed-refs"), PACKED_BYTES_MAX).unwrap_or_default();
+    let line = |line: &str| {
+        let (id, name) = line.split_once(' ')?;
+        Some((RefName::parse(name).ok()?, ObjectId::parse(id).ok()?))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// Reads a small file, unless it is a link or a pipe.
+fn read_text(path: &Path, bytes_max: u64) -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = std::fs::File::from(rustix::fs::open(path, flags, FileMode::empty()).ok()?);
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut text = String::new();
+    file.take(bytes_max).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// What became of the agent's own commits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AgentHistory {
+    /// It made none, or nobody can tell.
+    None,
+    /// They lead from the base to this one, and `control.git` has them.
+    Kept(ObjectId),
+    /// They cannot be kept, for this reason.
+    Left(String),
+}
+
+/// The agent's commits, and the branches it left beside them.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) history: AgentHistory,
+    pub(crate) other_branches: Vec<(RefName, ObjectId)>,
+}
+
+impl Workspace {
+    /// Fetches what the agent committed, if it begins at the base.
+    ///
+    /// Only while no process of the agent is left. After an error the workspace is as before.
+    pub(crate) async fn agent_history(&self) -> Result<Told, GitError> {
+        let git_dir = self.work().join(".git");
+        // Behind a link could be anybody's repository.
+        let is_folder = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_dir());
+        if !is_folder(&git_dir) || !is_folder(&git_dir.join("objects")) {
+            return Ok(Told {
+                history: AgentHistory::None,
+                other_branches: Vec::new(),
+            });
+        }
+        let tip = match head_of(&git_dir) {
+            Head::At(tip) => tip,
+            Head::Unknown => self.base(),
+        };
+        let mut others = branches(&git_dir);
+        others.retain(|(_, commit)| *commit != tip && *commit != self.base());
+        let is_own = tip != self.base();
+        if !is_own && others.is_empty() {
+            return Ok(Told {
+                history: AgentHistory::None,
+                other_branches: others,
+            });
+        }
+        let history = if is_own {
+            match self.fetch_agent(&git_dir, tip).await {
+                Ok(history) => history,
+                // Text of git on the agent's objects; the content does not depend on it.
+                Err(GitError::Failed { stderr, .. }) => {
+                    AgentHistory::Left(format!("git refuses them: {}", last_line(&stderr)))
+                }
+                Err(error) => return Err(error),
+            }
+        } else {
+            AgentHistory::None
+        };
+        let mut other_branches = Vec::new();
+        for (name, commit) in others {
+            if !self.is_contained(commit, tip).await {
+                other_branches.push((name, commit));
+            }
+        }
+        Ok(Told {
+            history,
+            other_branches,
+        })
+    }
+
+    /// Tells whether `control.git` has a commit, and has it behind `tip`.
+    async fn is_contained(&self, commit: ObjectId, tip: ObjectId) -> bool {
+        let control = &self.control;
+        control.exists(commit).await.unwrap_or(false)
+            && control.exists(tip).await.unwrap_or(false)
+            && control.is_ancestor(commit, tip).await.unwrap_or(false)
+    }
+
+    async fn fetch_agent(&self, git_dir: &Path, tip: ObjectId) -> Result<AgentHistory, GitError> {
+        if tip.format() != self.format {
+            return Ok(AgentHistory::Left(
+                "its repository has another object format".to_owned(),
+            ));
+        }
+        let import = self.folder().join("import.git");
+        let (objects, into) = (git_dir.join("objects"), import.clone());
+        remove(&import).await?;
+        let git = self.control.git();
+        git.command(Mode::Hermetic)
+            .args(["init", "--quiet", "--bare", "--template="])
+            .arg(format!("--object-format={}", self.format.as_str()))
+            .arg("--end-of-options")
+            .arg(&import)
+            .run_ok()
+            .await?;
+        let linking = tokio::task::spawn_blocking(move || link_objects(&objects, &into));
+        linking
+            .await
+            .unwrap_or_else(|panicked| Err(io::Error::other(panicked)))
+            .map_err(GitError::file("link the agent's objects into", &import))?;
+        let imported = Repository::hermetic(git, &import)?;
+        borrow_objects(&import, &self.lender).await?;
+        let head = import.join("refs/heads/agent");
+        tokio::fs::write(&head, format!("{tip}\n"))
+            .await
+            .map_err(GitError::file("write", &head))?;
+        let agent = RefName::parse(AGENT_REF)?;
+        let remote = Remote::new(&imported.folder().to_string_lossy())?;
+        let branch = RefName::parse("refs/heads/agent")?;
+        let fetched = remote
+            .fetch_checked(&self.control, &[Refspec::to_ref(&branch, &agent)])
+            .await;
+        remove(&import).await?;
+        fetched?;
+        if self.control.is_ancestor(self.base(), tip).await? {
+            return Ok(AgentHistory::Kept(tip));
+        }
+        let forget = RefUpdate {
+            name: agent,
+            new: None,
+            expected: Expected::Any,
+        };
+        let (Update::Done | Update::Refused { .. }) = self.control.update_refs(&[forget]).await?;
+        let reason = if self.control.is_ancestor(tip, self.base()).await? {
+            "it went back to a commit before its base"
+        } else {
+            "they do not begin at the base of the task"
+        };
+        Ok(AgentHistory::Left(reason.to_owned()))
+    }
+}
+
+/// Links loose objects and packs, and nothing else: no list of further object folders, no index
+/// over packs, no graph.
+fn link_objects(from: &Path, import: &Path) -> io::Result<()> {
+    let into = import.join("objects");
+    let mut left = OBJECT_FILES_MAX;
+    for folder in std::fs::read_dir(from)? {
+        let folder = folder?;
+        let name = folder.file_name();
+        let name = name.to_string_lossy();
+        let is_loose = name.len() == 2 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !folder.file_type()?.is_dir() || !(is_loose || name == "pack") {
+            continue;
+        }
+        let target = into.join(&*name);
+        std::fs::create_dir_all(&target)?;
+        for file in std::fs::read_dir(folder.path())? {
+            let file = file?;
+            let end = file.path().extension().map(std::ffi::OsStr::to_owned);
+            let is_wanted = is_loose || end.is_some_and(|end| end == "pack" || end == "idx");
+            // Links and pipes are never opened.
+            if is_wanted && file.file_type()?.is_file() {
+                left = left
+                    .checked_sub(1)
+                    .ok_or_else(|| io::Error::other("there are too many"))?;
+                std::fs::hard_link(file.path(), target.join(file.file_name()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn remove(folder: &Path) -> Result<(), GitError> {
+    match tokio::fs::remove_dir_all(folder).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(GitError::file("delete the folder", folder)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn last_line(text: &str) -> &str {
+    text.lines().last().unwrap_or_default()
+}

@@ -1,0 +1,196 @@
+//! Keeping the cache of a host within its limit.
+//!
+//! What was used longest ago goes first. A repository stays while anything borrows objects from it:
+//! a workspace that is being made, one in which an agent works, and one that was kept because its
+//! edits could not be published. Who borrows is read from the disk each time, in the folders of all
+//! workers that share the cache, since a worker that was killed cannot say so.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::cache::{COMPLETE, in_use_of, lock_of};
+use crate::error::{GitError, megabytes};
+use crate::lock::HostLock;
+
+/// Folder of the cache in which workers note where their state is.
+const USERS: &str = "users";
+/// How deep below a worker's state the repositories of its workspaces lie:
+/// `other-coordinator-N/leases/N/workspace/control.git`.
+const DEPTH_MAX: usize = 5;
+/// Begins the names of repositories that are being deleted.
+const DELETED: &str = "deleted-";
+/// Longest note of a worker, in bytes; paths are shorter.
+const NOTE_BYTES_MAX: u64 = 64 << 10;
+
+/// One repository of the cache.
+#[derive(Debug)]
+struct Kept {
+    folder: PathBuf,
+    bytes: u64,
+    used: SystemTime,
+}
+
+/// Notes that workspaces below `folder` may borrow from the cache at `root`.
+pub(crate) fn register(root: &Path, folder: &Path) -> Result<(), GitError> {
+    let users = root.join(USERS);
+    let fail = |error| GitError::file("note a user of the cache in", &users)(error);
+    std::fs::create_dir_all(&users).map_err(fail)?;
+    let bytes = folder.as_os_str().as_bytes();
+    let name = blake3::hash(bytes).to_hex();
+    std::fs::write(users.join(name.as_str()), bytes).map_err(fail)
+}
+
+/// Deletes what was used longest ago until the rest is within `bytes_max`, or all of it is borrowed
+/// from; tells how many bytes are left.
+///
+/// If it cannot be known who borrows, nothing is deleted.
+pub(crate) fn trim(root: &Path, bytes_max: u64) -> Result<u64, GitError> {
+    let lock = root.join("trim.lock");
+    // Whoever is at it does the same.
+    let Some(_lock) = HostLock::try_acquire(&lock)? else {
+        return Ok(0);
+    };
+    let fail = |error| GitError::file("trim the cache", root)(error);
+    let mut kept = repositories(root).map_err(fail)?;
+    let mut bytes: u64 = kept.iter().map(|repository| repository.bytes).sum();
+    kept.sort_by_key(|repository| repository.used);
+    for repository in kept {
+        if bytes <= bytes_max {
+            break;
+        }
+        let folder = &repository.folder;
+        // Nobody fetches into it, and nobody is about to borrow.
+        let (Some(_fetching), Some(_using)) = (
+            HostLock::try_acquire(&lock_of(folder))?,
+            HostLock::try_acquire(&in_use_of(folder))?,
+        ) else {
+            continue;
+        };
+        if lenders(root).map_err(fail)?.contains(folder) {
+            continue;
+        }
+        tracing::info!(
+            path = %folder.display(),
+            size = megabytes(repository.bytes),
+            "the cache is above its limit; deleting what was not used for longest"
+        );
+        // In one step, so that a half of it is never borrowed from.
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let deleted = root.join(format!("{DELETED}{name}"));
+        remove(&deleted).map_err(fail)?;
+        std::fs::rename(folder, &deleted).map_err(fail)?;
+        remove(&deleted).map_err(fail)?;
+        bytes -= repository.bytes;
+    }
+    if bytes > bytes_max {
+        tracing::warn!(
+            size = megabytes(bytes),
+            limit = megabytes(bytes_max),
+            "the cache is above its limit, and all of it is in use"
+        );
+    }
+    Ok(bytes)
+}
+
+/// Lists what is complete; deletes what an earlier trim was interrupted in.
+fn repositories(root: &Path) -> io::Result<Vec<Kept>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root)? {
+        let folder = entry?.path();
+        let name = folder.file_name().unwrap_or_default();
+        if name.as_bytes().starts_with(DELETED.as_bytes()) {
+            remove(&folder)?;
+        } else if let Ok(complete) = folder.join(COMPLETE).metadata() {
+            found.push(Kept {
+                bytes: bytes_of(&folder)?,
+                used: complete.modified()?,
+                folder,
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// Finds the repositories from which any workspace of any registered worker borrows.
+fn lenders(root: &Path) -> io::Result<BTreeSet<PathBuf>> {
+    let mut found = BTreeSet::new();
+    let users = match std::fs::read_dir(root.join(USERS)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        users => users?,
+    };
+    for user in users {
+        let note = user?.path();
+        if note.metadata()?.len() > NOTE_BYTES_MAX {
+            return Err(io::Error::other("a note about its users is damaged"));
+        }
+        let state = PathBuf::from(std::ffi::OsString::from_vec(std::fs::read(&note)?));
+        match state.symlink_metadata() {
+            // That worker was removed with all it had.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::remove_file(&note)?,
+            Err(error) => return Err(error),
+            Ok(_) => lenders_below(&state, &mut found)?,
+        }
+    }
+    Ok(found)
+}
+
+fn lenders_below(state: &Path, found: &mut BTreeSet<PathBuf>) -> io::Result<()> {
+    let mut folders = vec![(state.to_owned(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let entries = match std::fs::read_dir(&folder) {
+            // It went meanwhile, and nothing borrows from within it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == "control.git" {
+                let alternates = entry.path().join("objects/info/alternates");
+                match std::fs::read(alternates) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    text => found.extend(text?.split(|byte| *byte == b'\n').filter_map(lender)),
+                }
+            } else if name != "work" && depth < DEPTH_MAX && entry.file_type()?.is_dir() {
+                folders.push((entry.path(), depth + 1));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gives the repository to whose objects a line of alternates points.
+fn lender(line: &[u8]) -> Option<PathBuf> {
+    let path = PathBuf::from(std::ffi::OsString::from_vec(line.to_vec()));
+    path.parent()
+        .filter(|_| !line.is_empty())
+        .map(Path::to_owned)
+}
+
+/// Adds up the files of a folder, in bytes.
+fn bytes_of(folder: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            } else {
+                // A file may go while a fetch tidies up.
+                bytes += entry.metadata().map_or(0, |found| found.len());
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+fn remove(folder: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
