@@ -315,7 +315,7 @@ async fn answer_plain_http(mut stream: TcpStream) -> io::Result<()> {
     // What is left unread when a connection is closed makes the kernel cut it before the answer has
     // arrived; a request that is longer than this is nobody's mistake.
     let mut request = [0; 4096];
-    stream.read(&mut request).await?;
+    let _bytes = stream.read(&mut request).await?;
     let address = stream.local_addr()?;
     let text = format!(
         "This is a coordinator of Muster, and its port speaks TLS: use https://{address}/\n"
