@@ -49,7 +49,7 @@ pub async fn run(repositories: Repositories, ending: CancellationToken) {
                 Ok(true) => info!(repository = name, "a repository was repacked"),
                 Ok(false) => {}
                 Err(error) => {
-                    warn!(error = %error, repository = name, "cannot repack; later again")
+                    warn!(error = %error, repository = name, "cannot repack; later again");
                 }
             }
         }

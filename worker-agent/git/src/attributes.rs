@@ -312,7 +312,7 @@ fn with_crlf(content: &[u8]) -> Vec<u8> {
 }
 
 /// Tells how many bytes of content differ, and which files have most of them, largest first.
-pub(crate) fn largest(files: &mut Vec<(PathBuf, u64)>) -> u64 {
+pub(crate) fn largest(files: &mut [(PathBuf, u64)]) -> u64 {
     files.sort_by(|one, other| other.1.cmp(&one.1).then_with(|| one.0.cmp(&other.0)));
     files.iter().map(|(_, bytes)| bytes).sum()
 }
