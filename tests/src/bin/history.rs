@@ -31,6 +31,10 @@ struct Arguments {
 const PLAN: &str = "name: heavy\nrepo: ./user\ntasks:\n  - name: one\n    run: printf x > x\n  \
                     - name: two\n    depends_on: [one]\n    run: test -e x; printf y > y\n";
 
+const MANY: &str = "name: many\nrepo: ./user\ntasks:\n  - name: many\n    run: |\n      \
+                    i=0; while [ $i -lt 100 ]; do mkdir d$i; \
+                    (cd d$i; seq 1 1000 | split -l 1 -a 3 - f); i=$((i+1)); done\n";
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let parent = arguments.folder.unwrap_or_else(std::env::temp_dir);
@@ -60,6 +64,13 @@ fn main() -> Result<()> {
             begun.elapsed()
         ))?;
     }
+    std::fs::write(folder.path().join("plan.yaml"), MANY)?;
+    let begun = Instant::now();
+    run(&coordinator, folder.path())?;
+    say(&format!(
+        "one task that adds 100000 files: {:.1?}",
+        begun.elapsed()
+    ))?;
     let doctor = Command::new(&coordinator)
         .arg("doctor")
         .env("MUSTER_HOME", folder.path().join("home"))
