@@ -46,7 +46,12 @@ const ENGINE_ENDS: Duration = Duration::from_secs(20);
 /// Largest message a worker may send: twice its event window.
 const WORKER_MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Where plans come in, which are the only large requests.
+/// Readers of the store that serve requests, and as many that serve the fleet.
+const READERS: usize = 4;
+/// Readers of those who watch, who share what was read.
+const FEED_READERS: usize = 1;
 const SUBMIT: &str = "/muster.v1.OperatorService/SubmitRun";
+const WATCH: &str = "/muster.v1.OperatorService/WatchRun";
 /// File of the journal in the home.
 pub(crate) const JOURNAL: &str = "journal.db";
 /// Pool of the workers that the coordinator starts itself.
@@ -86,21 +91,21 @@ pub struct Options {
 pub enum Error {
     #[error(transparent)]
     Home(#[from] home::Error),
-    #[error("failed to open the state")]
+    #[error("cannot open the state")]
     Store(#[from] store::Error),
     #[error(transparent)]
     Engine(#[from] engine::Fatal),
-    #[error("failed to set up authentication")]
+    #[error("cannot set up authentication")]
     Auth(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error(transparent)]
     Server(#[from] api::ServerError),
     #[error(transparent)]
     Git(#[from] muster_git::GitError),
-    #[error("failed to serve git repositories")]
+    #[error("cannot serve git repositories")]
     Host(#[from] host::StartError),
     #[error(transparent)]
     Transcript(#[from] transcript::Error),
-    #[error("failed to {action}")]
+    #[error("cannot {action}")]
     Io {
         action: &'static str,
         #[source]
@@ -130,15 +135,19 @@ impl App {
     ///
     /// # Errors
     /// The home is in use or of a newer version, a part of it is damaged, the address is taken, or
-    /// git is missing or too old. Nothing of this start goes on then.
+    /// git is missing or too old. Nothing of this start goes on then, and a home in which nothing
+    /// was is as it was before.
     pub async fn start(options: Options) -> Result<Self, Error> {
-        let home = Home::own(&options.home)?;
+        let mut home = Home::own(&options.home)?;
         let git = Git::find().await?;
         let auth = Authenticator::open(home.path()).map_err(|error| Error::Auth(error.into()))?;
         let store = SqliteStore::open(&home.path().join(JOURNAL))?;
-        let readers = Readers::open(&store)?;
+        let readers = Readers::open(&store, READERS)?;
         // Of their own, so that no number of viewers keeps grants and pushes waiting.
-        let (fleet_readers, feed_readers) = (Readers::open(&store)?, Readers::open(&store)?);
+        let (fleet_readers, feed_readers) = (
+            Readers::open(&store, READERS)?,
+            Readers::open(&store, FEED_READERS)?,
+        );
         let tls = server_config(auth.clone()).map_err(|error| Error::Auth(error.into()))?;
         // Before anything is journaled: an address that is taken must leave no trace.
         let server = Server::bind(api::Options::new(options.listen), tls)?;
@@ -193,7 +202,11 @@ impl App {
             readers,
             repositories.clone(),
             Arc::new(options.agents.clone()),
-        );
+        )
+        .map_err(|source| Error::Io {
+            action: "start the thread that reads plans",
+            source: source.into(),
+        })?;
         let about = About {
             epoch,
             address: address.to_string(),
@@ -227,6 +240,7 @@ impl App {
             auth.clone(),
             ending.clone(),
         );
+        let operators = operators.with_troubles(workers.troubles());
         let router = router(operators, workers, &git_host).map_err(|error| Error::Io {
             action: "describe the services",
             source: error.into(),
@@ -263,6 +277,7 @@ impl App {
             action: "write the address file",
             source: error.into(),
         })?;
+        home.keep();
         for guard in undo {
             // Gives the token back, which has its owner already.
             drop(guard.disarm());
@@ -393,8 +408,11 @@ fn router(
 ) -> Result<Router, tonic_reflection::server::Error> {
     let operators = Arc::new(operators);
     let plans = OperatorServiceServer::from_arc(operators.clone())
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_decoding_message_size(api::limits::SUBMISSION_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let watches = Router::new()
+        .route(WATCH, axum::routing::post(api::watch_route::watch_run))
+        .with_state(Arc::clone(&operators));
     let operators = OperatorServiceServer::from_arc(operators)
         .max_decoding_message_size(api::limits::REQUEST_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -419,6 +437,7 @@ fn router(
     Ok(services
         .into_axum_router()
         .merge(plans)
+        .merge(watches)
         .merge(git_host.router()))
 }
 

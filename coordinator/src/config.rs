@@ -1,6 +1,8 @@
 //! The configuration of a coordinator: defaults, then `config.toml` in the home, then `MUSTER_*`
 //! variables, then options of the command line.
 
+mod file;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -10,10 +12,9 @@ use std::path::{Path, PathBuf};
 
 use coordinator_core::Span;
 use coordinator_core::state::LeaseClocks;
-use muster_connect::private_file;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::plan::{AgentDefinition, AgentKind, Duration};
+use crate::plan::{AgentDefinition, Duration, Problems};
 
 /// Name of the file in the home.
 pub const FILE_NAME: &str = "config.toml";
@@ -23,13 +24,12 @@ pub const LISTEN_DEFAULT: SocketAddr =
 /// What the log holds unless told otherwise.
 pub const LOG_DEFAULT: &str = "info";
 
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Two may get lost before a lease ends.
 const HEARTBEATS: u64 = 3;
 /// However long leases live, this is how soon a dead worker shows in lists.
 const HEARTBEAT_MS_MAX: u64 = 10_000;
 /// More processes on one machine are a typing error.
-const SLOTS_MAX: u32 = 4096;
+pub(crate) const SLOTS_MAX: u32 = 4096;
 
 /// The settings that hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,25 +50,36 @@ pub struct Config {
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase", tag = "from", content = "name")]
+#[serde(rename_all = "lowercase", tag = "from")]
 pub enum Origin {
     /// Nobody has said anything else.
     Default,
     /// The configuration file.
-    File(PathBuf),
+    File {
+        /// The file.
+        name: PathBuf,
+        /// The line of its key, counted from 1.
+        line: u32,
+    },
     /// This variable of the environment.
-    Environment(&'static str),
+    Environment {
+        /// The variable.
+        name: &'static str,
+    },
     /// This option of the command line.
-    Flag(&'static str),
+    Flag {
+        /// The option.
+        name: &'static str,
+    },
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => formatter.write_str("default"),
-            Self::File(path) => write!(formatter, "{}", path.display()),
-            Self::Environment(name) => write!(formatter, "${name}"),
-            Self::Flag(name) => formatter.write_str(name),
+            Self::File { name, line } => write!(formatter, "{}:{line}", name.display()),
+            Self::Environment { name } => write!(formatter, "${name}"),
+            Self::Flag { name } => formatter.write_str(name),
         }
     }
 }
@@ -107,23 +118,18 @@ pub struct Flags {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file is there but cannot be read.
-    #[error("read the configuration file {}", path.display())]
+    #[error("cannot read the configuration file {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
-    /// The file is not what it should be; the text names line and column.
-    #[error("the configuration file {} is wrong: {what}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, and where.
-        what: String,
-    },
+    /// The file is not what it should be.
+    #[error("{0}")]
+    File(Problems),
     /// A value makes no sense.
-    #[error("{key} = {value:?} (from {origin}): {reason}")]
+    #[error("{origin}: `{key}` is {value:?}: {reason}")]
     Value {
         /// Which setting.
         key: &'static str,
@@ -134,36 +140,6 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct File {
-    listen: Option<String>,
-    slots: Option<u32>,
-    log: Option<String>,
-    lease_ttl: Option<String>,
-    lease_grace: Option<String>,
-    heartbeat_interval: Option<String>,
-    #[serde(default)]
-    agents: BTreeMap<String, FileAgent>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileAgent {
-    kind: AgentKind,
-    command: Option<Program>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a program, or a list of a program and its arguments"
-)]
-enum Program {
-    Alone(String),
-    WithArguments(Vec<String>),
 }
 
 /// Reads the configuration of `home`; a missing file is an empty one.
@@ -180,31 +156,38 @@ fn load_with(
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Loaded, Error> {
     let path = home.join(FILE_NAME);
-    let file = read(&path)?;
+    let mut file = file::read(&path)?;
     let text_of = |name: &'static str| {
         variable(name)
             .filter(|value| !value.is_empty())
             .map(|value| {
                 (
                     value.to_string_lossy().into_owned(),
-                    Origin::Environment(name),
+                    Origin::Environment { name },
                 )
             })
     };
-    let pick = |flag: Option<(String, Origin)>, name, in_file: Option<String>, default: String| {
+    let in_file = |line| Origin::File {
+        name: path.clone(),
+        line,
+    };
+    let pick = |flag: Option<(String, Origin)>,
+                name,
+                placed: Option<file::Placed<String>>,
+                default: String| {
         flag.or_else(|| text_of(name))
-            .or_else(|| in_file.map(|value| (value, Origin::File(path.clone()))))
+            .or_else(|| placed.map(|placed| (placed.value, in_file(placed.line))))
             .unwrap_or((default, Origin::Default))
     };
     let mut shown = Vec::new();
 
     let flag = flags
         .listen
-        .map(|listen| (listen.to_string(), Origin::Flag("--listen")));
+        .map(|listen| (listen.to_string(), Origin::Flag { name: "--listen" }));
     let (value, origin) = pick(
         flag,
         "MUSTER_LISTEN",
-        file.listen,
+        file.take("listen"),
         LISTEN_DEFAULT.to_string(),
     );
     let listen = value.parse().map_err(|_| Error::Value {
@@ -217,9 +200,9 @@ fn load_with(
 
     let flag = flags
         .slots
-        .map(|slots| (slots.to_string(), Origin::Flag("--slots")));
-    let in_file = file.slots.map(|slots| slots.to_string());
-    let (value, origin) = pick(flag, "MUSTER_SLOTS", in_file, cores().to_string());
+        .map(|slots| (slots.to_string(), Origin::Flag { name: "--slots" }));
+    let placed = file.take("slots");
+    let (value, origin) = pick(flag, "MUSTER_SLOTS", placed, cores().to_string());
     let slots = value
         .parse()
         .ok()
@@ -232,20 +215,20 @@ fn load_with(
         })?;
     shown.push(entry("slots", value, origin));
 
-    let (log, origin) = pick(None, "MUSTER_LOG", file.log, LOG_DEFAULT.to_owned());
+    let (log, origin) = pick(None, "MUSTER_LOG", file.take("log"), LOG_DEFAULT.to_owned());
     if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&log) {
         return Err(Error::Value {
             key: "log",
             value: log,
             origin,
-            reason: error.to_string(),
+            reason: format!("a filter is needed, such as info or coordinator=debug,warn ({error})"),
         });
     }
     shown.push(entry("log", log.clone(), origin));
 
     let usual = LeaseClocks::default();
-    let mut span = |key: &'static str, name, in_file, default: Span| {
-        let (value, origin) = pick(None, name, in_file, written(default));
+    let mut span = |key: &'static str, name, default: Span| {
+        let (value, origin) = pick(None, name, file.take(key), written(default));
         let parsed = Duration::parse(&value).filter(|length| length.0.ms() > 0);
         let length = parsed.ok_or_else(|| Error::Value {
             key,
@@ -256,18 +239,12 @@ fn load_with(
         shown.push(entry(key, value, origin));
         Ok::<_, Error>(length.0)
     };
-    let ttl = span("lease-ttl", "MUSTER_LEASE_TTL", file.lease_ttl, usual.ttl)?;
-    let grace = span(
-        "lease-grace",
-        "MUSTER_LEASE_GRACE",
-        file.lease_grace,
-        usual.grace,
-    )?;
+    let ttl = span("lease-ttl", "MUSTER_LEASE_TTL", usual.ttl)?;
+    let grace = span("lease-grace", "MUSTER_LEASE_GRACE", usual.grace)?;
     let heartbeat_usual = Span::from_ms((ttl.ms() / HEARTBEATS).clamp(1, HEARTBEAT_MS_MAX));
     let heartbeat_interval = span(
         "heartbeat-interval",
         "MUSTER_HEARTBEAT_INTERVAL",
-        file.heartbeat_interval,
         heartbeat_usual,
     )?;
     if heartbeat_interval.ms() > ttl.ms() / HEARTBEATS {
@@ -278,37 +255,25 @@ fn load_with(
             value,
             origin,
             reason: format!(
-                "it must fit {HEARTBEATS} times into lease-ttl, {} ms",
-                ttl.ms()
+                "it must fit {HEARTBEATS} times into lease-ttl, which is {}",
+                written(ttl)
             ),
         });
     }
 
     let mut agents = BTreeMap::new();
-    for (name, FileAgent { kind, command }) in file.agents {
-        let command = command.map(|program| match program {
-            Program::Alone(program) => vec![program],
-            Program::WithArguments(words) => words,
-        });
-        let what = match &command {
+    for (name, placed) in file.agents {
+        let AgentDefinition { kind, command } = &placed.value;
+        let what = match command {
             Some(words) => format!("{}: {}", kind.as_str(), words.join(" ")),
             None => kind.as_str().to_owned(),
         };
-        if command
-            .as_ref()
-            .is_some_and(|words| words.first().is_none_or(String::is_empty))
-        {
-            return Err(Error::File {
-                path,
-                what: format!("agents.{name}.command is empty"),
-            });
-        }
         shown.push(Shown {
             key: format!("agents.{name}"),
             value: what,
-            origin: Origin::File(path.clone()),
+            origin: in_file(placed.line),
         });
-        agents.insert(name, AgentDefinition { kind, command });
+        agents.insert(name, placed.value);
     }
     let config = Config {
         listen,
@@ -339,23 +304,6 @@ fn written(length: Span) -> String {
     }
 }
 
-fn read(path: &Path) -> Result<File, Error> {
-    let bytes = match private_file::read_bounded(path, FILE_BYTES_MAX) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(File::default()),
-        Err(source) => {
-            let path = path.to_owned();
-            return Err(Error::Read { path, source });
-        }
-    };
-    let wrong = |what: String| Error::File {
-        path: path.to_owned(),
-        what,
-    };
-    let text = std::str::from_utf8(&bytes).map_err(|error| wrong(error.to_string()))?;
-    toml::from_str(text).map_err(|error| wrong(error.to_string().trim_end().to_owned()))
-}
-
 /// Gives the number of cores that this process may use.
 #[must_use]
 pub fn cores() -> u32 {
@@ -383,6 +331,7 @@ pub fn default_home() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::AgentKind;
 
     fn home_with(text: &str) -> tempfile::TempDir {
         let home = tempfile::tempdir().unwrap();
@@ -426,7 +375,8 @@ mod tests {
         assert_eq!(config.log, "debug");
         let origins: Vec<String> = shown.iter().map(|shown| shown.origin.to_string()).collect();
         let file = home.path().join(FILE_NAME).display().to_string();
-        assert_eq!(origins[..3], ["$MUSTER_LISTEN", "--slots", file.as_str()]);
+        let third = format!("{file}:3");
+        assert_eq!(origins[..3], ["$MUSTER_LISTEN", "--slots", third.as_str()]);
     }
 
     #[test]
@@ -446,23 +396,32 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_configuration_is_said_with_its_place() {
-        let home = home_with("slots = 2\nslot = 3\n");
+    fn a_value_that_makes_no_sense_is_told_with_its_origin() {
+        let home = home_with("\nlisten = \"here\"\n");
         let error = load_with(home.path(), Flags::default(), none).unwrap_err();
-        assert!(error.to_string().contains("line 2"), "{error}");
+        let text = error.to_string();
         assert!(
-            error.to_string().contains("unknown field `slot`"),
-            "{error}"
-        );
-
-        let home = home_with("listen = \"here\"\n");
-        let error = load_with(home.path(), Flags::default(), none).unwrap_err();
-        assert!(
-            error.to_string().contains("listen = \"here\" (from /"),
-            "{error}"
+            text.contains("config.toml:2: `listen` is \"here\": an address"),
+            "{text}"
         );
 
         let home = home_with("log = \"a=b=c\"\n");
         assert!(load_with(home.path(), Flags::default(), none).is_err());
+
+        let home = home_with("lease-ttl = \"6s\"\nheartbeat-interval = \"5s\"\n");
+        let error = load_with(home.path(), Flags::default(), none).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("config.toml:2: `heartbeat-interval` is \"5s\": it must fit 3 times"),
+            "{text}"
+        );
+
+        let variable = |name: &str| (name == "MUSTER_SLOTS").then(|| "many".into());
+        let error = load_with(home_with("").path(), Flags::default(), variable).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("$MUSTER_SLOTS: `slots` is \"many\": a number"),
+            "{text}"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! Everything the command line prints: data on standard output, talk on standard error.
 
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
 
 use serde::Serialize;
@@ -8,7 +9,7 @@ use serde::Serialize;
 /// When to colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ColorChoice {
-    /// On a terminal, unless `NO_COLOR` is set or `TERM` is `dumb`.
+    /// On a terminal, unless `NO_COLOR`, `CLICOLOR=0` or `TERM=dumb` is set.
     #[default]
     Auto,
     /// Always, also into files and pipes.
@@ -39,6 +40,8 @@ pub struct Output {
     pub talk_paint: Paint,
     /// Whether talk may be redrawn in place.
     pub talk_is_terminal: bool,
+    /// Whether standard output is a terminal that can be drawn on.
+    pub data_is_terminal: bool,
     quiet: bool,
 }
 
@@ -47,22 +50,24 @@ impl Output {
     #[must_use]
     pub fn of_process(color: ColorChoice, quiet: bool) -> Self {
         let term = std::env::var_os("TERM");
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-            || term.as_ref().is_some_and(|term| term == "dumb");
-        let paint = |terminal: bool| {
-            Paint::new(match color {
-                ColorChoice::Auto => terminal && !plain,
-                ColorChoice::Always => true,
-                ColorChoice::Never => false,
-            })
-        };
+        let paint =
+            |terminal: bool| Paint::new(colours(color, terminal, |name| std::env::var_os(name)));
         let (out, err) = (io::stdout().is_terminal(), io::stderr().is_terminal());
         Self {
             data_paint: paint(out),
             talk_paint: paint(err),
-            talk_is_terminal: err && term.is_none_or(|term| term != "dumb"),
+            talk_is_terminal: err && term.as_ref().is_none_or(|term| term != "dumb"),
+            data_is_terminal: out && term.is_none_or(|term| term != "dumb"),
             quiet,
         }
+    }
+
+    /// Gives the columns of the terminal that standard output is.
+    #[must_use]
+    pub fn data_width(&self) -> Option<usize> {
+        let size = console::Term::stdout().size_checked();
+        size.filter(|_| self.data_is_terminal)
+            .map(|(_, columns)| usize::from(columns))
     }
 
     /// Prints text as it is, followed by a line break.
@@ -111,6 +116,27 @@ impl Output {
     pub fn talk(&self, text: &str) {
         let mut err = io::stderr().lock();
         drop(err.write_all(text.as_bytes()).and_then(|()| err.flush()));
+    }
+}
+
+/// Decides whether to colour: the option first, then `NO_COLOR`, `CLICOLOR_FORCE`, `CLICOLOR` and
+/// `TERM`, as <https://bixense.com/clicolors> and <https://no-color.org> have it.
+fn colours(
+    choice: ColorChoice,
+    terminal: bool,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> bool {
+    let set = |name| variable(name).filter(|value| !value.is_empty());
+    match choice {
+        ColorChoice::Always => true,
+        ColorChoice::Never => false,
+        ColorChoice::Auto if set("NO_COLOR").is_some() => false,
+        ColorChoice::Auto if set("CLICOLOR_FORCE").is_some_and(|value| value != "0") => true,
+        ColorChoice::Auto => {
+            terminal
+                && set("CLICOLOR").is_none_or(|value| value != "0")
+                && set("TERM").is_none_or(|value| value != "dumb")
+        }
     }
 }
 
@@ -221,6 +247,32 @@ fn is_harmful(character: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn colours_are_for_terminals_whose_owner_has_not_said_otherwise() {
+        for (choice, terminal, set, wanted) in [
+            (ColorChoice::Auto, true, "", true),
+            (ColorChoice::Auto, false, "", false),
+            (ColorChoice::Auto, true, "NO_COLOR=1", false),
+            (ColorChoice::Auto, true, "NO_COLOR=", true),
+            (ColorChoice::Auto, true, "CLICOLOR=0", false),
+            (ColorChoice::Auto, false, "CLICOLOR_FORCE=1", true),
+            (ColorChoice::Auto, false, "CLICOLOR_FORCE=0", false),
+            (ColorChoice::Auto, true, "TERM=dumb", false),
+            (ColorChoice::Never, true, "CLICOLOR_FORCE=1", false),
+            (ColorChoice::Always, false, "NO_COLOR=1", true),
+        ] {
+            let variable = |name: &str| {
+                let (key, value) = set.split_once('=')?;
+                (key == name).then(|| value.into())
+            };
+            assert_eq!(
+                colours(choice, terminal, variable),
+                wanted,
+                "{set} {terminal}"
+            );
+        }
+    }
 
     #[test]
     fn escapes_of_foreign_text_reach_no_terminal() {

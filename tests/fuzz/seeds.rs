@@ -249,7 +249,7 @@ fn messages() -> Result {
     seed("wire", "submit", &chosen(1, &submit.encode_to_vec()))?;
     seed("wire", "grant", &chosen(2, &grant().encode_to_vec()))?;
 
-    let verdict = |lease, verdict: v1::Verdict| v1::LeaseVerdict { lease, verdict: verdict.into(), events_stored: 1 };
+    let verdict = |lease, verdict: v1::Verdict| v1::LeaseVerdict { lease, verdict: verdict.into() };
     let story = [
         coordinator_message::Kind::Welcome(v1::Welcome { epoch: 1, session: 1, event_window_bytes: 100, report_window: 2, ..v1::Welcome::default() }),
         coordinator_message::Kind::Grants(v1::GrantBatch { grants: vec![grant()] }),

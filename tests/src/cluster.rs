@@ -336,6 +336,16 @@ impl Cluster {
         Ok(list.cloned().unwrap_or_default())
     }
 
+    /// Makes the folder `seed`, for plans with `repo: { from: ./seed }`.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn seed(&self) -> Result<()> {
+        let seed = self.folder().join("seed");
+        std::fs::create_dir_all(&seed)?;
+        std::fs::write(seed.join("README"), "seed\n").context("write the seed of a repository")
+    }
+
     /// Submits a plan and gives the run's name.
     ///
     /// # Errors

@@ -37,6 +37,9 @@ pub struct Taken {
     pub descriptors: u64,
     /// Processor time of all its threads since it began, in hundredths of a second.
     pub processor: u64,
+    /// How long its present threads could have run and found no core free, in hundredths of a
+    /// second; zero where the kernel does not count it.
+    pub waited: u64,
 }
 
 impl Taken {
@@ -61,14 +64,74 @@ impl Taken {
         let fields = stat.rsplit_once(')').map(|(_, rest)| rest);
         let times = fields.unwrap_or_default().split_whitespace().skip(11);
         let processor = times.take(2).map(|time| time.parse().unwrap_or(0)).sum();
+        let mut waited = 0;
+        for thread in std::fs::read_dir(folder.join("task"))? {
+            // One that ends meanwhile waits no more.
+            let counted = std::fs::read_to_string(thread?.path().join("schedstat"));
+            let counted = counted.unwrap_or_default();
+            let nanoseconds = counted.split_whitespace().nth(1);
+            waited += nanoseconds.and_then(|time| time.parse().ok()).unwrap_or(0) / 10_000_000;
+        }
         Ok(Self {
             resident_kib: number("VmRSS:")?,
             resident_peak_kib: number("VmHWM:")?,
             threads: number("Threads:")?,
             descriptors: u64::try_from(descriptors)?,
             processor,
+            waited,
         })
     }
+}
+
+/// Processor time of a whole machine since it began, in hundredths of a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// All of it.
+    pub all: u64,
+    /// What nobody used.
+    pub idle: u64,
+}
+
+impl Machine {
+    /// Looks at this machine.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn now() -> Result<Self> {
+        let stat = std::fs::read_to_string("/proc/stat").context("read the machine's times")?;
+        let line = stat.lines().next().unwrap_or_default();
+        // Behind the eighth come times that are counted already.
+        let times = line.split_whitespace().skip(1).take(8);
+        let times: Vec<u64> = times.map(|time| time.parse().unwrap_or(0)).collect();
+        Ok(Self {
+            all: times.iter().sum(),
+            // Of which some passed while somebody waited for a disk.
+            idle: times.iter().skip(3).take(2).sum(),
+        })
+    }
+
+    /// Gives the part of this machine, from 0 to 1, that others used since an earlier look, when
+    /// `ours` hundredths of a second were our own.
+    #[must_use]
+    pub fn others_since(&self, earlier: &Self, ours: u64) -> f64 {
+        let all = self.all.saturating_sub(earlier.all);
+        let idle = self.idle.saturating_sub(earlier.idle);
+        let others = all.saturating_sub(idle).saturating_sub(ours);
+        others as f64 / all.max(1) as f64
+    }
+}
+
+/// Says how busy a process was between two looks.
+#[must_use]
+pub fn busy(before: &Taken, after: &Taken, over: Duration) -> String {
+    let share = |before: u64, after: u64| {
+        after.saturating_sub(before) as f64 / 100.0 / over.as_secs_f64().max(0.01)
+    };
+    format!(
+        "{:.2} cores, {:.2} threads waiting for one",
+        share(before.processor, after.processor),
+        share(before.waited, after.waited)
+    )
 }
 
 #[cfg(test)]
@@ -79,6 +142,22 @@ mod tests {
     fn a_process_can_look_at_itself() {
         let taken = Taken::by("self").unwrap();
         assert!(taken.resident_kib > 0 && taken.threads > 0 && taken.descriptors > 2);
+    }
+
+    #[test]
+    fn what_others_used_is_neither_idle_nor_ours() {
+        let (earlier, later) = (
+            Machine { all: 100, idle: 50 },
+            Machine {
+                all: 300,
+                idle: 100,
+            },
+        );
+        assert_eq!(later.others_since(&earlier, 100), 0.25);
+        assert_eq!(later.others_since(&earlier, 1_000), 0.0);
+        assert_eq!(earlier.others_since(&earlier, 0), 0.0);
+        let now = Machine::now().unwrap();
+        assert!(now.all > now.idle && now.idle > 0);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub(crate) struct TaskDocument {
     pub(crate) folder: Option<String>,
     /// The agent is to work in the user's own folder.
     pub(crate) in_place: bool,
+    /// Options for Codex, as the plan gave them.
+    pub(crate) codex: BTreeMap<String, serde_json::Value>,
 }
 
 /// The agent of a task.

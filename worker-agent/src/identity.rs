@@ -226,9 +226,10 @@ fn stored(folder: &Path) -> Result<Option<Stored>, Error> {
     let path = folder.join(IDENTITY);
     match private_file::read_bounded(&path, IDENTITY_BYTES_MAX) {
         Ok(bytes) => {
-            let stored: Stored = serde_json::from_slice(&bytes)
-                .map_err(io::Error::from)
-                .map_err(Error::file("understand", &path))?;
+            let stored: Stored = serde_json::from_slice(&bytes).map_err(|source| {
+                let path = path.clone();
+                Error::Garbled { path, source }
+            })?;
             if stored.format > FORMAT {
                 return Err(Error::NewerFormat {
                     folder: folder.to_owned(),
@@ -284,6 +285,14 @@ pub enum Error {
     /// Somebody else owns the folder.
     #[error("{} belongs to another user; name another folder with --state-dir", .0.display())]
     NotOurs(PathBuf),
+    /// Something else has written into the file, or its disk has lost it.
+    #[error("cannot understand {}; move it away: the worker makes it anew, with the same id", path.display())]
+    Garbled {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
     /// All places are taken.
     #[error("all {PLACES_MAX} places in {} are taken by other workers or hosts", .0.display())]
     NoPlace(PathBuf),
@@ -410,5 +419,18 @@ mod tests {
             within("/h/.local/state/muster/worker")
         );
         assert!(matches!(StateDir::find(variables(&[])), Err(Error::NoHome)));
+    }
+
+    #[test]
+    fn garbage_for_an_identity_is_named_with_the_way_out() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(IDENTITY), "garbage").unwrap();
+        let refused = stored(folder.path()).unwrap_err().to_string();
+        let refused = refused.replace(&folder.path().display().to_string(), "STATE");
+        assert_eq!(
+            refused,
+            "cannot understand STATE/identity.json; move it away: the worker makes it anew, with \
+             the same id"
+        );
     }
 }

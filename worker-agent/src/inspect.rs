@@ -4,12 +4,13 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use muster_connect::private_file;
+use muster_connect::{CaCertificate, Fingerprint, private_file};
 use muster_proto::v1::{Grant, Report};
 
 use crate::attempt::LeaseFolder;
 use crate::frames::FrameReader;
 use crate::identity::{self, IDENTITY};
+use crate::session::link;
 use crate::{outbox, spool, supervisor};
 
 /// A file of records: what of it is sound.
@@ -193,12 +194,13 @@ fn lease(leases: &Path, number: u64, is_running: bool) -> Lease {
     let launches = launches.into_iter().map(|launch| {
         let folder = folder.launch(launch);
         let is_over = supervisor::is_over(&folder);
+        let locks = supervisor::locks_of(&folder);
         Launch {
             mark: supervisor::mark_of(&folder).map_err(io::Error::other),
             is_over,
             // A supervisor that is just beginning must find its lock free; only a running worker
             // starts one.
-            is_supervised: !is_over && (is_running || is_locked(&supervisor::lock_of(&folder))),
+            is_supervised: !is_over && (is_running || locks.iter().any(|lock| is_locked(lock))),
             cgroup: supervisor::cgroup_of(&folder),
             folder,
         }
@@ -305,12 +307,21 @@ pub struct Process {
     pub task: Option<String>,
     /// `MUSTER_ATTEMPT`.
     pub attempt: Option<u32>,
+    /// Fingerprint of the coordinator that its worker has joined, as far as that can be told.
+    pub coordinator: Option<Fingerprint>,
     /// Its command line, shortened.
     pub command: String,
 }
 
 /// Bytes of a command line that are shown.
 const COMMAND_BYTES_MAX: usize = 200;
+
+/// Tells which coordinator the worker has joined in whose folder a file of a lease is.
+fn joined(file: &Path) -> Option<Fingerprint> {
+    let worker = file.parent()?.parent()?.parent()?;
+    let ca = CaCertificate::read(&worker.join(link::CA)).ok()?;
+    Some(ca.fingerprint())
+}
 
 /// Finds all processes of this host that carry a launch's mark and whose environment may be read.
 #[must_use]
@@ -340,6 +351,7 @@ pub fn processes() -> Vec<Process> {
             run: variable("MUSTER_RUN"),
             task: variable("MUSTER_TASK"),
             attempt: variable("MUSTER_ATTEMPT").and_then(|number| number.parse().ok()),
+            coordinator: variable("MUSTER_CONTEXT_FILE").and_then(|path| joined(Path::new(&path))),
             command: String::from_utf8_lossy(command)
                 .replace('\0', " ")
                 .trim()

@@ -29,6 +29,8 @@ pub struct Options {
     pub allocation: Option<String>,
     /// It ends by itself after holding nothing for so long.
     pub idle_exit: Option<Duration>,
+    /// It ends when it has held leases on a failing disk for so long.
+    pub disk_patience: Duration,
     /// An executable that calls [`crate::supervisor::dispatch`] first.
     pub executable: PathBuf,
     /// Where repositories are.

@@ -176,7 +176,8 @@ impl SpoolReader {
     }
 
     /// Returns the events after `after` and up to `last`, as many as fit into `bytes_max`, but at
-    /// least one if there is one.
+    /// least one if there is one. What was acknowledged is read again when it is asked for: it stays
+    /// on disk until its lease is dropped.
     pub fn read(
         &mut self,
         after: u64,
@@ -186,7 +187,10 @@ impl SpoolReader {
         while self.read.back().is_some_and(|(number, _)| *number > after) {
             self.read.pop_back();
         }
-        let (_, offset) = *self.read.back().unwrap_or(&self.acknowledged);
+        let beginning = (0, 0);
+        let before = [self.read.back(), Some(&self.acknowledged)];
+        let before = before.into_iter().flatten().find(|(to, _)| *to <= after);
+        let (_, offset) = *before.unwrap_or(&beginning);
         let mut reader = FrameReader::open(&self.path, offset)?;
         let mut events = Vec::new();
         let mut bytes = 0;
@@ -315,5 +319,7 @@ mod tests {
         reader.acknowledged(3);
         assert_eq!(numbers(reader.read(4, 5, 1000).unwrap()), [5]);
         assert_eq!(numbers(reader.read(5, 5, 1000).unwrap()), [0; 0]);
+        // The coordinator's home was put back from a backup.
+        assert_eq!(numbers(reader.read(0, 5, 1000).unwrap()), [1, 2, 3, 4, 5]);
     }
 }

@@ -57,14 +57,13 @@ pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ende
         state = %identity.folder.display(),
         "worker starts"
     );
-    let path = std::env::var("PATH").unwrap_or_default();
     let (events, mut link_events) = mpsc::channel(WAITING_MAX);
     let machine = Arc::clone(&worker.machine);
     let no_more = worker.no_more.clone();
     let link = Link::new(
         options,
         &identity,
-        agent::offers(&path),
+        agent::offers(&|name| std::env::var(name).ok()),
         machine,
         events,
         no_more,
@@ -102,6 +101,9 @@ struct Worker {
     idle_exit: Option<Duration>,
     idle_since: Boottime,
     leave_at: Option<Boottime>,
+    /// When trouble with the disk began that has not ended.
+    disk_fails_since: Option<Boottime>,
+    disk_patience: Duration,
     /// Tells the link that no further session is wanted.
     no_more: CancellationToken,
 }
@@ -176,6 +178,8 @@ impl Worker {
             idle_exit: options.idle_exit,
             idle_since: clock::now(),
             leave_at: None,
+            disk_fails_since: None,
+            disk_patience: options.disk_patience,
             no_more: CancellationToken::new(),
         };
         for found in attempt::find(&site).await? {
@@ -224,6 +228,7 @@ impl Worker {
             if let Some(ended) = self.ended() {
                 return Ok(ended);
             }
+            self.gives_up()?;
             let wake = self.lock().wakeup();
             let wait = wake.map_or(LOOK_AGAIN, |at| at.since(clock::now()).min(LOOK_AGAIN));
             let waiting_events = self.lock().next_events().is_some();
@@ -252,8 +257,11 @@ impl Worker {
                 Ok(()) = self.wishes.changed() => self.wished(),
                 Some(written) = self.writing.join_next() => self.written(written).await?,
                 Ok(()) = trouble.changed() => {
-                    let in_trouble = trouble.borrow_and_update().is_some();
-                    self.step(|machine, now| machine.disk_is_in_trouble(in_trouble, now)).await;
+                    let what = trouble.borrow_and_update().clone();
+                    if what.is_none() || self.disk_fails_since.is_none() {
+                        self.disk_fails_since = what.as_ref().map(|_| clock::now());
+                    }
+                    self.step(|machine, now| machine.disk_is_in_trouble(what.as_deref(), now)).await;
                 }
                 () = tokio::time::sleep(wait) => {}
             }
@@ -449,9 +457,13 @@ impl Worker {
                 .await;
             return;
         };
-        let read = lease.spool.read(next.after, next.last, bytes_max);
+        let is_question = next.last == next.after;
+        let read = match is_question {
+            true => Ok(Vec::new()),
+            false => lease.spool.read(next.after, next.last, bytes_max),
+        };
         let events = match read {
-            Ok(events) if !events.is_empty() => events,
+            Ok(events) if is_question || !events.is_empty() => events,
             read => {
                 let error = read.err().map(|error| chain(&error)).unwrap_or_default();
                 tracing::error!(
@@ -532,6 +544,21 @@ impl Worker {
             None if is_draining && owes_nothing => Some(Ended::Drained),
             _ => None,
         }
+    }
+
+    /// Gives up if it holds leases and its disk has failed for so long: nothing can be published and
+    /// no word be given, and somebody else could do the work.
+    fn gives_up(&self) -> Result<(), Error> {
+        let since = self.disk_fails_since;
+        let fails_for = since.map(|since| clock::now().since(since));
+        if fails_for.is_none_or(|time| time < self.disk_patience) || self.lock().holds_nothing() {
+            return Ok(());
+        }
+        let what = self.site.disk.trouble().borrow().clone();
+        Err(Error::Disk {
+            patience: self.disk_patience,
+            what: what.unwrap_or_default(),
+        })
     }
 
     /// Says goodbye if nothing is held, and waits a moment for the coordinator to end the session.
@@ -618,6 +645,19 @@ pub enum Error {
     /// The coordinator refuses it for good.
     #[error(transparent)]
     Refused(link::Error),
+    /// Its disk could not be worked on for too long while it held leases.
+    #[error(
+        "the disk of the worker's state has failed for {} s ({what}), so what it held is given up \
+         and goes to others; make space there or mend it, then start the worker again: it has kept \
+         the edits",
+        patience.as_secs()
+    )]
+    Disk {
+        /// How long.
+        patience: Duration,
+        /// How.
+        what: String,
+    },
     /// The task that talks to the coordinator ended in a panic.
     #[error("the session's task has ended unexpectedly")]
     LinkLost,

@@ -47,12 +47,11 @@ number!(
 );
 
 impl Epoch {
-    /// From here on an epoch is the time, in milliseconds since 1970, at which the home was put
-    /// back from a backup, plus the starts since.
+    /// From here on an epoch is that of a home put back from a backup, plus the starts since.
     ///
     /// The life that was lost may have given ids which the backup does not know and workers still
-    /// hold. No id given in such an epoch is below the epoch's own number, and no life has given
-    /// ids faster than one a millisecond all along, so none is given twice.
+    /// hold. No id given in such an epoch is below the epoch's own number, and whoever puts a home
+    /// back chooses one far beyond all that the lost life can have given, so none is given twice.
     pub const RESTORED: Self = Self(1 << 40);
 }
 

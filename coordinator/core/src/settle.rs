@@ -30,11 +30,15 @@ pub fn settle(state: &State, now: Timestamp) -> Vec<EventKind> {
 
 /// Records consequences until there are none.
 pub(crate) fn settle_all(state: &mut State, now: Timestamp, events: &mut Vec<Event>) {
+    let mut pass = events.len();
     loop {
         let kinds = settle(state, now);
         if kinds.is_empty() {
             return;
         }
+        let before = events.get(pass).map(|event| &event.kind);
+        debug_assert_ne!(before, kinds.first(), "recorded, but still to come");
+        pass = events.len();
         for kind in kinds {
             events.push(state.record(now, kind));
         }

@@ -40,6 +40,11 @@ fn main() {
             }
         }
         let table = reached.table();
+        let mut rarest: Vec<_> = table.rows.iter().filter(|row| row.count > 0).collect();
+        rarest.sort_by_key(|row| row.count);
+        for row in rarest.iter().take(12) {
+            println!("{:>9} {} × {}", row.count, row.met.name(), row.came.name());
+        }
         for row in table.unreached() {
             println!("unreached: {} × {}", row.met.name(), row.came.name());
         }

@@ -2,22 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use coordinator_core::event::Outcome;
+use coordinator_core::event::{LeaseEnd, Outcome, Work};
 use coordinator_core::state::{History, TaskState, VerifyPhase};
-use coordinator_core::{Command, Event, EventKind, RunId, TaskKey, invariants};
+use coordinator_core::{Command, Event, EventKind, RunId, TaskKey, WorkerId, invariants};
 
 use crate::Violation;
 use crate::host::Host;
 use crate::reference::Stands;
 use crate::remote::Ref;
-use crate::scenario::Agent;
+use crate::scenario::{Agent, TaskPlan};
 use crate::world::{Checked, World};
 
 /// Batches between two comparisons of the whole state with the replayed journal.
 const COMPARED_EVERY: u64 = 256;
 
 impl World<'_> {
-    /// Nothing of a lease runs any more when the coordinator decides that it is over.
+    /// Nothing of a lease runs any more when the coordinator decides that it is over. What has lost
+    /// its supervisor may outlive a lease that ends in silence, while its worker cannot end it; no
+    /// word of a worker ends a lease before.
     pub(crate) fn check_agents(&self, first_row: usize) -> Checked {
         let Some(row) = self.store.rows.get(first_row) else {
             return Ok(());
@@ -28,7 +30,11 @@ impl World<'_> {
             };
             let runs = self.hosts.iter().find(|host| {
                 let supervisor = host.supervisors.get(&lease.0);
-                let moves = supervisor.filter(|supervisor| !host.overslept(supervisor, self.now));
+                let moves = supervisor.filter(|supervisor| {
+                    let nobody_can = *end == LeaseEnd::Expired && host.is_out_of_reach(supervisor);
+                    let nothing = supervisor.lost.is_some_and(|lost| !lost.detached);
+                    !host.overslept(supervisor, self.now) && !nobody_can && !nothing
+                });
                 host.is_honest() && !host.stands_still() && moves.is_some()
             });
             if let Some(host) = runs {
@@ -106,6 +112,7 @@ impl World<'_> {
                 **other != lease
                     && place(host, **other) == Some(wanted)
                     && !host.overslept(supervisor, self.now)
+                    && !host.is_out_of_reach(supervisor)
             });
             if let Some((other, _)) = other {
                 let what = format!(
@@ -126,9 +133,14 @@ impl World<'_> {
                     self.counts.runs += 1;
                     self.counts.tasks += spec.tasks.len() as u64;
                 }
-                EventKind::LeaseGranted { .. } => self.counts.leases += 1,
+                EventKind::LeaseGranted {
+                    run, work, worker, ..
+                } => {
+                    self.counts.leases += 1;
+                    self.check_fits(*run, *work, worker)?;
+                }
                 EventKind::LeaseClosed {
-                    end: coordinator_core::event::LeaseEnd::Expired,
+                    end: LeaseEnd::Expired,
                     ..
                 } => self.counts.expired += 1,
                 EventKind::TaskSucceeded { task, outcome } => self.check_commit(*task, outcome)?,
@@ -136,6 +148,43 @@ impl World<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A worker gets only what it offers to do, and no more at once than it has room for.
+    fn check_fits(&self, run: RunId, work: Work, worker: &WorkerId) -> Checked {
+        let state = &self.coordinator.state;
+        let Some(known) = state.worker(worker) else {
+            return Err(self.violation("work fits its worker", format!("{worker} is not known")));
+        };
+        let wanted = |run: RunId, work: Work| {
+            let (Work::Attempt { task, .. } | Work::Verify { task, .. }) = work else {
+                return None;
+            };
+            self.task_plan(state.run(run)?, task)
+        };
+        let offer = &known.offer;
+        let leases = || state.leases_of_worker(worker);
+        let slots = usize::try_from(offer.slots).unwrap_or(usize::MAX);
+        self.ensure(leases().count() <= slots, "work fits its worker", || {
+            format!("{worker} has more leases than its {slots} slots")
+        })?;
+        let Some(task) = wanted(run, work) else {
+            return Ok(());
+        };
+        let labelled = task
+            .label
+            .is_none_or(|of| offer.labels.contains(&crate::plan::label(of)));
+        self.ensure(labelled, "work fits its worker", || {
+            format!("{worker} lacks the label {:?}", task.label)
+        })?;
+        let used = leases().filter_map(|lease| wanted(lease.run, lease.work));
+        let used: u64 = used.map(|task| task.cpus).sum();
+        let total = offer.resources.get(crate::plan::CPUS).copied().unwrap_or(0);
+        self.ensure(
+            task.cpus == 0 || used <= total,
+            "work fits its worker",
+            || format!("{worker} works with {used} of {total} processors"),
+        )
     }
 
     fn check_commit(&self, key: TaskKey, outcome: &Outcome) -> Checked {
@@ -270,10 +319,14 @@ impl World<'_> {
     /// Tells whether some honest worker could do everything.
     fn can_end(&self) -> bool {
         let wanted = self.scenario.plans.iter().flat_map(|plan| &plan.tasks);
-        let wanted: Vec<Agent> = wanted.map(|task| task.agent).collect();
+        let wanted: Vec<&TaskPlan> = wanted.collect();
         self.hosts.iter().any(|host| {
-            let has = |agent: &Agent| *agent == Agent::Command || host.plan.agents.contains(agent);
-            host.is_honest() && wanted.iter().all(has)
+            let can = |task: &&TaskPlan| {
+                let agent = task.agent == Agent::Command || host.plan.agents.contains(&task.agent);
+                let label = task.label.is_none_or(|of| host.plan.labels.contains(&of));
+                agent && label && task.cpus <= host.plan.cpus
+            };
+            host.is_honest() && wanted.iter().all(can)
         })
     }
 

@@ -702,7 +702,6 @@ pub(crate) fn verdict(
             Verdict::Stop => v1::Verdict::Stop,
         }
         .into(),
-        events_stored: 0,
     }
 }
 

@@ -54,7 +54,7 @@ impl World<'_> {
         self.scenario.plans.iter().find(|plan| plan.id == id)
     }
 
-    fn task_plan(&self, run: &Run, task: TaskIx) -> Option<&TaskPlan> {
+    pub(crate) fn task_plan(&self, run: &Run, task: TaskIx) -> Option<&TaskPlan> {
         self.plan_of(&run.name)?
             .tasks
             .get(usize::try_from(task.0).ok()?)

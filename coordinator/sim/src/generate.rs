@@ -8,6 +8,10 @@ use crate::scenario::{
 
 /// When a task's work takes usually long, and a deed that never ends is stopped.
 const TIMEOUT_MS: u64 = 30 * 60_000;
+/// Labels that there are.
+const LABELS: u64 = 3;
+/// Processors that a task occupies at most.
+const CPUS_MOST: u64 = 4;
 /// How long faults go on.
 const FAULTS_MS: u64 = 25 * 60_000;
 
@@ -67,6 +71,8 @@ struct Mood {
     /// Most things happen at a bad moment instead of any.
     aimed: u64,
     failing: u64,
+    /// How many of a thousand tasks need a label, and how many processors.
+    needs: [u64; 2],
 }
 
 impl Mood {
@@ -85,6 +91,9 @@ impl Mood {
             weights,
             aimed: random.pick(&[0, 500, 500, 900]).unwrap_or(500),
             failing: random.pick(&[0, 100, 250, 500]).unwrap_or(100),
+            needs: random
+                .pick(&[[0, 0], [0, 0], [200, 0], [0, 800], [150, 400]])
+                .unwrap_or_default(),
         }
     }
 }
@@ -160,6 +169,14 @@ fn task(random: &mut Random, id: u32, depends_on: Vec<u32>, mood: &Mood) -> Task
         } else {
             Agent::Command
         },
+        label: random
+            .per_mille(mood.needs[0])
+            .then(|| random.below(LABELS) as u32),
+        cpus: if random.per_mille(mood.needs[1]) {
+            random.between(1, CPUS_MOST)
+        } else {
+            0
+        },
         retries: random.below(4) as u32,
         timeout_ms: if random.per_mille(100) {
             random.wide(5_000, 120_000)
@@ -224,6 +241,14 @@ fn worker(random: &mut Random, id: u32, mood: &Mood) -> WorkerPlan {
             vec![Agent::Command, Agent::Codex]
         } else {
             vec![Agent::Command]
+        },
+        labels: (0..LABELS as u32)
+            .filter(|_| id == 0 || random.per_mille(500))
+            .collect(),
+        cpus: if id == 0 {
+            random.between(CPUS_MOST, CPUS_MOST * 3)
+        } else {
+            random.below(CPUS_MOST * 2)
         },
         drift_ppm: if random.per_mille(500) {
             0
@@ -361,7 +386,7 @@ fn trouble(random: &mut Random, workers: &[WorkerPlan], clocks: Clocks) -> What 
         random.between(clocks.ttl_ms / 2, clocks.ttl_ms * 2)
     };
     let down_ms = random.wide(100, clocks.ttl_ms * 3);
-    match random.below(10) {
+    match random.below(11) {
         0 | 1 => What::WorkerKilled { worker, down_ms },
         2 => What::HostReboot {
             worker,
@@ -384,6 +409,12 @@ fn trouble(random: &mut Random, workers: &[WorkerPlan], clocks: Clocks) -> What 
             },
         },
         8 => What::WorkerDrains { worker, down_ms },
+        9 => What::SupervisorKilled {
+            worker,
+            nth: random.below(4) as u32,
+            detached: random.per_mille(700),
+            ends_ms: random.wide(1, 20_000) - 1,
+        },
         _ => What::WorkerLeaves { worker, down_ms },
     }
 }

@@ -13,9 +13,10 @@ use worker_agent::session::machine::{Machine, Output, StopCause};
 
 use crate::coordinator::{Down, Up};
 use crate::facts::Facts;
-use crate::lease::{Folder, Runner, Supervisor};
+use crate::lease::{Folder, Runner};
 use crate::liar::Liar;
 use crate::scenario::{Agent, Link, WorkerPlan};
+use crate::supervisor::Supervisor;
 use crate::world::{Checked, Ev, ProcessTimer, World, tell};
 
 /// Bounds the time from the hello to the welcome.
@@ -63,6 +64,26 @@ pub(crate) struct Freeze {
     pub(crate) whole: bool,
 }
 
+/// What the next start of a worker's process offers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Offered {
+    pub(crate) slots: u32,
+    pub(crate) agents: Vec<Agent>,
+    pub(crate) labels: Vec<u32>,
+    pub(crate) cpus: u64,
+}
+
+impl Offered {
+    pub(crate) fn of(plan: &WorkerPlan) -> Self {
+        Self {
+            slots: plan.slots,
+            agents: plan.agents.clone(),
+            labels: plan.labels.clone(),
+            cpus: plan.cpus,
+        }
+    }
+}
+
 /// A machine.
 pub(crate) struct Host {
     pub(crate) plan: WorkerPlan,
@@ -81,8 +102,9 @@ pub(crate) struct Host {
     pub(crate) waiting: Vec<Ev>,
     pub(crate) disk: Disk,
     pub(crate) supervisors: BTreeMap<u64, Supervisor>,
-    pub(crate) slots: u32,
-    pub(crate) agents: Vec<Agent>,
+    pub(crate) offered: Offered,
+    /// It was to offer something else at some time.
+    pub(crate) reoffered: bool,
     pub(crate) disk_full_until: u64,
     /// Leases of disks that are no more.
     pub(crate) lost: Vec<u64>,
@@ -107,8 +129,8 @@ impl Host {
                 ..Disk::default()
             },
             supervisors: BTreeMap::new(),
-            slots: plan.slots,
-            agents: plan.agents.clone(),
+            offered: Offered::of(plan),
+            reoffered: false,
             disk_full_until: 0,
             lost: vec![],
             ops: 10,
@@ -240,7 +262,7 @@ impl World<'_> {
             incarnation: Incarnation(incarnation),
             session: 0,
             number: process.hellos + 1,
-            offer: Arc::new(crate::plan::offer(known.slots, &known.agents)),
+            offer: Arc::new(crate::plan::offer(&known.offered)),
             held: process
                 .machine
                 .held()

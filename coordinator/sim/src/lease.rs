@@ -11,6 +11,7 @@ use crate::facts::Facts;
 use crate::host::Host;
 use crate::remote::{Credential, GitAnswer, GitRequest, GitResult, GitWhat, Ref};
 use crate::scenario::{DeedEnd, Found};
+use crate::supervisor::{Gone, Supervisor};
 use crate::wire::{failure, outcome};
 use crate::world::{Checked, Ev, World, tell};
 
@@ -96,20 +97,6 @@ impl Runner {
     }
 }
 
-/// The process that owns an agent's tree and deadline.
-#[derive(Debug)]
-pub(crate) struct Supervisor {
-    pub(crate) deadline: Boottime,
-    /// When the agent ends by itself.
-    pub(crate) ends_at: Option<u64>,
-    pub(crate) began: u64,
-    pub(crate) speed: u64,
-    pub(crate) edits: bool,
-    /// When the tree is gone, once it is being ended.
-    pub(crate) gone_at: Option<u64>,
-    pub(crate) by_deadline: bool,
-}
-
 /// Timers of a runner.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum LeaseTimer {
@@ -119,6 +106,10 @@ pub(crate) enum LeaseTimer {
     TooLong(u64),
     Wip,
     TimeLimit,
+    /// The worker hears that the tree is gone.
+    Gone(Gone),
+    /// The worker sees the end of its supervisor's pipe.
+    Sweep,
 }
 
 impl Host {
@@ -312,13 +303,7 @@ impl World<'_> {
             .is_none_or(|folder| folder.facts.deed.is_none())
     }
 
-    pub(crate) fn told_gone(
-        &mut self,
-        host: usize,
-        lease: u64,
-        by_deadline: bool,
-        itself: bool,
-    ) -> Checked {
+    pub(crate) fn told_gone(&mut self, host: usize, lease: u64, gone: Gone) -> Checked {
         let Some(folder) = self.folder(host, lease) else {
             return Ok(());
         };
@@ -331,7 +316,7 @@ impl World<'_> {
         }
         let (stop, timed_out) = (runner.stop, runner.timed_out);
         let failed = |class, message: &str| Happened::Failed(failure(class, message));
-        let happened = if itself {
+        let happened = if gone == Gone::ByItself {
             match (deed.map(|deed| deed.end), found) {
                 (Some(DeedEnd::Fails), _) => failed(FailureClass::AgentFailed, "it gave up"),
                 (Some(_), _) => Happened::Done,
@@ -342,8 +327,10 @@ impl World<'_> {
             Happened::Stopped(stop)
         } else if timed_out {
             failed(FailureClass::TimedOut, "its time limit has passed")
-        } else if by_deadline {
+        } else if gone == Gone::AtDeadline {
             Happened::Stopped(Stop::Salvage)
+        } else if gone == Gone::Lost {
+            failed(FailureClass::WorkerLost, "its supervisor was killed")
         } else {
             failed(FailureClass::AgentFailed, "it was killed")
         };
@@ -425,7 +412,7 @@ impl World<'_> {
                 runner.doing = Doing::Running;
                 runner.op = 0;
             }
-            return self.agent_gone(host, lease, true, false);
+            return self.agent_gone(host, lease, Gone::AtDeadline);
         }
         let edits = deed.is_some_and(|deed| deed.end != DeedEnd::NoChange);
         let edits = edits && folder.facts.repository;
@@ -437,6 +424,7 @@ impl World<'_> {
             edits,
             gone_at: None,
             by_deadline: false,
+            lost: None,
         };
         known.supervisors.insert(lease, supervisor);
         self.check_alone(host, lease)?;
@@ -583,10 +571,8 @@ impl World<'_> {
             return Ok(());
         };
         match timer {
-            LeaseTimer::Again(op @ (1 | 2)) => {
-                // The supervisor's word, which waited for the worker to move.
-                self.told_gone(host, lease, op == 2, op == 1)?;
-            }
+            LeaseTimer::Gone(gone) => self.told_gone(host, lease, gone)?,
+            LeaseTimer::Sweep => self.sweep(host, lease),
             LeaseTimer::Again(op) if op == runner.op => match runner.doing {
                 Doing::Preparing => self.prepared(host, lease)?,
                 Doing::Publishing => self.publish_again(host, lease),

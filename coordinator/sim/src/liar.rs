@@ -47,7 +47,7 @@ impl World<'_> {
         };
         let id = u64::from(known.plan.id);
         let (share, worker) = (known.plan.lies_per_mille, known.id.clone());
-        let (slots, agents) = (known.slots, known.agents.clone());
+        let mut offered = known.offered.clone();
         let Some(liar) = &mut known.liar else {
             return Ok(());
         };
@@ -79,15 +79,16 @@ impl World<'_> {
         let lease = pick(liar, 20);
         let incarnation = liar.incarnation + if lies { roll(30) % 2 } else { 0 };
         let Some(conn) = liar.conn else {
+            if lies {
+                offered.slots *= 7;
+                offered.cpus *= 7;
+            }
             let hello = Hello {
                 worker,
                 incarnation: Incarnation(incarnation),
                 session: 0,
                 number: 0,
-                offer: Arc::new(crate::plan::offer(
-                    if lies { slots * 7 } else { slots },
-                    &agents,
-                )),
+                offer: Arc::new(crate::plan::offer(&offered)),
                 held: held.into_iter().map(LeaseId).collect(),
                 draining: false,
             };
@@ -107,8 +108,8 @@ impl World<'_> {
         let beat = v1::Heartbeat {
             seq: liar.seq,
             held_leases: held,
-            free_slots: if lies { 9 } else { slots },
-            draining: false,
+            free_slots: if lies { 9 } else { offered.slots },
+            ..v1::Heartbeat::default()
         };
         self.say_up(conn, Up::Heartbeat(beat));
         if !lies {
@@ -121,7 +122,8 @@ impl World<'_> {
         if let Some(lie) = self.lie_of(host, &worker, lease, roll(50)) {
             self.say_up(conn, Up::Lie(lie));
         }
-        if roll(60) % 12 == 0 {
+        let often = if share == 1_000 { 4 } else { 12 };
+        if roll(60) % often == 0 {
             self.close_conn(conn, true, false);
             if let Some(liar) = self.liar(host) {
                 liar.conn = None;
@@ -139,7 +141,7 @@ impl World<'_> {
             failure: Failure::new(class, "so it says"),
             usage: Usage::default(),
         };
-        let report = match roll % 12 {
+        let report = match roll % 14 {
             // Its stream names it, so it can speak for no other; what it says of itself may be wrong.
             0 => {
                 return Some(Command::Heartbeat(Heartbeat {
@@ -152,7 +154,7 @@ impl World<'_> {
                     draining: false,
                 }));
             }
-            1 => Report::Started,
+            1 | 12 | 13 => Report::Started,
             2 | 3 => Report::Succeeded {
                 outcome: Outcome::NoChange,
                 usage: Usage::default(),

@@ -8,6 +8,7 @@ use coordinator_core::plan::{IntegrateSpec, Profile, RunSpec, Source, TaskSpec, 
 use coordinator_core::worker::{Offer, Requirement};
 use coordinator_core::{CommitId, Span};
 
+use crate::host::Offered;
 use crate::scenario::{Agent, Plan, TaskPlan};
 
 /// Time limit of every verify.
@@ -20,17 +21,28 @@ fn agent(agent: Agent) -> &'static str {
     }
 }
 
-fn requirement(of: Agent) -> Requirement {
+/// The resource that tasks occupy.
+pub(crate) const CPUS: &str = "cpus";
+
+/// Writes the label of a number.
+pub(crate) fn label(of: u32) -> Arc<str> {
+    format!("label{of}").into()
+}
+
+fn requirement(of: &TaskPlan) -> Requirement {
+    let cpus = (of.cpus > 0).then(|| (CPUS.into(), of.cpus));
     Requirement {
-        agent: agent(of).into(),
+        agent: agent(of.agent).into(),
+        labels: of.label.map(label).into_iter().collect(),
+        resources: cpus.into_iter().collect(),
         ..Requirement::default()
     }
 }
 
-fn verify(of: Agent) -> VerifySpec {
+fn verify(requirement: Requirement) -> VerifySpec {
     VerifySpec {
         timeout: Span::from_ms(VERIFY_TIMEOUT_MS),
-        requirement: requirement(of),
+        requirement,
     }
 }
 
@@ -49,10 +61,10 @@ fn task(task: &TaskPlan) -> TaskSpec {
             .map(|path| format!("path{path}").into())
             .collect(),
         profile: Profile {
-            requirement: requirement(task.agent),
+            requirement: requirement(task),
             retries: task.retries,
             timeout: Span::from_ms(task.timeout_ms),
-            verify: (!task.verify.is_empty()).then(|| verify(task.agent)),
+            verify: (!task.verify.is_empty()).then(|| verify(requirement(task))),
             backoff: Span::from_secs(1),
         },
     }
@@ -69,7 +81,12 @@ pub(crate) fn spec(plan: &Plan, other: bool) -> (Arc<RunSpec>, Arc<str>, Arc<str
             base: CommitId::new("base"),
         }),
         integrate: integrate.map(|integrate| IntegrateSpec {
-            verify: (!integrate.verify.is_empty()).then(|| verify(Agent::Command)),
+            verify: (!integrate.verify.is_empty()).then(|| {
+                verify(Requirement {
+                    agent: agent(Agent::Command).into(),
+                    ..Requirement::default()
+                })
+            }),
         }),
         max_parallel: plan.max_parallel.and_then(NonZeroU32::new),
         tasks: plan.tasks.iter().map(task).collect(),
@@ -84,13 +101,13 @@ pub(crate) fn spec(plan: &Plan, other: bool) -> (Arc<RunSpec>, Arc<str>, Arc<str
 }
 
 /// Makes what a worker offers.
-pub(crate) fn offer(slots: u32, agents: &[Agent]) -> Offer {
+pub(crate) fn offer(offered: &Offered) -> Offer {
     Offer {
         pool: "pool".into(),
-        slots,
-        agents: agents.iter().map(|of| agent(*of).into()).collect(),
-        resources: BTreeMap::new(),
+        slots: offered.slots,
+        labels: offered.labels.iter().copied().map(label).collect(),
+        agents: offered.agents.iter().map(|of| agent(*of).into()).collect(),
+        resources: BTreeMap::from([(CPUS.into(), offered.cpus)]),
         host: "host".into(),
-        ..Offer::default()
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use worker_agent::session::machine::Machine;
 
-use crate::host::{Disk, Freeze, Host, Process};
+use crate::host::{Disk, Freeze, Host, Offered, Process};
 use crate::lease::Runner;
 use crate::liar::Liar;
 use crate::scenario::What;
@@ -28,6 +28,15 @@ impl World<'_> {
         match what {
             What::WorkerKilled { down_ms, .. } => {
                 self.kill(host, down_ms, false);
+                Ok(())
+            }
+            What::SupervisorKilled {
+                nth,
+                detached,
+                ends_ms,
+                ..
+            } => {
+                self.kill_supervisor(host, nth, detached, ends_ms);
                 Ok(())
             }
             What::HostReboot {
@@ -65,10 +74,13 @@ impl World<'_> {
                 slots, all_agents, ..
             } => {
                 if let Some(host) = self.hosts.get_mut(host) {
-                    host.slots = slots;
-                    host.agents.clone_from(&host.plan.agents);
+                    host.offered = Offered::of(&host.plan);
+                    host.reoffered = true;
+                    host.offered.slots = slots;
                     if !all_agents {
-                        host.agents.truncate(1);
+                        host.offered.agents.truncate(1);
+                        host.offered.labels.clear();
+                        host.offered.cpus /= 2;
                     }
                 }
                 Ok(())
@@ -85,9 +97,9 @@ impl World<'_> {
             return Ok(());
         };
         known.disk_full_until = 0;
-        let changed = known.slots != known.plan.slots || known.agents != known.plan.agents;
-        known.slots = known.plan.slots;
-        known.agents.clone_from(&known.plan.agents);
+        // What its process has said may be older than what it would say now.
+        let changed = known.reoffered;
+        known.offered = Offered::of(&known.plan);
         if let Some(freeze) = &known.freeze {
             let nth = freeze.nth;
             self.thaw(host, nth)?;
@@ -128,7 +140,9 @@ impl World<'_> {
         known.thawed_at = self.now;
         let waiting = std::mem::take(&mut known.waiting);
         let awake = known.supervisors.iter();
-        let awake = awake.filter(|(_, supervisor)| !known.overslept(supervisor, self.now));
+        let awake = awake.filter(|(_, supervisor)| {
+            !known.overslept(supervisor, self.now) && !known.is_out_of_reach(supervisor)
+        });
         let awake: Vec<u64> = awake.map(|(lease, _)| *lease).collect();
         for ev in waiting {
             self.push(self.now, ev);
@@ -232,7 +246,7 @@ impl World<'_> {
             self.push(self.now + 1, Ev::Lie(host, life));
             return Ok(());
         }
-        let mut machine = Machine::new(known.slots, known.disk.next_report);
+        let mut machine = Machine::new(known.offered.slots, known.disk.next_report);
         for report in known.disk.outbox.values() {
             machine.restore_report(report.clone());
         }
@@ -244,7 +258,7 @@ impl World<'_> {
             heard_at: self.now,
             pauses: 0,
             hellos: 0,
-            slots: known.slots,
+            slots: known.offered.slots,
             runners: BTreeMap::new(),
             unstored: vec![],
             stores_again: false,
@@ -264,6 +278,10 @@ impl World<'_> {
             return Ok(());
         };
         if !known.supervisors.is_empty() {
+            let left: Vec<u64> = known.supervisors.keys().copied().collect();
+            for lease in left {
+                self.sweep(host, lease);
+            }
             self.push(now + 200, Ev::Process(host, life, ProcessTimer::Ready));
             return Ok(());
         }

@@ -54,37 +54,50 @@ impl Ranges {
         self.ranges.iter().map(|(start, end)| *start..*end)
     }
 
-    /// Gives the seeds of a range that are not among these.
+    /// Gives those of others that are not among these.
     #[must_use]
-    pub fn missing(&self, within: Range<u64>) -> Self {
+    pub fn missing(&self, of: &Self) -> Self {
         let mut missing = Self::default();
-        let mut from = within.start;
-        for range in self.iter() {
-            missing.insert(from..range.start.min(within.end));
-            from = from.max(range.end);
+        for wanted in of.iter() {
+            let mut from = wanted.start;
+            for range in self.iter() {
+                missing.insert(from..range.start.min(wanted.end));
+                from = from.max(range.end);
+            }
+            missing.insert(from..wanted.end);
         }
-        missing.insert(from..within.end);
         missing
     }
 
     /// Gives the seeds that are in both.
     #[must_use]
-    pub fn within(&self, range: &Range<u64>) -> Self {
+    pub fn within(&self, others: &Self) -> Self {
         let mut both = Self::default();
-        for own in self.iter() {
-            both.insert(own.start.max(range.start)..own.end.min(range.end));
+        for other in others.iter() {
+            for own in self.iter() {
+                both.insert(own.start.max(other.start)..own.end.min(other.end));
+            }
         }
         both
     }
 }
 
+/// As an argument of a command: `0..100,200..300`.
 impl fmt::Display for Ranges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (place, range) in self.iter().enumerate() {
-            let comma = if place == 0 { "" } else { ", " };
+            let comma = if place == 0 { "" } else { "," };
             write!(f, "{comma}{}..{}", range.start, range.end)?;
         }
         Ok(())
+    }
+}
+
+impl From<Range<u64>> for Ranges {
+    fn from(range: Range<u64>) -> Self {
+        let mut all = Self::default();
+        all.insert(range);
+        all
     }
 }
 
@@ -119,19 +132,21 @@ mod tests {
             assert_eq!(listed, plain.iter().copied().collect::<Vec<_>>());
             assert_eq!(ranges.len(), plain.len() as u64);
             assert!((0..70).all(|seed| ranges.contains(seed) == plain.contains(&seed)));
-            let missing: Vec<u64> = ranges.missing(5..50).iter().flatten().collect();
+            let some: Ranges = [5..20, 30..50].into_iter().collect();
+            let missing: Vec<u64> = ranges.missing(&some).iter().flatten().collect();
+            let wanted = || some.iter().flatten();
             assert!(
                 missing
                     .iter()
                     .copied()
-                    .eq((5..50).filter(|seed| !plain.contains(seed)))
+                    .eq(wanted().filter(|seed| !plain.contains(seed)))
             );
-            let within: Vec<u64> = ranges.within(&(5..50)).iter().flatten().collect();
+            let within: Vec<u64> = ranges.within(&some).iter().flatten().collect();
             assert!(
                 within
                     .iter()
                     .copied()
-                    .eq((5..50).filter(|seed| plain.contains(seed)))
+                    .eq(wanted().filter(|seed| plain.contains(seed)))
             );
             let all: Vec<_> = ranges.iter().collect();
             assert!(all.windows(2).all(|pair| pair[0].end < pair[1].start));
@@ -144,10 +159,11 @@ mod tests {
         ranges.insert(u64::MAX - 5..u64::MAX);
         ranges.insert(0..3);
         assert_eq!(ranges.len(), 8);
-        assert_eq!(ranges.missing(0..u64::MAX).len(), u64::MAX - 8);
+        let all = Ranges::from(0..u64::MAX);
+        assert_eq!(ranges.missing(&all).len(), u64::MAX - 8);
         assert_eq!(
             ranges.to_string(),
-            format!("0..3, {}..{}", u64::MAX - 5, u64::MAX)
+            format!("0..3,{}..{}", u64::MAX - 5, u64::MAX)
         );
     }
 }

@@ -145,14 +145,16 @@ impl Asked<'_> {
 
     /// The lease's worker has said hello without it.
     pub(crate) fn dropped_by_hello(&self, id: u64, lease: &Lease) -> Option<Incarnation> {
-        self.commands.iter().find_map(|command| match command {
+        // One step may have several, of which the newest counts.
+        let dropping = self.commands.iter().filter_map(|command| match command {
             Command::Hello(hello)
                 if hello.worker == lease.worker && !hello.held.iter().any(|held| held.0 == id) =>
             {
                 Some(hello.incarnation)
             }
             _ => None,
-        })
+        });
+        dropping.max()
     }
 
     pub(crate) fn says(&self, what: impl Fn(&Command) -> bool) -> bool {
@@ -446,6 +448,7 @@ impl Reference {
                 worker,
                 incarnation,
                 ttl,
+                placement: _,
             } => self.granted(asked, *run, lease.0, *work, worker, *incarnation, ttl.ms()),
             EventKind::WorkStarted { lease, .. } => {
                 let id = lease.0;

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{self, Write as _};
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -21,8 +21,9 @@ use crate::{Ended, Scenario, Unwatched, Violation, Watch};
 /// Rule that a world breaks by panicking.
 pub const NO_PANIC: &str = "nothing panics";
 
-/// Seeds that a thread takes at once. What is between two writes of the progress is lost by a kill.
-const CHUNK: u64 = 64;
+/// Most seeds that a thread takes at once. What is between two writes of the progress is lost by a
+/// kill; the first chunk is of one seed, so that an early one finds something, too.
+const CHUNK: u64 = 32;
 
 /// Lines of a story that are kept; a world that says more is cut off at its end.
 const STORY_LINES: usize = 200_000;
@@ -201,14 +202,18 @@ pub fn sweep<E: Send>(
 
 /// Cuts ranges into chunks, without writing them all down.
 fn chunks(seeds: &Ranges) -> impl Iterator<Item = Range<u64>> + Send + use<> {
-    let ranges: Vec<Range<u64>> = seeds.iter().collect();
-    ranges.into_iter().flat_map(|range| {
-        let mut from = range.start;
-        std::iter::from_fn(move || {
-            let begin = from;
-            from = begin.saturating_add(CHUNK).min(range.end);
-            (begin < from).then_some(begin..from)
-        })
+    let mut ranges: VecDeque<Range<u64>> = seeds.iter().collect();
+    let mut size = 1;
+    std::iter::from_fn(move || {
+        let range = ranges.front_mut()?;
+        let begin = range.start;
+        range.start = begin.saturating_add(size).min(range.end);
+        size = (size * 2).min(CHUNK);
+        let chunk = begin..range.start;
+        if range.is_empty() {
+            ranges.pop_front();
+        }
+        Some(chunk)
     })
 }
 

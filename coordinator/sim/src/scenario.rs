@@ -61,6 +61,12 @@ pub struct TaskPlan {
     /// Claims the path of this number; tasks that claim the same one exclude each other.
     pub path: Option<u32>,
     pub agent: Agent,
+    /// Only workers with the label of this number can do it.
+    #[serde(default)]
+    pub label: Option<u32>,
+    /// Occupies so many of a worker's processors.
+    #[serde(default)]
+    pub cpus: u64,
     pub retries: u32,
     pub timeout_ms: u64,
     /// What each attempt's agent does, in their order; the last one stays.
@@ -130,6 +136,11 @@ pub struct WorkerPlan {
     pub at_ms: u64,
     pub slots: u32,
     pub agents: Vec<Agent>,
+    #[serde(default)]
+    pub labels: Vec<u32>,
+    /// Processors that it offers.
+    #[serde(default)]
+    pub cpus: u64,
     /// How much its clock is off, in millionths.
     pub drift_ppm: i64,
     /// Speed of its agents in percent of the usual.
@@ -217,6 +228,16 @@ pub enum What {
         worker: u32,
         down_ms: u64,
     },
+    /// The supervisor of one of the agents that run on the worker is killed alone: the nth of them,
+    /// counted around. The agent's own process dies with it.
+    SupervisorKilled {
+        worker: u32,
+        nth: u32,
+        /// The agent had started something that lives on until somebody kills it.
+        detached: bool,
+        /// How long that takes to end when it is killed.
+        ends_ms: u64,
+    },
     /// The worker's machine loses its power, with all processes, and starts again.
     HostReboot {
         worker: u32,
@@ -253,8 +274,8 @@ pub enum What {
         worker: u32,
         down_ms: u64,
     },
-    /// The worker is started with so many slots, and with all agents or only the first, from its
-    /// next start on.
+    /// The worker is started with so many slots, and with all it has besides or only the first agent,
+    /// no label and half of its processors, from its next start on.
     Offers {
         worker: u32,
         slots: u32,
@@ -344,7 +365,7 @@ pub enum WeatherKind {
 }
 
 /// Names of the kinds of faults, for figures.
-pub(crate) const FAULTS: [&str; 14] = [
+pub(crate) const FAULTS: [&str; 15] = [
     "coordinator_crashes",
     "commits_failing",
     "disks_full",
@@ -359,6 +380,7 @@ pub(crate) const FAULTS: [&str; 14] = [
     "workers_drained",
     "workers_leaving",
     "offers_changed",
+    "supervisors_killed",
 ];
 
 impl What {
@@ -379,6 +401,7 @@ impl What {
             Self::WorkerDrains { .. } => 11,
             Self::WorkerLeaves { .. } => 12,
             Self::Offers { .. } => 13,
+            Self::SupervisorKilled { .. } => 14,
             Self::SubmitAgain { .. }
             | Self::CancelRun { .. }
             | Self::CancelTask { .. }
@@ -447,6 +470,8 @@ impl Scenario {
             offer(&of(|worker| worker.speed_percent = 100));
             offer(&of(|worker| worker.at_ms = 0));
             offer(&of(|worker| worker.lies_per_mille = 0));
+            offer(&of(|worker| worker.labels.clear()));
+            offer(&of(|worker| worker.cpus = 0));
         }
         for nth in 0..self.happenings.len() {
             offer(&|scenario| {
@@ -505,6 +530,8 @@ fn simpler_plan(nth: usize, plan: &Plan, offer: &mut impl FnMut(&dyn Fn(&mut Sce
         offer(&|s| task_with(s, &|task| task.retries = 0));
         offer(&|s| task_with(s, &|task| task.path = None));
         offer(&|s| task_with(s, &|task| task.priority = 0));
+        offer(&|s| task_with(s, &|task| task.label = None));
+        offer(&|s| task_with(s, &|task| task.cpus = 0));
         for from in 1..task.attempts.len() {
             offer(&|s| task_with(s, &|task| task.attempts.truncate(from)));
         }
@@ -555,6 +582,14 @@ fn shorten(happening: &mut Happening) {
         | What::HostReboot { down_ms, .. }
         | What::WorkerDrains { down_ms, .. }
         | What::WorkerLeaves { down_ms, .. } => *down_ms /= 2,
+        What::SupervisorKilled {
+            detached, ends_ms, ..
+        } => {
+            if *ends_ms == 0 {
+                *detached = false;
+            }
+            *ends_ms /= 2;
+        }
         What::CommitsFail { times, .. } => *times = (*times).min(1),
         What::Broken { .. }
         | What::Offers { .. }

@@ -1,6 +1,8 @@
 //! Worlds about one thing each: small ones in which everything is aimed at places that a standard
 //! world seldom comes to.
 
+mod rare;
+
 use crate::random::{Random, mix};
 use crate::scenario::{
     Agent, CrashPoint, Deed, DeedEnd, Found, Happening, Integrate, Merge, Moment, Scenario,
@@ -8,7 +10,7 @@ use crate::scenario::{
 };
 
 /// How many of a thousand worlds are special.
-const SHARE: u64 = 150;
+const SHARE: u64 = 250;
 const DAY_MS: u64 = 24 * 3_600_000;
 
 /// Makes some worlds special ones; the others stay as they are.
@@ -19,13 +21,21 @@ pub(crate) fn specialize(scenario: &mut Scenario) {
     }
     let mut special = Special { scenario, random };
     special.become_small();
-    match special.random.below(16) {
+    match special.random.below(32) {
         0..=2 => special.merges(),
         3 => special.merges_beyond_their_deadline(),
-        4..=8 => special.finals(),
-        9..=11 => special.questions(),
-        12..=14 => special.twins(),
-        _ => special.days(),
+        4..=7 => special.finals(),
+        8..=10 => special.questions(),
+        11..=13 => special.twins(),
+        14..=15 => special.days(),
+        16..=20 => special.lying_verifies(),
+        21..=22 => special.lying_questions(),
+        23..=24 => special.leaves_and_cancels(),
+        25 => special.late_requests(),
+        26 => special.twin_finals(),
+        27 => special.orphans(),
+        28..=30 => special.late_merges(),
+        _ => special.outgrown(),
     }
 }
 
@@ -131,7 +141,7 @@ impl Special<'_> {
         let random = &mut self.random;
         let worker = random.below(2) as u32;
         let down_ms = random.wide(100, clocks.ttl_ms);
-        match random.below(9) {
+        match random.below(10) {
             0 | 1 => What::WorkerKilled { worker, down_ms },
             2 | 3 => What::HostReboot {
                 worker,
@@ -146,6 +156,12 @@ impl Special<'_> {
             },
             5 => What::Broken { worker },
             6 => What::WorkerLeaves { worker, down_ms },
+            8 => What::SupervisorKilled {
+                worker,
+                nth: random.below(2) as u32,
+                detached: random.per_mille(700),
+                ends_ms: random.wide(1, 20_000) - 1,
+            },
             7 => What::WorkerDiskFull {
                 worker,
                 for_ms: random.wide(1_000, 1_000_000),
@@ -401,8 +417,13 @@ impl Special<'_> {
         }
         self.integrate(&[Found::Good], &[Merge::Clean]);
         let away: (Moment, u64) = match self.random.below(6) {
-            // They are away before there is any work.
-            0 => (Moment::Submitted, 0),
+            // They are away, and known to be, before there is any work.
+            0 => {
+                for plan in &mut self.scenario.plans {
+                    plan.at_ms = 600_000;
+                }
+                (Moment::Submitted, 0)
+            }
             1 => {
                 self.first_ends(DeedEnd::Fails);
                 (Moment::Failed, 0)
@@ -460,6 +481,8 @@ fn task(random: &mut Random, id: u32) -> TaskPlan {
         priority: 0,
         path: None,
         agent: Agent::Command,
+        label: None,
+        cpus: 0,
         retries: random.below(3) as u32,
         timeout_ms: 30 * 60_000,
         attempts: vec![deed; 3],

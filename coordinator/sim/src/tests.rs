@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::*;
+use crate::scenario::{Deed, DeedEnd, Happening, Moment, What, When};
 
 #[derive(Default)]
 struct Story {
@@ -109,4 +110,116 @@ fn making_a_scenario_simpler_again_and_again_comes_to_an_end() {
     }
     assert!(rounds > 5);
     assert!(run(&scenario, &mut Unwatched).is_ok());
+}
+
+/// A world of one worker that works on one task for a minute.
+fn one_worker(happenings: Vec<Happening>) -> Scenario {
+    let mut scenario = Scenario::generate(1);
+    scenario.happenings = happenings;
+    scenario.weather.clear();
+    scenario.plans.truncate(1);
+    scenario.workers.truncate(1);
+    for plan in &mut scenario.plans {
+        plan.integrate = None;
+        plan.tasks.truncate(1);
+        for task in &mut plan.tasks {
+            task.verify.clear();
+            task.retries = 0;
+            task.timeout_ms = 1_800_000;
+            task.attempts = vec![Deed {
+                work_ms: 60_000,
+                end: DeedEnd::Change,
+            }];
+        }
+    }
+    for worker in &mut scenario.workers {
+        worker.at_ms = 0;
+        worker.slots = 1;
+        worker.speed_percent = 100;
+        worker.lies_per_mille = 0;
+    }
+    scenario
+}
+
+fn after_start(ms: u64, what: What) -> Happening {
+    let (moment, nth) = (Moment::Started, 0);
+    Happening {
+        when: When::After { moment, nth, ms },
+        what,
+    }
+}
+
+/// The line of the story that has all of these words, with its time.
+fn told<'s>(story: &'s str, words: &[&str]) -> (u64, &'s str) {
+    let mut lines = story.lines().filter_map(|line| line.split_once(' '));
+    let line = lines.find(|(_, line)| words.iter().all(|word| line.contains(word)));
+    let (at, line) = line.unwrap_or_else(|| panic!("no line with {words:?} in:\n{story}"));
+    (at.parse().unwrap(), line)
+}
+
+#[test]
+fn what_a_killed_supervisor_leaves_is_ended_before_its_worker_says_anything_of_it() {
+    let killed = What::SupervisorKilled {
+        worker: 0,
+        nth: 0,
+        detached: true,
+        ends_ms: 9_000,
+    };
+    let mut story = Story::default();
+    let scenario = one_worker(vec![after_start(10_000, killed)]);
+    run(&scenario, &mut story).unwrap();
+    let story = story.text;
+    let (killed, _) = told(&story, &["the supervisor of 1", "is killed"]);
+    let (gone, _) = told(&story, &["the agent of 1", "is gone"]);
+    let (failed, line) = told(&story, &["attempt_failed L1"]);
+    assert!(gone >= killed + 9_000 && failed >= gone, "{story}");
+    assert!(line.contains("worker_lost"), "{line}");
+}
+
+#[test]
+fn a_new_start_of_a_worker_ends_what_a_killed_supervisor_left_before_it_says_hello() {
+    let killed = What::SupervisorKilled {
+        worker: 0,
+        nth: 0,
+        detached: true,
+        ends_ms: 9_000,
+    };
+    let gone = What::WorkerKilled {
+        worker: 0,
+        down_ms: 400_000,
+    };
+    let happenings = vec![after_start(10_000, killed), after_start(10_000, gone)];
+    let mut story = Story::default();
+    run(&one_worker(happenings), &mut story).unwrap();
+    let story = story.text;
+    // Nobody could end it meanwhile: the lease ends in silence, and what runs on is out of reach.
+    let (expired, _) = told(&story, &["lease_closed L1", "Expired"]);
+    let (gone, _) = told(&story, &["the agent of 1", "is gone"]);
+    let hellos: Vec<u64> = story
+        .lines()
+        .filter(|line| line.contains("says hello"))
+        .map(|line| line.split_once(' ').unwrap().0.parse().unwrap())
+        .collect();
+    assert!(expired < gone, "{story}");
+    assert!(hellos[1] > gone, "{story}");
+}
+
+#[test]
+fn work_waits_for_a_worker_with_its_label_and_enough_processors() {
+    let mut scenario = one_worker(vec![]);
+    let mut fitting = scenario.workers[0].clone();
+    fitting.id = 7;
+    fitting.at_ms = 50_000;
+    fitting.labels = vec![2];
+    fitting.cpus = 4;
+    let task = &mut scenario.plans[0].tasks[0];
+    task.label = Some(2);
+    task.cpus = 4;
+    scenario.workers[0].labels = vec![1];
+    scenario.workers[0].cpus = 3;
+    scenario.workers.push(fitting);
+    let mut story = Story::default();
+    run(&scenario, &mut story).unwrap();
+    let (at, line) = told(&story.text, &["lease_granted L1"]);
+    assert!(at >= 50_000 && line.contains("to w7"), "{at} {line}");
 }

@@ -201,7 +201,6 @@ pub fn verdict(lease: LeaseId, verdict: Verdict) -> v1::LeaseVerdict {
             Verdict::Stop => v1::Verdict::Stop,
         }
         .into(),
-        events_stored: 0,
     }
 }
 

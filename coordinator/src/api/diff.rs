@@ -14,6 +14,9 @@ use crate::git::repositories::Repositories;
 /// Bytes of a patch in one answer.
 const PATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Columns of a list of changed files: those of the narrowest terminal that is common.
+const STAT_WIDTH: &str = "--stat=80";
+
 struct Ends {
     repository: String,
     from: CommitId,
@@ -55,23 +58,26 @@ async fn patch(
     stat: bool,
 ) -> Result<(Vec<u8>, bool), Status> {
     if stat {
-        let command = repository
+        let output = repository
             .command()
-            .args([
-                "diff",
-                "--stat=100",
-                "--no-ext-diff",
-                "--no-textconv",
-                "--no-color",
-            ])
-            .arg("--end-of-options")
+            // The newer side must not choose what a reader sees.
+            .env("GIT_ATTR_SOURCE", from.to_string())
+            // Letters of all languages are letters; what is not text is quoted all the same.
+            .config("core.quotePath", "false")
+            .args(["diff", "-M", STAT_WIDTH, "--no-ext-diff"])
+            .args(["--no-textconv", "--no-color", "--end-of-options"])
             .arg(from.to_string())
             .arg(to.to_string())
-            .stdout_limit(PATCH_BYTES_MAX);
-        let output = command
+            .stdout_limit(PATCH_BYTES_MAX)
             .run_truncated()
             .await
             .map_err(|error| status::internal(&error))?;
+        if !output.truncated && output.exit_code != Some(0) {
+            return Err(Status::internal(format!(
+                "git could not compare {from} and {to}: {}",
+                output.stderr
+            )));
+        }
         return Ok((output.stdout, output.truncated));
     }
     let patch = repository
@@ -148,4 +154,62 @@ fn ends(run: &Run, name: &str, attempt: u32) -> Result<Ends, Status> {
         to: to.ok_or_else(nothing)?,
         from,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_git::{Git, Mode};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_list_of_changed_files_fits_80_columns_and_quotes_odd_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let git = Git::find().await.unwrap();
+        let run = |arguments: &'static [&'static str]| {
+            git.command(Mode::UserRepository)
+                .directory(folder.path())
+                .config("user.name", "Ann")
+                .config("user.email", "ann@example.org")
+                .args(arguments)
+                .run_ok()
+        };
+        run(&["init", "--quiet"]).await.unwrap();
+        run(&["commit", "--quiet", "--allow-empty", "-m", "none"])
+            .await
+            .unwrap();
+        let deep = "a-rather-long-folder/".repeat(6);
+        std::fs::create_dir_all(folder.path().join(&deep)).unwrap();
+        for name in [
+            "with space",
+            "tab\there",
+            "new\nline",
+            "日本語",
+            &format!("{deep}file"),
+        ] {
+            std::fs::write(folder.path().join(name), "line\n".repeat(500)).unwrap();
+        }
+        run(&["add", "."]).await.unwrap();
+        run(&["commit", "--quiet", "-m", "odd"]).await.unwrap();
+        let repository = Repository::open_user(&git, folder.path()).await.unwrap();
+        let from = repository.rev_parse("HEAD~1").await.unwrap();
+        let to = repository.rev_parse("HEAD").await.unwrap();
+        let (listed, truncated) = patch(&repository, from, to, true).await.unwrap();
+        let listed = String::from_utf8(listed).unwrap();
+        assert!(!truncated);
+        for line in listed.lines() {
+            assert!(console::measure_text_width(line) <= 80, "{line}");
+        }
+        for wanted in [
+            r#""tab\there""#,
+            r#""new\nline""#,
+            "with space ",
+            "日本語 ",
+            "5 files",
+        ] {
+            assert!(listed.contains(wanted), "{wanted}: {listed}");
+        }
+        let missing = ObjectId::parse(&"1".repeat(40)).unwrap();
+        assert!(patch(&repository, from, missing, true).await.is_err());
+    }
 }

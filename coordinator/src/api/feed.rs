@@ -8,17 +8,20 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use coordinator_core::event::{LeaseEnd, Work};
 use coordinator_core::state::Run;
 use coordinator_core::{Event, EventKind, LeaseId, RunId, TaskIx};
-use muster_proto::v1::JournalEvent;
+use muster_proto::v1::watch_run_response::Item;
+use muster_proto::v1::{JournalEvent, WatchRunResponse};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
+use super::frames::{self, Stretch};
 use super::limits::{
     CHUNKS_PER_FEED, CHUNKS_PER_READ, EVENT_JSON_BYTES, EVENTS_PER_CHUNK, FEED_PACE,
-    FEED_PACE_PER_WATCHER, WATCHERS_AT_WORK,
+    FEED_PACE_PER_WATCHER, WATCH_BATCH_BYTES, WATCHERS_AT_WORK,
 };
 use super::{convert, event_text, status};
 use crate::engine::{Handle, Readers};
@@ -31,6 +34,8 @@ pub struct Feeds {
     readers: Readers,
     feeds: Arc<Mutex<BTreeMap<RunId, Weak<Feed>>>>,
     turns: Arc<Semaphore>,
+    /// Held by each watcher of any run.
+    everybody: Arc<()>,
     opening: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -54,9 +59,32 @@ pub(super) enum LeaseNews {
 /// An event, ready to be sent.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub item: JournalEvent,
+    pub seq: u64,
     pub lease: LeaseNews,
+    /// The response of a watch whose cursor names no lease.
+    pub response: Stretch,
+    item_at: usize,
 }
+
+impl Entry {
+    fn new(seq: u64, lease: LeaseNews, response: Stretch) -> Self {
+        Self {
+            seq,
+            lease,
+            response,
+            item_at: frames::item_at(seq.to_string()),
+        }
+    }
+
+    /// The event as a part of any response.
+    pub(super) fn item(&self) -> Bytes {
+        self.response.bytes().split_off(self.item_at)
+    }
+}
+
+/// Somebody who watches.
+#[derive(Debug)]
+pub(super) struct Watcher(#[expect(dead_code, reason = "it is counted")] Arc<()>);
 
 /// The events of one run.
 pub(super) struct Feed {
@@ -66,6 +94,7 @@ pub(super) struct Feed {
     readers: Readers,
     /// Of the watchers of all runs.
     turns: Arc<Semaphore>,
+    everybody: Arc<()>,
     head: watch::Receiver<Head>,
     /// What each lease is about, so that events that only name a lease can be understood.
     subjects: Mutex<BTreeMap<LeaseId, Subject>>,
@@ -104,6 +133,7 @@ impl Feeds {
             readers,
             feeds: Arc::default(),
             turns: Arc::new(Semaphore::new(WATCHERS_AT_WORK)),
+            everybody: Arc::default(),
             opening: Arc::default(),
         }
     }
@@ -133,6 +163,7 @@ impl Feeds {
             tasks,
             readers: self.readers.clone(),
             turns: Arc::clone(&self.turns),
+            everybody: Arc::clone(&self.everybody),
             head: seen,
             subjects: Mutex::default(),
             chunks: Mutex::default(),
@@ -182,7 +213,7 @@ async fn drive(
             };
             let seq = head.borrow().seq;
             let entries = feed.read(seq.saturating_add(1)).await?;
-            let Some(last) = entries.last().map(|entry| entry.item.seq) else {
+            let Some(last) = entries.last().map(|entry| entry.seq) else {
                 break;
             };
             feed.keep(entries);
@@ -194,7 +225,8 @@ async fn drive(
         }
         if came {
             // The run may have been opened again since it was asked whether it has ended.
-            tokio::time::sleep(pace(feed.strong_count())).await;
+            let watchers = feed.upgrade().map_or(0, |feed| feed.watchers());
+            tokio::time::sleep(pace(watchers)).await;
             continue;
         }
         head.send_if_modified(|head| std::mem::replace(&mut head.ended, ended) != ended);
@@ -204,10 +236,20 @@ async fn drive(
     }
 }
 
-/// Gives the time until the next look at a run that so many watch.
+/// Gives the time until the next look at a run, when so many watch this one or another.
 fn pace(watchers: usize) -> Duration {
     let watchers = u32::try_from(watchers).unwrap_or(u32::MAX);
     FEED_PACE.saturating_add(FEED_PACE_PER_WATCHER.saturating_mul(watchers))
+}
+
+/// Joins the responses that lie together with the first one; `None` without any.
+fn joined(entries: &[Arc<Entry>]) -> Option<(Stretch, u64)> {
+    let (first, others) = entries.split_first()?;
+    let mut stretch = first.response.clone();
+    let joins = |entry: &&Arc<Entry>| stretch.extend(&entry.response, WATCH_BATCH_BYTES);
+    let last = others.iter().take_while(joins).last();
+    let last = last.map_or(first.seq, |last| last.seq);
+    Some((stretch, last))
 }
 
 fn chunk_of(seq: u64) -> u64 {
@@ -226,6 +268,16 @@ impl Feed {
         Arc::clone(&self.turns).acquire_owned().await.ok()
     }
 
+    /// Counts somebody among those who watch.
+    pub(super) fn join(&self) -> Watcher {
+        Watcher(Arc::clone(&self.everybody))
+    }
+
+    /// Counts who watches any run, and the runs with them.
+    fn watchers(&self) -> usize {
+        Arc::strong_count(&self.everybody)
+    }
+
     pub(super) fn task_name(&self, task: TaskIx) -> Arc<str> {
         let ix = usize::try_from(task.0).unwrap_or(usize::MAX);
         self.tasks.get(ix).cloned().unwrap_or_else(|| Arc::from(""))
@@ -236,42 +288,58 @@ impl Feed {
     /// # Errors
     /// The store cannot be read.
     pub(super) async fn after(&self, seq: u64) -> Result<Vec<Arc<Entry>>, Status> {
+        let found = self.take_after(seq, <[_]>::to_vec).await?;
+        Ok(found.unwrap_or_default())
+    }
+
+    /// Gives some responses after `seq`, and the number of the last one's event; `None` when there
+    /// are none yet.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(super) async fn responses_after(&self, seq: u64) -> Result<Option<(Stretch, u64)>, Status> {
+        Ok(self.take_after(seq, joined).await?.flatten())
+    }
+
+    /// Takes something of the events after `seq`, of which there is at least one.
+    async fn take_after<T>(
+        &self,
+        seq: u64,
+        take: impl Fn(&[Arc<Entry>]) -> T,
+    ) -> Result<Option<T>, Status> {
         if seq >= self.head.borrow().seq {
-            return Ok(Vec::new());
+            return Ok(None);
         }
-        if let Some(found) = self.kept_after(seq) {
-            return Ok(found);
+        if let Some(found) = self.take_kept(seq, &take) {
+            return Ok(Some(found));
         }
         let _reading = self.reading.lock().await;
-        if let Some(found) = self.kept_after(seq) {
-            return Ok(found);
+        if let Some(found) = self.take_kept(seq, &take) {
+            return Ok(Some(found));
         }
         let from = chunk_of(seq.saturating_add(1)) * EVENTS_PER_CHUNK;
         let upto = self.head.borrow().seq;
         let mut entries = self.read(from.saturating_add(1)).await?;
         // What the driver has not announced yet it will add itself.
-        entries.retain(|entry| entry.item.seq <= upto);
+        entries.retain(|entry| entry.seq <= upto);
         self.keep(entries.clone());
-        entries.retain(|entry| entry.item.seq > seq);
+        entries.retain(|entry| entry.seq > seq);
         entries.truncate(usize::try_from(EVENTS_PER_CHUNK).unwrap_or(usize::MAX));
-        Ok(entries)
+        Ok((!entries.is_empty()).then(|| take(&entries)))
     }
 
-    fn kept_after(&self, seq: u64) -> Option<Vec<Arc<Entry>>> {
+    fn take_kept<T>(&self, seq: u64, take: impl Fn(&[Arc<Entry>]) -> T) -> Option<T> {
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         chunks.uses += 1;
         let uses = chunks.uses;
         let chunk = chunks.kept.get_mut(&chunk_of(seq.saturating_add(1)))?;
         chunk.used = uses;
-        let first = chunk.entries.first()?.item.seq;
+        let first = chunk.entries.first()?.seq;
         // The driver's newest chunk may lack its beginning when that was forgotten meanwhile.
         let skip = seq.saturating_add(1).checked_sub(first)?;
         let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-        let found = chunk
-            .entries
-            .get(skip..)
-            .filter(|found| !found.is_empty())?;
-        Some(found.to_vec())
+        let found = chunk.entries.get(skip..);
+        found.filter(|found| !found.is_empty()).map(take)
     }
 
     /// Keeps entries, which follow each other, in their chunks.
@@ -280,13 +348,13 @@ impl Feed {
         chunks.uses += 1;
         let uses = chunks.uses;
         for entry in entries {
-            let chunk = chunks.kept.entry(chunk_of(entry.item.seq)).or_default();
+            let chunk = chunks.kept.entry(chunk_of(entry.seq)).or_default();
             chunk.used = uses;
-            let next = chunk.entries.last().map(|last| last.item.seq + 1);
+            let next = chunk.entries.last().map(|last| last.seq + 1);
             match next {
-                Some(next) if next == entry.item.seq => chunk.entries.push(entry),
+                Some(next) if next == entry.seq => chunk.entries.push(entry),
                 // It is there already.
-                Some(next) if next > entry.item.seq && chunk.holds(entry.item.seq) => {}
+                Some(next) if next > entry.seq && chunk.holds(entry.seq) => {}
                 Some(_) => chunk.entries = vec![entry],
                 None => chunk.entries.push(entry),
             }
@@ -312,14 +380,31 @@ impl Feed {
             .read(move |reader| reader.run_events(run, from, count))
             .await
             .map_err(status::of_read)?;
-        events
-            .iter()
-            .take_while(|event| event.seq <= upto)
-            .map(|event| self.entry(event).map(Arc::new))
-            .collect()
+        let mut entries = Vec::with_capacity(events.len());
+        // A buffer is of one chunk, so that it goes when that is forgotten.
+        for events in events.chunk_by(|one, next| chunk_of(one.seq) == chunk_of(next.seq)) {
+            let mut made = BytesMut::new();
+            let mut parts = Vec::with_capacity(events.len());
+            for event in events.iter().take_while(|event| event.seq <= upto) {
+                let from = made.len();
+                let (item, lease) = self.item(event)?;
+                let response = WatchRunResponse {
+                    cursor: event.seq.to_string(),
+                    item: Some(Item::Journal(item)),
+                };
+                frames::put(&response, &mut made);
+                parts.push((event.seq, lease, from..made.len()));
+            }
+            let made = made.freeze();
+            entries.extend(parts.into_iter().map(|(seq, lease, part)| {
+                let response = Stretch::new(made.clone(), part.start, part.end);
+                Arc::new(Entry::new(seq, lease, response))
+            }));
+        }
+        Ok(entries)
     }
 
-    fn entry(&self, event: &Event) -> Result<Entry, Status> {
+    fn item(&self, event: &Event) -> Result<(JournalEvent, LeaseNews), Status> {
         let mut subject = event_text::subject(&event.kind);
         let mut text = event_text::text(&event.kind, |task| self.task_name(task).to_string());
         let lease = match event.kind {
@@ -365,15 +450,13 @@ impl Feed {
             json,
             text,
         };
-        Ok(Entry { item, lease })
+        Ok((item, lease))
     }
 }
 
 impl Chunk {
     fn holds(&self, seq: u64) -> bool {
-        self.entries
-            .first()
-            .is_some_and(|first| first.item.seq <= seq)
+        self.entries.first().is_some_and(|first| first.seq <= seq)
     }
 }
 

@@ -19,13 +19,18 @@ pub(super) const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Watches at one time: each takes some KiB, and up to [`SEND_BUFFER_BYTES`] when it is not read.
 pub(super) const WATCHES: usize = 20_000;
-/// How long a watcher may take nothing; it resumes at its cursor whenever it likes.
-pub(super) const WATCHER_STALL: Duration = Duration::from_secs(60);
-/// How long a watcher that was given up for taking nothing has to take the reason; then its whole
-/// connection is cut, since what waits for it would stay in memory as long as it likes.
-pub(super) const WATCHER_FAREWELL: Duration = Duration::from_secs(10);
-/// Items handed to a watcher's stream at once; two such batches wait at the most.
-pub(super) const WATCH_BATCH: usize = 16;
+/// How long a client may take nothing of a watch or log; it resumes where it was whenever it likes.
+pub(super) const STALL: Duration = Duration::from_secs(60);
+/// How long a client that was given up for taking nothing has to take the reason; then its whole
+/// connection is cut if its client takes nothing else either, since what waits for it would stay in
+/// memory as long as it likes.
+pub(super) const FAREWELL: Duration = Duration::from_secs(10);
+/// Watches and logs of which nothing is taken, on one connection whose other streams are read; with one more
+/// it is cut. Each holds [`SEND_BUFFER_BYTES`] at the most.
+pub(super) const STALLED_PER_CONNECTION: usize = 4;
+/// Bytes handed to a watcher's stream at once, besides the last item; two such batches wait at the
+/// most. It is what one frame of HTTP/2 holds.
+pub(super) const WATCH_BATCH_BYTES: usize = 16 * 1024;
 /// Chunks of events of one run that are kept for its watchers, each of some hundred KiB.
 pub(super) const CHUNKS_PER_FEED: usize = 64;
 /// Chunks that are read at once.
@@ -81,10 +86,11 @@ pub(super) const JOINS_LOGGED_PER_SECOND: u32 = 10;
 /// Comings and goings that are logged at once: a large site's start is told in full.
 pub(super) const JOINS_LOGGED_BURST: u32 = 4_000;
 
-/// Bytes of plans that are checked at once. A larger one is checked alone: while that goes on it
-/// takes some ten times its size.
-pub(super) const PLAN_BYTES_CHECKED: u32 = 8 * 1024 * 1024;
-/// Plans that are taken in at once: of each all bytes wait in memory until it is checked.
+/// Bytes of a submission: a plan of the longest kind, and what is said besides it. A longer one is
+/// refused before any of it is read.
+pub(crate) const SUBMISSION_BYTES: usize = crate::plan::FILE_BYTES_MAX + REQUEST_BYTES;
+/// Plans that are taken in at once, one of which is checked: of the other all bytes wait in memory,
+/// twice for a moment.
 pub(super) const PLANS_AT_ONCE: usize = 2;
 /// Plans that wait for their turn; further ones are refused.
 pub(super) const PLANS_WAITING: usize = 64;
@@ -92,5 +98,9 @@ pub(super) const PLANS_WAITING: usize = 64;
 pub(super) const PLAN_TIME: Duration = Duration::from_secs(120);
 /// Bytes of an operator's request other than a plan.
 pub(crate) const REQUEST_BYTES: usize = 256 * 1024;
-/// Tasks that one answer describes; the next page has the others.
-pub(super) const TASKS_PER_PAGE: usize = 10_000;
+/// Tasks that one answer describes; the next page has the others. Describing them takes the engine a
+/// millisecond.
+pub(super) const TASKS_PER_PAGE: usize = 2_000;
+/// Looks through runs that the engine is asked for at once. It answers all that wait before it turns to
+/// commands again, so a heartbeat finds these few before it, however many want to see a large run.
+pub(super) const LOOKS: usize = 4;

@@ -8,13 +8,14 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::limits::AGENTS_PACE;
+use super::limits::{AGENTS_PACE, FAREWELL};
+use super::places::Connection;
 use super::runs::Runs;
-use super::status;
+use super::{slow, status};
 use crate::transcript::{self, LAST_WORDS, Place, Position};
 
 /// Bytes of events in one response.
-const BYTES_PER_RESPONSE: usize = 256 * 1024;
+const BYTES_PER_RESPONSE: usize = 64 * 1024;
 
 /// A log that was found: the transcripts of its leases, oldest first.
 #[derive(Clone, Debug)]
@@ -115,10 +116,10 @@ pub(super) async fn send(
     after: u64,
     follow: bool,
     out: mpsc::Sender<Result<ReadLogResponse, Status>>,
+    connection: Option<Connection>,
 ) {
     if let Err(status) = send_all(&runs, log, after, follow, &out).await {
-        // The reader may have gone.
-        drop(out.send(Err(status)).await);
+        slow::end(status, &out, FAREWELL, connection.as_ref()).await;
     }
 }
 
@@ -160,9 +161,7 @@ async fn send_all(
                     events,
                     lease: lease.0,
                 };
-                out.send(Ok(response))
-                    .await
-                    .map_err(|_| Status::cancelled("the reader has gone"))?;
+                slow::offer(response, out, "log", "go on behind the last event").await?;
             }
             if read_any {
                 continue;

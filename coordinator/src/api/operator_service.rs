@@ -1,5 +1,6 @@
 //! What people and programs ask of the coordinator.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,8 +8,8 @@ use std::time::Duration;
 use coordinator_core::command::Target;
 use coordinator_core::event::Work;
 use coordinator_core::state::{Link, Run};
-use coordinator_core::{Command, Epoch, Reply, RunId, Span, State, TaskKey, Timestamp, WorkerId};
-use futures::{Stream, StreamExt as _, stream};
+use coordinator_core::{Command, Epoch, Reply, Span, State, TaskKey, Timestamp, WorkerId};
+use futures::{Stream, StreamExt as _};
 use muster_connect::TokenId;
 use muster_proto::v1::operator_service_server::OperatorService;
 use muster_proto::v1::{self, ProtocolVersion};
@@ -18,11 +19,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::diff;
-use super::limits::{LOGS, TASKS_PER_PAGE, WATCHES};
+use super::frames::{self, Sent};
+use super::limits::{FAREWELL, LOGS, TASKS_PER_PAGE, WATCHES};
 use super::log;
 use super::places::Connection;
 use super::runs::Runs;
+use super::slow;
 use super::submit::Submissions;
+use super::troubles::Troubles;
 use super::watch::{self, Cursor, Wish};
 use super::{convert, status, view};
 use crate::auth::{Access, Authenticator, Identity, NewToken, Role, Unverified};
@@ -53,6 +57,7 @@ pub struct Operators {
     repositories: Repositories,
     auth: Arc<Authenticator>,
     about: About,
+    troubles: Troubles,
     /// Cancelled when an admin asks for the end.
     shutdown: CancellationToken,
     ending: CancellationToken,
@@ -79,11 +84,19 @@ impl Operators {
             repositories,
             auth,
             about,
+            troubles: Troubles::default(),
             shutdown,
             ending,
             watches: Arc::new(Semaphore::new(WATCHES)),
             logs: Arc::new(Semaphore::new(LOGS)),
         }
+    }
+
+    /// Shows also what workers say is the matter with them.
+    #[must_use]
+    pub fn with_troubles(mut self, troubles: Troubles) -> Self {
+        self.troubles = troubles;
+        self
     }
 
     /// Finds what a command is about: the run, or one of its tasks.
@@ -94,29 +107,41 @@ impl Operators {
             .await?
     }
 
-    async fn task(&self, run: RunId, task: &str) -> Result<TaskKey, Status> {
-        let name = task.to_owned();
-        let found = self
-            .runs
-            .engine()
-            .query(move |state, _| {
-                let run = state.run(run)?;
-                run.tasks.iter().position(|task| *task.name == *name)
-            })
-            .await
-            .map_err(status::of)?;
-        found
-            .and_then(|ix| u32::try_from(ix).ok())
-            .map(|ix| TaskKey {
-                run,
-                task: coordinator_core::TaskIx(ix),
-            })
-            .ok_or_else(|| Status::not_found(format!("no task {task:?} in that run")))
-    }
-
     async fn touch(&self, command: Command) -> Result<u32, Status> {
         let reply = self.runs.engine().command(command).await;
         reply.map(|reply| touched(&reply)).map_err(status::of)
+    }
+
+    /// Begins a watch and gives its responses, ready to be sent.
+    ///
+    /// # Errors
+    /// Not for this sender, a malformed cursor, or no place for another watch.
+    pub(super) fn watch(&self, request: Request<v1::WatchRunRequest>) -> Result<Sent, Status> {
+        allowed(&request, Access::View)?;
+        let token = Identity::of(request.extensions())?.token();
+        let connection = request.extensions().get::<Connection>().cloned();
+        let request = request.into_inner();
+        let mut cursor = Cursor::parse(&request.cursor)?;
+        let from_event = request.cursor.is_empty();
+        if from_event {
+            cursor.seq = request.after_seq;
+        }
+        let wish = Wish {
+            run: request.run,
+            cursor,
+            from_event,
+            agent_events: request.agent_events,
+            follow_after_end: request.follow_after_end,
+        };
+        let place = self.watches.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "watches: {WATCHES} are open, and no more are served; try again later"
+            ))
+        })?;
+        let (out, parts) = mpsc::channel(WATCH_QUEUE);
+        let produce = watch::follow(self.runs.clone(), wish, out.clone(), connection.clone());
+        self.produce(produce, out, (token, connection));
+        Ok(Sent::new(parts, place))
     }
 
     /// Fills a stream of responses until the coordinator ends, or the token that asked for it.
@@ -124,15 +149,17 @@ impl Operators {
         &self,
         produce: impl Future<Output = ()> + Send + 'static,
         out: mpsc::Sender<Result<T, Status>>,
-        token: Option<TokenId>,
+        (token, connection): (Option<TokenId>, Option<Connection>),
     ) {
         let (ending, auth) = (self.ending.clone(), self.auth.clone());
         tokio::spawn(async move {
             tokio::select! {
-                gone = ended(&auth, token) => drop(out.send(Err(gone)).await),
+                gone = ended(&auth, token) => {
+                    slow::end(gone, &out, FAREWELL, connection.as_ref()).await;
+                }
                 () = ending.cancelled() => {
-                    // The client may have gone.
-                    drop(out.send(Err(Status::unavailable("the coordinator is stopping"))).await);
+                    let stopping = Status::unavailable("the coordinator is stopping");
+                    slow::end(stopping, &out, FAREWELL, connection.as_ref()).await;
                 }
                 () = produce => {}
             }
@@ -295,38 +322,8 @@ impl OperatorService for Operators {
         &self,
         request: Request<v1::WatchRunRequest>,
     ) -> Result<Response<Self::WatchRunStream>, Status> {
-        allowed(&request, Access::View)?;
-        let token = Identity::of(request.extensions())?.token();
-        let connection = request.extensions().get::<Connection>().cloned();
-        let request = request.into_inner();
-        let mut cursor = Cursor::parse(&request.cursor)?;
-        if request.cursor.is_empty() {
-            cursor.seq = request.after_seq;
-        }
-        let wish = Wish {
-            run: request.run,
-            cursor,
-            agent_events: request.agent_events,
-            follow_after_end: request.follow_after_end,
-        };
-        let place = self.watches.clone().try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!(
-                "watches: {WATCHES} are open, and no more are served; try again later"
-            ))
-        })?;
-        let (out, inbox) = mpsc::channel(WATCH_QUEUE);
-        let produce = watch::follow(self.runs.clone(), wish, out.clone(), connection);
-        self.produce(produce, out, token);
-        let responses = ReceiverStream::new(inbox).flat_map(move |batch| {
-            // A watch has its place until its last response was taken.
-            let _place = &place;
-            let (responses, end) = match batch {
-                Ok(responses) => (responses, None),
-                Err(status) => (Vec::new(), Some(Err(status))),
-            };
-            stream::iter(responses.into_iter().map(Ok).chain(end))
-        });
-        Ok(Response::new(Box::pin(responses)))
+        let sent = self.watch(request)?;
+        Ok(Response::new(Box::pin(frames::messages(sent))))
     }
 
     type ReadLogStream = Streamed<v1::ReadLogResponse>;
@@ -337,6 +334,7 @@ impl OperatorService for Operators {
     ) -> Result<Response<Self::ReadLogStream>, Status> {
         allowed(&request, Access::View)?;
         let token = Identity::of(request.extensions())?.token();
+        let connection = request.extensions().get::<Connection>().cloned();
         let request = request.into_inner();
         let place = self.logs.clone().try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!(
@@ -351,8 +349,9 @@ impl OperatorService for Operators {
             request.after,
             request.follow,
             out.clone(),
+            connection.clone(),
         );
-        self.produce(produce, out, token);
+        self.produce(produce, out, (token, connection));
         let responses = ReceiverStream::new(inbox).map(move |response| {
             // A log has its place until its last response was taken.
             let _place = &place;
@@ -376,22 +375,10 @@ impl OperatorService for Operators {
         request: Request<v1::ExplainTaskRequest>,
     ) -> Result<Response<v1::ExplainTaskResponse>, Status> {
         allowed(&request, Access::View)?;
-        let v1::ExplainTaskRequest { run, task } = request.into_inner();
-        let live = engine::live_run(self.runs.engine(), &run)
+        let v1::ExplainTaskRequest { run, task } = request.get_ref();
+        super::explain::of(&self.runs, run, task, self.troubles.told())
             .await
-            .map_err(status::of)?;
-        let response = match live {
-            Some(id) => {
-                let key = self.task(id, &task).await?;
-                self.runs
-                    .engine()
-                    .query(move |state, now| super::explain::live(state, now, key))
-                    .await
-                    .map_err(status::of)?
-            }
-            None => super::explain::archived(&self.runs.archived(&run).await?.run, &task)?,
-        };
-        Ok(Response::new(response))
+            .map(Response::new)
     }
 
     async fn cancel(
@@ -453,7 +440,11 @@ impl OperatorService for Operators {
         request: Request<v1::ListWorkersRequest>,
     ) -> Result<Response<v1::ListWorkersResponse>, Status> {
         allowed(&request, Access::View)?;
-        let workers = self.runs.engine().query(|state, _| workers(state)).await;
+        let workers = {
+            let troubles = self.troubles.told();
+            let query = move |state: &State, _| workers(state, &troubles);
+            self.runs.engine().query(query).await
+        };
         Ok(Response::new(v1::ListWorkersResponse {
             workers: workers.map_err(status::of)?,
         }))
@@ -597,7 +588,7 @@ fn wall(at: jiff::Timestamp) -> prost_types::Timestamp {
     ))
 }
 
-fn workers(state: &State) -> Vec<v1::Worker> {
+fn workers(state: &State, troubles: &BTreeMap<WorkerId, String>) -> Vec<v1::Worker> {
     state
         .workers()
         .map(|worker| {
@@ -659,6 +650,7 @@ fn workers(state: &State) -> Vec<v1::Worker> {
                 heard_at: Some(convert::timestamp(heard_at)),
                 incarnation: worker.incarnation.0,
                 tasks,
+                trouble: troubles.get(&worker.id).cloned().unwrap_or_default(),
             }
         })
         .collect()

@@ -1,13 +1,13 @@
 //! Who may keep a connection: strangers give way to each other, viewers and workers to operators.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::limits::REFUSALS_PER_CONNECTION;
+use super::limits::{REFUSALS_PER_CONNECTION, STALLED_PER_CONNECTION};
 use crate::auth::Identity;
 
 /// All places for connections of one port.
@@ -55,8 +55,20 @@ struct Standing {
     is_authenticated: AtomicBool,
     changed: Notify,
     refusals: AtomicU32,
+    /// Responses that have not ended.
+    open: AtomicUsize,
+    /// Those of them of which the client takes nothing.
+    stalled: AtomicUsize,
     kept: Mutex<Vec<OwnedSemaphorePermit>>,
 }
+
+/// A response of a connection, until it ends.
+#[derive(Debug)]
+pub(super) struct OpenResponse(Connection);
+
+/// A response of a connection of which the client takes nothing.
+#[derive(Debug)]
+pub(super) struct Stalled(Connection);
 
 /// No place of that kind is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,6 +120,8 @@ impl Places {
             is_authenticated: AtomicBool::new(false),
             changed: Notify::new(),
             refusals: AtomicU32::new(0),
+            open: AtomicUsize::new(0),
+            stalled: AtomicUsize::new(0),
             kept: Mutex::new(vec![place]),
         };
         Some((Connection(Arc::new(standing)), has_evicted))
@@ -176,9 +190,26 @@ impl Connection {
         self.0.is_authenticated.load(Ordering::Acquire)
     }
 
+    /// Counts a response until it has ended.
+    pub(super) fn respond(&self) -> OpenResponse {
+        self.0.open.fetch_add(1, Ordering::Relaxed);
+        OpenResponse(self.clone())
+    }
+
+    /// Counts a response as one of which the client takes nothing.
+    pub(super) fn stall(&self) -> Stalled {
+        self.0.stalled.fetch_add(1, Ordering::Relaxed);
+        Stalled(self.clone())
+    }
+
     /// Ends the connection with everything that waits for it.
     pub(super) fn cut(&self) {
         self.0.cut.cancel();
+    }
+
+    #[cfg(test)]
+    pub(super) fn stalled(&self) -> usize {
+        self.0.stalled.load(Ordering::Relaxed)
     }
 
     #[cfg(test)]
@@ -196,6 +227,36 @@ impl Connection {
             // Its credential came just in time.
             self.0.cut.cancelled().await;
         }
+    }
+}
+
+impl Stalled {
+    /// Ends the connection if the client takes nothing of too many responses, or of any: what waits
+    /// for it would stay in memory as long as it likes. True if the connection ends.
+    ///
+    /// A client that forgets one watch keeps the others: that of a frozen window must not end the
+    /// rest of a dashboard.
+    pub(super) fn cut_if_deaf(&self) -> bool {
+        let standing = &self.0.0;
+        let stalled = standing.stalled.load(Ordering::Relaxed);
+        let is_deaf =
+            stalled > STALLED_PER_CONNECTION || stalled >= standing.open.load(Ordering::Relaxed);
+        if is_deaf {
+            self.0.cut();
+        }
+        is_deaf
+    }
+}
+
+impl Drop for OpenResponse {
+    fn drop(&mut self) {
+        self.0.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Stalled {
+    fn drop(&mut self) {
+        self.0.0.stalled.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

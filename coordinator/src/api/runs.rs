@@ -11,7 +11,7 @@ use tonic::Status;
 use tracing::debug;
 
 use super::feed::{Feed, Feeds};
-use super::limits::TRANSCRIPT_READS;
+use super::limits::{LOOKS, TRANSCRIPT_READS};
 use super::status;
 use super::view;
 use crate::engine::{self, Handle, Readers};
@@ -32,6 +32,8 @@ pub struct Runs {
     feeds: Feeds,
     /// Places among those who read transcripts.
     transcript_reads: Arc<Semaphore>,
+    /// Places among those for whom the engine looks through runs.
+    looks: Arc<Semaphore>,
 }
 
 impl Runs {
@@ -44,6 +46,7 @@ impl Runs {
             transcripts,
             feeds,
             transcript_reads: Arc::new(Semaphore::new(TRANSCRIPT_READS)),
+            looks: Arc::new(Semaphore::new(LOOKS)),
         }
     }
 
@@ -75,6 +78,7 @@ impl Runs {
         read: impl Fn(&Run, bool) -> T + Send + 'static,
     ) -> Result<T, Status> {
         let wanted = name.to_owned();
+        let looks = self.looks.acquire().await;
         let (live, read) = self
             .engine
             .query(move |state, _| {
@@ -83,6 +87,7 @@ impl Runs {
             })
             .await
             .map_err(status::of)?;
+        drop(looks);
         match live {
             Some(live) => Ok(live),
             None => Ok(read(&self.archived(name).await?.run, true)),
@@ -190,6 +195,7 @@ impl Runs {
         let mut found: Vec<(RunId, v1::RunSummary)> = Vec::new();
         loop {
             let missing = limit.saturating_sub(found.len());
+            let _looks = self.looks.acquire().await;
             let (part, more) = self
                 .engine
                 .query(move |state, _| {

@@ -4,20 +4,27 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{Router, body::Body, extract::ConnectInfo};
-use hyper::{Request, body::Incoming, service::service_fn};
+use bytes::Bytes;
+use hyper::{
+    Request,
+    body::{Frame, Incoming, SizeHint},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     time::{Instant, sleep_until, timeout},
@@ -27,7 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
 use super::limits::{CONNECTIONS, SEND_BUFFER_BYTES, STRANGERS, STREAMS_PER_CONNECTION};
-use super::places::{Connection, Places};
+use super::places::{Connection, OpenResponse, Places};
 
 /// Connections that the kernel has completed and we have not taken yet; a whole Slurm array may
 /// start in the same second.
@@ -264,14 +271,18 @@ async fn serve(shared: &Shared, stream: TcpStream, peer: SocketAddr, connection:
     let handshake = timeout(shared.options.handshake_timeout, async {
         // Renewals and acknowledgements are small and must not wait for each other.
         stream.set_nodelay(true)?;
-        shared.acceptor.accept(stream).await
+        if is_plain_http(&stream).await? {
+            return answer_plain_http(stream).await.map(|()| None);
+        }
+        shared.acceptor.accept(stream).await.map(Some)
     });
     let handshake = tokio::select! {
         () = shared.stop.cancelled() => return,
         handshake = handshake => handshake,
     };
     match handshake {
-        Ok(Ok(stream)) => {
+        Ok(Ok(None)) => tracing::debug!(%peer, "told someone that this port speaks TLS"),
+        Ok(Ok(Some(stream))) => {
             shared.counters.connected.fetch_add(1, Ordering::Relaxed);
             serve_http(shared, stream, peer, connection).await;
         }
@@ -292,6 +303,32 @@ async fn serve(shared: &Shared, stream: TcpStream, peer: SocketAddr, connection:
     }
 }
 
+/// Tells whether somebody begins with a request in plain text, as a browser without `https` does.
+/// TLS begins with byte 22.
+async fn is_plain_http(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0];
+    Ok(stream.peek(&mut first).await? == 1 && first[0].is_ascii_uppercase())
+}
+
+/// Says in plain text that this port speaks TLS, and where.
+async fn answer_plain_http(mut stream: TcpStream) -> io::Result<()> {
+    // What is left unread when a connection is closed makes the kernel cut it before the answer has
+    // arrived; a request that is longer than this is nobody's mistake.
+    let mut request = [0; 4096];
+    let _bytes = stream.read(&mut request).await?;
+    let address = stream.local_addr()?;
+    let text = format!(
+        "This is a coordinator of Muster, and its port speaks TLS: use https://{address}/\n"
+    );
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{text}",
+        text.len()
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await
+}
+
 async fn serve_http(
     shared: &Shared,
     stream: TlsStream<TcpStream>,
@@ -302,7 +339,11 @@ async fn serve_http(
         request.extensions_mut().insert(connection.clone());
         request.extensions_mut().insert(ConnectInfo(peer));
         let router = shared.router.clone();
-        async move { Ok::<_, Infallible>(answer(router.oneshot(request.map(Body::new)).await)) }
+        let open = connection.respond();
+        async move {
+            let response = answer(router.oneshot(request.map(Body::new)).await);
+            Ok::<_, Infallible>(response.map(|body| Answer { body, _open: open }))
+        }
     });
     let mut http = pin!(shared.http.serve_connection(TokioIo::new(stream), service));
     let mut anonymous_end = pin!(sleep_until(
@@ -340,6 +381,32 @@ async fn serve_http(
                 http.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+/// The body of a response, which counts as open until it is gone.
+struct Answer {
+    body: Body,
+    _open: OpenResponse,
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -399,7 +466,7 @@ pub enum Error {
         address: SocketAddr,
     },
     /// The system refused.
-    #[error("listen at {address}")]
+    #[error("cannot listen at {address}")]
     Bind {
         /// The address.
         address: SocketAddr,

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use coordinator_core::plan::Source;
+use coordinator_core::plan::{RunSpec, Source};
 use coordinator_core::{Command, Rejection, Reply};
 use muster_git::{ObjectFormat, RefName};
 use muster_proto::v1;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 use tonic::Status;
 use tracing::info;
 
 use super::convert;
-use super::limits::PLAN_BYTES_CHECKED;
+use super::plan_reader::PlanReader;
 use super::status;
 use crate::engine::{self, Handle, Readers};
 use crate::git::names;
@@ -37,27 +37,38 @@ pub struct Submissions {
     /// Held from the look whether a run exists to its admission: of two plans under one key the
     /// refused one must not replace the other's documents in between.
     admitting: Arc<Mutex<()>>,
-    /// Bytes of plans that may be checked now.
-    checking: Arc<Semaphore>,
+    reader: PlanReader,
+}
+
+/// What a submission means, once it was read and checked.
+struct Checked {
+    plan: String,
+    spec: RunSpec,
+    digest: String,
+    /// The documents of its tasks, and of its integration behind them.
+    documents: Vec<Vec<u8>>,
+    warnings: Vec<String>,
 }
 
 impl Submissions {
     /// Makes the part that takes runs in.
-    #[must_use]
+    ///
+    /// # Errors
+    /// The system has no thread left.
     pub fn new(
         engine: Handle,
         readers: Readers,
         repositories: Repositories,
         agents: Arc<BTreeMap<String, AgentDefinition>>,
-    ) -> Self {
-        Self {
+    ) -> std::io::Result<Self> {
+        Ok(Self {
             engine,
             readers,
             repositories,
             agents,
             admitting: Arc::default(),
-            checking: Arc::new(Semaphore::new(PLAN_BYTES_CHECKED as usize)),
-        }
+            reader: PlanReader::start()?,
+        })
     }
 
     /// Names a run and makes its hosted repository ready for the push of its base.
@@ -106,90 +117,51 @@ impl Submissions {
         mut request: v1::SubmitRunRequest,
         by: &str,
     ) -> Result<v1::SubmitRunResponse, Status> {
+        let run = &request.run;
+        valid_component(run).map_err(|error| Status::invalid_argument(format!("run: {error}")))?;
+        let source = self.source(&request).await;
         let text = std::mem::take(&mut request.plan);
+        let request = Arc::new(request);
+        let (asked, agents, by_whom) = (request.clone(), self.agents.clone(), by.to_owned());
+        let check = move || check(&asked, &text, source, &by_whom, &agents);
+        let checked = self.reader.run(check).await??;
         let v1::SubmitRunRequest {
             run,
             idempotency_key,
-            plan_name,
             ..
-        } = &request;
-        valid_component(run).map_err(|error| Status::invalid_argument(format!("run: {error}")))?;
-        let plan_name = if plan_name.is_empty() {
-            "plan"
-        } else {
-            convert::clip(plan_name, 400)
-        };
-        let (agents, name) = (self.agents.clone(), plan_name.to_owned());
-        let weight = u32::try_from(text.len()).unwrap_or(u32::MAX);
-        let weight = weight.clamp(1, PLAN_BYTES_CHECKED);
-        let room = self.checking.clone().acquire_many_owned(weight).await;
-        let room = room.map_err(|_| Status::unavailable("the coordinator is stopping"))?;
-        // The largest plans take a second, in which heartbeats must not wait. It goes on when the
-        // client has gone, and keeps its room until it ends.
-        let checked = move || (plan::parse(&name, &text, &agents), room);
-        let (parsed, _room) = tokio::task::spawn_blocking(checked)
-            .await
-            .map_err(|error| status::internal(&error))?;
-        let parsed = parsed.map_err(|problems| Status::invalid_argument(problems.to_string()))?;
-        if *run != run_name(parsed.name(), idempotency_key)? {
-            return Err(Status::invalid_argument(format!(
-                "run: {run:?} was not prepared for this plan and idempotency key"
-            )));
-        }
-        let source = self.source(&request).await?;
-        let admission = Admission {
-            run,
-            source,
-            submitted_by: by,
-            folder_prefix: &request.folder_prefix,
-        };
-        let lowered = parsed
-            .lower(&admission)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        refuse_missing_agents(&lowered.tasks)?;
-        let warnings = parsed
-            .warnings
-            .list
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        } = &*request;
         let name: Arc<str> = Arc::from(run.as_str());
         let _admitting = self.admitting.lock().await;
         if self.exists(run).await? {
             self.refuse_namesake(run, idempotency_key).await?;
         } else {
-            let mut specs = Vec::with_capacity(lowered.tasks.len() + 1);
-            for document in &lowered.tasks {
-                specs.push(encode(document)?);
-            }
-            if let Some(integrate) = &lowered.integrate {
-                specs.push(encode(integrate)?);
-            }
             self.engine
-                .put_specs(name.clone(), specs)
+                .put_specs(name.clone(), checked.documents)
                 .await
                 .map_err(status::of)?;
         }
+        let tasks = checked.spec.tasks.len();
         let command = Command::Submit {
-            spec: Arc::new(lowered.spec),
+            spec: Arc::new(checked.spec),
             key: (!idempotency_key.is_empty()).then(|| Arc::from(idempotency_key.as_str())),
-            digest: Arc::from(lowered.digest),
+            digest: Arc::from(checked.digest),
         };
         match self.engine.command(command).await {
             Ok(Reply::Submitted { fresh, .. }) => {
                 if fresh {
-                    info!(run = %name, plan = parsed.name(), tasks = lowered.tasks.len(), by, "admitted a run");
+                    info!(run = %name, plan = checked.plan, tasks, by, "admitted a run");
                 }
                 Ok(v1::SubmitRunResponse {
                     run: run.clone(),
                     fresh,
-                    warnings,
+                    warnings: checked.warnings,
                 })
             }
             Ok(_) => Err(Status::internal(
                 "a submission was answered with something else",
             )),
             Err(engine::Error::Rejected(Rejection::InvalidPlan(error))) => {
+                let plan_name = plan_name(&request);
                 Err(Status::invalid_argument(format!("{plan_name}: {error}")))
             }
             Err(error) => Err(status::of(error)),
@@ -272,15 +244,80 @@ impl Submissions {
     }
 }
 
+/// Gives how a submission's plan is called in messages.
+fn plan_name(request: &v1::SubmitRunRequest) -> &str {
+    match request.plan_name.as_str() {
+        "" => "plan",
+        name => convert::clip(name, 400),
+    }
+}
+
+/// Reads and checks a plan, and makes what the core and the workers need of it.
+fn check(
+    request: &v1::SubmitRunRequest,
+    text: &[u8],
+    source: Result<Option<Source>, Status>,
+    by: &str,
+    agents: &BTreeMap<String, AgentDefinition>,
+) -> Result<Checked, Status> {
+    let parsed = plan::parse(plan_name(request), text, agents)
+        .map_err(|problems| Status::invalid_argument(problems.to_string()))?;
+    let run = &request.run;
+    if *run != run_name(parsed.name(), &request.idempotency_key)? {
+        return Err(Status::invalid_argument(format!(
+            "run: {run:?} was not prepared for this plan and idempotency key"
+        )));
+    }
+    let admission = Admission {
+        run,
+        source: source?,
+        submitted_by: by,
+        folder_prefix: &request.folder_prefix,
+    };
+    let lowered = parsed
+        .lower(&admission)
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    refuse_missing_agents(&lowered.tasks)?;
+    refuse_in_place(&lowered.tasks)?;
+    let mut documents = Vec::with_capacity(lowered.tasks.len() + 1);
+    for document in &lowered.tasks {
+        documents.push(encode(document)?);
+    }
+    if let Some(integrate) = &lowered.integrate {
+        documents.push(encode(integrate)?);
+    }
+    let warnings = parsed.warnings.list.iter();
+    Ok(Checked {
+        plan: parsed.name().to_owned(),
+        spec: lowered.spec,
+        digest: lowered.digest,
+        documents,
+        warnings: warnings.map(ToString::to_string).collect(),
+    })
+}
+
 fn encode(document: &impl serde::Serialize) -> Result<Vec<u8>, Status> {
     serde_json::to_vec(document).map_err(|error| status::internal(&error))
+}
+
+/// Refuses tasks that would work in a person's own folder: what they do could be neither fenced nor
+/// taken back.
+fn refuse_in_place(tasks: &[plan::TaskDocument]) -> Result<(), Status> {
+    match tasks.iter().find(|task| task.in_place) {
+        None => Ok(()),
+        Some(task) => Err(Status::failed_precondition(format!(
+            "task {:?} has `in_place: true`, which this version cannot do; without it the task works \
+             in a checkout of its own, and `land` brings its result into your folder",
+            task.name
+        ))),
+    }
 }
 
 /// Refuses what no worker of this version can drive, naming the tasks and the agents.
 fn refuse_missing_agents(tasks: &[plan::TaskDocument]) -> Result<(), Status> {
     let mut missing: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for task in tasks {
-        if task.agent.kind != AgentKind::Command {
+        if !matches!(task.agent.kind, AgentKind::Command | AgentKind::Codex) {
             missing
                 .entry(&task.agent.name)
                 .or_default()
@@ -304,7 +341,7 @@ fn refuse_missing_agents(tasks: &[plan::TaskDocument]) -> Result<(), Status> {
         })
         .collect();
     Err(Status::failed_precondition(format!(
-        "no worker of this version can drive {}; available: \"command\"",
+        "no worker of this version can drive {}; available: \"command\" and \"codex\"",
         list.join(", ")
     )))
 }

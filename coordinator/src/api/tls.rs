@@ -112,7 +112,7 @@ pub enum Error {
     #[error(transparent)]
     Certificate(#[from] CaError),
     /// Rustls refused.
-    #[error("set up TLS")]
+    #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),
 }
 

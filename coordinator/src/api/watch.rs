@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use coordinator_core::LeaseId;
 use coordinator_core::event::{LeaseEnd, Work};
 use muster_proto::v1::watch_run_response::Item;
@@ -16,10 +17,12 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tonic::Status;
 
 use super::convert;
-use super::feed::{Feed, Head, LeaseNews};
-use super::limits::{AGENTS_PACE, WATCH_BATCH, WATCHER_FAREWELL, WATCHER_STALL};
+use super::feed::{Entry, Feed, Head, LeaseNews, Watcher};
+use super::frames::{self, Stretch};
+use super::limits::{AGENTS_PACE, FAREWELL, WATCH_BATCH_BYTES};
 use super::places::Connection;
 use super::runs::Runs;
+use super::slow;
 use crate::transcript::{self, LAST_WORDS, Place, Position};
 
 /// How long a watch that resumes waits for the events before its cursor.
@@ -60,6 +63,11 @@ impl Cursor {
         Ok(Self { seq, leases })
     }
 
+    /// Tells whether it names nothing but a journal event.
+    fn is_plain(&self) -> bool {
+        self.leases.values().all(|number| *number == 0)
+    }
+
     fn text(&self) -> String {
         let mut text = self.seq.to_string();
         // Of those that have said nothing yet the journal tells.
@@ -71,14 +79,17 @@ impl Cursor {
     }
 }
 
-/// Where a watch's responses go, some at a time.
-pub(super) type Out = mpsc::Sender<Result<Vec<WatchRunResponse>, Status>>;
+/// Where a watch's responses go, some at a time and ready to be sent.
+pub(super) type Out = mpsc::Sender<Result<Bytes, Status>>;
 
 /// What one watch wants.
 #[derive(Clone, Debug)]
 pub(super) struct Wish {
     pub run: String,
     pub cursor: Cursor,
+    /// The cursor is only the number of a journal event: what leases that had closed by then have
+    /// said came before it. A cursor of ours names what may still be to come.
+    pub from_event: bool,
     pub agent_events: bool,
     pub follow_after_end: bool,
 }
@@ -92,24 +103,20 @@ struct Followed {
 }
 
 /// Follows one run until it has ended and everything was sent, or the watcher goes.
-/// One that takes nothing loses its connection.
+/// One that takes nothing is given up, and loses its connection if that is of no use to it.
 pub(super) async fn follow(runs: Runs, wish: Wish, out: Out, connection: Option<Connection>) {
     if let Err(status) = Watch::run(runs, wish, &out).await {
-        end(status, &out, WATCHER_FAREWELL, connection).await;
+        slow::end(status, &out, FAREWELL, connection.as_ref()).await;
     }
 }
 
-/// Ends a watch with a reason.
-async fn end(status: Status, out: &Out, farewell: Duration, connection: Option<Connection>) {
-    // One that has gone needs no reason.
-    if tokio::time::timeout(farewell, out.send(Err(status)))
-        .await
-        .is_err()
-        && let Some(connection) = connection
-    {
-        tracing::info!("a connection is cut, since a watcher on it took nothing");
-        connection.cut();
-    }
+/// Responses that are sent together.
+enum Ready {
+    Nothing,
+    /// Those of all watchers.
+    Shared(Stretch),
+    /// This watcher's own.
+    Own(BytesMut),
 }
 
 struct Watch<'a> {
@@ -120,7 +127,8 @@ struct Watch<'a> {
     agent_events: bool,
     out: &'a Out,
     /// What is sent with the next batch.
-    ready: Vec<WatchRunResponse>,
+    ready: Ready,
+    _counted: Watcher,
     /// Held while `ready` is filled, and never while something is waited for.
     turn: Option<OwnedSemaphorePermit>,
 }
@@ -132,6 +140,7 @@ impl<'a> Watch<'a> {
         let mut grown = runs.transcripts().grown();
         let mut watch = Watch {
             runs,
+            _counted: feed.join(),
             feed,
             cursor: Cursor {
                 seq: 0,
@@ -140,10 +149,13 @@ impl<'a> Watch<'a> {
             followed: BTreeMap::new(),
             agent_events: wish.agent_events,
             out,
-            ready: Vec::new(),
+            ready: Ready::Nothing,
             turn: None,
         };
         watch.catch_up(&wish.cursor, &mut head).await?;
+        if wish.from_event {
+            watch.forget_closed(0);
+        }
         let mut last_words = None;
         loop {
             grown.mark_unchanged();
@@ -195,8 +207,8 @@ impl<'a> Watch<'a> {
         while self.agent_events && self.cursor.seq < cursor.seq {
             let entries = self.feed.after(self.cursor.seq).await?;
             for entry in entries {
-                if entry.item.seq <= cursor.seq {
-                    self.cursor.seq = entry.item.seq;
+                if entry.seq <= cursor.seq {
+                    self.cursor.seq = entry.seq;
                     self.learn(entry.lease);
                 } else {
                     self.cursor.seq = cursor.seq;
@@ -259,6 +271,15 @@ impl<'a> Watch<'a> {
     async fn journal(&mut self, upto: u64) -> Result<(), Status> {
         while self.cursor.seq < upto {
             self.turn = None;
+            if !self.agent_events && self.cursor.is_plain() {
+                let found = self.feed.responses_after(self.cursor.seq).await?;
+                let Some((responses, last)) = found else {
+                    return Ok(());
+                };
+                self.cursor.seq = last;
+                self.share(&responses).await?;
+                continue;
+            }
             let entries = self.feed.after(self.cursor.seq).await?;
             if entries.is_empty() {
                 return Ok(());
@@ -268,8 +289,8 @@ impl<'a> Watch<'a> {
                     self.agent(lease).await?;
                 }
                 self.learn(entry.lease);
-                self.cursor.seq = entry.item.seq;
-                self.send(Item::Journal(entry.item.clone())).await?;
+                self.cursor.seq = entry.seq;
+                self.event(&entry).await?;
             }
             self.forget_old();
         }
@@ -332,52 +353,80 @@ impl<'a> Watch<'a> {
                     lease: lease.0,
                     event: Some(event),
                 };
-                self.send(Item::Agent(item)).await?;
+                let response = WatchRunResponse {
+                    cursor: self.cursor.text(),
+                    item: Some(Item::Agent(item)),
+                };
+                self.own(|out| frames::put(&response, out)).await?;
             }
             // Agent events may be large.
             self.flush().await?;
         }
     }
 
-    async fn send(&mut self, item: Item) -> Result<(), Status> {
-        if self.turn.is_none() {
-            self.turn = self.feed.turn().await;
+    /// Sends a journal event under this watch's cursor.
+    async fn event(&mut self, entry: &Entry) -> Result<(), Status> {
+        if self.cursor.is_plain() {
+            return self.share(&entry.response).await;
         }
-        self.ready.push(WatchRunResponse {
-            cursor: self.cursor.text(),
-            item: Some(item),
-        });
-        if self.ready.len() >= WATCH_BATCH {
-            self.flush().await?;
+        let cursor = self.cursor.text();
+        self.own(|out| frames::put_item(cursor, &entry.item(), out))
+            .await
+    }
+
+    /// Sends what other watchers are sent too.
+    async fn share(&mut self, responses: &Stretch) -> Result<(), Status> {
+        if let Ready::Shared(ready) = &mut self.ready
+            && ready.extend(responses, WATCH_BATCH_BYTES)
+        {
+            return Ok(());
         }
+        self.flush().await?;
+        self.turn = self.feed.turn().await;
+        self.ready = Ready::Shared(responses.clone());
+        Ok(())
+    }
+
+    /// Sends what is only for this watcher.
+    async fn own(&mut self, put: impl FnOnce(&mut BytesMut)) -> Result<(), Status> {
+        if let Ready::Own(ready) = &mut self.ready
+            && ready.len() < WATCH_BATCH_BYTES
+        {
+            put(ready);
+            return Ok(());
+        }
+        self.flush().await?;
+        self.turn = self.feed.turn().await;
+        let mut ready = BytesMut::new();
+        put(&mut ready);
+        self.ready = Ready::Own(ready);
         Ok(())
     }
 
     async fn flush(&mut self) -> Result<(), Status> {
         self.turn = None;
-        if self.ready.is_empty() {
-            return Ok(());
-        }
-        let batch = std::mem::take(&mut self.ready);
-        match tokio::time::timeout(WATCHER_STALL, self.out.send(Ok(batch))).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Status::cancelled("the watcher has gone")),
-            Err(_) => Err(Status::resource_exhausted(format!(
-                "watch: nothing was read for {} seconds; resume at the last cursor",
-                WATCHER_STALL.as_secs()
-            ))),
-        }
+        let batch = match std::mem::replace(&mut self.ready, Ready::Nothing) {
+            Ready::Nothing => return Ok(()),
+            Ready::Shared(responses) => responses.bytes(),
+            Ready::Own(responses) => responses.freeze(),
+        };
+        slow::offer(batch, self.out, "watch", "resume at the last cursor").await
     }
 
     /// Keeps the cursor short: transcripts of leases that closed long ago do not grow any more.
     fn forget_old(&mut self) {
+        self.forget_closed(CLOSED_MAX);
+    }
+
+    /// Forgets the leases that have closed, but for the newest.
+    fn forget_closed(&mut self, kept: usize) {
         let closed: Vec<LeaseId> = self
             .followed
             .iter()
             .filter(|(_, followed)| followed.closed)
             .map(|(lease, _)| *lease)
             .collect();
-        for lease in closed.iter().take(closed.len().saturating_sub(CLOSED_MAX)) {
+        for lease in closed.iter().take(closed.len().saturating_sub(kept)) {
             self.followed.remove(lease);
             self.cursor.leases.remove(lease);
         }
@@ -395,20 +444,6 @@ mod tests {
         }
         assert_eq!(Cursor::parse("17;9:0;12:4").unwrap().text(), "17;12:4");
         assert_eq!(Cursor::parse("").unwrap(), Cursor::default());
-    }
-
-    #[tokio::test]
-    async fn a_watcher_that_does_not_even_take_the_reason_is_cut_and_no_other() {
-        let places = super::super::places::Places::new(10, 5);
-        let (connection, _) = places.enter().unwrap();
-        let (out, mut inbox) = mpsc::channel(1);
-        let gave_up = || Status::resource_exhausted("watch: nothing was read");
-        let soon = Duration::from_millis(20);
-        end(gave_up(), &out, soon, Some(connection.clone())).await;
-        assert!(!connection.is_cut());
-        end(gave_up(), &out, soon, Some(connection.clone())).await;
-        assert!(connection.is_cut(), "the first reason still waits");
-        assert!(inbox.recv().await.unwrap().is_err());
     }
 
     #[test]

@@ -35,6 +35,7 @@ use super::limits::{
 use super::outbound::{Outbound, Pace, Told};
 use super::places::Connection;
 use super::status;
+use super::troubles::Troubles;
 use crate::auth::{Authenticator, Identity, Unverified};
 use crate::engine::{Handle, SESSION_QUEUE, ToSession};
 use crate::git::names;
@@ -87,6 +88,7 @@ struct Inner {
     places: Arc<Semaphore>,
     hellos: Mutex<BTreeMap<TokenId, Pace>>,
     joins: Mutex<Told>,
+    troubles: Troubles,
     ending: CancellationToken,
 }
 
@@ -114,11 +116,18 @@ impl Workers {
             places: Arc::new(Semaphore::new(SESSIONS)),
             hellos: Mutex::default(),
             joins: Mutex::new(Told::joins()),
+            troubles: Troubles::default(),
             ending,
         };
         Self {
             inner: Arc::new(inner),
         }
+    }
+
+    /// What workers say is the matter with them.
+    #[must_use]
+    pub fn troubles(&self) -> Troubles {
+        self.inner.troubles.clone()
     }
 }
 
@@ -268,6 +277,7 @@ async fn serve(
             },
         }
     };
+    inner.troubles.forget(&session.worker, session.number);
     session.close(&inner.engine).await;
     if let Some(untold) = inner.tells() {
         info!(worker = %session.worker, session = session.number, untold, "a worker's session has ended");
@@ -383,6 +393,10 @@ async fn hear(
                 LEASES_PER_MESSAGE,
             )?;
             still_welcome(inner, session.token)?;
+            let trouble = &heartbeat.trouble;
+            inner
+                .troubles
+                .note(&session.worker, session.number, trouble);
             let command = Command::Heartbeat(Heartbeat {
                 worker: session.worker.clone(),
                 incarnation: session.incarnation,
@@ -615,7 +629,7 @@ async fn store_events(
     Ok(())
 }
 
-/// Stores the events of one lease and gives the number up to which the worker may forget them.
+/// Stores the events of one lease, if there are any, and gives the number up to which they are here.
 ///
 /// While the disk takes nothing they wait here, and with them, by its window, their worker: ending
 /// the session would only make it send all of them again, and keep its heartbeats from us.
@@ -626,9 +640,9 @@ async fn store_lease(
     place: Option<Place>,
     events: Vec<v1::AgentEvent>,
 ) -> Result<u64, Status> {
-    let last = events.last().map_or(0, |event| event.number);
     let Some(place) = place else {
-        return Ok(last);
+        // Also the answer to the question up to where they are wanted.
+        return Ok(events.last().map_or(u64::MAX, |event| event.number));
     };
     let mut told = false;
     loop {

@@ -140,6 +140,8 @@ codes! {
     AcceptedTwice = "accepted-twice", Damage, REPORT;
 
     // --- refs and objects ---
+    /// Git cannot read the refs of a hosted repository.
+    RefsUnreadable = "refs-unreadable", Damage, "see what git says about it; the objects may be sound";
     /// The hosted repository of a run is not there or cannot be read.
     RepositoryMissing = "repository-missing", Damage, RESTORE;
     /// No run is known that uses a hosted repository.
@@ -182,8 +184,10 @@ codes! {
     TranscriptGap = "transcript-gap", Damage, RESTORE;
     /// A transcript belongs to no lease.
     TranscriptOfNoLease = "transcript-of-no-lease", Damage, "look at it, and remove it by hand";
+    /// A transcript is under the name of another.
+    TranscriptSwapped = "transcript-swapped", Damage, "stop the coordinator, and give each transcript the name that it says it has, below `transcripts/`";
     /// An attempt reported a result, and nothing of what it said is there.
-    TranscriptMissing = "transcript-missing", Note, "its worker was lost before it could send it, or it was removed";
+    TranscriptMissing = "transcript-missing", Damage, "it was removed, or its worker's disk was lost before it was sent: start that worker if its disk is there, else look for it in a backup";
     /// A transcript has events that its worker does not know.
     TranscriptAhead = "transcript-ahead", Damage, "the worker's disk has lost events that were sent: check it";
     /// The damaged part of a transcript, kept when the rest was mended.
@@ -234,6 +238,8 @@ codes! {
     SecretsDamaged = "secrets-damaged", Damage, RESTORE;
     /// A file that was being written when its process was killed.
     FileUnfinished = "file-unfinished", Leftover, "remove it by hand";
+    /// Half of a backup or of a restored home, with secrets in it.
+    BackupUnfinished = "backup-unfinished", Leftover, "remove the folder by hand: it holds secrets";
     /// The address file names a coordinator that does not run.
     AddressStale = "address-stale", Leftover, "the next coordinator replaces it";
     /// The disk is nearly full.
@@ -376,6 +382,8 @@ pub enum Repair {
     Chmod { path: PathBuf, mode: u32 },
     /// Moves a file or folder away from where it disturbs.
     SetAside { path: PathBuf },
+    /// Removes half of a backup or of a restored home, unless it is being made.
+    RemoveUnfinished { path: PathBuf },
     /// Keeps every sound record of a transcript and says where records are missing.
     MendTranscript { path: PathBuf },
     /// Forgets a snapshot; what it holds follows from an older one and the journal.

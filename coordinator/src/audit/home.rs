@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use muster_connect::AddressFile;
 
 use super::finding::{Code, Finding, Place, Repair};
-use super::journal::chain;
 use super::report::Report;
+use crate::backup;
+use crate::causes::chain;
+use crate::home::room_needed;
 use crate::store::sqlite::inspect::{self, Beside};
 
 /// Folder of what repairs have moved away.
@@ -23,8 +25,6 @@ const SECRETS: [&str; 6] = [
 ];
 /// Without these a coordinator cannot go on as the one it was.
 const NEEDED: [&str; 4] = ["secret.key", "tokens.db", "tls/ca.key", "tls/ca.pem"];
-/// Below this the journal itself is in danger.
-const FREE_BYTES_MIN: u64 = 256 << 20;
 
 /// Checks a home.
 pub(super) fn check(home: &Path, beside: Beside, report: &mut Report) {
@@ -54,15 +54,16 @@ pub(super) fn check(home: &Path, beside: Beside, report: &mut Report) {
     }
     if let Ok(found) = rustix::fs::statvfs(home) {
         let free = found.f_bavail.saturating_mul(found.f_frsize);
-        room(home, free)
+        let all = found.f_blocks.saturating_mul(found.f_frsize);
+        room(home, free, all)
             .into_iter()
             .for_each(|finding| report.find(finding));
     }
 }
 
-fn room(home: &Path, free: u64) -> Option<Finding> {
+fn room(home: &Path, free: u64, all: u64) -> Option<Finding> {
     let what = format!("{} MiB are free", free >> 20);
-    (free < FREE_BYTES_MIN).then(|| Finding::new(Code::DiskFull, Place::file(home), what))
+    (free < room_needed(all)).then(|| Finding::new(Code::DiskFull, Place::file(home), what))
 }
 
 fn private(path: &Path, mode: u32, report: &mut Report) {
@@ -92,8 +93,14 @@ fn tokens(path: &Path, beside: Beside, report: &mut Report) {
     report.find(Finding::new(Code::SecretsDamaged, Place::file(path), what));
 }
 
-/// Finds files that were being written when their process was killed.
+/// Finds files that were being written when their process was killed, and halves of backups and
+/// restored homes beside the home.
 fn unfinished(home: &Path, report: &mut Report) {
+    for path in backup::leftovers(home) {
+        let what = "the backup or restore that was making it was killed; it holds secrets";
+        let finding = Finding::new(Code::BackupUnfinished, Place::file(&path), what);
+        report.find(finding.mended_by(Repair::RemoveUnfinished { path }));
+    }
     for folder in [home.to_owned(), home.join("tls"), home.join("git-hooks")] {
         for path in entries(&folder) {
             let name = path
@@ -141,8 +148,11 @@ mod tests {
 
     #[test]
     fn a_disk_without_room_for_the_journal_is_found() {
-        let found = room(Path::new("/h"), FREE_BYTES_MIN - 1).unwrap();
-        assert_eq!(found.code, Code::DiskFull);
-        assert!(room(Path::new("/h"), FREE_BYTES_MIN).is_none());
+        let found = |free: u64, all: u64| room(Path::new("/h"), free << 20, all << 20);
+        assert_eq!(found(255, 100_000).unwrap().code, Code::DiskFull);
+        assert_eq!(found(256, 100_000), None);
+        // A small disk is not always full.
+        assert_eq!(found(7, 64), None);
+        assert_eq!(found(6, 64).unwrap().code, Code::DiskFull);
     }
 }

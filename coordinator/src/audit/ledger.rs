@@ -13,7 +13,7 @@ use super::finding::{Code, Finding, Place};
 
 /// What became of one lease.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Lease {
+pub(crate) struct Lease {
     pub run: RunId,
     pub work: Work,
     pub worker: WorkerId,
@@ -284,6 +284,7 @@ mod tests {
             worker: WorkerId::new("w"),
             incarnation: Incarnation(1),
             ttl: Span::from_ms(1),
+            placement: coordinator_core::event::Placement::default(),
         }
     }
 

@@ -10,9 +10,9 @@
 
 mod finding;
 mod home;
-mod journal;
+pub(crate) mod journal;
 mod ledger;
-mod refs;
+pub(crate) mod refs;
 pub mod repair;
 mod report;
 mod transcripts;
@@ -88,7 +88,7 @@ async fn look(git: &Git, options: &Options) -> Report {
     let states = &options.workers;
     workers::check(
         git,
-        states,
+        (&options.home, states),
         options.depth,
         facts.as_ref(),
         &last,

@@ -11,8 +11,9 @@ use coordinator_core::state::{AttemptEnd, Run, RunPhase, Task, TaskState};
 use muster_git::{Git, GitError, Repository};
 
 use super::finding::{Code, Finding, Place, Repair};
-use super::journal::{FINDINGS_OF_A_KIND, Facts, Known, chain};
+use super::journal::{FINDINGS_OF_A_KIND, Facts, Known};
 use super::report::Report;
+use crate::causes::chain;
 use crate::engine::grant::base_ref;
 use crate::git::refs::{AttemptName, ParsedRef, TaskName};
 use crate::git::{names, projection, repository};
@@ -51,7 +52,7 @@ enum Kind {
 }
 
 /// Checks all hosted repositories of a home.
-pub(super) async fn check(
+pub(crate) async fn check(
     git: &Git,
     home: &Path,
     depth: Depth,
@@ -142,7 +143,10 @@ impl Look<'_> {
         for known in runs {
             self.wanted_of(known, &mut wanted, &mut commits);
         }
-        let refs = self.refs().await?;
+        let refs = match self.refs().await {
+            Ok(refs) => refs,
+            Err(error) => return self.unreadable(&error, report),
+        };
         report.counts.refs += refs.len() as u64;
         report.counts.commits += commits.len() as u64;
         let bad = self.commits(&commits, report).await?;
@@ -246,6 +250,21 @@ impl Look<'_> {
             Some((name.to_owned(), id.to_owned()))
         };
         Ok(text.lines().filter_map(split).collect())
+    }
+
+    /// Says that git cannot read the refs. Those that the journal vouches for are made from it again
+    /// when the file that is in the way has gone.
+    fn unreadable(&self, error: &GitError, report: &mut Report) -> Result<(), GitError> {
+        let packed = self.repository.folder().join("packed-refs");
+        let what = chain(error);
+        let place = Place::repository(self.name);
+        report.find(if what.contains("packed-refs") && packed.is_file() {
+            let finding = Finding::new(Code::RefsUnreadable, place.at_file(&packed), what);
+            finding.mended_by(Repair::SetAside { path: packed })
+        } else {
+            Finding::new(Code::RefsUnreadable, place, what)
+        });
+        Ok(())
     }
 
     /// Finds commits that count and are missing or incomplete.

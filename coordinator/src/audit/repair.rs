@@ -1,5 +1,6 @@
-//! Mends what an audit has found and can be mended. Nothing is deleted: what has to go is moved to
-//! `repaired/<time>/` of the home, and commits that lose their ref get one under `refs/muster/lost`.
+//! Mends what an audit has found and can be mended. Nothing is deleted but halves of copies that a
+//! killed backup or restore has left: what has to go is moved to `repaired/<time>/` of the home, and
+//! commits that lose their ref get one under `refs/muster/lost`.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -14,6 +15,8 @@ use super::refs::LOST;
 use super::report::Report;
 use super::{Options, audit};
 use crate::app::JOURNAL;
+use crate::backup;
+use crate::causes::chain;
 use crate::git::repository;
 use crate::home::Home;
 use crate::store::sqlite::SqliteStore;
@@ -66,7 +69,7 @@ pub async fn repair(git: &Git, home: &Home, options: &Options) -> Repaired {
             };
             tried = true;
             let outcome = mender.mend(wanted).await;
-            let outcome = outcome.map_err(|error| super::journal::chain(&*error));
+            let outcome = outcome.map_err(|error| chain(&*error));
             steps.push(Step { finding, outcome });
         }
         if !tried {
@@ -95,7 +98,7 @@ pub async fn repair(git: &Git, home: &Home, options: &Options) -> Repaired {
 /// What goes first: locks that would refuse the rest, and the journal's own before what follows it.
 fn order(repair: &Repair) -> u8 {
     match repair {
-        Repair::Chmod { .. } | Repair::SetAside { .. } => 0,
+        Repair::Chmod { .. } | Repair::SetAside { .. } | Repair::RemoveUnfinished { .. } => 0,
         Repair::DropSnapshot { .. } | Repair::Archive { .. } => 1,
         Repair::MendTranscript { .. } => 2,
         Repair::SetRef { .. } | Repair::LoseRef { .. } => 3,
@@ -124,13 +127,18 @@ impl<'a> Mender<'a> {
     async fn mend(&mut self, wanted: Repair) -> Result<String, Error> {
         match wanted {
             Repair::Chmod { path, mode } => {
-                fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+                let wanted = fs::Permissions::from_mode(mode);
+                fs::set_permissions(&path, wanted).map_err(at("change the mode of", &path))?;
                 Ok(format!("its mode is {mode:03o} now"))
             }
             Repair::SetAside { path } => {
                 let to = self.place(&path)?;
-                fs::rename(&path, &to)?;
+                fs::rename(&path, &to).map_err(at("move", &path))?;
                 Ok(format!("moved to {}", to.display()))
+            }
+            Repair::RemoveUnfinished { path } => {
+                backup::remove(&path).map_err(at("remove", &path))?;
+                Ok("removed; what it was half a copy of is untouched".to_owned())
             }
             Repair::MendTranscript { path } => {
                 let to = self.place(&path)?;
@@ -169,7 +177,8 @@ impl<'a> Mender<'a> {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
-                .create(folder)?;
+                .create(folder)
+                .map_err(at("make", folder))?;
         }
         self.made = true;
         Ok(to)
@@ -183,7 +192,7 @@ impl<'a> Mender<'a> {
 
     fn keep(&mut self, name: &Path, bytes: &[u8]) -> Result<(), Error> {
         let to = self.place(&self.home.join(name))?;
-        muster_connect::private_file::replace(&to, bytes)?;
+        muster_connect::private_file::replace(&to, bytes).map_err(at("write", &to))?;
         Ok(())
     }
 
@@ -244,7 +253,7 @@ impl<'a> Mender<'a> {
                 let file = repository.folder().join(name);
                 if file.is_file() {
                     let to = self.place(&file)?;
-                    fs::rename(&file, &to)?;
+                    fs::rename(&file, &to).map_err(at("move", &file))?;
                     said.push_str(&format!("; what was there: {}", to.display()));
                 }
                 Expected::Absent
@@ -269,6 +278,12 @@ impl<'a> Mender<'a> {
         apply(&repository, &updates).await?;
         Ok(format!("moved to {lost}"))
     }
+}
+
+/// Says where something could not be done: what the system says names no place.
+fn at(action: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let doing = format!("cannot {action} {}", path.display());
+    move |error| format!("{doing}: {error}").into()
 }
 
 /// Names where a ref is kept that had to move.

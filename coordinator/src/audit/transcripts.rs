@@ -7,8 +7,10 @@ use coordinator_core::LeaseId;
 use coordinator_core::event::Work;
 
 use super::finding::{Code, Finding, Place, Repair};
-use super::journal::{Facts, chain, transcript_name};
+use super::journal::{Facts, transcript_name};
 use super::report::Report;
+use crate::causes::chain;
+use crate::transcript::lease_of;
 use crate::transcript::mend::{self, Flaw, SET_ASIDE};
 
 /// Checks all transcripts; gives the number of the last event of each lease.
@@ -53,7 +55,7 @@ fn one(
         let what = "a damaged transcript, as it was before it was mended";
         return report.find(Finding::new(Code::TranscriptSetAside, place, what));
     }
-    let Some(lease) = lease_of(&name) else {
+    let Some(lease) = lease_of(path) else {
         return report.find(if name.starts_with(".muster-") {
             let what = "its process was killed while it was written";
             let path = path.to_owned();
@@ -64,6 +66,7 @@ fn one(
     };
     place = place.of_lease(lease.0);
     report.counts.transcripts += 1;
+    let mut is_strange = false;
     if let Some(facts) = facts {
         let known = facts.leases.get(&lease);
         let fits = known.is_some_and(|known| {
@@ -78,6 +81,7 @@ fn one(
                 ..place
             };
         } else if facts.is_complete {
+            is_strange = true;
             let what = match known {
                 None => "its lease was never granted".to_owned(),
                 Some(_) => format!("its lease was for something else: {}", facts.place(lease)),
@@ -87,6 +91,8 @@ fn one(
             report.find(finding.mended_by(Repair::SetAside { path }));
         }
     }
+    // One that cannot be read is not missing.
+    last.insert(lease, 0);
     let look = match mend::look(path) {
         Ok(look) => look,
         Err(error) => {
@@ -100,6 +106,15 @@ fn one(
     report.counts.agent_events += look.events;
     report.counts.transcript_bytes += look.bytes;
     last.insert(lease, look.last);
+    let here = match task {
+        Some(task) => format!("{run}/tasks/{task}/{name}"),
+        None => format!("{run}/{name}"),
+    };
+    // Transcripts of the first format do not say whose they are.
+    if let Some(of) = look.of.as_ref().filter(|of| **of != here && !is_strange) {
+        let what = format!("it says that it is {of}");
+        report.find(Finding::new(Code::TranscriptSwapped, place.clone(), what));
+    }
     let repair = || Repair::MendTranscript {
         path: path.to_owned(),
     };
@@ -140,12 +155,6 @@ fn missing(facts: &Facts, last: &BTreeMap<LeaseId, u64>, report: &mut Report) {
             ));
         }
     }
-}
-
-fn lease_of(name: &str) -> Option<LeaseId> {
-    let stem = name.strip_suffix(".events")?;
-    let (_, number) = stem.rsplit_once("-L")?;
-    number.parse().ok().map(LeaseId)
 }
 
 fn file_name(path: &Path) -> String {

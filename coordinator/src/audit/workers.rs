@@ -5,19 +5,21 @@ use std::path::{Path, PathBuf};
 
 use coordinator_core::LeaseId;
 use coordinator_core::event::Work;
+use muster_connect::{CaCertificate, Fingerprint};
 use muster_git::{Git, Repository};
 use muster_proto::v1::Grant;
 use worker_agent::inspect::{self, Lease, Records, Worker};
 
 use super::finding::{Code, Finding, Place};
-use super::journal::{Facts, chain};
+use super::journal::Facts;
 use super::refs::{self, Depth};
 use super::report::Report;
+use crate::causes::chain;
 
 /// Checks the workers' folders in some state folders.
 pub(super) async fn check(
     git: &Git,
-    states: &[PathBuf],
+    (home, states): (&Path, &[PathBuf]),
     depth: Depth,
     facts: Option<&Facts>,
     last: &BTreeMap<LeaseId, u64>,
@@ -68,7 +70,9 @@ pub(super) async fn check(
             )),
         }
     }
-    processes(&seen, &live, facts, report);
+    let own = CaCertificate::read(&home.join("tls/ca.pem")).ok();
+    let own = own.map(|ca| ca.fingerprint());
+    processes((&seen, &live), own, facts, report);
     for cache in caches {
         report.counts.caches += 1;
         if let Err(error) = check_cache(git, &cache, depth, report).await {
@@ -122,8 +126,12 @@ impl Check<'_> {
     fn all(&self, report: &mut Report) {
         let worker = self.worker;
         if let Err(error) = &worker.id {
-            let place = Place::file(&worker.folder);
-            report.find(Finding::new(Code::WorkerUnreadable, place, chain(error)));
+            let place = Place::file(&worker.folder.join("identity.json"));
+            let finding = Finding::new(Code::WorkerUnreadable, place, chain(error));
+            report.find(finding.advising(
+                "see whether the file is this user's; if it is garbage, move it away: the worker \
+                 makes it anew, with the same id",
+            ));
         }
         let path = worker.folder.join("outbox.log");
         match &worker.outbox {
@@ -305,8 +313,8 @@ fn find_flaw(records: &Records, damaged: Code, place: Place, report: &mut Report
 
 /// Finds processes of attempts of this home, or of launches in these folders, whose lease is over.
 fn processes(
-    seen: &BTreeSet<String>,
-    live: &BTreeSet<String>,
+    (seen, live): (&BTreeSet<String>, &BTreeSet<String>),
+    own: Option<Fingerprint>,
     facts: Option<&Facts>,
     report: &mut Report,
 ) {
@@ -327,7 +335,9 @@ fn processes(
             continue;
         }
         let run = process.run.clone().unwrap_or_default();
-        let ours = facts.runs.contains_key(&run);
+        // Runs of several homes may have one name.
+        let foreign = matches!((process.coordinator, own), (Some(its), Some(own)) if its != own);
+        let ours = facts.runs.contains_key(&run) && !foreign;
         if !ours && !seen.contains(&process.mark) {
             continue;
         }

@@ -159,7 +159,7 @@ pub enum Error {
     #[error(transparent)]
     Tokens(#[from] TokenStoreError),
     /// The local administrator's token.
-    #[error("write the local administrator's token {}", path.display())]
+    #[error("cannot write the local administrator's token {}", path.display())]
     AdminToken {
         /// The file.
         path: PathBuf,

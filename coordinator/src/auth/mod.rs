@@ -23,4 +23,5 @@ pub use ca::{CertificateAuthority, Error as CaError, ServerCertificate};
 pub use identity::{Access, Denied, Identity, Role};
 pub use lease_credential::{CredentialIssuer, Error as CredentialError};
 pub use secret_key::{Error as SecretKeyError, SecretKey};
+pub(crate) use tokens::NAME as TOKENS;
 pub use tokens::{Error as TokenStoreError, NewToken, TokenRecord, TokenStore, Unverified};

@@ -91,7 +91,7 @@ pub(super) fn keep_private(path: &Path) -> io::Result<()> {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file could not be read or made.
-    #[error("use the secret key {}", path.display())]
+    #[error("cannot use the secret key {}", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -109,6 +109,6 @@ pub enum Error {
         path: PathBuf,
     },
     /// The system gave no random bytes.
-    #[error("get random bytes from the system")]
+    #[error("cannot get random bytes from the system")]
     Random,
 }

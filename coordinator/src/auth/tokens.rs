@@ -22,7 +22,8 @@ use super::{
     secret_key::{keep_private, make_private_folder, random_bytes},
 };
 
-const NAME: &str = "tokens.db";
+/// File of the tokens in the home.
+pub(crate) const NAME: &str = "tokens.db";
 const HASH_CONTEXT: &str = "muster 2026-11 token hash";
 /// The form of the table; a later program may raise it.
 const FORM: i64 = 1;
@@ -411,7 +412,7 @@ pub enum Unverified {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file could not be made.
-    #[error("use the token store {}", path.display())]
+    #[error("cannot use the token store {}", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -420,7 +421,7 @@ pub enum Error {
     },
     /// The database refused.
     #[error(
-        "{what} the token store {}; if it is damaged, copy it from one that `coordinator backup` made, or remove it, after \
+        "cannot {what} the token store {}; if it is damaged, copy it from one that `coordinator backup` made, or remove it, after \
          which every token must be made anew", path.display()
     )]
     Database {

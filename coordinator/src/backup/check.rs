@@ -1,92 +1,111 @@
-//! Opens a copy of a home and reads all of it, as a coordinator and its users would.
+//! Opens a copy of a home and judges all of it as an audit does, by the same checks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use coordinator_core::state::Run;
+use coordinator_core::LeaseId;
 use muster_git::Git;
 
 use super::promises::Promises;
-use super::{Error, Figures, repository};
+use super::{Error, Figures};
 use crate::app::JOURNAL;
+use crate::audit::journal::{self, Facts};
+use crate::audit::{Depth, Finding, Level, Report, refs};
 use crate::engine;
-use crate::git::repository as hosted;
+use crate::store::Store as _;
+use crate::store::sqlite::inspect::Beside;
 use crate::store::sqlite::{self, SqliteStore};
-use crate::store::{Reader, Store as _};
 
 /// What the journal of a copy says.
 pub(super) struct Journal {
     pub(super) promises: BTreeMap<String, Promises>,
     pub(super) figures: Figures,
+    pub(super) facts: Facts,
+    /// The largest id of a run, lease or question that it gives or has given.
+    pub(super) last_id: u64,
 }
 
-/// Reads the whole journal: every page, all batches behind the newest snapshot, every event of
-/// every run, and every archived run.
+impl Journal {
+    /// Tells whether a lease was granted before the journal was copied.
+    pub(super) fn knows(&self, lease: LeaseId) -> bool {
+        self.facts.leases.contains_key(&lease)
+    }
+}
+
+/// Reads the whole journal: as a coordinator that starts, and as an audit, which counts again
+/// whatever follows from the rows: index, epochs, histories, snapshots, archive and documents.
 pub(super) fn journal(home: &Path) -> Result<Journal, Error> {
     let path = home.join(JOURNAL);
     sqlite::check(&path)?;
     let mut store = SqliteStore::open(&path)?;
     let loaded = store.load()?;
     let (state, _) = engine::rebuild(&mut store, &loaded)?;
-    let mut reader = store.reader()?;
+    let archived = store.archived_ids()?.len();
+    drop(store);
+    let mut report = Report::default();
+    let facts = journal::check(&path, Beside::Nobody, &mut report);
+    let facts = match facts {
+        Some(facts) => insist(&report, |_| true).map(|()| facts)?,
+        None => return Err(unsound(&report.findings.iter().collect::<Vec<_>>())),
+    };
     let mut promises = BTreeMap::new();
-    for run in state.runs() {
-        history(&mut *reader, run)?;
-        Promises::add(&mut promises, run);
+    for known in facts.runs.values() {
+        Promises::add(&mut promises, &known.run);
     }
-    let archived = store.archived_ids()?;
-    for id in &archived {
-        // A live run was reloaded since; the state has the later word.
-        if let (Some(image), None) = (reader.archived_image(*id)?, state.run(*id)) {
-            history(&mut *reader, &image.run)?;
-            Promises::add(&mut promises, &image.run);
-        }
-    }
+    let image = state.image();
+    let ids = [image.next_run.0, image.next_lease.0, image.next_question.0];
     let figures = Figures {
         epoch: loaded.epoch.0,
         last_batch: loaded.next.0.saturating_sub(1),
         live_runs: state.runs().len(),
-        archived_runs: archived.len(),
+        archived_runs: archived,
         ..Figures::default()
     };
-    Ok(Journal { promises, figures })
+    Ok(Journal {
+        promises,
+        figures,
+        facts,
+        last_id: ids.into_iter().max().unwrap_or_default(),
+    })
 }
 
-/// Reads a run's events from the first to the last.
-fn history(reader: &mut dyn Reader, run: &Run) -> Result<(), Error> {
-    let mut last = 0;
-    loop {
-        let events = reader.run_events(run.id, last + 1, usize::MAX)?;
-        let follow = events
-            .iter()
-            .zip(last + 1..)
-            .all(|(event, wanted)| event.seq == wanted);
-        match events.last() {
-            Some(event) if follow => last = event.seq,
-            _ if last >= run.last_seq && events.is_empty() => return Ok(()),
-            _ => {
-                return Err(Error::History {
-                    run: run.name.to_string(),
-                    last,
-                    wanted: run.last_seq,
-                });
-            }
-        }
-    }
-}
-
-/// Checks that all that the journal promises is in the repositories; gives how many commits.
+/// Checks that all that the journal promises is in the repositories, and that these lack nothing;
+/// gives how many commits were looked for.
 pub(super) async fn repositories(
     git: &Git,
     home: &Path,
-    promises: &BTreeMap<String, Promises>,
+    journal: &Journal,
 ) -> Result<usize, Error> {
-    let mut commits = 0;
-    let nothing = Promises::default();
-    for name in repository::list(home)? {
-        let path = hosted::folder(home).join(format!("{name}.git"));
-        let promises = promises.get(&name).unwrap_or(&nothing);
-        commits += repository::check(git, &path, &name, promises).await?;
+    let mut report = Report::default();
+    refs::check(git, home, Depth::Connectivity, &journal.facts, &mut report).await;
+    // A ref that is not as it should be is mended from the journal as long as its commit is there.
+    insist(&report, |found| found.repair.is_none())?;
+    let of = |promises: &Promises| promises.commits.keys().cloned().collect::<BTreeSet<_>>();
+    Ok(journal
+        .promises
+        .values()
+        .map(|promises| of(promises).len())
+        .sum())
+}
+
+/// Refuses what an audit has found damaged.
+fn insist(report: &Report, counts: impl Fn(&Finding) -> bool) -> Result<(), Error> {
+    let damage = |found: &&Finding| found.code.level() == Level::Damage && counts(found);
+    let damage: Vec<&Finding> = report.findings.iter().filter(damage).collect();
+    match damage.is_empty() {
+        true => Ok(()),
+        false => Err(unsound(&damage)),
     }
-    Ok(commits)
+}
+
+fn unsound(findings: &[&Finding]) -> Error {
+    let first = findings.first();
+    Error::Unsound {
+        code: first.map_or("nothing", |found| found.code.as_str()),
+        place: first
+            .map(|found| found.place.to_string())
+            .unwrap_or_default(),
+        what: first.map(|found| found.what.clone()).unwrap_or_default(),
+        more: findings.len().saturating_sub(1),
+    }
 }

@@ -2,9 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{
-    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
-};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::manifest::Entry;
@@ -181,17 +179,6 @@ pub(super) fn publish(unfinished: &Path, name: &Path) -> Result<(), Error> {
         .map_err(io("sync", parent))
 }
 
-/// Makes an empty folder beside the one that is to be, on the same file system.
-pub(super) fn unfinished(name: &Path) -> Result<tempfile::TempDir, Error> {
-    let parent = parent(name);
-    folder(parent)?;
-    tempfile::Builder::new()
-        .prefix(super::UNFINISHED)
-        .permissions(fs::Permissions::from_mode(0o700))
-        .tempdir_in(parent)
-        .map_err(io("make a folder in", parent))
-}
-
 /// Refuses a name that is taken by anything but an empty folder. A link to one, and one that
 /// another file system is mounted on, are refused too: no folder could take their name.
 pub(super) fn must_be_free(name: &Path) -> Result<(), Error> {
@@ -234,7 +221,7 @@ pub(super) fn must_be_outside(name: &Path, other: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn parent(name: &Path) -> &Path {
+pub(super) fn parent(name: &Path) -> &Path {
     match name.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -6,11 +6,13 @@ use muster_git::Git;
 
 use super::manifest::Manifest;
 use super::promises::Promises;
+use super::unfinished::Unfinished;
 use super::{Error, Figures, HOME, check, files, repository};
 use crate::app::JOURNAL;
 use crate::config;
 use crate::git::repository as hosted;
 use crate::store::sqlite;
+use crate::transcript;
 
 /// The certificate authority, the key that all credentials hang on, tokens of this machine, and
 /// the configuration. Which of them a home has depends on what it was used for.
@@ -31,7 +33,8 @@ const TRANSCRIPTS: &str = "transcripts";
 ///
 /// # Errors
 /// Whatever it is, nothing is left under the backup's name, and the home is as before. A process
-/// that is killed leaves a folder beside it whose name begins with `.muster-unfinished-`.
+/// that is killed leaves a folder beside it whose name begins with `.muster-unfinished-`, which
+/// [`super::tidy`] removes.
 pub async fn make(home: &Path, backup: &Path) -> Result<Figures, Error> {
     if !home.join(JOURNAL).is_file() {
         return Err(Error::NoHome(home.to_owned()));
@@ -39,21 +42,28 @@ pub async fn make(home: &Path, backup: &Path) -> Result<Figures, Error> {
     files::must_be_outside(backup, home)?;
     files::must_be_free(backup)?;
     let git = Git::find().await?;
-    let unfinished = files::unfinished(backup)?;
+    let unfinished = Unfinished::begin(backup)?;
     let copy = unfinished.path().join(HOME);
     files::folder(&copy)?;
 
     // The order matters: see the module's documentation.
     sqlite::copy(&home.join(JOURNAL), &copy.join(JOURNAL))?;
-    let check::Journal {
-        promises,
-        mut figures,
-    } = check::journal(&copy)?;
+    let journal = check::journal(&copy)?;
+    let mut figures = journal.figures.clone();
     copy_keys(home, &copy)?;
-    let transcripts = files::list(&home.join(TRANSCRIPTS))?;
-    for path in &transcripts {
-        let below = path.strip_prefix(home).unwrap_or(path);
-        files::copy(path, &copy.join(below))?;
+    for path in files::list(&home.join(TRANSCRIPTS))? {
+        // One of a later lease than the journal's is of an attempt that will be made again.
+        if transcript::lease_of(&path).is_some_and(|lease| !journal.knows(lease)) {
+            continue;
+        }
+        let below = path.strip_prefix(home).unwrap_or(&path);
+        let to = copy.join(below);
+        files::copy(&path, &to)?;
+        figures.transcripts += 1;
+        let is_sound = || transcript::mend::look(&to).is_ok_and(|look| !look.is_damaged());
+        if transcript::lease_of(&path).is_some() && !is_sound() {
+            figures.damaged_transcripts += 1;
+        }
     }
     let nothing = Promises::default();
     for name in repository::list(home)? {
@@ -65,15 +75,14 @@ pub async fn make(home: &Path, backup: &Path) -> Result<Figures, Error> {
                 &hosted::folder(&copy).join(&folder),
             ),
             &name,
-            promises.get(&name).unwrap_or(&nothing),
+            journal.promises.get(&name).unwrap_or(&nothing),
         )
         .await?;
         figures.repositories += 1;
     }
 
-    figures.commits = check::repositories(&git, &copy, &promises).await?;
+    figures.commits = check::repositories(&git, &copy, &journal).await?;
     let entries = files::describe(&copy)?;
-    figures.transcripts = transcripts.len();
     figures.files = entries.len();
     figures.bytes = entries.iter().map(|entry| entry.bytes).sum();
     let manifest = Manifest {
@@ -85,9 +94,7 @@ pub async fn make(home: &Path, backup: &Path) -> Result<Figures, Error> {
     manifest.write(unfinished.path())?;
     files::sync(unfinished.path())?;
     files::compare(&copy, &Manifest::read(unfinished.path())?.files)?;
-    files::publish(unfinished.path(), backup)?;
-    // Its name is another now.
-    drop(unfinished.keep());
+    unfinished.publish(backup)?;
     Ok(manifest.figures)
 }
 

@@ -10,13 +10,15 @@
 //!
 //! The journal is copied **first**. Whatever it says is there by then: a commit is in its
 //! repository, and a record in its transcript, before the event that speaks of it is committed. The
-//! rest is copied after it and only ever grows: objects are never collected (`gc.auto` is 0), and
-//! transcripts are appended to. What is newer than the journal would harm in one place only: an
+//! rest is copied after it and never loses anything: objects are never collected (`gc.auto` is 0), a
+//! repack that moves them into other files while they are copied is seen, and transcripts are appended
+//! to. What is newer than the journal would harm in one place only: an
 //! attempt that the journal does not know may have published a ref, and the same attempt number
 //! will be given again. So refs are taken as the journal has them ([`promises`]): those it names
 //! get the commit that it names, those of attempts it does not know stay behind, and what it says
 //! nothing about (work in progress, salvage) is kept. Objects are all copied, so that also what no
-//! ref reaches any more is there.
+//! ref reaches any more is there. Transcripts of leases that the journal does not know stay behind
+//! too: the attempts that they are of are made again.
 //!
 //! # What becomes of workers and runs
 //!
@@ -24,7 +26,9 @@
 //! again. Workers may still hold leases of the lost life. A lease that the backup knows is kept,
 //! and so is its work. One granted later is unknown, and its worker is told to stop; its number is
 //! never given again, since [`Epoch::RESTORED`] puts the ids of a restored home beyond any that the
-//! lost life can have given, also when one backup is put back twice. Such a worker's credential
+//! lost life can have given, also when one backup is put back twice or the clock was set back. Of a
+//! lease that the backup knows, the worker sends again whatever output the backup lacks and its disk
+//! still has; what it has not any more (the lease was over, and its folder is gone) is lost. Such a worker's credential
 //! opens nothing, its report counts for nothing, and its unfinished edits stay on its own disk.
 //!
 //! [`Epoch::RESTORED`]: coordinator_core::Epoch::RESTORED
@@ -43,6 +47,7 @@ mod repository;
 mod restore;
 #[cfg(test)]
 mod tests;
+mod unfinished;
 
 use std::path::{Path, PathBuf};
 
@@ -53,6 +58,7 @@ use crate::{engine, store};
 pub use make::make;
 pub use manifest::{FORMAT, Manifest};
 pub use restore::{Restored, restore};
+pub use unfinished::{leftovers, remove, tidy};
 
 /// Folder in a backup that has the form of a home.
 const HOME: &str = "home";
@@ -76,6 +82,9 @@ pub struct Figures {
     /// Commits that the journal names; all are there, with everything that they refer to.
     pub commits: usize,
     pub transcripts: usize,
+    /// Transcripts in which something is damaged; they are saved as they are.
+    #[serde(default)]
+    pub damaged_transcripts: usize,
     pub files: usize,
     pub bytes: u64,
 }
@@ -113,13 +122,16 @@ pub enum Error {
         commit: String,
         what: String,
     },
-    #[error("{repository}.git lacks objects that its refs need")]
-    Disconnected {
-        repository: String,
-        source: GitError,
+    /// What an audit would find in the copy too.
+    #[error("{code}: {place}: {what}{}", and_more(*more))]
+    Unsound {
+        /// Of the finding.
+        code: &'static str,
+        place: String,
+        what: String,
+        /// Findings besides.
+        more: usize,
     },
-    #[error("the history of run {run} ends with event {last}, and the run with event {wanted}")]
-    History { run: String, last: u64, wanted: u64 },
     #[error(transparent)]
     Store(#[from] store::Error),
     #[error("the journal cannot be replayed")]
@@ -132,6 +144,13 @@ pub enum Error {
         path: PathBuf,
         source: std::io::Error,
     },
+}
+
+fn and_more(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        count => format!("; and {count} more"),
+    }
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {

@@ -8,6 +8,7 @@ use muster_git::Git;
 use rustix::fs::{FlockOperation, flock};
 
 use super::manifest::Manifest;
+use super::unfinished::Unfinished;
 use super::{Error, Figures, HOME, check, files, io};
 use crate::app::JOURNAL;
 use crate::home::LOCK;
@@ -39,7 +40,7 @@ pub async fn restore(backup: &Path, home: &Path) -> Result<Restored, Error> {
     files::must_be_free(home)?;
     let git = Git::find().await?;
 
-    let unfinished = files::unfinished(home)?;
+    let unfinished = Unfinished::begin(home)?;
     let fresh = unfinished.path();
     for entry in &manifest.files {
         let below = entry.relative().unwrap_or_default();
@@ -65,18 +66,38 @@ pub async fn restore(backup: &Path, home: &Path) -> Result<Restored, Error> {
             what: "is of another moment than the manifest".to_owned(),
         });
     }
-    check::repositories(&git, fresh, &journal.promises).await?;
-    let now = jiff::Timestamp::now().as_millisecond();
-    let epoch = sqlite::restored(&fresh.join(JOURNAL), u64::try_from(now).unwrap_or_default())?;
+    check::repositories(&git, fresh, &journal).await?;
+    let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default();
+    let (_, random) = uuid::Uuid::new_v4().as_u64_pair();
+    let floor = floor(now, journal.last_id.max(journal.figures.epoch), random);
+    let epoch = sqlite::restored(&fresh.join(JOURNAL), floor)?;
     files::sync(fresh)?;
-    files::publish(fresh, home)?;
-    // Its name is another now.
-    drop(unfinished.keep());
+    unfinished.publish(home)?;
     Ok(Restored {
         made_at: manifest.made_at,
         figures: manifest.figures,
         epoch,
     })
+}
+
+/// How far a restore goes beyond all that is known: more ids than any life gives.
+const STRIDE: u64 = 1 << 40;
+
+/// Gives the epoch, and with it the first id, of a home put back from a backup.
+///
+/// Two lives must not give one id. One is the life that was lost, which went on from the largest
+/// number that the backup knows: a whole stride beyond that it has never come. The other is a home
+/// put back from the same backup, now or before: the clock tells them apart while it only goes
+/// forward, and where it was set back, the random part does, unless two of 2^40 values lie closer
+/// together than the ids that one life gives (for a million ids, two chances in a million).
+///
+/// Each restore of a restored home adds a stride at least, so that numbers stay below 2^53, which
+/// JSON's readers can hold, for four thousand of them in a row.
+fn floor(now_ms: u64, known: u64, random: u64) -> u64 {
+    now_ms
+        .max(known)
+        .saturating_add(STRIDE)
+        .saturating_add(random % STRIDE)
 }
 
 /// Refuses a home that a coordinator holds, with that one's process id.
@@ -96,5 +117,23 @@ fn must_be_unused(home: &Path) -> Result<(), Error> {
                 .and_then(|text| text.trim().parse().ok()),
         }),
         Err(errno) => Err(io("lock", &path)(errno.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restored_home_begins_beyond_the_lost_life_also_when_the_clock_was_set_back() {
+        let (now, earlier) = (1_763_000_000_000, 1_000);
+        let first = floor(now, 7, 1);
+        assert!(first > now + STRIDE);
+        // A backup of that life, put back under a clock that stands in 1970.
+        let second = floor(earlier, first + 1_000_000, 0);
+        assert!(second >= first + 1_000_000 + STRIDE);
+        // The same backup twice, under one clock.
+        assert_ne!(floor(earlier, 7, 5), floor(earlier, 7, 6));
+        assert!(floor(earlier, 7, u64::MAX) < Epoch::RESTORED.0 << 2);
     }
 }

@@ -98,6 +98,8 @@ impl World {
     }
 
     async fn work(&self, engine: &engine::Handle) {
+        let documents = vec![b"a".to_vec(), b"b".to_vec()];
+        engine.put_specs("r-1".into(), documents).await.unwrap();
         engine.command(plan(self.base)).await.unwrap();
         let lease = joined(engine).await;
         let report = Report::Succeeded {
@@ -426,6 +428,59 @@ async fn a_lost_commit_is_named_and_leaves_no_backup() {
         "{error}"
     );
     assert!(!world.backup().exists() && world.left_over().is_empty());
+}
+
+#[tokio::test]
+async fn what_only_an_audit_counts_refuses_a_backup_too() {
+    for (damage, code) in [
+        ("DELETE FROM spec", "documents-missing"),
+        ("DELETE FROM journal_run", "index-differs"),
+        ("UPDATE epoch SET epoch = 0", "epoch-fell"),
+    ] {
+        let world = World::new().await;
+        let journal = rusqlite::Connection::open(world.home().join("journal.db")).unwrap();
+        journal.execute_batch(damage).unwrap();
+        drop(journal);
+        let error = make(&world.home(), &world.backup()).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::Unsound { code: found, .. } if *found == code),
+            "{damage}: {error}"
+        );
+        assert!(!world.backup().exists() && world.left_over().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_run_whose_repository_is_gone_refuses_a_backup() {
+    let world = World::new().await;
+    fs::remove_dir_all(world.repository.folder()).unwrap();
+    let error = make(&world.home(), &world.backup()).await.unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            Error::Unsound {
+                code: "repository-missing",
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn the_transcript_of_a_lease_that_the_journal_does_not_know_stays_behind() {
+    let world = World::new().await;
+    let known = place().path(&world.home().join("transcripts"));
+    let later = known.with_file_name("attempt-2-L99.events");
+    fs::copy(&known, &later).unwrap();
+    let figures = make(&world.home(), &world.backup()).await.unwrap();
+    assert_eq!((figures.transcripts, figures.damaged_transcripts), (1, 0));
+    let mut bytes = fs::read(&known).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&known, bytes).unwrap();
+    let second = world.folder.path().join("second");
+    let figures = make(&world.home(), &second).await.unwrap();
+    assert_eq!((figures.transcripts, figures.damaged_transcripts), (1, 1));
 }
 
 #[tokio::test]

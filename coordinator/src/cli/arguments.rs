@@ -1,9 +1,27 @@
 //! What can be typed. The texts are the manual, so they are written for a newcomer.
 
-use std::net::SocketAddr;
+mod begin;
+mod files;
+mod fleet;
+mod keep;
+mod look;
+mod steer;
+mod values;
+
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+
+pub(crate) use begin::{Run, Serve, Submit};
+pub(crate) use files::{
+    Completions, Config, ConfigCommand, GraphFormat, Plan, PlanCommand, PlanGraph,
+};
+pub(crate) use fleet::{
+    Drain, RoleName, Token, TokenCommand, TokenCreate, TokenList, TokenRevoke, Workers,
+};
+pub(crate) use keep::{Audit, Backup, Doctor, Restore};
+pub(crate) use look::{Clean, Diff, Explain, Logs, Status, Tail, Watch};
+pub(crate) use steer::{Cancel, Fetch, Land, Retry};
 
 use crate::output::ColorChoice;
 
@@ -39,7 +57,7 @@ A coordinator for several machines:
 Exit codes:
     0  success; of a run: it succeeded
     1  internal error, or `doctor`, `audit` or `sim` has found something wrong
-    2  wrong usage, a wrong plan, or something that cannot be done as things are
+    2  wrong usage, a wrong plan, or what cannot be done as things are
     3  wrong configuration
     4  no connection to the coordinator, or it does not accept the token
    10  the run failed
@@ -60,7 +78,7 @@ RUN is the name of a run, its beginning if no other run begins so, or @last.
     long_about = LONG_ABOUT,
     after_help = AFTER_HELP,
     after_long_help = AFTER_LONG_HELP,
-    max_term_width = 100
+    max_term_width = 80
 )]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -127,587 +145,8 @@ pub(crate) enum Command {
     Sim(super::sim::Sim),
     Config(Config),
     Completions(Completions),
-}
-
-/// Run a plan to its end and watch it
-///
-/// Starts a coordinator and workers on this machine if none runs on the home, submits the plan, and
-/// shows it live until it has ended. The result stays in Muster's own repository: the summary shows
-/// how to look at it and how to bring it into your branch.
-///
-/// Ctrl-C lets running attempts finish and then stops; pressed twice it stops at once. Nothing is
-/// lost either way: `coordinator run --resume` goes on.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  coordinator run plan.yaml
-  coordinator run plan.yaml --slots 2        at most two attempts at once
-  coordinator run plan.yaml --repo ~/src/app use another repository than the plan names
-  coordinator run plan.yaml --json | tail -1 the result as one JSON object
-  coordinator run --resume                   go on with what was interrupted")]
-pub(crate) struct Run {
-    /// Plan file
-    #[arg(
-        value_name = "PLAN",
-        required_unless_present = "resume",
-        conflicts_with = "resume"
-    )]
-    pub(crate) plan: Option<PathBuf>,
-    /// Go on with unfinished runs of the home, and follow RUN [default: the last run]
-    #[arg(long, value_name = "RUN", num_args = 0..=1, default_missing_value = "@last",
-          conflicts_with_all = ["repo", "idempotency_key"])]
-    pub(crate) resume: Option<String>,
-    #[command(flatten)]
-    pub(crate) source: Source,
-    /// Attempts at once on this machine [default: the number of cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) slots: Option<u32>,
-    /// Print each event as a line of JSON, and the result as the last line
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// What a submission takes besides the plan.
-#[derive(Debug, Default, Args)]
-pub(crate) struct Source {
-    /// Repository to work on instead of the one that the plan names: a path or a git URL
-    #[arg(long, value_name = "PATH")]
-    pub(crate) repo: Option<String>,
-    /// Submitting again with the same key gives the same run
-    #[arg(long, value_name = "KEY")]
-    pub(crate) idempotency_key: Option<String>,
-}
-
-/// Run a coordinator until it is stopped
-///
-/// Workers of this and other machines connect to it, and plans are sent to it with `submit`.
-/// Unfinished runs of the home go on. Ctrl-C (or SIGTERM) stops it; workers keep what they do and
-/// reconnect when it is back.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  coordinator serve                           for this machine only
-  coordinator serve --listen 0.0.0.0:7733     for all machines that can reach it
-  coordinator serve --listen 127.0.0.1:0      any free port; local commands find it by themselves")]
-pub(crate) struct Serve {
-    /// Address and port [default: 127.0.0.1:7733]
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) listen: Option<SocketAddr>,
-    /// Attempts at once of workers that the coordinator starts itself, on this machine
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) slots: u32,
-}
-
-/// Submit a plan to a running coordinator
-///
-/// Prints the name of the run and returns; `coordinator watch` follows it. The commit that the plan
-/// starts from is sent along, so the coordinator needs no access to your repository.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  coordinator submit plan.yaml
-  run=$(coordinator submit plan.yaml --json | jq -r .run)
-  coordinator --coordinator host:7733 --token-file operator.token submit plan.yaml")]
-pub(crate) struct Submit {
-    /// Plan file
-    #[arg(value_name = "PLAN")]
-    pub(crate) plan: PathBuf,
-    #[command(flatten)]
-    pub(crate) source: Source,
-    /// Print a JSON object that holds `run`
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// List runs, or show one
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  coordinator status            all runs, newest first
-  coordinator status @last      the last run, task by task
-  coordinator status RUN --json everything about a run, for programs")]
-pub(crate) struct Status {
-    /// Run to show; without it all are listed
-    #[arg(value_name = "RUN")]
-    pub(crate) run: Option<String>,
-    /// Most runs to list
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    pub(crate) limit: u32,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Follow a run until it ends
-///
-/// Prints everything that has happened and goes on as it happens. The exit code is that of the run.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  coordinator watch                          the last run
-  coordinator watch RUN --agent              with everything the agents say
-  coordinator watch RUN --json --after 120   one JSON object a line, from event 121 on")]
-pub(crate) struct Watch {
-    /// Run to follow [default: the last one]
-    #[arg(value_name = "RUN")]
-    pub(crate) run: Option<String>,
-    /// Show what agents print, too
-    #[arg(long)]
-    pub(crate) agent: bool,
-    /// Start after the event of this number
-    #[arg(long, value_name = "SEQ", conflicts_with = "cursor")]
-    pub(crate) after: Option<u64>,
-    /// Start where an earlier `watch --json` was: its last `cursor`
-    #[arg(long, value_name = "CURSOR")]
-    pub(crate) cursor: Option<String>,
-    /// Stay after the run has ended; it may be retried
-    #[arg(long)]
-    pub(crate) follow: bool,
-    /// Print one JSON object a line
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Show what an attempt printed
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  coordinator logs @last build               the last attempt of task `build`
-  coordinator logs @last build --attempt 1   the first one
-  coordinator logs @last build --verify      what its verify commands printed
-  coordinator logs @last build --follow      go on while it runs")]
-pub(crate) struct Logs {
-    /// Run
-    #[arg(value_name = "RUN")]
-    pub(crate) run: String,
-    /// Task; without it the verify of the integrated result
-    #[arg(value_name = "TASK")]
-    pub(crate) task: Option<String>,
-    /// Number of the attempt [default: the last one]
-    #[arg(long, value_name = "N")]
-    pub(crate) attempt: Option<u32>,
-    /// What the verify printed instead of the agent
-    #[arg(long)]
-    pub(crate) verify: bool,
-    /// Go on until the attempt has ended
-    #[arg(long, short)]
-    pub(crate) follow: bool,
-    /// Print each event as a line of JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Show what a task, or the whole run, has changed
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  coordinator diff                 the integrated change of the last run
-  coordinator diff @last build     what task `build` has changed
-  coordinator diff @last --stat    only the files and numbers of lines")]
-pub(crate) struct Diff {
-    /// Run [default: the last one]
-    #[arg(value_name = "RUN")]
-    pub(crate) run: Option<String>,
-    /// Task; without it the integrated change
-    #[arg(value_name = "TASK")]
-    pub(crate) task: Option<String>,
-    /// Number of the attempt [default: the one that counts]
-    #[arg(long, value_name = "N", requires = "task")]
-    pub(crate) attempt: Option<u32>,
-    /// Only the files and numbers of lines
-    #[arg(long)]
-    pub(crate) stat: bool,
-}
-
-/// Say why a task is not running, and what would help
-#[derive(Debug, Args)]
-pub(crate) struct Explain {
-    /// Run
-    #[arg(value_name = "RUN")]
-    pub(crate) run: String,
-    /// Task
-    #[arg(value_name = "TASK")]
-    pub(crate) task: String,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Cancel a run, or one task of it
-///
-/// Agents that work on it are stopped. Tasks that have succeeded stay so, and unfinished edits are
-/// kept under refs/muster/salvage. `coordinator retry` takes it up again.
-#[derive(Debug, Args)]
-pub(crate) struct Cancel {
-    /// Run
-    #[arg(value_name = "RUN")]
-    pub(crate) run: String,
-    /// Task; without it the whole run
-    #[arg(value_name = "TASK")]
-    pub(crate) task: Option<String>,
-    /// Why, for those who read it later
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    pub(crate) reason: String,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Try again what did not succeed
-///
-/// Reopens a task with everything that depends on it, or all tasks of the run that did not succeed.
-#[derive(Debug, Args)]
-pub(crate) struct Retry {
-    /// Run
-    #[arg(value_name = "RUN")]
-    pub(crate) run: String,
-    /// Task; without it all that did not succeed
-    #[arg(value_name = "TASK")]
-    pub(crate) task: Option<String>,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Fetch the result of a run into your repository, without touching your branches
-///
-/// The integrated branch becomes refs/remotes/muster/RUN/integration, a task's branch
-/// refs/remotes/muster/RUN/tasks/TASK.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  coordinator fetch                       then: git log muster/RUN/integration
-  coordinator fetch @last build           the work of task `build` alone")]
-pub(crate) struct Fetch {
-    /// Run [default: the last one]
-    #[arg(value_name = "RUN")]
-    pub(crate) run: Option<String>,
-    /// Task; without it the integrated branch
-    #[arg(value_name = "TASK")]
-    pub(crate) task: Option<String>,
-    /// Your repository [default: the one you are in]
-    #[arg(
-        long,
-        value_name = "PATH",
-        default_value = ".",
-        hide_default_value = true
-    )]
-    pub(crate) repo: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Bring the integrated result of a run into your branch
-///
-/// Fetches the integrated branch and moves your branch to it, or merges it if your branch has moved
-/// on since. Refused, with the reason and without having touched anything, when your work tree has
-/// uncommitted changes, when a merge or rebase is under way, or when the merge would conflict. Your
-/// own configuration and hooks apply.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  coordinator land                        the last run into the branch you are on
-  coordinator land RUN --into main
-  coordinator land RUN --repo ~/src/app")]
-pub(crate) struct Land {
-    /// Run [default: the last one]
-    #[arg(value_name = "RUN")]
-    pub(crate) run: Option<String>,
-    /// Branch to land in [default: the one that is checked out]
-    #[arg(long, value_name = "BRANCH")]
-    pub(crate) into: Option<String>,
-    /// Your repository [default: the one you are in]
-    #[arg(
-        long,
-        value_name = "PATH",
-        default_value = ".",
-        hide_default_value = true
-    )]
-    pub(crate) repo: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// List the workers and what they do
-#[derive(Debug, Args)]
-pub(crate) struct Workers {
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Let a worker finish what it holds and give it nothing new
-#[derive(Debug, Args)]
-pub(crate) struct Drain {
-    /// Worker, as `coordinator workers` names it
-    #[arg(value_name = "WORKER")]
-    pub(crate) worker: String,
-    /// Give it work again
-    #[arg(long)]
-    pub(crate) undo: bool,
-}
-
-/// Make, list and revoke the tokens that workers and people prove themselves with
-#[derive(Debug, Args)]
-pub(crate) struct Token {
-    #[command(subcommand)]
-    pub(crate) command: TokenCommand,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum TokenCommand {
-    Create(TokenCreate),
-    List(TokenList),
-    Revoke(TokenRevoke),
-}
-
-/// Make a token
-///
-/// Works whether the coordinator of the home runs or not. The token is a secret: who has it may do
-/// what its role allows. It also holds the fingerprint of the coordinator's certificate authority,
-/// so nothing else is needed to connect safely.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  coordinator token create --role worker --out worker.token
-  coordinator token create --role worker --pool gpu --out gpu.token
-  coordinator token create --role operator --name alice --valid-for 90d --out alice.token")]
-pub(crate) struct TokenCreate {
-    /// What its holder may do
-    #[arg(long, value_enum)]
-    pub(crate) role: RoleName,
-    /// Pool of the workers that use it [default: default]
-    #[arg(long, value_name = "POOL")]
-    pub(crate) pool: Option<String>,
-    /// What it is for, to be recognised in the list
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) name: Option<String>,
-    /// How long it is valid, such as `12h` or `90d` [default: until it is revoked]
-    #[arg(long, value_name = "TIME")]
-    pub(crate) valid_for: Option<String>,
-    /// File to write it to, readable by you alone [default: standard output]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) out: Option<PathBuf>,
-    /// Print a JSON object with the token's `id`; without `--out` it holds the `token` too
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// What the holder of a token may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum RoleName {
-    /// Take work
-    Worker,
-    /// See everything
-    Viewer,
-    /// Submit and control runs
-    Operator,
-    /// Everything, tokens included
-    Admin,
-}
-
-impl RoleName {
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Worker => "worker",
-            Self::Viewer => "viewer",
-            Self::Operator => "operator",
-            Self::Admin => "admin",
-        }
-    }
-}
-
-/// List the tokens; their secrets are not kept
-#[derive(Debug, Args)]
-pub(crate) struct TokenList {
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Make a token worthless from now on
-#[derive(Debug, Args)]
-pub(crate) struct TokenRevoke {
-    /// Id, as `coordinator token list` shows it
-    #[arg(value_name = "ID")]
-    pub(crate) id: String,
-}
-
-/// Check and draw plan files; needs no coordinator and stores nothing
-#[derive(Debug, Args)]
-pub(crate) struct Plan {
-    #[command(subcommand)]
-    pub(crate) command: PlanCommand,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum PlanCommand {
-    /// Check a plan: all problems, each with file, line and column
-    Check(PlanCheck),
-    /// Print the JSON Schema of plan files, for editors
-    #[command(after_long_help = "\
-Examples:
-  coordinator plan schema > plan.schema.json
-  then begin a plan with: # yaml-language-server: $schema=./plan.schema.json")]
-    Schema,
-    /// Draw the tasks and their order
-    Graph(PlanGraph),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct PlanCheck {
-    /// Plan file
-    #[arg(value_name = "PLAN")]
-    pub(crate) plan: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct PlanGraph {
-    /// Plan file
-    #[arg(value_name = "PLAN")]
-    pub(crate) plan: PathBuf,
-    /// In Graphviz' language
-    #[arg(long, conflicts_with = "mermaid")]
-    pub(crate) dot: bool,
-    /// In Mermaid's language
-    #[arg(long)]
-    pub(crate) mermaid: bool,
-}
-
-/// Check everything that Muster keeps against everything else
-///
-/// Reads the journal, snapshots, archive and task documents, hosted repositories, transcripts and
-/// workers' disks, and says where they do not agree: what, where, and what to do. Changes nothing;
-/// `coordinator doctor --repair` mends what can be mended.
-///
-/// Works while no coordinator runs on the home, and keeps any from starting meanwhile. Beside one
-/// that runs, only what several looks have found counts, since the world goes on between them.
-///
-/// The exit code is 1 if anything is wrong. Notes do not count.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  coordinator audit
-  coordinator audit --worker-state /scratch/muster-42/worker
-  coordinator audit --json | jq -s '.[-1]'     what was checked, and how much was found")]
-pub(crate) struct Audit {
-    /// State folder of workers; may be given several times [default: those in the home]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) worker_state: Vec<PathBuf>,
-    /// Say only what is about this run
-    #[arg(long, value_name = "RUN")]
-    pub(crate) run: Option<String>,
-    /// See only whether git's objects are there, not whether each is sound
-    #[arg(long)]
-    pub(crate) quick: bool,
-    /// Print one JSON object for each finding, and one for the whole
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Check that this machine is ready, and say what to do where it is not
-///
-/// The exit code is 1 if a check fails; warnings do not count.
-///
-/// With `--repair` it mends what `coordinator audit` has found in the home and can be mended, and
-/// says each thing that it did. No coordinator may run on the home. Nothing is deleted: what is in
-/// the way moves to `repaired/` in the home, and commits that lose their ref get one under
-/// `refs/muster/lost/`.
-#[derive(Debug, Args)]
-pub(crate) struct Doctor {
-    /// Mend the state of the home
-    #[arg(long)]
-    pub(crate) repair: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Save the home's state, also while its coordinator runs
-///
-/// The backup is a folder with everything that cannot be made again: journal and archive, plans,
-/// transcripts, hosted repositories, certificate authority, tokens and configuration. It is read
-/// back as a whole before it gets its name. It holds secrets and is readable by its owner alone.
-///
-/// Logs and the folders of local workers are not in it.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  coordinator backup /backup/muster-$(date +%F)
-  coordinator restore /backup/muster-2026-11-21 --home ~/muster-restored")]
-pub(crate) struct Backup {
-    /// Folder to make; must not exist, or be empty
-    #[arg(value_name = "DEST")]
-    pub(crate) destination: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Put a backup back as a new home
-///
-/// The home (`--home`) must not exist, or be empty. Every checksum is compared before anything is
-/// written. `serve` then goes on from the moment of the backup: what was accepted after it is done
-/// again, workers that still hold leases from after it are told to stop and keep their edits, and
-/// tokens revoked after it are valid again.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  coordinator restore /backup/muster-2026-11-21 --home ~/muster-restored
-  coordinator serve --home ~/muster-restored")]
-pub(crate) struct Restore {
-    /// Folder that `backup` made
-    #[arg(value_name = "FROM")]
-    pub(crate) from: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Check the configuration and show each value and where it came from
-///
-/// The file is `config.toml` in the home. Variables of the environment win over it, and options of
-/// the command line over both.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-All keys of the file, with their defaults:
-  listen = \"127.0.0.1:7733\"    # where `serve` listens                (MUSTER_LISTEN)
-  slots = 8                     # attempts at once of `run`; the cores (MUSTER_SLOTS)
-  log = \"info\"                  # what the log holds                   (MUSTER_LOG)
-  lease-ttl = \"1m\"              # life of a lease without a heartbeat  (MUSTER_LEASE_TTL)
-  lease-grace = \"15s\"           # after that, until work is given away (MUSTER_LEASE_GRACE)
-  heartbeat-interval = \"10s\"    # at most a third of lease-ttl   (MUSTER_HEARTBEAT_INTERVAL)
-
-  [agents.big-codex]            # agents that every plan may name
-  kind = \"codex\"                # command, codex, claude or acp
-  command = [\"codex\", \"--profile\", \"big\"]")]
-pub(crate) struct Config {
-    #[command(subcommand)]
-    pub(crate) command: ConfigCommand,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ConfigCommand {
-    /// Check the configuration and show it
-    Check {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-/// Print completions for a shell
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  source <(coordinator completions bash)
-  coordinator completions zsh > ~/.zfunc/_coordinator
-  coordinator completions fish > ~/.config/fish/completions/coordinator.fish")]
-pub(crate) struct Completions {
-    /// Shell
-    pub(crate) shell: clap_complete::Shell,
+    Tail(Tail),
+    Clean(Clean),
 }
 
 #[cfg(test)]
@@ -752,6 +191,64 @@ mod tests {
         let mut text = String::new();
         add(&mut text, &mut Arguments::command(), "coordinator");
         insta::assert_snapshot!(text);
+    }
+
+    /// Every command with its full name.
+    fn all(command: &clap::Command, name: &str, out: &mut Vec<(String, clap::Command)>) {
+        out.push((name.to_owned(), command.clone()));
+        for below in command.get_subcommands() {
+            if below.get_name() != "help" {
+                all(below, &format!("{name} {}", below.get_name()), out);
+            }
+        }
+    }
+
+    #[test]
+    fn no_line_of_any_help_is_wider_than_a_terminal() {
+        let mut commands = vec![];
+        all(&Arguments::command(), "coordinator", &mut commands);
+        for (name, command) in commands {
+            let mut command = command.bin_name(&name).term_width(80);
+            for help in [command.render_help(), command.render_long_help()] {
+                for line in help.to_string().lines() {
+                    assert!(line.chars().count() <= 80, "{name}: {line}");
+                }
+            }
+            // A line of an example that is wrapped is none that can be typed.
+            let after = command.get_after_long_help().map(ToString::to_string);
+            for line in after.unwrap_or_default().lines() {
+                assert!(line.chars().count() <= 80, "{name}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_has_examples_and_all_of_them_can_be_typed() {
+        let mut commands = vec![];
+        all(&Arguments::command(), "coordinator", &mut commands);
+        for (name, command) in commands {
+            let after = command.get_after_long_help().map(ToString::to_string);
+            let after = after.unwrap_or_default();
+            let examples: Vec<&str> = after
+                .lines()
+                .filter_map(|line| {
+                    let starts = ["  coordinator ", "(coordinator "];
+                    let at = starts.iter().find_map(|start| line.find(start))?;
+                    Some(line[at..].trim_start_matches([' ', '(']))
+                })
+                .collect();
+            assert!(!examples.is_empty(), "{name} has no example");
+            for example in examples {
+                // What follows two spaces, or a pipe, is no part of it.
+                let typed = example.split("  ").next().unwrap();
+                let typed = typed.split(['|', '>', ')']).next().unwrap();
+                let words = typed.replace("$(date +%F", "today").replace('"', "");
+                let parsed = Arguments::try_parse_from(words.split_whitespace());
+                if let Err(error) = parsed {
+                    panic!("{name}: {example}: {error}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `coordinator audit`: does everything that is kept agree with everything else?
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use muster_git::Git;
@@ -83,14 +84,43 @@ pub(super) fn home_of<'a>(context: &'a Context, what: &str) -> Result<&'a Path> 
         ))
         .hint("run it on the coordinator's machine, without `--coordinator`")
     })?;
-    if !home.join(JOURNAL).exists() && !home.join("repos").exists() {
-        return Err(CliError::user(format!(
-            "there is no state of a coordinator in {}",
-            home.display()
-        ))
-        .hint("name its folder with `--home PATH` or MUSTER_HOME"));
+    match std::fs::metadata(home.join(JOURNAL)) {
+        Ok(_) => return Ok(home),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            let owner = std::fs::metadata(home).map(|found| found.uid()).ok();
+            return Err(foreign(home, owner, &error));
+        }
+        Err(_) if home.join("repos").exists() => return Ok(home),
+        Err(_) => {}
     }
-    Ok(home)
+    let nothing = CliError::user(format!(
+        "there is no state of a coordinator in {}",
+        home.display()
+    ));
+    let left = crate::backup::leftovers(home);
+    Err(match left.first() {
+        Some(left) => nothing.hint(format!(
+            "a restore or backup that was killed has left {}, which holds secrets: the next \
+             `restore` to this home removes it",
+            left.display()
+        )),
+        None => nothing.hint("name its folder with `--home PATH` or MUSTER_HOME"),
+    })
+}
+
+/// Says that a home cannot be looked into.
+fn foreign(home: &Path, owner: Option<u32>, error: &std::io::Error) -> CliError {
+    let whose = match owner {
+        Some(owner) => format!("{} belongs to user {owner}", home.display()),
+        None => format!("{} is another user's", home.display()),
+    };
+    let hint = match owner {
+        Some(owner) => format!("run this as its owner, with `sudo -u '#{owner}'`"),
+        None => "run this as its owner".to_owned(),
+    };
+    CliError::user(format!("{whose}, and cannot be looked into: {error}"))
+        .hint(hint)
+        .hint("or name a home of your own with `--home PATH` or MUSTER_HOME")
 }
 
 fn find_run(report: &Report, wanted: &str) -> Result<String> {
@@ -223,4 +253,20 @@ pub(super) fn counted(counts: &Counts) -> String {
          \x20        transcripts   {transcripts} with {agent_events} events, {transcript_bytes} bytes\n\
          \x20        workers       {workers} ({running_workers} running) with {worker_leases} leases, {worker_reports} unsaid reports, {caches} caches"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_home_that_cannot_be_looked_into_is_not_taken_for_an_empty_folder() {
+        let denied = std::io::ErrorKind::PermissionDenied.into();
+        let error = foreign(Path::new("/home/ann/muster"), Some(1001), &denied);
+        insta::assert_snapshot!(error.to_string(), @"
+        error: /home/ann/muster belongs to user 1001, and cannot be looked into: permission denied
+        hint: run this as its owner, with `sudo -u '#1001'`
+        hint: or name a home of your own with `--home PATH` or MUSTER_HOME
+        ");
+    }
 }

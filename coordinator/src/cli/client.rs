@@ -132,6 +132,9 @@ impl Client {
     }
 
     async fn elsewhere(address: &str, token_file: &Path) -> Result<Self> {
+        muster_connect::check_address(address).map_err(|error| {
+            CliError::user(error).hint("for instance `--coordinator host:7733`")
+        })?;
         let connection = |error| CliError::new(super::error::Kind::Connection, error);
         let token = read_token_file(token_file)
             .map_err(|error| CliError::new(super::error::Kind::User, anyhow::Error::new(error)))?;

@@ -6,11 +6,23 @@ use super::arguments::{Config, ConfigCommand};
 use super::context::Context;
 use super::error::{Exit, Result};
 use super::table::Table;
-use crate::config::{FILE_NAME, Flags};
+use crate::config::{FILE_NAME, Flags, Shown};
 
 pub(crate) fn config(context: &Context, options: &Config) -> Result<Exit> {
-    let ConfigCommand::Check { json } = options.command;
-    let loaded = context.config(Flags::default())?;
+    let ConfigCommand::Check {
+        json,
+        listen,
+        slots,
+    } = options.command;
+    let mut loaded = context.config(Flags { listen, slots })?;
+    loaded.shown.insert(
+        0,
+        Shown {
+            key: "home".to_owned(),
+            value: context.home.display().to_string(),
+            origin: context.home_origin.clone(),
+        },
+    );
     let file = context.home.join(FILE_NAME);
     if json {
         context.output.json(&json!({

@@ -1,5 +1,7 @@
 //! What every command knows: the home, the coordinator to talk to, and where to print.
 
+use std::ffi::OsString;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,25 +9,27 @@ use std::time::Duration;
 use super::arguments::Global;
 use super::client::{Client, Trouble, Whereabouts};
 use super::error::{CliError, Kind, Result};
-use super::logging;
 use super::summary::quoted;
+use super::{logging, show};
+use crate::api;
 use crate::app::{self, App};
-use crate::config::{self, Config, Flags, Loaded};
+use crate::config::{self, Config, Flags, Loaded, Origin};
 use crate::engine;
 use crate::home;
 use crate::output::Output;
 use crate::pool::local::Parting;
+use crate::store;
 
 /// How long a coordinator that holds the home may take until it can be reached.
 const START_MAX: Duration = Duration::from_secs(15);
-/// How long `serve` waits for the coordinator before it to be gone.
-const LEAVING_MAX: Duration = Duration::from_secs(3);
 const START_PAUSE: Duration = Duration::from_millis(100);
 
 /// What every command knows.
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     pub(crate) home: PathBuf,
+    /// Who named the home.
+    pub(crate) home_origin: Origin,
     pub(crate) whereabouts: Whereabouts,
     pub(crate) output: Output,
     /// This program and the options that lead to the coordinator, to be typed again.
@@ -58,6 +62,10 @@ pub(crate) enum Host {
 impl Context {
     pub(crate) fn new(global: &Global, output: Output) -> Result<Self> {
         let home = match &global.home {
+            Some(home) if home.as_os_str().is_empty() => {
+                return Err(CliError::user("the path of the home is empty")
+                    .hint("give `--home PATH`, or set MUSTER_HOME to one, or leave both away"));
+            }
             Some(home) => home.clone(),
             None => config::default_home().ok_or_else(|| {
                 CliError::user("there is no folder for Muster's state: HOME is not set")
@@ -65,7 +73,9 @@ impl Context {
             })?,
         };
         let home = std::path::absolute(&home).map_err(|error| {
-            CliError::new(Kind::User, error).while_doing(format!("use {}", home.display()))
+            CliError::new(Kind::User, error)
+                .while_doing(format!("use {} as the home", home.display()))
+                .hint("`--home PATH` or MUSTER_HOME names another")
         })?;
         let whereabouts = match (&global.coordinator, &global.token_file) {
             (Some(address), Some(token_file)) => Whereabouts::Address {
@@ -75,8 +85,10 @@ impl Context {
             _ => Whereabouts::Home(home.clone()),
         };
         let program = program(global, &whereabouts);
+        let home_origin = home_origin(global.home.as_deref(), std::env::var_os("MUSTER_HOME"));
         Ok(Self {
             home,
+            home_origin,
             whereabouts,
             output,
             program,
@@ -93,9 +105,22 @@ impl Context {
 
     /// Reads the configuration.
     pub(crate) fn config(&self, flags: Flags) -> Result<Loaded> {
-        config::load(&self.home, flags).map_err(|error| {
-            CliError::new(Kind::Config, error)
-                .hint("`coordinator config check` shows each value and where it came from")
+        home::nearest_folder(&self.home).map_err(of_home)?;
+        config::load(&self.home, flags).map_err(|error| match error {
+            config::Error::File(problems) => {
+                let count = show::counted(problems.list.len() + problems.omitted, "problem");
+                let findings = problems.to_string();
+                CliError::new(
+                    Kind::Config,
+                    anyhow::Error::msg(format!("{} has {count}", problems.file)),
+                )
+                .findings(findings)
+                .hint("`coordinator help config` lists all keys with their defaults")
+            }
+            error @ config::Error::Value { .. } => CliError::new(Kind::Config, error)
+                .hint("`coordinator help config` lists all keys with their defaults"),
+            error @ config::Error::Read { .. } => CliError::new(Kind::Config, error)
+                .hint("it must be a file that you may read; without one all defaults hold"),
         })
     }
 
@@ -110,6 +135,9 @@ impl Context {
     pub(crate) async fn connect(&self) -> Result<Client, Trouble> {
         let deadline = tokio::time::Instant::now() + START_MAX;
         loop {
+            if let Whereabouts::Home(home) = &self.whereabouts {
+                home::nearest_folder(home).map_err(of_home)?;
+            }
             let client = Client::connect(&self.whereabouts).await?;
             if !client.is_passing() {
                 return Ok(client);
@@ -197,12 +225,12 @@ impl Context {
         let is_write = matches!(error, engine::Fatal::Append(_));
         let said = CliError::internal(error);
         if is_write {
-            said.while_doing(format!("the coordinator of {home} ended, since nothing may be said that is not on disk"))
+            said.within(format!("the coordinator of {home} ended, since nothing may be said that is not on disk"))
                 .hint(format!(
                     "free some space on the disk of {home}, or mend it, and start the coordinator again: it goes on where it was"
                 ))
         } else {
-            said.while_doing(format!("the coordinator of {home} ended"))
+            said.within(format!("the coordinator of {home} ended"))
         }
     }
 
@@ -227,37 +255,101 @@ impl Context {
             agents: config.agents,
             executable,
         };
-        let deadline = tokio::time::Instant::now() + LEAVING_MAX;
-        loop {
-            match Box::pin(App::start(options.clone())).await {
-                Ok(app) => return Ok(Started::Own(Box::new(app))),
-                // One that was just killed holds the home until the system has buried it.
-                Err(app::Error::Home(home::Error::InUse { .. }))
-                    if mode == app::Mode::Serve && tokio::time::Instant::now() < deadline =>
-                {
-                    tokio::time::sleep(START_PAUSE).await;
-                }
-                Err(app::Error::Home(home::Error::InUse { pid, .. })) => {
-                    return Ok(Started::InUse { pid });
-                }
-                // These say themselves what to do.
-                Err(error @ (app::Error::Server(_) | app::Error::Git(_))) => {
-                    return Err(CliError::new(Kind::User, error).while_doing(what()));
-                }
-                Err(error) if is_damage(&error) => {
-                    return Err(CliError::internal(error).while_doing(what()).hint(
-                        "`coordinator restore FROM --home NEW` puts a backup into a new home; \
-                         keep this one, much of it may be whole",
-                    ));
-                }
-                Err(error) => {
-                    return Err(CliError::internal(error)
-                        .while_doing(what())
-                        .hint(format!("`{} doctor` checks this machine", self.program)));
-                }
+        match Box::pin(App::start(options)).await {
+            Ok(app) => Ok(Started::Own(Box::new(app))),
+            Err(app::Error::Home(home::Error::InUse { pid, .. })) => Ok(Started::InUse { pid }),
+            Err(app::Error::Home(error)) => Err(of_home(error).while_doing(what())),
+            Err(error @ app::Error::Server(api::ServerError::Bind { .. })) => {
+                Err(CliError::new(Kind::User, error).while_doing(what()).hint(
+                    "`--listen` takes an address of this machine, which `ip address` shows, or \
+                     0.0.0.0 or [::] for all of them, and a port above 1023",
+                ))
             }
+            Err(error) if is_full(&error) => Err(CliError::new(Kind::User, error)
+                .while_doing(what())
+                .hint(full_disk(&self.home))),
+            // These say themselves what to do.
+            Err(error @ (app::Error::Server(_) | app::Error::Git(_) | app::Error::Auth(_))) => {
+                Err(CliError::new(Kind::User, error).while_doing(what()))
+            }
+            Err(app::Error::Store(
+                error @ (store::Error::NewerFormat { .. }
+                | store::Error::Foreign(_)
+                | store::Error::NetworkFileSystem { .. }),
+            )) => Err(CliError::new(Kind::User, error)
+                .while_doing(what())
+                .hint("nothing was changed; `--home PATH` or MUSTER_HOME names another home")),
+            Err(error) if is_damage(&error) => {
+                Err(CliError::internal(error).while_doing(what()).hint(
+                    "`coordinator restore FROM --home NEW` puts a backup into a new home; \
+                         keep this one, much of it may be whole",
+                ))
+            }
+            Err(error) => Err(CliError::internal(error)
+                .while_doing(what())
+                .hint(format!("`{} doctor` checks this machine", self.program))),
         }
     }
+}
+
+/// Tells who named the home; an option wins over the variable.
+fn home_origin(given: Option<&Path>, variable: Option<OsString>) -> Origin {
+    match given {
+        None => Origin::Default,
+        Some(home) if variable.is_some_and(|variable| variable == home) => Origin::Environment {
+            name: "MUSTER_HOME",
+        },
+        Some(_) => Origin::Flag { name: "--home" },
+    }
+}
+
+/// Says why a home cannot be used, and what to do.
+pub(crate) fn of_home(error: home::Error) -> CliError {
+    const ANOTHER: &str = "`--home PATH` or MUSTER_HOME names another folder";
+    let hint = match &error {
+        home::Error::NetworkFileSystem { .. } => {
+            "name a folder on a disk of this machine with `--home PATH` or MUSTER_HOME".to_owned()
+        }
+        home::Error::Io { path, .. } if is_full(&error) => full_disk(path),
+        home::Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            format!("it must be a folder that you may write; {ANOTHER}")
+        }
+        home::Error::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            format!("it must be on a disk that can be written; {ANOTHER}")
+        }
+        home::Error::Io { .. } | home::Error::NotAFolder(_) => ANOTHER.to_owned(),
+        home::Error::InUse { .. } => {
+            "one home has one coordinator: stop that one, or use another `--home`".to_owned()
+        }
+    };
+    CliError::new(Kind::User, error).hint(hint)
+}
+
+pub(crate) fn full_disk(path: &Path) -> String {
+    format!(
+        "the disk of {} is full: free some space there (`df -h` shows it), or use another `--home`",
+        path.display()
+    )
+}
+
+/// Tells whether a full disk, or a used-up quota, is the cause.
+pub(crate) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            );
+        }
+        if let Some(rusqlite::Error::SqliteFailure(error, _)) = error.downcast_ref() {
+            // On a full disk the memory that readers share cannot be made either.
+            return error.code == rusqlite::ErrorCode::DiskFull
+                || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// Tells whether the journal is damaged, so that only a backup helps.

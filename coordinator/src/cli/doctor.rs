@@ -22,8 +22,6 @@ use crate::store::sqlite::inspect::Beside;
 
 /// Below this a few checkouts fill the disk.
 const FREE_BYTES_WARN: u64 = 5 << 30;
-/// Below this the journal itself is in danger.
-const FREE_BYTES_FAIL: u64 = 256 << 20;
 const INODES_WARN: u64 = 100_000;
 /// A clock that stands before this program was made makes certificates invalid. 2026-01-01.
 const CLOCK_MIN: u64 = 1_767_225_600;
@@ -117,6 +115,7 @@ pub(crate) async fn doctor(context: &Context, options: Doctor) -> Result<Exit> {
     checks.push(supervisor().await);
     checks.push(coordinator(context).await);
     if let Some(home) = context.local_home() {
+        checks.extend(half_copies(home));
         checks.extend(Box::pin(state(home)).await);
     }
 
@@ -221,29 +220,13 @@ fn writable(home: &Path, there: &Path) -> Check {
 
 fn file_system(there: &Path) -> Check {
     const NAME: &str = "file system";
-    /// Magic numbers of the kernel, as statfs(2) gives them.
-    const NETWORK: [(u64, &str); 8] = [
-        (0x6969, "NFS"),
-        (0xff53_4d42, "CIFS"),
-        (0xfe53_4d42, "SMB2"),
-        (0x0bd0_0bd0, "Lustre"),
-        (0x4750_4653, "GPFS"),
-        (0x1983_0326, "BeeGFS"),
-        (0x00c3_6400, "Ceph"),
-        (0x5346_414f, "AFS"),
-    ];
-    match rustix::fs::statfs(there) {
-        Ok(found) => {
-            let magic = u64::try_from(found.f_type).unwrap_or_default() & 0xffff_ffff;
-            match NETWORK.iter().find(|(number, _)| *number == magic) {
-                Some((_, name)) => Check::fail(
-                    NAME,
-                    format!("{} is on {name}, a network file system", there.display()),
-                    "the journal needs a local disk: set MUSTER_HOME to a folder on one",
-                ),
-                None => Check::ok(NAME, format!("local (type {magic:#x})")),
-            }
-        }
+    match crate::file_system::network(there) {
+        Ok(Some(kind)) => Check::fail(
+            NAME,
+            format!("{} is on {kind}, a network file system", there.display()),
+            "the journal needs a local disk: set MUSTER_HOME to a folder on one",
+        ),
+        Ok(None) => Check::ok(NAME, "a local one".to_owned()),
         Err(error) => Check::warn(NAME, error, "see whether the home is on a local disk"),
     }
 }
@@ -255,10 +238,11 @@ fn space(there: &Path) -> Check {
         Err(error) => return Check::warn(NAME, error, "see whether there is space with `df`"),
     };
     let bytes = found.f_bavail.saturating_mul(found.f_frsize);
+    let all = found.f_blocks.saturating_mul(found.f_frsize);
     let shown = format!("{}.{} GiB", bytes >> 30, ((bytes >> 20) % 1024) * 10 / 1024);
     // Some file systems count no inodes.
     let inodes_short = found.f_files > 0 && found.f_favail < INODES_WARN;
-    if bytes < FREE_BYTES_FAIL {
+    if bytes < crate::home::room_needed(all) {
         Check::fail(
             NAME,
             shown,
@@ -417,6 +401,24 @@ async fn state(home: &Path) -> Option<Check> {
     })
 }
 
+/// Names what killed backups and restores have left beside the home; nothing if they have not.
+fn half_copies(home: &Path) -> Option<Check> {
+    let left = crate::backup::leftovers(home);
+    let (first, more) = (left.first()?, left.len() - 1);
+    let more = match more {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(Check::warn(
+        "half copies",
+        format!(
+            "a killed backup or restore has left {}{more}, with secrets",
+            first.display()
+        ),
+        "`coordinator doctor --repair` removes them, as does the next backup or restore to there",
+    ))
+}
+
 async fn coordinator(context: &Context) -> Check {
     const NAME: &str = "coordinator";
     match Client::connect(&context.whereabouts).await {
@@ -464,6 +466,21 @@ mod tests {
         home   fail  read-only
         home: name another
         ");
+    }
+
+    #[test]
+    fn half_of_a_copy_beside_the_home_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().join("home");
+        assert!(half_copies(&home).is_none());
+        let left = folder.path().join(".muster-unfinished-x1");
+        std::fs::create_dir(&left).unwrap();
+        let check = half_copies(&home).unwrap();
+        assert!(
+            check.found.contains(left.to_str().unwrap()),
+            "{}",
+            check.found
+        );
     }
 
     #[test]

@@ -82,39 +82,78 @@ async fn follow(
     sender: &mpsc::Sender<Result<News>>,
 ) -> Result<()> {
     let mut seq = wish.after_seq;
-    let mut away_since: Option<tokio::time::Instant> = None;
-    let mut pause = PAUSE_FIRST;
+    let mut patience = Patience::new();
     loop {
         let before = wish.cursor.clone();
         let error = match once(&mut client, &mut wish, &mut seq, sender).await {
             Ok(()) => return Ok(()),
-            Err(error) if may_pass(&error) => error,
-            Err(error) => return Err(error),
+            Err(error) => error,
         };
         if sender.is_closed() {
             return Ok(());
         }
-        let now = tokio::time::Instant::now();
         if wish.cursor != before {
-            away_since = None;
-            pause = PAUSE_FIRST;
+            patience.restore();
         }
-        match away_since {
-            Some(since) if now.duration_since(since) > AWAY_MAX => return Err(error),
-            Some(_) => {}
-            None => {
-                away_since = Some(now);
-                if sender.send(Ok(News::Away)).await.is_err() {
-                    return Ok(());
-                }
+        if may_pass(&error) && patience.is_first() && sender.send(Ok(News::Away)).await.is_err() {
+            return Ok(());
+        }
+        client = patience.reconnect(error, whereabouts).await?;
+        let again = Box::new(client.clone());
+        if sender.send(Ok(News::Back(again))).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// How long a coordinator that is away is waited for, and how often it is asked for.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    away_since: Option<tokio::time::Instant>,
+    pause: Duration,
+}
+
+impl Patience {
+    pub(crate) const fn new() -> Self {
+        Self {
+            away_since: None,
+            pause: PAUSE_FIRST,
+        }
+    }
+
+    /// Takes note that the coordinator has said something.
+    pub(crate) const fn restore(&mut self) {
+        *self = Self::new();
+    }
+
+    /// Tells whether the coordinator has only now been found to be away.
+    pub(crate) const fn is_first(&self) -> bool {
+        self.away_since.is_none()
+    }
+
+    /// Connects anew once that may help.
+    ///
+    /// # Errors
+    /// The given one, if trying again cannot help or has not helped for too long.
+    pub(crate) async fn reconnect(
+        &mut self,
+        error: CliError,
+        whereabouts: &Whereabouts,
+    ) -> Result<Client> {
+        if !may_pass(&error) {
+            return Err(error);
+        }
+        let since = *self
+            .away_since
+            .get_or_insert_with(tokio::time::Instant::now);
+        loop {
+            if since.elapsed() > AWAY_MAX {
+                return Err(error);
             }
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PAUSE_MAX);
-        if let Ok(again) = Client::connect(whereabouts).await {
-            client = again.clone();
-            if sender.send(Ok(News::Back(Box::new(again)))).await.is_err() {
-                return Ok(());
+            tokio::time::sleep(self.pause).await;
+            self.pause = (self.pause * 2).min(PAUSE_MAX);
+            if let Ok(client) = Client::connect(whereabouts).await {
+                return Ok(client);
             }
         }
     }

@@ -1,14 +1,12 @@
 //! Where the log goes.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
-
-use super::error::{CliError, Result};
 
 /// File of the home that holds the log of embedded coordinators.
 pub(crate) const FILE_NAME: &str = "coordinator.log";
@@ -29,28 +27,36 @@ pub(crate) fn serve(filter: &str) {
 }
 
 /// Logs to a file in the home, for a coordinator whose terminal shows something else.
-pub(crate) fn embedded(home: &Path, filter: &str) -> Result<()> {
+///
+/// The file is opened when something is logged for the first time: a coordinator that cannot start
+/// makes no home for its log. Where it cannot be opened nothing is logged.
+pub(crate) fn embedded(home: &Path, filter: &str) {
     let path = home.join(FILE_NAME);
-    let cannot = |error: io::Error| {
-        CliError::internal(error).while_doing(format!("open the log {}", path.display()))
-    };
-    if std::fs::metadata(&path).is_ok_and(|found| found.len() > FILE_BYTES_MAX) {
-        std::fs::rename(&path, path.with_extension("log.old")).map_err(cannot)?;
-    }
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(cannot)?;
+    let file = OnceLock::new();
     drop(
         tracing_subscriber::fmt()
             .with_env_filter(parsed(filter))
-            .with_writer(Mutex::new(file))
+            .with_writer(move || -> Box<dyn io::Write> {
+                let file: &Option<File> = file.get_or_init(|| opened(&path).ok());
+                match file.as_ref().map(File::try_clone) {
+                    Some(Ok(file)) => Box::new(file),
+                    Some(Err(_)) | None => Box::new(io::sink()),
+                }
+            })
             .with_ansi(false)
             .try_init(),
     );
-    Ok(())
+}
+
+fn opened(path: &Path) -> io::Result<File> {
+    if std::fs::metadata(path).is_ok_and(|found| found.len() > FILE_BYTES_MAX) {
+        std::fs::rename(path, path.with_extension("log.old"))?;
+    }
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
 }
 
 /// Says only warnings, as part of the talk.
@@ -62,6 +68,16 @@ pub(crate) fn client() {
             .with_ansi(io::stderr().is_terminal())
             .without_time()
             .with_target(false)
+            .try_init(),
+    );
+}
+
+/// Says nothing, since the whole terminal shows something else.
+pub(crate) fn silent() {
+    drop(
+        tracing_subscriber::fmt()
+            .with_env_filter(EnvFilter::new("off"))
+            .with_writer(io::sink)
             .try_init(),
     );
 }

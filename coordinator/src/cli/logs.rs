@@ -1,131 +1,345 @@
 //! `coordinator logs`.
 
+mod print;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
 use muster_proto::v1;
-use muster_proto::v1::agent_event::Kind;
+use muster_proto::v1::watch_run_response::Item;
+use muster_proto::v1::work;
+use serde_json::Value;
 
 use super::arguments::Logs;
+use super::client::Client;
 use super::context::{Context, Session};
 use super::error::{CliError, Exit, Result};
+use super::follow::{self, News, Patience, Wish};
 use super::interrupt::Interrupts;
 use super::{find, json};
-use crate::output::harmless;
+use crate::plan::Duration;
+use print::{Piece, Printer, Tail};
 
 pub(crate) async fn logs(context: &Context, options: Logs) -> Result<Exit> {
+    let since = since(options.since.as_deref(), Timestamp::now())?;
     let session = context.session().await?;
-    let ended = read(context, &session, &options).await;
+    let ended = Box::pin(read(context, &session, &options, since)).await;
     session.close().await;
     ended
 }
 
-async fn read(context: &Context, session: &Session, options: &Logs) -> Result<Exit> {
-    let mut interrupts = Interrupts::listen()?;
+/// Reads `--since`: a time, or how long ago it was. Gives milliseconds since 1970.
+fn since(text: Option<&str>, now: Timestamp) -> Result<Option<u64>> {
+    let Some(text) = text else { return Ok(None) };
+    let ago = Duration::parse(text).and_then(|ago| {
+        let ago = SignedDuration::from_millis(i64::try_from(ago.0.ms()).ok()?);
+        now.checked_sub(ago).ok()
+    });
+    let at = ago.or_else(|| text.parse::<Timestamp>().ok());
+    let at = at.ok_or_else(|| {
+        CliError::user(format!(
+            "`--since {text}` is neither a time nor a length of time"
+        ))
+        .hint("write it as `10m`, `1h30m` or `2026-11-21T09:00:00Z`")
+    })?;
+    Ok(Some(u64::try_from(at.as_millisecond()).unwrap_or_default()))
+}
+
+async fn read(
+    context: &Context,
+    session: &Session,
+    options: &Logs,
+    since: Option<u64>,
+) -> Result<Exit> {
     let run = find::run(&session.client, Some(&options.run)).await?;
-    let request = v1::ReadLogRequest {
-        run: run.clone(),
-        task: options.task.clone().unwrap_or_default(),
-        attempt: options.attempt.unwrap_or_default(),
-        // What belongs to no task is the verify of the whole.
-        verify: options.verify || options.task.is_none(),
-        after: 0,
+    let mut reader = Reader {
+        context,
+        client: session.client.clone(),
+        interrupts: Interrupts::listen()?,
+        run,
+        options,
+        since,
         // Without a coordinator nothing more will come.
         follow: options.follow && !session.is_own(),
+        printer: Printer::of_one(context.output.data_paint),
+        seen: BTreeMap::new(),
+        newest: BTreeMap::new(),
     };
-    let explained = |status: tonic::Status| {
-        let missing = status.code() == tonic::Code::NotFound;
-        let error = CliError::from(status);
-        if missing {
-            error.hint(format!(
-                "`{} status {run}` lists its tasks and attempts",
-                context.program
-            ))
+    let ended = if options.all || options.tasks.len() > 1 {
+        reader.several().await?
+    } else {
+        let task = options.tasks.first().cloned().unwrap_or_default();
+        reader.one(&task).await?
+    };
+    let rest = reader.printer.end();
+    reader.print(&rest)?;
+    Ok(ended)
+}
+
+struct Reader<'c> {
+    context: &'c Context,
+    client: Client,
+    interrupts: Interrupts,
+    run: String,
+    options: &'c Logs,
+    since: Option<u64>,
+    follow: bool,
+    printer: Printer,
+    /// The last event that was taken of each lease.
+    seen: BTreeMap<u64, u64>,
+    /// The last lease of each task that anything was taken of.
+    newest: BTreeMap<String, u64>,
+}
+
+/// How reading a log ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Read {
+    Whole,
+    Interrupted,
+}
+
+impl Reader<'_> {
+    /// Shows the log of one attempt or verify, to its end if it is to be followed.
+    async fn one(&mut self, task: &str) -> Result<Exit> {
+        if let Some(lines) = self.options.tail {
+            if self.tail(task, lines).await? == Read::Interrupted {
+                return Ok(Exit::Interrupted);
+            }
+            if !self.follow {
+                return Ok(Exit::Success);
+            }
+        }
+        let follow = self.follow;
+        match self.events(task, follow, &mut None).await? {
+            Read::Whole => Ok(Exit::Success),
+            Read::Interrupted => Ok(Exit::Interrupted),
+        }
+    }
+
+    /// Shows the logs of several tasks, each line with its task; then, if they are to be followed,
+    /// what is added until the run ends.
+    async fn several(&mut self) -> Result<Exit> {
+        if self.options.attempt.is_some() {
+            return Err(CliError::user("`--attempt` needs one task"));
+        }
+        let run = find::get(&self.client, &self.run).await?;
+        let known = run.tasks.iter().map(|task| task.name.as_str());
+        let wanted: BTreeSet<&str> = if self.options.all {
+            known.chain([""]).collect()
         } else {
-            error
-        }
-    };
-    let mut stream = session
-        .client
-        .operator()
-        .read_log(request)
-        .await
-        .map_err(explained)?
-        .into_inner();
-    let mut screen = Screen::default();
-    loop {
-        let next = tokio::select! {
-            next = stream.message() => next.map_err(explained)?,
-            _ = interrupts.next() => return Ok(Exit::Interrupted),
+            self.options.tasks.iter().map(String::as_str).collect()
         };
-        let Some(response) = next else { break };
-        for event in &response.events {
-            if options.json {
-                context.output.json(&json::agent_event(event))?;
-            } else {
-                print(context, &mut screen, event)?;
+        if let Some(unknown) = wanted
+            .iter()
+            .find(|name| !name.is_empty() && !run.tasks.iter().any(|task| task.name == **name))
+        {
+            return Err(self.missing(CliError::user(format!(
+                "no task {unknown:?} in run {}",
+                run.run
+            ))));
+        }
+        self.printer = Printer::of_several(wanted.iter().copied(), self.context.output.data_paint);
+        for task in &run.tasks {
+            let has_spoken = !task.attempts.is_empty() && wanted.contains(task.name.as_str());
+            if has_spoken && self.past(&task.name).await? == Read::Interrupted {
+                return Ok(Exit::Interrupted);
+            }
+        }
+        if self.options.all && self.past("").await? == Read::Interrupted {
+            return Ok(Exit::Interrupted);
+        }
+        if !self.follow {
+            return Ok(Exit::Success);
+        }
+        self.follow(&wanted, run.last_seq).await
+    }
+
+    /// Shows what a task of several has said so far.
+    async fn past(&mut self, task: &str) -> Result<Read> {
+        match self.options.tail {
+            Some(lines) => self.tail(task, lines).await,
+            None => self.events(task, false, &mut None).await,
+        }
+    }
+
+    /// Shows what tasks say from now on, until the run ends.
+    async fn follow(&mut self, wanted: &BTreeSet<&str>, after_seq: u64) -> Result<Exit> {
+        let wish = Wish {
+            after_seq,
+            ..Wish::whole(&self.run, true)
+        };
+        // Leases only grow: one before that whose log was shown is of an earlier attempt.
+        let shown = self.newest.clone();
+        let mut news = follow::start(self.client.clone(), self.context.whereabouts.clone(), wish);
+        loop {
+            let next = tokio::select! {
+                next = news.recv() => next,
+                _ = self.interrupts.next() => return Ok(Exit::Interrupted),
+            };
+            let of = match next {
+                None => return Ok(Exit::Success),
+                Some(Err(error)) => return Err(error),
+                Some(Ok(News::Away)) => {
+                    self.away();
+                    continue;
+                }
+                Some(Ok(
+                    News::Back(_)
+                    | News::Item {
+                        item: Item::Journal(_),
+                        ..
+                    },
+                )) => continue,
+                Some(Ok(News::Item {
+                    item: Item::Agent(of),
+                    ..
+                })) => of,
+            };
+            let kind = of.work.as_ref().and_then(|work| work.kind.as_ref());
+            let is_verify = matches!(kind, Some(work::Kind::Verify(_)));
+            let is_asked = wanted.contains(of.task.as_str())
+                && (of.task.is_empty() || is_verify == self.options.verify);
+            let Some(event) = of.event.filter(|_| is_asked) else {
+                continue;
+            };
+            if shown.get(&of.task).is_some_and(|newest| of.lease < *newest) {
+                continue;
+            }
+            self.take(&of.task, of.lease, event, &mut None)?;
+        }
+    }
+
+    /// Shows the end of what a log holds now.
+    async fn tail(&mut self, task: &str, lines: usize) -> Result<Read> {
+        let mut kept = Some(Tail::new(lines));
+        let read = self.events(task, false, &mut kept).await?;
+        for event in kept.map(Tail::events).unwrap_or_default() {
+            self.show(task, &event)?;
+        }
+        Ok(read)
+    }
+
+    /// Takes the events of a log, through broken connections, each once.
+    async fn events(&mut self, task: &str, follow: bool, kept: &mut Option<Tail>) -> Result<Read> {
+        let request = v1::ReadLogRequest {
+            run: self.run.clone(),
+            task: task.to_owned(),
+            attempt: self.options.attempt.unwrap_or_default(),
+            // What belongs to no task is the verify of the whole.
+            verify: self.options.verify || task.is_empty(),
+            after: 0,
+            follow,
+        };
+        let mut patience = Patience::new();
+        loop {
+            let error = match self.once(task, &request, kept, &mut patience).await {
+                Ok(read) => return Ok(read),
+                // One of several tasks may not have been verified.
+                Err(error)
+                    if error.status() == Some(tonic::Code::NotFound)
+                        && (self.options.all || self.options.tasks.len() > 1) =>
+                {
+                    return Ok(Read::Whole);
+                }
+                Err(error) if error.status() == Some(tonic::Code::NotFound) => {
+                    return Err(self.missing(error));
+                }
+                Err(error) => error,
+            };
+            if patience.is_first() {
+                self.away();
+            }
+            let client = tokio::select! {
+                client = patience.reconnect(error, &self.context.whereabouts) => client?,
+                _ = self.interrupts.next() => return Ok(Read::Interrupted),
+            };
+            self.client = client;
+        }
+    }
+
+    async fn once(
+        &mut self,
+        task: &str,
+        request: &v1::ReadLogRequest,
+        kept: &mut Option<Tail>,
+        patience: &mut Patience,
+    ) -> Result<Read> {
+        let response = self.client.operator().read_log(request.clone()).await?;
+        let mut stream = response.into_inner();
+        loop {
+            let next = tokio::select! {
+                next = stream.message() => next?,
+                _ = self.interrupts.next() => return Ok(Read::Interrupted),
+            };
+            let Some(response) = next else {
+                return Ok(Read::Whole);
+            };
+            patience.restore();
+            for event in response.events {
+                self.take(task, response.lease, event, kept)?;
             }
         }
     }
-    screen.end_line(context)?;
-    Ok(Exit::Success)
-}
 
-/// Bytes that are a character only together with those of the next event.
-#[derive(Default)]
-struct Screen {
-    incomplete: Vec<u8>,
-    in_line: bool,
-}
-
-impl Screen {
-    fn end_line(&mut self, context: &Context) -> Result<()> {
-        if std::mem::take(&mut self.in_line) {
-            context.output.data("")?;
+    /// Takes an event unless it was taken before.
+    fn take(
+        &mut self,
+        task: &str,
+        lease: u64,
+        event: v1::AgentEvent,
+        kept: &mut Option<Tail>,
+    ) -> Result<()> {
+        let newest = self.newest.entry(task.to_owned()).or_default();
+        *newest = lease.max(*newest);
+        let seen = self.seen.entry(lease).or_default();
+        if event.number <= *seen {
+            return Ok(());
+        }
+        *seen = event.number;
+        if self.since.is_some_and(|since| event.at_ms < since) {
+            return Ok(());
+        }
+        match kept {
+            Some(tail) => tail.push(event),
+            None => self.show(task, &event)?,
         }
         Ok(())
     }
 
-    /// Adds output and gives what is whole, harmless for a terminal.
-    fn take(&mut self, data: &[u8]) -> String {
-        self.incomplete.extend_from_slice(data);
-        let whole = match std::str::from_utf8(&self.incomplete) {
-            Ok(text) => text.len(),
-            // Only an unfinished character at the end is kept back.
-            Err(error) if error.error_len().is_none() => error.valid_up_to(),
-            Err(_) => self.incomplete.len(),
-        };
-        let rest = self.incomplete.split_off(whole);
-        let bytes = std::mem::replace(&mut self.incomplete, rest);
-        let text = String::from_utf8_lossy(&bytes);
-        let text = console::strip_ansi_codes(&text);
-        let text = text.replace("\r\n", "\n").replace('\r', "\n");
-        harmless(&text).into_owned()
-    }
-}
-
-fn print(context: &Context, screen: &mut Screen, event: &v1::AgentEvent) -> Result<()> {
-    let talk = |screen: &mut Screen, text: String| {
-        screen.end_line(context)?;
-        context.output.say(&context.output.talk_paint.dim(&text));
-        Ok(())
-    };
-    match &event.kind {
-        Some(Kind::Output(output)) => {
-            let text = screen.take(&output.data);
-            context.output.bytes(text.as_bytes())?;
-            if !text.is_empty() {
-                screen.in_line = !text.ends_with('\n');
+    fn show(&mut self, task: &str, event: &v1::AgentEvent) -> Result<()> {
+        if self.options.json {
+            let mut value = json::agent_event(event);
+            if let Value::Object(value) = &mut value {
+                value.insert("task".to_owned(), (!task.is_empty()).then_some(task).into());
             }
-            Ok(())
+            return Ok(self.context.output.json(&value)?);
         }
-        Some(Kind::OutputTruncated(cut)) => {
-            let lost = super::watch::lost(cut.bytes);
-            talk(screen, format!("[{lost}]"))
+        let pieces = self.printer.event(task, event);
+        self.print(&pieces)
+    }
+
+    fn print(&self, pieces: &[Piece]) -> Result<()> {
+        let output = self.context.output;
+        for piece in pieces {
+            match piece {
+                Piece::Data(text) => output.bytes(text.as_bytes())?,
+                Piece::Talk(text) => output.say(&output.talk_paint.dim(text)),
+            }
         }
-        Some(Kind::Phase(phase)) => talk(
-            screen,
-            format!("[{} {}]", harmless(&phase.name), harmless(&phase.detail)).replace(" ]", "]"),
-        ),
-        Some(Kind::Note(note)) => talk(screen, format!("[{}]", harmless(note))),
-        None => Ok(()),
+        Ok(())
+    }
+
+    fn away(&self) {
+        self.context
+            .output
+            .say("the coordinator is away; waiting for it");
+    }
+
+    fn missing(&self, error: CliError) -> CliError {
+        error.hint(format!(
+            "`{} status {}` lists its tasks and attempts",
+            self.context.program, self.run
+        ))
     }
 }
 
@@ -134,20 +348,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_character_that_comes_in_two_pieces_is_shown_once_it_is_whole() {
-        let mut screen = Screen::default();
-        let (first, second) = "grün".as_bytes().split_at(3);
-        assert_eq!(screen.take(first), "gr");
-        assert_eq!(screen.take(second), "ün");
-        assert_eq!(screen.take(b"a\xffb\n"), "a\u{fffd}b\n");
-    }
-
-    #[test]
-    fn output_loses_its_power_over_the_terminal() {
-        let mut screen = Screen::default();
-        assert_eq!(
-            screen.take(b"\x1b[31mred\x1b[0m\r\n10%\r20%\x07\n"),
-            "red\n10%\n20%␇\n"
-        );
+    fn since_is_a_time_or_how_long_ago_it_was() {
+        let now: Timestamp = "2026-11-21T10:00:00Z".parse().unwrap();
+        let at = |text: &str| since(Some(text), now).map(Option::unwrap_or_default);
+        let nine = u64::try_from(now.as_millisecond() - 3_600_000).unwrap();
+        assert_eq!(at("1h").unwrap(), nine);
+        assert_eq!(at("2026-11-21T09:00:00Z").unwrap(), nine);
+        assert_eq!(at("2026-11-21T10:00:00+01:00").unwrap(), nine);
+        assert!(since(None, now).unwrap().is_none());
+        assert!(at("yesterday").unwrap_err().to_string().contains("10m"));
     }
 }

@@ -4,12 +4,14 @@
 //! process. Data goes to standard output, talk to standard error.
 
 mod arguments;
+mod attention;
 mod audit;
 mod backup;
 mod cancel;
 #[cfg(test)]
 mod canned;
 mod client;
+mod codex_par;
 mod completions;
 mod config;
 mod context;
@@ -107,7 +109,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Token(options) => Box::pin(token::token(context, options)).await,
         Command::Fetch(options) => Box::pin(fetch::fetch(context, options)).await,
         Command::Land(options) => Box::pin(land::land(context, options)).await,
-        Command::Plan(options) => plan::plan(context, options),
+        Command::Plan(options) => Box::pin(plan::plan(context, options)).await,
         Command::Audit(options) => Box::pin(audit::audit(context, options)).await,
         Command::Doctor(options) => Box::pin(doctor::doctor(context, options)).await,
         Command::Backup(options) => Box::pin(backup::backup(context, options)).await,
@@ -115,5 +117,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Sim(options) => Box::pin(sim::sim(context, options)).await,
         Command::Config(options) => config::config(context, &options),
         Command::Completions(options) => completions::completions(context, &options),
+        Command::Tail(options) => Box::pin(codex_par::tail(context, options)).await,
+        Command::Clean(options) => codex_par::clean(context, &options),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::arguments::Restore;
-use super::backup::{explained, told};
+use super::backup::{explained, tidy, told};
 use super::context::Context;
 use super::error::{CliError, Exit, Result};
 use super::logging;
@@ -21,6 +21,7 @@ pub(crate) async fn restore(context: &Context, options: Restore) -> Result<Exit>
     };
     let from = std::path::absolute(&options.from).map_err(CliError::internal)?;
     let begun = Instant::now();
+    let removed = tidy(context, home, options.json)?;
     let restored = Box::pin(backup::restore(&from, home))
         .await
         .map_err(|error| {
@@ -39,7 +40,7 @@ pub(crate) async fn restore(context: &Context, options: Restore) -> Result<Exit>
     if options.json {
         context.output.json(&json!({
             "home": home, "seconds": seconds, "made_at": restored.made_at,
-            "epoch": restored.epoch.0, "figures": restored.figures,
+            "epoch": restored.epoch.0, "figures": restored.figures, "removed": removed,
         }))?;
     } else {
         context.output.say(&format!(
@@ -48,8 +49,8 @@ pub(crate) async fn restore(context: &Context, options: Restore) -> Result<Exit>
             told(&restored.figures)
         ));
         context.output.say(&format!(
-            "it goes on from {}: what was accepted later is done again, and tokens revoked later \
-             are valid again",
+            "it goes on from {}: what was accepted later is done again, tokens revoked later are \
+             valid again, and later output comes again only from workers that still hold its lease",
             restored.made_at
         ));
         context

@@ -1,16 +1,15 @@
 //! `coordinator run`.
 
 mod progress;
+mod repeat;
 
-use std::fs::DirBuilder;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use muster_git::Git;
 use muster_proto::v1;
+use muster_proto::v1::watch_run_response::Item;
 
 use super::arguments::Run;
 use super::client::Client;
@@ -18,14 +17,15 @@ use super::context::{self, Context, Started};
 use super::error::{CliError, Exit, Kind, Result};
 use super::follow::{self, News, Wish};
 use super::interrupt::{Interrupt, Interrupts};
-use super::submission::{self, Request};
-use super::{find, json, logging, show, summary};
+use super::submission::{self, Submission};
+use super::{codex_par, find, json, logging, show, summary};
 use crate::app::{self, App};
 use crate::config::{Config, Flags};
-use crate::plan::Repo;
+use crate::plan::{Repo, TaskEntry};
 use crate::pool::local::Parting;
 
 use progress::Progress;
+use repeat::Begun;
 
 /// How often the picture moves while nothing happens: times grow.
 const REDRAW_INTERVAL: Duration = Duration::from_millis(200);
@@ -56,16 +56,30 @@ pub(crate) async fn run(context: &Context, options: Run) -> Result<Exit> {
         None => None,
     };
     let git = Git::find().await?;
-    let interrupts = Interrupts::listen()?;
-    let (mut host, name) = admitted(context, &config, &git, read.as_ref(), &options).await?;
+    let mut interrupts = Interrupts::listen()?;
+    let admitted = admitted(
+        context,
+        &config,
+        &git,
+        read.as_ref(),
+        &options,
+        &mut interrupts,
+    );
+    let Some((mut host, name)) = Box::pin(admitted).await? else {
+        return Ok(Exit::Interrupted);
+    };
     let place = summary::Place {
         of_folder: read
             .as_ref()
             .is_some_and(|read| matches!(read.plan.document.repo, Some(Repo::Folder(_)))),
         ..summary::Place::of(context)
     };
-    let shown = (!options.json).then_some(place);
-    let ended = Box::pin(hosted(context, &mut host, &name, shown, interrupts)).await;
+    let wanted = Wanted {
+        summary: (!options.json).then_some(place),
+        files: options.dir.as_deref().map(codex_par::Folder::new),
+        entries: read.map_or_else(Vec::new, |read| read.plan.document.tasks),
+    };
+    let ended = Box::pin(hosted(context, &mut host, &name, wanted, interrupts)).await;
     host.end(context, parting(&ended)).await;
     ended
 }
@@ -79,32 +93,49 @@ fn parting(ended: &Result<Exit>) -> Parting {
     }
 }
 
-/// Finds or starts a coordinator and has the run there, by its name.
+/// Finds or starts a coordinator and has the run there, by its name; `None` if the person has
+/// changed their mind.
 async fn admitted(
     context: &Context,
     config: &Config,
     git: &Git,
     read: Option<&submission::ReadPlan>,
     options: &Run,
-) -> Result<(Host, String)> {
-    let key = options.source.idempotency_key.clone();
-    let request = Request {
-        repo: options.source.repo.clone(),
-        // One key for all tries, so that a lost answer makes no second run.
-        idempotency_key: Some(key.unwrap_or_else(|| uuid::Uuid::now_v7().to_string())),
+    interrupts: &mut Interrupts,
+) -> Result<Option<(Host, String)>> {
+    let submission = match read {
+        Some(read) => {
+            let repo = options.source.repo.as_deref();
+            let found = Submission::find(git, context.output, read, repo, &config.agents);
+            Some(found.await?)
+        }
+        None => None,
     };
+    // Under which number we have submitted, so that a lost answer makes no second run.
+    let mut ours = None;
     let mut tries = 0;
     loop {
         tries += 1;
         let host = Host::find(context, config.clone(), options.slots.is_some()).await?;
-        let named = match read {
-            Some(read) => submission::submit(&host.client, git, context.output, read, &request)
+        let begun = match (&submission, &options.source.idempotency_key) {
+            (Some(submission), None) => {
+                let client = &host.client;
+                repeat::begin(context, client, submission, options, &mut ours, interrupts).await
+            }
+            (Some(submission), Some(key)) => submission
+                .submit_as(&host.client, key.clone())
                 .await
-                .map(|submitted| submitted.run),
-            None => find::run(&host.client, options.resume.as_deref()).await,
+                .map(|submitted| Begun::Run(submitted.run)),
+            (None, _) => find::run(&host.client, options.resume.as_deref())
+                .await
+                .map(Begun::Run),
         };
-        match named {
-            Ok(name) => return Ok((host, name)),
+        match begun {
+            Ok(Begun::Run(name)) => return Ok(Some((host, name))),
+            Ok(Begun::Left) => {
+                host.end(context, Parting::Stop).await;
+                return Ok(None);
+            }
             // The other `run` whose coordinator this was has ended meanwhile.
             Err(error)
                 if error.kind() == Kind::Connection
@@ -122,14 +153,24 @@ async fn admitted(
     }
 }
 
+/// What a person gets of a run.
+struct Wanted {
+    /// A summary, unless all is printed as JSON.
+    summary: Option<summary::Place>,
+    /// The files of codex-par.
+    files: Option<codex_par::Folder>,
+    /// The plan's tasks, if the plan is at hand.
+    entries: Vec<TaskEntry>,
+}
+
 async fn hosted(
     context: &Context,
     host: &mut Host,
     name: &str,
-    summary_for: Option<summary::Place>,
+    wanted: Wanted,
     interrupts: Interrupts,
 ) -> Result<Exit> {
-    let followed = follow(context, host, name, summary_for.is_none(), interrupts).await?;
+    let followed = follow(context, host, name, &wanted, interrupts).await?;
     let run = match followed {
         Followed::Ended(run) => run,
         Followed::Interrupted => {
@@ -142,7 +183,7 @@ async fn hosted(
             return Ok(Exit::Interrupted);
         }
     };
-    match summary_for {
+    match wanted.summary {
         None => context.output.json(&json::result(&run))?,
         Some(place) => {
             let paint = context.output.data_paint;
@@ -168,8 +209,7 @@ impl Host {
                 config,
             });
         };
-        make_home(home)?;
-        logging::embedded(home, &config.log)?;
+        logging::embedded(home, &config.log);
         let started = context.connect_or_start(app::Mode::Embedded, config.slots, config.clone());
         match started.await? {
             context::Host::Own(app) => {
@@ -235,19 +275,6 @@ impl Host {
     }
 }
 
-/// Makes the home, which no one else may look into: it holds keys.
-pub(crate) fn make_home(home: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(home)
-        .map_err(|error| {
-            CliError::new(Kind::User, error)
-                .while_doing(format!("make the home {}", home.display()))
-                .hint("`--home PATH` or MUSTER_HOME names another")
-        })
-}
-
 enum Followed {
     Ended(Box<v1::Run>),
     Interrupted,
@@ -258,12 +285,17 @@ async fn follow(
     context: &Context,
     host: &mut Host,
     name: &str,
-    as_json: bool,
+    wanted: &Wanted,
     mut interrupts: Interrupts,
 ) -> Result<Followed> {
     let run = find::get(&host.client, name).await?;
+    let as_json = wanted.summary.is_none();
     let live = !as_json && context.output.talk_is_terminal;
-    let wish = Wish::whole(name, live);
+    let files = wanted.files.clone();
+    let mut recorder = files
+        .map(|folder| codex_par::Recorder::start(folder, &run, &wanted.entries))
+        .transpose()?;
+    let wish = Wish::whole(name, live || recorder.is_some());
     let mut news = follow::start(host.client.clone(), context.whereabouts.clone(), wish);
     let mut progress = Progress::new(context.output, host.client.clone(), run, live);
     let mut ticks = tokio::time::interval(REDRAW_INTERVAL);
@@ -284,14 +316,20 @@ async fn follow(
                     away_since = None;
                 }
                 Some(Ok(News::Item { seq, cursor, item })) => {
-                    if as_json {
+                    if as_json && matches!(item, Item::Journal(_)) {
                         context.output.json(&json::watched(name, seq, &cursor, &item))?;
                     }
                     progress.take(&item, as_json);
+                    if let Some(recorder) = &mut recorder {
+                        recorder.take(&item);
+                    }
                 }
             },
             _ = ticks.tick() => {
-                progress.refresh().await;
+                let is_new = progress.refresh().await;
+                if let Some(recorder) = recorder.as_mut().filter(|_| is_new) {
+                    recorder.settle(progress.run());
+                }
                 progress.explain_standstill().await;
                 progress.draw();
                 if away_since.is_some_and(|since| since.elapsed() > TAKE_OVER_AFTER) {
@@ -318,7 +356,14 @@ async fn follow(
     };
     let client = progress.finish();
     match ended {
-        Ok(true) => Ok(Followed::Ended(Box::new(find::get(&client, name).await?))),
+        Ok(true) => {
+            let run = find::get(&client, name).await?;
+            if let Some(mut recorder) = recorder {
+                recorder.settle(&run);
+                recorder.finish()?;
+            }
+            Ok(Followed::Ended(Box::new(run)))
+        }
         Ok(false) => Ok(Followed::Interrupted),
         Err(error) => Err(error),
     }

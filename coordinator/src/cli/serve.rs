@@ -6,20 +6,23 @@ use super::arguments::Serve;
 use super::context::{Context, Started};
 use super::error::{CliError, Exit, Result};
 use super::interrupt::Interrupts;
-use super::{logging, run, show};
+use super::{logging, show};
 use crate::app;
 use crate::config::Flags;
 use crate::pool::local::Parting;
 
-/// A command that reads the home holds it for a moment, and must not keep a service from starting.
-const IN_USE_MAX: Duration = Duration::from_secs(3);
+/// How often it is tried to get a home that is in use: a command that reads it holds it for a moment,
+/// and one that was just killed until the system has buried it. Neither must keep a service from
+/// starting. Tries are counted and not their time, since one that is frozen or sleeps does not try.
+const IN_USE_TRIES: usize = 50;
 const IN_USE_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) async fn serve(context: &Context, options: Serve) -> Result<Exit> {
     let Some(home) = context.local_home() else {
         return Err(CliError::user(
             "`serve` starts a coordinator, so `--coordinator` has no meaning",
-        ));
+        )
+        .hint("`--home PATH` says where it keeps its state, and `--listen` where it is reached"));
     };
     let flags = Flags {
         listen: options.listen,
@@ -28,14 +31,14 @@ pub(crate) async fn serve(context: &Context, options: Serve) -> Result<Exit> {
     let config = context.config(flags)?.config;
     logging::serve(&config.log);
     let mut interrupts = Interrupts::listen()?;
-    run::make_home(home)?;
     let listen = config.listen;
-    let deadline = tokio::time::Instant::now() + IN_USE_MAX;
+    let mut tries = 0;
     let app = loop {
+        tries += 1;
         let started = context.start(app::Mode::Serve, listen, options.slots, config.clone());
         match started.await? {
             Started::Own(app) => break *app,
-            Started::InUse { .. } if tokio::time::Instant::now() < deadline => {
+            Started::InUse { .. } if tries < IN_USE_TRIES => {
                 tokio::time::sleep(IN_USE_PAUSE).await;
             }
             Started::InUse { pid } => {

@@ -91,6 +91,35 @@ pub(crate) fn state(paint: Paint, state: &str) -> String {
     }
 }
 
+/// Gives what a task does in one word, more exactly than its state.
+pub(crate) fn state_word(task: &v1::Task) -> &str {
+    let last = task.attempts.last().map(|attempt| attempt.state.as_str());
+    match (task.state.as_str(), last) {
+        ("leased", Some("running")) => "running",
+        ("leased", _) => "starting",
+        ("verifying", Some("waiting_for_verify")) => "to verify",
+        (state, _) => state,
+    }
+}
+
+/// Gives the sign of a state: a word's shape for the corner of the eye.
+pub(crate) fn state_sign(state: &str) -> &'static str {
+    match state {
+        "succeeded" | "integrated" => "✓",
+        "failed" | "conflict" => "✗",
+        "aborted" => "!",
+        "running" | "active" | "integrating" | "merging" => "▸",
+        "leased" | "starting" => "▹",
+        "verifying" | "to verify" => "⋯",
+        "parked" => "?",
+        "ready" => "◦",
+        "basing" => "~",
+        "skipped" => "↷",
+        "cancelled" => "⊘",
+        _ => "·",
+    }
+}
+
 /// Tells whether a task in that state will not change by itself.
 pub(crate) fn is_final(state: &str) -> bool {
     matches!(

@@ -5,12 +5,12 @@ mod report;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coordinator_sim::progress::{self, Progress};
+use coordinator_sim::ranges::Ranges;
 use coordinator_sim::runner::{self, Control, Failing, Story, Sweep, Swept};
 use coordinator_sim::{Ended, Scenario, Unwatched, Violation, regressions};
 use serde_json::{Map, Value, json};
@@ -100,14 +100,14 @@ impl Desk<'_> {
 
     async fn sweep(&mut self, options: &Sim) -> Result<Exit> {
         let output = self.context.output;
-        let range = options.seeds.clone();
+        let wanted = options.seeds.clone();
         let before = match &options.progress {
             Some(file) => Progress::read(file).map_err(no_progress)?,
             None => Progress::default(),
         };
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let sweep = Sweep {
-            seeds: before.done.missing(range.clone()),
+            seeds: before.done.missing(&wanted),
             threads: options.threads.unwrap_or(cores),
             most_failures: if options.keep_going {
                 MOST_FAILURES
@@ -116,11 +116,11 @@ impl Desk<'_> {
             },
             coverage: options.coverage,
         };
-        let wanted = sweep.seeds.len();
+        let to_run = sweep.seeds.len();
         let threads = sweep.threads.get();
         if !before.done.is_empty() {
-            let done = before.done.within(&range).len();
-            output.say(&format!("{done} seeds of {} were run before", name(&range)));
+            let done = before.done.within(&wanted).len();
+            output.say(&format!("{done} seeds of {wanted} were run before"));
         }
         let begin = Instant::now();
         let control = Arc::clone(&self.control);
@@ -131,7 +131,7 @@ impl Desk<'_> {
                     took: begin.elapsed(),
                     threads,
                 };
-                output.talk(&live_line(&figures, wanted));
+                output.talk(&live_line(&figures, to_run));
             }
         };
         let earlier = before.clone();
@@ -159,22 +159,21 @@ impl Desk<'_> {
         let earlier: Vec<Failing> = before
             .failures
             .iter()
-            .filter(|failing| range.contains(&failing.seed))
+            .filter(|failing| wanted.contains(failing.seed))
             .cloned()
             .collect();
         let broken = self.retold(&swept.failures, &earlier).await?;
         let table = options.coverage.then(|| swept.reached.table());
         let done = together(&before, &swept).done;
-        let left = done.missing(range.clone());
+        let left = done.missing(&wanted);
 
         if options.json {
             let mut object = Map::new();
-            object.insert("seeds".to_owned(), json!([range.start, range.end]));
+            object.insert("seeds".to_owned(), pairs(&wanted));
             figures.json(&mut object);
             let violations: Vec<Value> = broken.iter().map(Broken::json).collect();
             object.insert("violations".to_owned(), json!(violations));
-            let left: Vec<(u64, u64)> = left.iter().map(|range| (range.start, range.end)).collect();
-            object.insert("left".to_owned(), json!(left));
+            object.insert("left".to_owned(), pairs(&left));
             if let Some(table) = &table {
                 object.insert("coverage".to_owned(), report::coverage_json(table));
             }
@@ -188,14 +187,13 @@ impl Desk<'_> {
                 output.data(&broken.text(output.data_paint))?;
             }
             if broken.is_empty() && left.is_empty() {
-                output.data(&format!("{}: no violation", name(&range)))?;
+                output.data(&format!("{wanted}: no violation"))?;
             }
         }
-        if let Some(next) = left.iter().next() {
-            let next = next.start..range.end;
+        if !left.is_empty() {
             let way = match &options.progress {
                 Some(_) => "the same command goes on".to_owned(),
-                None => format!("`coordinator sim --seeds {}` goes on", name(&next)),
+                None => format!("`coordinator sim --seeds {left}` goes on"),
             };
             let left = counted(usize::try_from(left.len()).unwrap_or(usize::MAX), "seed");
             output.say(&format!("{left} left; {way}"));
@@ -428,8 +426,13 @@ fn no_progress(error: progress::Error) -> CliError {
     }
 }
 
-fn name(range: &Range<u64>) -> String {
-    format!("{}..{}", range.start, range.end)
+/// Writes ranges for programs.
+fn pairs(ranges: &Ranges) -> Value {
+    let pairs: Vec<(u64, u64)> = ranges
+        .iter()
+        .map(|range| (range.start, range.end))
+        .collect();
+    json!(pairs)
 }
 
 fn live_line(figures: &Figures, wanted: u64) -> String {

@@ -8,10 +8,14 @@ use super::arguments::Status;
 use super::context::{Context, Session};
 use super::error::{Exit, Kind, Result};
 use super::table::Table;
-use super::{find, json, show, summary};
+use super::{attention, codex_par, find, json, show, summary};
 use crate::output::{Paint, harmless};
 
 pub(crate) async fn status(context: &Context, options: Status) -> Result<Exit> {
+    if let Some(dir) = &options.dir {
+        let folder = codex_par::Folder::new(dir);
+        return codex_par::status(context, &folder, options.watch, options.json).await;
+    }
     match context.session().await {
         Ok(session) => {
             let shown = match &options.run {
@@ -66,7 +70,22 @@ async fn list(context: &Context, session: &Session, options: &Status) -> Result<
         .await?
         .into_inner();
     let info = session.client.info();
+    let now = Timestamp::now();
+    // A home that was opened to be read has no workers, and its unfinished runs wait for `run`.
+    let with_workers = !session.is_own();
+    let mut concerns = attention::look(
+        &session.client,
+        &listed.runs,
+        with_workers,
+        &context.program,
+        now,
+    )
+    .await?;
+    if session.is_own() {
+        concerns.retain(|concern| concern.kind != attention::Kind::Waits);
+    }
     if options.json {
+        let attention: Vec<_> = concerns.iter().map(attention::json).collect();
         let runs: Vec<_> = listed.runs.iter().map(json::summary).collect();
         let coordinator = json!({
             "address": session.client.address(),
@@ -78,7 +97,7 @@ async fn list(context: &Context, session: &Session, options: &Status) -> Result<
         });
         context
             .output
-            .json(&json!({ "coordinator": coordinator, "runs": runs }))?;
+            .json(&json!({ "coordinator": coordinator, "attention": attention, "runs": runs }))?;
         return Ok(());
     }
     if session.is_own() {
@@ -101,9 +120,13 @@ async fn list(context: &Context, session: &Session, options: &Status) -> Result<
         return Ok(());
     }
     let paint = context.output.data_paint;
+    let leading = attention::text(&concerns, paint);
+    if !leading.is_empty() {
+        context.output.data(&leading)?;
+    }
     context
         .output
-        .data(&table(&listed.runs, Timestamp::now(), paint).text())?;
+        .data(&table(&listed.runs, now, paint).text())?;
     let unfinished = listed.runs.iter().find(|run| !show::is_over(&run.state));
     if let Some(run) = unfinished.filter(|_| session.is_own()) {
         context.output.say(&format!(

@@ -18,13 +18,8 @@ use crate::plan::{self, AgentDefinition, Plan};
 
 use source::Source;
 
-/// What a submission takes besides the plan.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Request {
-    /// Instead of the plan's own repository.
-    pub(crate) repo: Option<String>,
-    pub(crate) idempotency_key: Option<String>,
-}
+/// Digits of what tells two submissions apart: 160 bits.
+const FINGERPRINT_DIGITS: usize = 40;
 
 /// A plan that was read and is right.
 pub(crate) struct ReadPlan {
@@ -39,6 +34,26 @@ pub(crate) fn read_plan(
     agents: &BTreeMap<String, AgentDefinition>,
 ) -> Result<ReadPlan> {
     let shown = path.display().to_string();
+    let bytes = read_bytes(path)?;
+    match plan::parse(&shown, &bytes, agents) {
+        Ok(mut plan) => {
+            copy_instead_of_repository(&mut plan, path);
+            Ok(ReadPlan {
+                plan,
+                bytes,
+                path: path.to_owned(),
+            })
+        }
+        Err(problems) => {
+            let count = problems.list.len() + problems.omitted;
+            let what = super::show::counted(count, "problem");
+            Err(CliError::user(format!("{shown} has {what}")).findings(problems.to_string()))
+        }
+    }
+}
+
+/// Reads the bytes of a plan, at most one more than a plan may have.
+pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)
         .and_then(|file| {
@@ -46,19 +61,30 @@ pub(crate) fn read_plan(
                 .read_to_end(&mut bytes)
         })
         .map_err(|error| {
-            CliError::new(Kind::User, error).while_doing(format!("read the plan {shown}"))
+            CliError::new(Kind::User, error)
+                .while_doing(format!("read the plan {}", path.display()))
+                .hint("name a YAML file with tasks; `coordinator help run` shows examples")
         })?;
-    match plan::parse(&shown, &bytes, agents) {
-        Ok(plan) => Ok(ReadPlan {
-            plan,
-            bytes,
-            path: path.to_owned(),
-        }),
-        Err(problems) => {
-            let count = problems.list.len() + problems.omitted;
-            let what = super::show::counted(count, "problem");
-            Err(CliError::user(format!("{shown} has {what}")).findings(problems.to_string()))
-        }
+    Ok(bytes)
+}
+
+/// Lets a codex-par file whose folder is in no git repository, which codex-par does not ask for,
+/// work on a copy of that folder.
+fn copy_instead_of_repository(plan: &mut Plan, path: &Path) {
+    let is_codex_par = plan.document.tasks.iter().any(|task| task.codex.is_some());
+    let Some(plan::Repo::Location(location)) = plan.document.repo.as_ref().filter(|_| is_codex_par)
+    else {
+        return;
+    };
+    let folder = path.parent().unwrap_or(Path::new("")).join(location);
+    // A folder that is not there is explained where it is looked for.
+    let Ok(folder) = folder.canonicalize() else {
+        return;
+    };
+    let in_repository = folder.ancestors().any(|above| above.join(".git").exists());
+    if !in_repository {
+        let from = location.clone();
+        plan.document.repo = Some(plan::Repo::Folder(plan::FolderRepo { from }));
     }
 }
 
@@ -72,60 +98,193 @@ pub(crate) fn say_warnings(output: Output, read: &ReadPlan) {
     }
 }
 
-/// Submits a plan and gives the name of its run.
+/// A plan with the code that it starts from, ready to be submitted.
 ///
-/// Repeating it with the same idempotency key is harmless and gives the same run.
-pub(crate) async fn submit(
-    client: &Client,
-    git: &Git,
+/// Its runs have numbers: an unchanged plan of an unchanged commit has run 0, then run 1. What has
+/// not changed follows from its contents, so that every client counts the same.
+pub(crate) struct Submission<'r> {
     output: Output,
-    read: &ReadPlan,
-    request: &Request,
-) -> Result<v1::SubmitRunResponse> {
-    say_warnings(output, read);
-    let source = Source::find(git, output, read, request.repo.as_deref()).await?;
-    let key = match &request.idempotency_key {
-        Some(key) => key.clone(),
-        None => uuid::Uuid::now_v7().to_string(),
-    };
-    let prepare = v1::PrepareRunRequest {
-        plan: read.plan.name().to_owned(),
-        idempotency_key: key.clone(),
-        repository_hint: source.as_ref().map(|source| source.hint.clone()),
-        object_format: source
-            .as_ref()
-            .map(|source| source.base.format().as_str().to_owned())
-            .unwrap_or_default(),
-    };
-    let prepared = client.operator().prepare_run(prepare).await?.into_inner();
-    if let Some(source) = source.as_ref().filter(|_| !prepared.exists) {
-        push(client, source, &prepared).await?;
+    read: &'r ReadPlan,
+    source: Option<Source>,
+    fingerprint: String,
+}
+
+impl<'r> Submission<'r> {
+    /// Finds the code of a plan, in `repo` if that is given, else where the plan says.
+    ///
+    /// # Errors
+    /// There is no such repository or commit. Nothing was written or sent.
+    pub(crate) async fn find(
+        git: &Git,
+        output: Output,
+        read: &'r ReadPlan,
+        repo: Option<&str>,
+        agents: &BTreeMap<String, AgentDefinition>,
+    ) -> Result<Self> {
+        say_warnings(output, read);
+        let source = Source::find(git, output, read, repo).await?;
+        let fingerprint = fingerprint(read, source.as_ref(), agents);
+        Ok(Self {
+            output,
+            read,
+            source,
+            fingerprint,
+        })
     }
-    let submit = v1::SubmitRunRequest {
-        run: prepared.run,
-        idempotency_key: key,
-        plan: read.bytes.clone(),
-        // Only the name: where people keep their files is theirs alone.
-        plan_name: read
-            .path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default(),
-        repository: source.as_ref().map(|_| prepared.repository),
-        base: source.as_ref().map(|source| source.base.to_string()),
-        folder_prefix: source
-            .as_ref()
-            .map(|source| source.folder_prefix.clone())
-            .unwrap_or_default(),
-    };
-    let submitted = client.operator().submit_run(submit).await?.into_inner();
-    for warning in &submitted.warnings {
-        // Most were said above, with their places in a file that the person knows.
-        if read.plan.warnings.list.is_empty() {
-            output.say(&format!("warning: {}", harmless(warning)));
+
+    fn key(&self, number: u32) -> String {
+        format!("unchanged-{}-{number}", self.fingerprint)
+    }
+
+    /// Gives the lowest number that no run has.
+    ///
+    /// Another client may take it before we do; then the coordinator says so.
+    ///
+    /// # Errors
+    /// The coordinator does not answer, or refuses the plan's name.
+    pub(crate) async fn next_number(&self, client: &Client) -> Result<u32> {
+        // Numbers are taken in turn, so it is found by halving.
+        let (mut taken, mut free) = (None, 0_u32);
+        while self.prepare(client, &self.key(free)).await?.exists {
+            if free == u32::MAX {
+                return Err(CliError::connection(
+                    "the coordinator says that it has every run that there can be",
+                ));
+            }
+            taken = Some(free);
+            free = free.saturating_mul(2).saturating_add(1);
+        }
+        while let Some(last) = taken.filter(|last| last + 1 < free) {
+            let middle = u32::midpoint(last, free);
+            if self.prepare(client, &self.key(middle)).await?.exists {
+                taken = Some(middle);
+            } else {
+                free = middle;
+            }
+        }
+        Ok(free)
+    }
+
+    /// Gives the name that the run of a number has, or would have.
+    ///
+    /// # Errors
+    /// The coordinator does not answer.
+    pub(crate) async fn name(&self, client: &Client, number: u32) -> Result<String> {
+        Ok(self.prepare(client, &self.key(number)).await?.run)
+    }
+
+    /// Submits the run of a number. Repeating it is harmless and gives the same run.
+    ///
+    /// # Errors
+    /// The base cannot be pushed, or the plan is refused. No run exists then.
+    pub(crate) async fn submit(
+        &self,
+        client: &Client,
+        number: u32,
+    ) -> Result<v1::SubmitRunResponse> {
+        self.submit_as(client, self.key(number)).await
+    }
+
+    /// Submits a further run, whatever runs there are.
+    ///
+    /// # Errors
+    /// As [`Submission::submit`].
+    pub(crate) async fn submit_again(&self, client: &Client) -> Result<v1::SubmitRunResponse> {
+        loop {
+            let number = self.next_number(client).await?;
+            let submitted = self.submit(client, number).await?;
+            if submitted.fresh {
+                return Ok(submitted);
+            }
         }
     }
-    Ok(submitted)
+
+    /// Submits under a key of the person's own.
+    ///
+    /// # Errors
+    /// As [`Submission::submit`].
+    pub(crate) async fn submit_as(
+        &self,
+        client: &Client,
+        key: String,
+    ) -> Result<v1::SubmitRunResponse> {
+        let (read, source) = (self.read, self.source.as_ref());
+        let prepared = self.prepare(client, &key).await?;
+        let mut not_pushed = None;
+        if let Some(source) = source.filter(|_| !prepared.exists) {
+            // Another client that submits the same may have pushed it; then the coordinator finds
+            // the base, and only else does this matter.
+            not_pushed = push(client, source, &prepared).await.err();
+        }
+        let submit = v1::SubmitRunRequest {
+            run: prepared.run,
+            idempotency_key: key,
+            plan: read.bytes.clone(),
+            // Only the name: where people keep their files is theirs alone.
+            plan_name: read
+                .path
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            repository: source.map(|_| prepared.repository),
+            base: source.map(|source| source.base.to_string()),
+            folder_prefix: source
+                .map(|source| source.folder_prefix.clone())
+                .unwrap_or_default(),
+        };
+        let submitted = match (client.operator().submit_run(submit).await, not_pushed) {
+            (Ok(submitted), _) => submitted.into_inner(),
+            (Err(_), Some(not_pushed)) => return Err(not_pushed),
+            (Err(refused), None) => return Err(refused.into()),
+        };
+        for warning in &submitted.warnings {
+            // Most were said above, with their places in a file that the person knows.
+            if read.plan.warnings.list.is_empty() {
+                self.output.say(&format!("warning: {}", harmless(warning)));
+            }
+        }
+        Ok(submitted)
+    }
+
+    async fn prepare(&self, client: &Client, key: &str) -> Result<v1::PrepareRunResponse> {
+        let source = self.source.as_ref();
+        let prepare = v1::PrepareRunRequest {
+            plan: self.read.plan.name().to_owned(),
+            idempotency_key: key.to_owned(),
+            repository_hint: source.map(|source| source.hint.clone()),
+            object_format: source
+                .map(|source| source.base.format().as_str().to_owned())
+                .unwrap_or_default(),
+        };
+        Ok(client.operator().prepare_run(prepare).await?.into_inner())
+    }
+}
+
+/// Gives what tells two submissions apart: the plan's bytes, the commit and folder it starts from,
+/// its repository, and the agents that the configuration declares.
+fn fingerprint(
+    read: &ReadPlan,
+    source: Option<&Source>,
+    agents: &BTreeMap<String, AgentDefinition>,
+) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut part = |bytes: &[u8]| {
+        // With its length, so that no two lists of parts read the same.
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    part(&read.bytes);
+    for (name, agent) in agents {
+        part(name.as_bytes());
+        part(format!("{agent:?}").as_bytes());
+    }
+    if let Some(source) = source {
+        part(source.base.to_string().as_bytes());
+        part(source.folder_prefix.as_bytes());
+        part(source.hint.as_bytes());
+    }
+    let hash = hasher.finalize().to_hex();
+    hash.chars().take(FINGERPRINT_DIGITS).collect()
 }
 
 async fn push(client: &Client, source: &Source, prepared: &v1::PrepareRunResponse) -> Result<()> {

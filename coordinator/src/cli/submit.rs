@@ -6,7 +6,7 @@ use serde_json::json;
 use super::arguments::Submit;
 use super::context::Context;
 use super::error::{Exit, Result};
-use super::submission::{self, Request};
+use super::submission::{self, Submission};
 use crate::config::Flags;
 
 pub(crate) async fn submit(context: &Context, options: Submit) -> Result<Exit> {
@@ -14,11 +14,12 @@ pub(crate) async fn submit(context: &Context, options: Submit) -> Result<Exit> {
     let read = submission::read_plan(&options.plan, &agents)?;
     let client = context.client().await?;
     let git = Git::find().await?;
-    let request = Request {
-        repo: options.source.repo,
-        idempotency_key: options.source.idempotency_key,
+    let repo = options.source.repo.as_deref();
+    let submission = Submission::find(&git, context.output, &read, repo, &agents).await?;
+    let submitted = match options.source.idempotency_key {
+        Some(key) => submission.submit_as(&client, key).await?,
+        None => submission.submit_again(&client).await?,
     };
-    let submitted = submission::submit(&client, &git, context.output, &read, &request).await?;
     let run = &submitted.run;
     if options.json {
         context

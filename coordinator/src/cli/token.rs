@@ -10,13 +10,15 @@ use muster_proto::v1;
 use serde_json::json;
 
 use super::arguments::{RoleName, Token, TokenCommand, TokenCreate, TokenList, TokenRevoke};
-use super::context::Context;
+use super::context::{Context, full_disk, is_full, of_home};
 use super::error::{CliError, Exit, Kind, Result};
+use super::show;
 use super::table::Table;
-use super::{run, show};
-use crate::auth::{Authenticator, NewToken, Role};
+use crate::auth::{self, Authenticator, NewToken, Role};
+use crate::home::{self, Home};
 use crate::plan::Duration;
 
+const LISTS: &str = "`coordinator token list` shows them";
 const POOL_DEFAULT: &str = "default";
 /// What every token begins with.
 const TOKEN_PREFIX: &str = "muster_";
@@ -29,20 +31,62 @@ pub(crate) async fn token(context: &Context, options: Token) -> Result<Exit> {
     }
 }
 
+/// Whether a home that is not there yet is made.
+#[derive(Clone, Copy)]
+enum Absent {
+    Make,
+    Refuse,
+}
+
 /// Opens the tokens of the home, which a running coordinator shares; `None` for one elsewhere.
-fn store(context: &Context) -> Result<Option<Arc<Authenticator>>> {
+fn store(context: &Context, absent: Absent) -> Result<Option<Arc<Authenticator>>> {
     let Some(home) = context.local_home() else {
         return Ok(None);
     };
-    run::make_home(home)?;
-    Authenticator::open(home).map(Some).map_err(|error| {
-        CliError::internal(error).while_doing(format!("open the tokens of {}", home.display()))
-    })
+    let what = || format!("open the tokens of {}", home.display());
+    home::check_place(home).map_err(|error| of_home(error).while_doing(what()))?;
+    let made = match absent {
+        // What is made in a new home is taken away again if not all of it can be made.
+        Absent::Make => match Home::own(home) {
+            Ok(home) => Some(home),
+            // Whoever owns it has made it.
+            Err(home::Error::InUse { .. }) => None,
+            Err(error) => return Err(of_home(error).while_doing(what())),
+        },
+        Absent::Refuse if home.join(auth::TOKENS).exists() => None,
+        Absent::Refuse => {
+            return Err(
+                CliError::user(format!("{} has no tokens yet", home.display()))
+                    .hint("`coordinator token create` makes one")
+                    .hint("`--home PATH` or MUSTER_HOME names another home"),
+            );
+        }
+    };
+    let opened = Authenticator::open(home).map_err(|error| full_or(error, home, &what()))?;
+    if let Some(mut made) = made {
+        made.keep();
+    }
+    Ok(Some(opened))
+}
+
+fn full_or(
+    error: impl std::error::Error + Send + Sync + 'static,
+    home: &Path,
+    what: &str,
+) -> CliError {
+    let full = is_full(&error);
+    let error = CliError::new(Kind::User, error).while_doing(what);
+    if full {
+        error.hint(full_disk(home))
+    } else {
+        error
+    }
 }
 
 async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
     if options.pool.is_some() && options.role != RoleName::Worker {
-        return Err(CliError::user("only tokens of workers belong to a pool"));
+        return Err(CliError::user("only tokens of workers belong to a pool")
+            .hint("leave `--pool` away, or make it `--role worker`"));
     }
     if let Some(path) = &options.out {
         may_replace(path)?;
@@ -65,7 +109,7 @@ async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
         .clone()
         .unwrap_or_else(|| format!("{} token", options.role.as_str()));
     let pool = options.pool.as_deref().unwrap_or(POOL_DEFAULT);
-    let (token, id) = match store(context)? {
+    let (token, id) = match store(context, Absent::Make)? {
         Some(store) => {
             let now = Timestamp::now();
             let new = NewToken {
@@ -75,7 +119,7 @@ async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
             };
             let token = store
                 .create_token(&new, now)
-                .map_err(|error| CliError::new(Kind::User, error).while_doing("make a token"))?;
+                .map_err(|error| full_or(error, &context.home, "make a token"))?;
             (token.reveal(), token.id.to_string())
         }
         None => {
@@ -118,6 +162,17 @@ fn may_replace(path: &Path) -> Result<()> {
         && !std::fs::File::open(path)
             .and_then(|mut file| file.read_exact(&mut start))
             .is_ok_and(|()| start == *TOKEN_PREFIX.as_bytes());
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        return Err(CliError::user(format!(
+            "cannot write {}: there is no folder {}",
+            path.display(),
+            folder.display()
+        ))
+        .hint("make the folder first, or name another file with `--out`; no token was made"));
+    }
     if is_other {
         return Err(CliError::user(format!(
             "{} exists and holds no token; it is left alone",
@@ -159,7 +214,7 @@ fn role(name: RoleName, pool: &str) -> Role {
 }
 
 async fn list(context: &Context, options: &TokenList) -> Result<Exit> {
-    let mut tokens = match store(context)? {
+    let mut tokens = match store(context, Absent::Refuse)? {
         Some(store) => {
             let tokens = store.tokens().list().map_err(CliError::internal)?;
             tokens.iter().map(Row::of_record).collect::<Vec<_>>()
@@ -232,7 +287,7 @@ struct Row {
 }
 
 impl Row {
-    fn of_record(record: &crate::auth::TokenRecord) -> Self {
+    fn of_record(record: &auth::TokenRecord) -> Self {
         let (role, pool) = match &record.role {
             Role::Worker { pool } => (RoleName::Worker, Some(pool.clone())),
             Role::Viewer => (RoleName::Viewer, None),
@@ -264,18 +319,19 @@ impl Row {
 }
 
 async fn revoke(context: &Context, options: &TokenRevoke) -> Result<Exit> {
-    match store(context)? {
+    let id: muster_connect::TokenId = options.id.parse().map_err(|_| {
+        CliError::user(format!(
+            "`{}` is no id of a token: it has 16 hex digits",
+            options.id
+        ))
+        .hint(LISTS)
+    })?;
+    match store(context, Absent::Refuse)? {
         Some(store) => {
-            let id = options.id.parse().map_err(|error| {
-                CliError::new(
-                    Kind::User,
-                    anyhow::Error::new::<muster_connect::TokenError>(error),
-                )
-            })?;
             store
                 .tokens()
                 .revoke(id, Timestamp::now())
-                .map_err(|error| CliError::new(Kind::User, error))?;
+                .map_err(|error| CliError::new(Kind::User, error).hint(LISTS))?;
         }
         None => {
             let client = context.client().await?;
@@ -284,6 +340,12 @@ async fn revoke(context: &Context, options: &TokenRevoke) -> Result<Exit> {
             };
             client.operator().revoke_token(request).await?;
         }
+    }
+    if options.json {
+        context
+            .output
+            .json(&json!({ "id": options.id, "revoked": true }))?;
+        return Ok(Exit::Success);
     }
     context
         .output

@@ -1,4 +1,16 @@
-//! `coordinator watch`.
+//! `coordinator watch`: a live table on a terminal, else a line for each event.
+
+mod detail;
+mod keys;
+mod live;
+mod model;
+mod output;
+mod terminal;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::io::IsTerminal as _;
 
 use muster_proto::v1;
 use muster_proto::v1::watch_run_response::Item;
@@ -8,17 +20,37 @@ use super::context::{Context, Session};
 use super::error::{CliError, Exit, Result};
 use super::follow::{self, News, Wish};
 use super::interrupt::Interrupts;
-use super::{find, json, show, summary};
+use super::{find, json, logging, show, summary};
 use crate::output::{Paint, harmless, one_line};
 
 pub(crate) async fn watch(context: &Context, options: Watch) -> Result<Exit> {
+    let is_table = wants_table(context, &options);
+    if is_table {
+        logging::silent();
+    }
     let session = context.session().await?;
-    let ended = watched(context, &session, &options).await;
+    let ended = watched(context, &session, &options, is_table).await;
     session.close().await;
     ended
 }
 
-async fn watched(context: &Context, session: &Session, options: &Watch) -> Result<Exit> {
+/// Tells whether a person sits in front of a terminal that can be drawn on, and has not asked for
+/// anything that only lines can show.
+fn wants_table(context: &Context, options: &Watch) -> bool {
+    let lines = options.plain
+        || options.json
+        || options.agent
+        || options.after.is_some()
+        || options.cursor.is_some();
+    !lines && context.output.data_is_terminal && std::io::stdin().is_terminal()
+}
+
+async fn watched(
+    context: &Context,
+    session: &Session,
+    options: &Watch,
+    is_table: bool,
+) -> Result<Exit> {
     let mut interrupts = Interrupts::listen()?;
     let mut client = session.client.clone();
     let run = find::run(&client, options.run.as_deref()).await?;
@@ -35,6 +67,17 @@ async fn watched(context: &Context, session: &Session, options: &Watch) -> Resul
             "`{} status {run}` shows how it stands",
             context.program
         )));
+    }
+    if is_table {
+        let run = find::get(&client, &run).await?;
+        return Box::pin(live::watch(
+            context,
+            session,
+            run,
+            options.follow,
+            interrupts,
+        ))
+        .await;
     }
     let wish = Wish {
         run: run.clone(),

@@ -50,6 +50,7 @@ fn described(worker: &v1::Worker) -> Value {
         "heard_at": show::machine_time(worker.heard_at.as_ref()),
         "incarnation": worker.incarnation,
         "tasks": worker.tasks,
+        "trouble": (!worker.trouble.is_empty()).then_some(&worker.trouble),
     })
 }
 
@@ -57,16 +58,17 @@ fn described(worker: &v1::Worker) -> Value {
 const LABELS_WIDTH_MAX: usize = 32;
 
 fn table(workers: &[v1::Worker], now: Timestamp, paint: Paint) -> Table {
-    let mut table = Table::new(
-        &[
-            "WORKER", "STATE", "POOL", "LABELS", "BUSY", "HEARD", "WORKS ON",
-        ]
-        .map(|heading| paint.dim(heading)),
-    );
+    let troubled = workers.iter().any(|worker| !worker.trouble.is_empty());
+    let headings = [
+        "WORKER", "STATE", "POOL", "LABELS", "BUSY", "HEARD", "WORKS ON",
+    ];
+    let headings = headings.into_iter().chain(troubled.then_some("TROUBLE"));
+    let headings: Vec<String> = headings.map(|heading| paint.dim(heading)).collect();
+    let mut table = Table::new(&headings);
     for worker in workers {
         let heard = show::time(worker.heard_at.as_ref())
             .map(|heard| format!("{} ago", show::duration(show::between(heard, now))));
-        table.row(vec![
+        let mut row = vec![
             one_line(&worker.worker),
             show::state(paint, &worker.state),
             one_line(&worker.pool),
@@ -75,7 +77,9 @@ fn table(workers: &[v1::Worker], now: Timestamp, paint: Paint) -> Table {
             format!("{}/{}", worker.leases, worker.slots),
             heard.unwrap_or_default(),
             one_line(&worker.tasks.join(", ")),
-        ]);
+        ];
+        row.extend(troubled.then(|| one_line(&worker.trouble)));
+        table.row(row);
     }
     table
 }

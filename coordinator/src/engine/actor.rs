@@ -60,6 +60,8 @@ pub enum Fatal {
     Panicked,
     #[error("failed to start the engine's thread")]
     Thread(#[source] std::io::Error),
+    #[error("failed to start a thread that reads the journal")]
+    ReaderThread(#[source] std::io::Error),
 }
 
 /// An engine that has started.

@@ -1,19 +1,26 @@
 //! Reads of the store, off the async threads and beside the writer.
+//!
+//! Each reader has a thread of its own. A row of the journal may hold the events of a plan with hundreds
+//! of thousands of tasks, and allocators keep for a thread what it once needed: on whichever thread of
+//! a pool is idle, in the end each of them would have kept room for such a row.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{mpsc, oneshot};
 
+use super::Fatal;
 use crate::store::{self, Reader, Store};
 
-/// Connections that read at once.
-const READERS: usize = 4;
+/// Reads that wait for a thread; further ones wait to get in.
+const QUEUE: usize = 64;
 
-/// A few readers of the store, shared by all requests; cheap to clone.
+type Work = Box<dyn FnOnce(&mut dyn Reader) + Send>;
+
+/// A few readers of the store, shared by all requests, until the last of these goes; cheap to clone.
 #[derive(Clone)]
 pub struct Readers {
-    idle: Arc<Mutex<Vec<Box<dyn Reader>>>>,
-    room: Arc<Semaphore>,
+    work: mpsc::Sender<Work>,
 }
 
 /// Why a read failed.
@@ -21,27 +28,31 @@ pub struct Readers {
 pub enum ReadError {
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The reading thread panicked or the runtime is ending.
+    /// The read panicked.
     #[error("the read was given up")]
     GivenUp,
 }
 
 impl Readers {
-    /// Opens the readers of a store.
+    /// Opens so many readers of a store, one at least.
     ///
     /// # Errors
-    /// The store's own.
-    pub fn open(store: &dyn Store) -> Result<Self, store::Error> {
-        let readers = (0..READERS)
-            .map(|_| store.reader())
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self {
-            idle: Arc::new(Mutex::new(readers)),
-            room: Arc::new(Semaphore::new(READERS)),
-        })
+    /// The store's own, or the system has no thread left.
+    pub fn open(store: &dyn Store, count: usize) -> Result<Self, Fatal> {
+        let (work, inbox) = mpsc::channel(QUEUE);
+        let inbox = Arc::new(Mutex::new(inbox));
+        for _ in 0..count.max(1) {
+            let reader = store.reader().map_err(Fatal::Load)?;
+            let inbox = Arc::clone(&inbox);
+            std::thread::Builder::new()
+                .name("reader".into())
+                .spawn(move || serve(reader, &inbox))
+                .map_err(Fatal::ReaderThread)?;
+        }
+        Ok(Self { work })
     }
 
-    /// Runs a read on a blocking thread, after waiting for a reader.
+    /// Runs a read on a reader's thread, once one is free.
     ///
     /// # Errors
     /// The store's error.
@@ -49,25 +60,28 @@ impl Readers {
         &self,
         read: impl FnOnce(&mut dyn Reader) -> Result<T, store::Error> + Send + 'static,
     ) -> Result<T, ReadError> {
-        let room = self
-            .room
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|_| ReadError::GivenUp)?;
-        let idle = self.idle.clone();
-        let result = tokio::task::spawn_blocking(move || {
-            let _room = room;
-            let taken = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some(mut reader) = taken else {
-                return Err(ReadError::GivenUp);
-            };
-            let result = read(&mut *reader);
-            idle.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(reader);
-            result.map_err(ReadError::from)
+        let (answer, result) = oneshot::channel();
+        let work: Work = Box::new(move |reader| {
+            // The asker may have gone.
+            drop(answer.send(read(reader)));
         });
-        result.await.map_err(|_| ReadError::GivenUp)?
+        let sent = self.work.send(work).await;
+        sent.map_err(|_| ReadError::GivenUp)?;
+        Ok(result.await.map_err(|_| ReadError::GivenUp)??)
+    }
+}
+
+fn serve(mut reader: Box<dyn Reader>, inbox: &Mutex<mpsc::Receiver<Work>>) {
+    loop {
+        // Whoever waits for work holds the lock, and the others wait for that.
+        let work = inbox
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .blocking_recv();
+        let Some(work) = work else {
+            return;
+        };
+        // Whoever asked sees that there is no answer; the next read may do better.
+        let _panicked = catch_unwind(AssertUnwindSafe(|| work(&mut *reader)));
     }
 }

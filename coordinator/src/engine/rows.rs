@@ -8,6 +8,10 @@ use tracing::{error, info, warn};
 use super::Fatal;
 use crate::store::{self, BatchSeq, Store};
 
+/// Events of one row that are logged one by one. A plan of the largest size would be some hundred
+/// thousand lines, for which everybody else would wait; a watch of its run shows them all.
+const EVENTS_LOGGED: usize = 64;
+
 /// The store together with the place of the next row.
 pub(super) struct Rows {
     pub(super) store: Box<dyn Store>,
@@ -51,13 +55,17 @@ impl Journal for Rows {
         }
         self.next = self.next.next();
         self.since_snapshot += 1;
-        for event in events {
+        for event in events.iter().take(EVENTS_LOGGED) {
             info!(
                 seq = event.seq,
                 event = event.kind.name(),
                 run = event.kind.run().map(|run| run.0),
                 "recorded"
             );
+        }
+        let more = events.len().saturating_sub(EVENTS_LOGGED);
+        if more > 0 {
+            info!(more, "recorded together with these");
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use tracing::warn;
 use super::names;
 use super::repositories::Repositories;
 use crate::api::convert::clip;
+use crate::causes::chain;
 use crate::engine::{self, Handle};
 
 /// Steps taken from the state at once.
@@ -181,15 +182,19 @@ async fn attempt(repositories: &Repositories, step: &Step) -> Result<CommitId, G
         match make(repositories, step).await {
             Ok(result) => return result.map_err(GitStepFailure::Conflict),
             Err(error) if tried < TRIES => {
-                warn!(run = step.run, error = %error, tried, "a merge failed and is tried again");
+                warn!(
+                    run = step.run,
+                    error = chain(&error),
+                    tried,
+                    "a merge failed and is tried again"
+                );
                 tried += 1;
                 tokio::time::sleep(PAUSE).await;
             }
             Err(error) => {
-                warn!(run = step.run, error = %error, "a merge failed for good");
-                return Err(GitStepFailure::Error(
-                    clip(&error.to_string(), 1_000).into(),
-                ));
+                let error = chain(&error);
+                warn!(run = step.run, error, "a merge failed for good");
+                return Err(GitStepFailure::Error(clip(&error, 1_000).into()));
             }
         }
     }

@@ -178,7 +178,8 @@ pub(super) fn lower(
     for entry in &document.tasks {
         let settings = settle(&document.defaults, &entry.settings);
         let agent = agent_document(document, configured, entry);
-        specs.push(task_spec(entry, &settings, &agent.name));
+        // Workers offer kinds; what a plan calls one is the plan's affair.
+        specs.push(task_spec(entry, &settings, agent.kind.as_str()));
         tasks.push(task_document(
             entry,
             settings,

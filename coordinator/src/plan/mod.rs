@@ -42,11 +42,12 @@ pub use document::{
     AgentDefinition, AgentKind, CodexEntry, FolderRepo, Integrate, IntegrateSettings, OnConflict,
     PlanDocument, Repo, Resources, Settings, TaskEntry,
 };
-pub use graph::Graph;
+pub use graph::{Graph, Node, NodeState, TooLarge, WIDTH_DEFAULT};
 pub use lower::{
     Admission, AgentDocument, Error as LowerError, IntegrateDocument, Lowered, TaskDocument,
 };
 pub use problem::{PROBLEMS_MAX, Position, Problem, Problems};
+pub(crate) use problem::{nearest, quote};
 pub use schema::json_schema;
 pub use settings::VERIFY_COMMANDS_MAX;
 pub use tree::FILE_BYTES_MAX;

@@ -48,7 +48,7 @@ impl fmt::Display for Problem {
 }
 
 impl Problems {
-    pub(super) fn new(file: &str) -> Self {
+    pub(crate) fn new(file: &str) -> Self {
         Self {
             file: file.to_owned(),
             list: Vec::new(),
@@ -57,7 +57,7 @@ impl Problems {
     }
 
     /// Notes a finding and gives it back for hints; `None` once the bound is reached.
-    pub(super) fn add(&mut self, at: Position, message: impl Into<String>) -> Option<&mut Problem> {
+    pub(crate) fn add(&mut self, at: Position, message: impl Into<String>) -> Option<&mut Problem> {
         if self.list.len() >= PROBLEMS_MAX {
             self.omitted += 1;
             return None;
@@ -71,7 +71,7 @@ impl Problems {
     }
 
     /// Notes a finding with one hint.
-    pub(super) fn add_with(
+    pub(crate) fn add_with(
         &mut self,
         at: Position,
         message: impl Into<String>,
@@ -82,16 +82,16 @@ impl Problems {
         }
     }
 
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.list.len() + self.omitted
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
     /// Orders the findings by place; equal ones are kept once.
-    pub(super) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.list.sort();
         self.list.dedup();
     }
@@ -114,7 +114,7 @@ impl fmt::Display for Problems {
 }
 
 /// Quotes a text of the file for a message: control characters escaped, the end cut.
-pub(super) fn quote(text: &str) -> String {
+pub(crate) fn quote(text: &str) -> String {
     let mut short: String = text.chars().take(QUOTE_CHARS).collect();
     if short.len() < text.len() {
         short.push('…');
@@ -123,7 +123,7 @@ pub(super) fn quote(text: &str) -> String {
 }
 
 /// Finds the candidate that was most likely meant, if one is near.
-pub(super) fn nearest<'a>(
+pub(crate) fn nearest<'a>(
     text: &str,
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use coordinator_core::CommitId;
 use coordinator_core::plan::Source;
@@ -66,7 +66,7 @@ fn every_wrong_plan_is_explained_at_its_place() {
         let _ = writeln!(out, "=== {title}\n{}", shown(text, &problems));
         count += 1;
     }
-    assert!(count >= 40);
+    assert!(count >= 60);
     insta::assert_snapshot!(out);
 }
 
@@ -376,44 +376,6 @@ fn the_examples_are_sound_and_fit_the_schema() {
             panic!("{}: {reason}", path.display());
         }
     }
-}
-
-#[test]
-fn graphs_are_drawn_as_text_dot_and_mermaid() {
-    let path = Path::new(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../tests/plans/first.yaml"
-    ));
-    let plan = read(path, &BTreeMap::new()).unwrap();
-    let graph = Graph::of(&plan);
-    insta::assert_snapshot!(format!(
-        "{}\n{}\n{}",
-        graph.text(),
-        graph.dot(),
-        graph.mermaid()
-    ));
-}
-
-#[test]
-fn drawings_of_long_and_wide_plans_stay_readable() {
-    let mut text = "tasks:\n- {name: t0, run: echo}\n".to_owned();
-    for i in 1..30 {
-        let _ = writeln!(
-            text,
-            "- {{name: t{i}, run: echo, depends_on: [t{}]}}",
-            i - 1
-        );
-    }
-    text += "- {name: end, run: echo, depends_on: [t0, t1, t2, t3, t4, t5, t29]}\n";
-    let plan = plan(&text);
-    let graph = Graph::of(&plan);
-    assert_eq!(graph.critical_path().len(), 31);
-    let drawn = graph.text();
-    assert!(drawn.contains("t7 → (15 more) → t23"), "{drawn}");
-    assert!(
-        drawn.contains("end  after t0, t1, t2 and 4 more"),
-        "{drawn}"
-    );
 }
 
 proptest! {

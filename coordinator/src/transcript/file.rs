@@ -16,6 +16,8 @@ use super::{Error, Position, mend};
 pub(super) const HEADER: usize = 8;
 /// An event's bytes; a longer length is damage.
 pub(super) const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Begins the note of the first record; the rest of it is whose transcript it is.
+const HEADING: &str = "muster transcript 2: ";
 /// What one read takes from the file.
 const CHUNK: usize = 256 * 1024;
 
@@ -135,6 +137,16 @@ impl Transcript {
         Ok(())
     }
 
+    /// Begins an empty file with a record that says whose it is.
+    pub(super) fn begin(&mut self, path: &Path, of: &Path) -> Result<(), Error> {
+        let event = AgentEvent {
+            number: 0,
+            at_ms: 0,
+            kind: Some(Kind::Note(format!("{HEADING}{}", of.display()))),
+        };
+        self.append(path, &event)
+    }
+
     pub(super) fn sync(&mut self, path: &Path) -> Result<(), Error> {
         #[cfg(test)]
         if self.refused_syncs > 0 {
@@ -189,7 +201,10 @@ fn behind_damage(file: &File, position: &Position) -> std::io::Result<Option<(Ag
     let next = position.offset + size;
     Ok(match record_at(file, next)? {
         // The damaged one had a number of its own.
-        Found::Sound(event, size) if event.number > position.number + 1 => {
+        // That of the first record is none that an event has.
+        Found::Sound(event, size)
+            if event.number > position.number + u64::from(position.offset > 0) =>
+        {
             Some((event, next + size))
         }
         Found::Sound(..) | Found::Damaged(_) | Found::Nothing => None,
@@ -249,7 +264,9 @@ pub(super) fn read_on(
     if let Some((event, end)) = behind_damage(&file, position).map_err(io("read", path))? {
         // What is lost is shown as such, and hides nothing behind it.
         let number = event.number - 1;
-        events.push(super::missing(number, event.at_ms));
+        if number > position.number {
+            events.push(super::missing(number, event.at_ms));
+        }
         *position = Position {
             offset: end,
             number: event.number,
@@ -284,6 +301,15 @@ fn read_sound(
     }
     let mut events = Vec::new();
     let mut rest = buffer.as_slice();
+    if position.offset == 0
+        && let Some((_, size)) = heading(rest)
+    {
+        position.offset = size as u64;
+        rest = rest.get(size..).unwrap_or_default();
+        if rest.is_empty() {
+            return read_sound(path, position, bytes);
+        }
+    }
     while let Some((event, size)) = parse(rest) {
         // Numbers only grow; anything else was not written by us.
         if event.number <= position.number {
@@ -311,6 +337,16 @@ fn read_up_to(file: &mut File, buffer: &mut Vec<u8>, bytes: usize) -> std::io::R
 pub(super) fn record_length(bytes: &[u8]) -> Option<usize> {
     let length: [u8; 4] = bytes.get(..4)?.try_into().ok()?;
     usize::try_from(u32::from_le_bytes(length)).ok()
+}
+
+/// Parses the record that says whose transcript it is; `None` if the file begins with another.
+pub(super) fn heading(bytes: &[u8]) -> Option<(Option<String>, usize)> {
+    let (event, size) = parse(bytes).filter(|(event, _)| event.number == 0)?;
+    let of = match event.kind {
+        Some(Kind::Note(note)) => note.strip_prefix(HEADING).map(str::to_owned),
+        _ => None,
+    };
+    Some((of, size))
 }
 
 /// Parses one whole record; `None` when it is torn or damaged.
@@ -484,5 +520,40 @@ mod tests {
             numbers.extend(events.iter().map(|event| event.number));
         }
         assert_eq!(numbers, [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_first_record_says_whose_it_is_and_readers_do_not_see_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.events");
+        let of = Path::new("r/tasks/t/a.events");
+        let mut transcript = Transcript::open(&path).unwrap();
+        transcript.begin(&path, of).unwrap();
+        transcript.sync(&path).unwrap();
+        assert_eq!(numbers(&path), [0; 0]);
+        let mut transcript = Transcript::open(&path).unwrap();
+        assert_eq!(transcript.last, 0);
+        for number in 1..=2 {
+            transcript.append(&path, &event(number)).unwrap();
+        }
+        let mut position = Position::default();
+        for wanted in 1..=2 {
+            let read = read_on(&path, &mut position, 1).unwrap();
+            assert_eq!(read, [event(wanted)]);
+        }
+        let whole = std::fs::read(&path).unwrap();
+        let named = mend::look(&path).unwrap();
+        assert_eq!(named.of.as_deref(), of.to_str());
+        assert_eq!((named.events, named.is_damaged()), (2, false));
+        // Whatever hits it, the events are what they were.
+        let (_, size) = heading(&whole).unwrap();
+        for place in 0..size {
+            let mut spoiled = whole.clone();
+            spoiled[place] ^= 0x10;
+            std::fs::write(&path, &spoiled).unwrap();
+            assert_eq!(Transcript::open(&path).unwrap().last, 2, "at {place}");
+            assert_eq!(numbers(&path), [1, 2], "at {place}");
+            std::fs::remove_file(aside(&path)).unwrap();
+        }
     }
 }

@@ -13,7 +13,7 @@ use muster_proto::v1::agent_event::Kind;
 use muster_proto::v1::{AgentEvent, OutputTruncated};
 use prost::Message as _;
 
-use super::file::{EVENT_BYTES_MAX, HEADER, encode, io, parse, record_length};
+use super::file::{EVENT_BYTES_MAX, HEADER, encode, heading, io, parse, record_length};
 use super::{Error, TRANSCRIPT_BYTES_MAX};
 
 /// Bytes that are hashed while the next sound record is looked for; a file that was made to be
@@ -36,6 +36,8 @@ pub enum Flaw {
 /// What a transcript holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Look {
+    /// Whose it says that it is, as its path below the transcripts' folder.
+    pub of: Option<String>,
     /// Sound events.
     pub events: u64,
     /// Number of the last of them.
@@ -87,6 +89,9 @@ fn whole(path: &Path) -> Result<Vec<u8>, Error> {
 pub fn mend(path: &Path, aside: &Path) -> Result<Look, Error> {
     let bytes = whole(path)?;
     let mut whole = Vec::with_capacity(bytes.len());
+    if let Some((_, size)) = heading(&bytes) {
+        whole.extend_from_slice(bytes.get(..size).unwrap_or_default());
+    }
     let mut last = 0;
     let found = walk(&bytes, |event, record| {
         if event.number > last + 1 && !matches!(event.kind, Some(Kind::OutputTruncated(_))) {
@@ -141,6 +146,10 @@ fn walk(bytes: &[u8], mut each: impl FnMut(&AgentEvent, Range<usize>)) -> Look {
     };
     let mut at = 0;
     let mut budget = SEARCH_BYTES_MAX;
+    if let Some((of, size)) = heading(bytes) {
+        look.of = of;
+        at = size;
+    }
     while at < bytes.len() {
         let rest = bytes.get(at..).unwrap_or_default();
         match sound(rest, look.last) {

@@ -3,6 +3,10 @@
 //! A record is acknowledged to its worker only after a sync that covers it; syncs are grouped over
 //! everything that waits. Events are numbered within their lease, so a repeat is recognised and
 //! stored once, and a gap is noted.
+//!
+//! A file begins with a record that has number 0 and says whose it is, as its path below the
+//! transcripts' folder: a file that was put under another's name is found by an audit. Files of the
+//! first format have no such record and are read and continued as they are.
 
 mod file;
 pub mod mend;
@@ -77,6 +81,13 @@ impl Place {
             }
         }
     }
+}
+
+/// Gives the lease that a transcript's name is for; `None` for a file of another name.
+pub(crate) fn lease_of(path: &Path) -> Option<LeaseId> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(".events")?;
+    let (_, number) = stem.rsplit_once("-L")?;
+    number.parse().ok().map(LeaseId)
 }
 
 /// Reads events of a transcript after a number, at most about `bytes` of them.

@@ -76,11 +76,12 @@ impl Transcripts {
     }
 
     /// Appends events; answers after they are safely on disk. Events that are there already are
-    /// skipped, so repeating is harmless.
+    /// skipped, so repeating is harmless; without events it only says what is there.
     ///
-    /// What lies in a gap of the numbers is lost: its worker was told that it is kept, and a damaged
-    /// disk or an older backup has it no more. The gap is noted and what follows is stored, since
-    /// refusing it would only make the worker send it again without end.
+    /// What lies in a gap of the numbers is lost. Workers ask what is there before they send anything
+    /// in a session, and send again what they still have, so a gap is what their own disk has lost
+    /// too. It is noted and what follows is stored, since refusing it would only make the worker
+    /// send it again without end.
     ///
     /// # Errors
     /// The disk.
@@ -191,7 +192,8 @@ impl Writer {
         }
         let mut synced: BTreeMap<&Place, bool> = BTreeMap::new();
         for (place, _, result) in &written {
-            if result.is_ok() && !synced.contains_key(place) {
+            // One that was only asked for may not even be there.
+            if result.is_ok() && !synced.contains_key(place) && self.open.contains_key(place) {
                 let path = place.path(&self.root);
                 let done = self.open.get_mut(place).is_some_and(|transcript| {
                     let synced = transcript.sync(&path);
@@ -228,12 +230,18 @@ impl Writer {
     fn append(&mut self, place: &Place, events: Vec<AgentEvent>) -> Result<Appended, Error> {
         let path = place.path(&self.root);
         if !self.open.contains_key(place) {
+            if events.is_empty() && !path.exists() {
+                return Ok(Appended { stored: 0 });
+            }
             self.open.insert(place.clone(), Transcript::open(&path)?);
         }
         let Some(transcript) = self.open.get_mut(place) else {
             return Err(Error::Stopped);
         };
         let mut written = Ok(());
+        if transcript.bytes == 0 && !events.is_empty() {
+            transcript.begin(&path, &place.path(Path::new("")))?;
+        }
         for event in events {
             if event.number <= transcript.last {
                 continue;
@@ -321,6 +329,17 @@ mod tests {
         let numbers: Vec<u64> = read.iter().map(|event| event.number).collect();
         assert_eq!(numbers, [1, 3, 4, 5]);
         assert!(matches!(read[1].kind, Some(Kind::OutputTruncated(_))));
+    }
+
+    #[tokio::test]
+    async fn a_worker_learns_what_is_there_before_it_sends_and_nothing_is_made_for_the_question() {
+        let folder = tempfile::tempdir().unwrap();
+        let transcripts = Transcripts::start(folder.path().to_owned()).unwrap();
+        let ask = || transcripts.append(place(), Vec::new());
+        assert_eq!(ask().await.unwrap(), Appended { stored: 0 });
+        assert!(!place().path(folder.path()).exists());
+        transcripts.append(place(), notes(1..=3)).await.unwrap();
+        assert_eq!(ask().await.unwrap(), Appended { stored: 3 });
     }
 
     #[tokio::test]

@@ -19,6 +19,11 @@ pub(super) const CASES: &[Case] = &[
     case(Code::FileUnfinished, Goes, |place| {
         std::fs::write(place.home().join(".muster-x1"), "half").unwrap();
     }),
+    case(Code::BackupUnfinished, Clean, |place| {
+        let left = place.folder.join(".muster-unfinished-x1");
+        std::fs::create_dir_all(left.join("home")).unwrap();
+        std::fs::write(left.join("home/secret.key"), "secret").unwrap();
+    }),
     case(Code::AddressStale, Clean, |place| {
         let here = muster_connect::AddressFile {
             address: "127.0.0.1:1".to_owned(),
@@ -36,12 +41,26 @@ pub(super) const CASES: &[Case] = &[
         flip(&place.transcript("a"), 12);
     }),
     case(Code::TranscriptGap, Clean, |place| {
-        // The second of three records of one length goes.
+        // The second of three events goes; the first record says whose they are.
         let path = place.transcript("a");
         let whole = std::fs::read(&path).unwrap();
-        let third = whole.len() / 3;
-        let rest = [&whole[..third], &whole[2 * third..]].concat();
+        let mut ends = vec![0];
+        while let Some(length) = whole[*ends.last().unwrap()..].first_chunk::<4>() {
+            let length = usize::try_from(u32::from_le_bytes(*length)).unwrap();
+            ends.push(ends.last().unwrap() + 8 + length);
+        }
+        let rest = [&whole[..ends[2]], &whole[ends[3]..]].concat();
         std::fs::write(&path, rest).unwrap();
+    }),
+    case(Code::TranscriptDamaged, Clean, |place| {
+        // The end of the last event: the first record, and events before it, are sound.
+        let path = place.transcript("b");
+        let whole = std::fs::read(&path).unwrap();
+        flip(&path, whole.len() - 1);
+    }),
+    case(Code::TranscriptSwapped, Stays, |place| {
+        let other = std::fs::read(place.transcript("b")).unwrap();
+        std::fs::write(place.transcript("a"), other).unwrap();
     }),
     case(Code::TranscriptOfNoLease, Clean, |place| {
         let path = place.transcript("a");

@@ -60,6 +60,9 @@ pub(super) const CASES: &[Case] = &[
         std::fs::create_dir(&other).unwrap();
         super::git(&other, &["init", "-q", "--bare"]);
     }),
+    case(Code::RefsUnreadable, Clean, |place| {
+        std::fs::write(place.repository().join("packed-refs"), "garbage\n").unwrap();
+    }),
     case(Code::RepositoryMissing, Stays, |place| {
         let moved = place.folder.join("moved");
         std::fs::rename(place.repository(), moved).unwrap();

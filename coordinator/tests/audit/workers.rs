@@ -184,9 +184,27 @@ async fn a_process_and_a_cgroup_of_a_closed_lease_are_found() {
         .env("MUSTER_TASK", "c")
         .spawn()
         .unwrap();
+    // One of another home, in which a run has the same name.
+    let other = tempfile::tempdir().unwrap();
+    drop(coordinator::auth::Authenticator::open(other.path()).unwrap());
+    std::fs::rename(other.path().join("tls/ca.pem"), other.path().join("ca.pem")).unwrap();
+    let context = other.path().join("leases/1/context.json");
+    let mut stranger = std::process::Command::new("sleep")
+        .arg("60")
+        .env("MUSTER_MARK", uuid::Uuid::new_v4().simple().to_string())
+        .env("MUSTER_RUN", place.runs().0)
+        .env("MUSTER_TASK", "a")
+        .env("MUSTER_CONTEXT_FILE", context)
+        .spawn()
+        .unwrap();
     let report = place.look().await;
-    process.kill().unwrap();
-    process.wait().unwrap();
+    for process in [&mut process, &mut stranger] {
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+    let theirs = format!("process {} ", stranger.id());
+    let about = |found: &&coordinator::audit::Finding| found.what.starts_with(&theirs);
+    assert_eq!(report.findings.iter().find(about), None);
     let wanted = ["cgroup-left", "lease-left", "process-left"];
     assert_eq!(
         super::codes(&report, None),

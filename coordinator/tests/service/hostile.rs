@@ -154,6 +154,42 @@ async fn events_are_kept_after_the_end_of_their_lease_and_of_their_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_asks_is_told_what_is_there_and_no_more_when_the_home_is_an_older_one() {
+    let mut world = World::start().await;
+    world.submit(ONE, "key").await.unwrap();
+    let mut worker = Worker::join(&world, "w").await;
+    let grant = worker.grant().await;
+    assert_eq!(worker.notes(events_of(&grant), &[]).await, 0);
+    assert_eq!(worker.notes(events_of(&grant), &[1, 2]).await, 2);
+    let transcripts = world.folder.path().join("home/transcripts");
+    let saved = world.folder.path().join("saved");
+    let copy = |from: &Path, to: &Path| {
+        let copied = std::process::Command::new("cp")
+            .arg("-a")
+            .args([from, to])
+            .status();
+        assert!(copied.unwrap().success());
+    };
+    copy(&transcripts, &saved);
+    assert_eq!(worker.notes(events_of(&grant), &[3, 4]).await, 4);
+    drop(worker);
+    world.stop().await;
+    std::fs::remove_dir_all(&transcripts).unwrap();
+    copy(&saved, &transcripts);
+    world.restart().await;
+    let mut again = Worker::join(&world, "w").await;
+    assert_eq!(again.notes(events_of(&grant), &[]).await, 2);
+    assert_eq!(again.notes(events_of(&grant), &[3, 4]).await, 4);
+    // Of a lease that is not its own nothing is wanted.
+    let other = v1::LeaseEvents {
+        lease: 99,
+        ..events_of(&grant)
+    };
+    assert_eq!(again.notes(other, &[]).await, u64::MAX);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_an_older_session_leaves_the_newer_one_alone() {
     let world = World::start().await;
     let mut older = Worker::join(&world, "w").await;

@@ -199,6 +199,23 @@ async fn a_watch_shows_what_an_agent_said_last_though_its_report_came_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watch_from_an_event_shows_no_words_of_leases_that_had_closed_by_then() {
+    let world = World::start().await;
+    let run = world.submit(ONE, "key").await.unwrap();
+    let mut worker = Worker::join(&world, "w").await;
+    let grant = worker.grant().await;
+    worker.notes(events_of(&grant), &[1, 2]).await;
+    worker.report(vec![(grant.lease, done())]).await;
+    let last = world.until(&run, |run| run.archived).await.last_seq;
+    let (seqs, numbers) = watch(&world, &run, last).await;
+    assert!(seqs.iter().all(|seq| *seq > last), "{seqs:?}");
+    assert_eq!(numbers, [0; 0]);
+    // From before the lease was granted all of it is news.
+    let (_, numbers) = watch(&world, &run, 1).await;
+    assert_eq!(numbers, [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_role_may_do_what_its_name_says_and_no_more() {
     let world = World::start().await;
     world.submit(ONE, "key").await.unwrap();

@@ -427,8 +427,8 @@ impl Worker {
         }
     }
 
-    /// Sends notes as events of a lease and waits until they are stored.
-    pub(crate) async fn notes(&mut self, of: v1::LeaseEvents, numbers: &[u64]) {
+    /// Sends notes as events of a lease and waits until they are stored; gives up to where they are.
+    pub(crate) async fn notes(&mut self, of: v1::LeaseEvents, numbers: &[u64]) -> u64 {
         let events = numbers
             .iter()
             .map(|number| v1::AgentEvent {
@@ -440,8 +440,8 @@ impl Worker {
         let leases = vec![v1::LeaseEvents { events, ..of }];
         self.say(Said::Events(v1::EventBatch { leases })).await;
         loop {
-            if let Heard::EventAcks(_) = self.hear().await.unwrap() {
-                return;
+            if let Heard::EventAcks(acks) = self.hear().await.unwrap() {
+                return acks.acks[0].number;
             }
         }
     }

@@ -80,7 +80,7 @@ pub enum Error {
         path: String,
     },
     /// The file could not be read.
-    #[error("read the address file {path}")]
+    #[error("cannot read the address file {path}")]
     Read {
         /// The file.
         path: String,
@@ -88,7 +88,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The file is not what the coordinator writes.
-    #[error("read the address file {path}: it is damaged; restart the coordinator to have it anew")]
+    #[error(
+        "cannot read the address file {path}: it is damaged; restart the coordinator to have it anew"
+    )]
     Damaged {
         /// The file.
         path: String,
@@ -96,7 +98,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// The file could not be written.
-    #[error("write the address file {path}")]
+    #[error("cannot write the address file {path}")]
     Write {
         /// The file.
         path: String,

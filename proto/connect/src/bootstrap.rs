@@ -198,7 +198,7 @@ pub enum Error {
         address: String,
     },
     /// The host could not be found or reached.
-    #[error("reach {address}; check the name, the network and any firewall between")]
+    #[error("cannot reach {address}; check the name, the network and any firewall between")]
     Unreachable {
         /// `host:port`.
         address: String,
@@ -262,7 +262,7 @@ pub enum Error {
         address: String,
     },
     /// The handshake failed in some other way.
-    #[error("agree on TLS with {address}")]
+    #[error("cannot agree on TLS with {address}")]
     Handshake {
         /// `host:port`.
         address: String,
@@ -270,7 +270,7 @@ pub enum Error {
         source: io::Error,
     },
     /// TLS could not be set up on this side.
-    #[error("set up TLS")]
+    #[error("cannot set up TLS")]
     Setup {
         /// What rustls said.
         source: rustls::Error,

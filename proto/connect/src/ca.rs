@@ -129,7 +129,7 @@ pub enum Error {
         path: String,
     },
     /// The file could not be read.
-    #[error("read the CA certificate {path}")]
+    #[error("cannot read the CA certificate {path}")]
     Read {
         /// The file.
         path: String,
@@ -137,7 +137,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The file could not be written.
-    #[error("write the CA certificate {path}")]
+    #[error("cannot write the CA certificate {path}")]
     Write {
         /// The file.
         path: String,

@@ -94,7 +94,7 @@ impl Endpoint {
 }
 
 /// Fails unless `address` is a host and a port and nothing else.
-pub(crate) fn check_address(address: &str) -> Result<(), Error> {
+pub fn check_address(address: &str) -> Result<(), Error> {
     let bad = || Error::Address {
         address: address.to_owned(),
     };
@@ -167,7 +167,7 @@ pub enum Error {
     #[error("the credential holds characters that cannot be sent")]
     Credential,
     /// The pinned authority is not usable.
-    #[error("set up TLS for the coordinator at {address}")]
+    #[error("cannot set up TLS for the coordinator at {address}")]
     Tls {
         /// `host:port`.
         address: String,
@@ -175,7 +175,7 @@ pub enum Error {
         source: tonic::transport::Error,
     },
     /// No connection came about, or its certificate was refused.
-    #[error("connect to the coordinator at {address}")]
+    #[error("cannot connect to the coordinator at {address}")]
     Connect {
         /// `host:port`.
         address: String,

@@ -16,7 +16,7 @@ mod token;
 pub use address_file::{AddressFile, Error as AddressFileError};
 pub use bootstrap::{Error as BootstrapError, bootstrap_ca};
 pub use ca::{CaCertificate, Error as CaError, Fingerprint};
-pub use endpoint::{AuthorizedChannel, Bearer, Endpoint, Error as EndpointError};
+pub use endpoint::{AuthorizedChannel, Bearer, Endpoint, Error as EndpointError, check_address};
 pub use token::{Error as TokenError, Secret, Token, TokenId, read_token_file};
 
 /// The one name that every coordinator's certificate carries.

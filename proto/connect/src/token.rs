@@ -233,7 +233,7 @@ pub enum Error {
         path: String,
     },
     /// The file could not be read.
-    #[error("read the token file {path}")]
+    #[error("cannot read the token file {path}")]
     Read {
         /// The file.
         path: String,
@@ -241,7 +241,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The file was read but holds no good token.
-    #[error("use the token file {path}")]
+    #[error("cannot use the token file {path}")]
     InFile {
         /// The file.
         path: String,

@@ -15,7 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
         }
     };
     let graph = Graph::of(&plan);
-    let _ = (graph.critical_path(), graph.text(), graph.dot(), graph.mermaid());
+    let _ = (graph.critical_path(), graph.text(80), graph.dot(), graph.mermaid(), graph.svg());
     let source = coordinator_core::plan::Source {
         repository: "r".into(),
         base: coordinator_core::CommitId::new("0123456789012345678901234567890123456789"),

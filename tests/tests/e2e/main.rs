@@ -6,12 +6,14 @@
 mod abuse;
 mod changes;
 mod clocks;
+mod codex_par;
 mod cutoff;
 mod deaths;
 mod disk;
 mod failures;
 mod first;
 mod foreign;
+mod repeat;
 mod repositories;
 mod restored;
 mod several_hosts;
@@ -42,10 +44,12 @@ fn main() -> ExitCode {
     };
     let plain = [
         first::SCENARIOS,
+        codex_par::SCENARIOS,
         failures::SCENARIOS,
         foreign::SCENARIOS,
         deaths::SCENARIOS,
         straggler::SCENARIOS,
+        repeat::SCENARIOS,
         restored::SCENARIOS,
         abuse::SCENARIOS,
         wire::SCENARIOS,

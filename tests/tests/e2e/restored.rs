@@ -24,6 +24,9 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
     ("backups_made_while_tasks_push_are_each_whole", busy_home),
 ];
 
+/// What a task says when there is a backup already.
+const AFTER_BACKUP: &str = "said-after-the-backup";
+
 fn restored_home(programs: &Programs) -> Result<()> {
     with_cluster(programs, Some(SHORT), |cluster| {
         let (ledger, gates) = (
@@ -33,7 +36,12 @@ fn restored_home(programs: &Programs) -> Result<()> {
         cluster.serve()?;
         let _one = cluster.start_worker("one", 2)?;
         let _two = cluster.start_worker("two", 2)?;
-        let run = cluster.submit(&gated_plan(cluster, &ledger, &gates)?)?;
+        let plan = gated_plan(cluster, &ledger, &gates)?;
+        let text = std::fs::read_to_string(&plan)?;
+        let (word, wait) = (gates.wait("word"), gates.wait("d"));
+        let says = format!("{word}\n      echo {AFTER_BACKUP}\n      {wait}");
+        std::fs::write(&plan, text.replace(&wait, &says))?;
+        let run = cluster.submit(&plan)?;
         gates.open("a")?;
         started(&ledger, 4)?;
 
@@ -46,6 +54,14 @@ fn restored_home(programs: &Programs) -> Result<()> {
             "saved: {}",
             saved.out
         );
+
+        // This output is acknowledged to its worker, and the backup does not have it.
+        gates.open("word")?;
+        let said = || -> Result<bool> {
+            let log = cluster.ask(["logs", &run, "d"])?.success()?;
+            Ok(log.out.contains(AFTER_BACKUP))
+        };
+        until_true("`d` has said its word", SOON, said)?;
 
         // What comes now is lost: two results, and two leases that workers will still hold.
         gates.open("b")?;
@@ -89,6 +105,12 @@ fn restored_home(programs: &Programs) -> Result<()> {
             "starts of attempts: {lines:?}"
         );
         ensure!(status.attempts("d")?.len() == 1, "{}", status.task("d")?);
+        let log = cluster.ask(["logs", &run, "d"])?.success()?;
+        ensure!(
+            log.out.matches(AFTER_BACKUP).count() == 1,
+            "what a worker still held is not there again: {}",
+            log.out
+        );
         let after = leases(cluster, &run)?;
         let all: BTreeSet<u64> = after.iter().copied().collect();
         ensure!(

@@ -88,8 +88,7 @@ fn sessions(worker: &Process) -> usize {
 
 /// Writes a plan of one task with a repository of its own.
 fn one_task(cluster: &Cluster, script: &str) -> Result<PathBuf> {
-    std::fs::create_dir_all(cluster.folder().join("seed"))?;
-    std::fs::write(cluster.folder().join("seed/README"), "seed\n")?;
+    cluster.seed()?;
     let mut plan =
         "name: wire\nrepo: { from: ./seed }\ndefaults: { timeout: 5m }\ntasks:\n  - name: t\n    run: |\n"
             .to_owned();
@@ -97,6 +96,18 @@ fn one_task(cluster: &Cluster, script: &str) -> Result<PathBuf> {
         plan.push_str(&format!("      {line}\n"));
     }
     cluster.write_plan("wire.yaml", &plan)
+}
+
+/// Submits a task that does something, waits at the gate `end`, and does something more; returns with
+/// the run and the gate once it waits.
+fn at_work(cluster: &Cluster, before: &str, after: &str) -> Result<(String, Gates)> {
+    let gates = Gates::new(cluster.folder())?;
+    let at_work = cluster.folder().join("at-work");
+    let (note, wait) = (format!("touch {}", at_work.display()), gates.wait("end"));
+    let script = format!("{before}\n{note}\n{wait}\n{after}");
+    let run = cluster.submit(&one_task(cluster, &script)?)?;
+    until_true("the agent works", SOON, || Ok(at_work.exists()))?;
+    Ok((run, gates))
 }
 
 /// Insists on one attempt that succeeded.
@@ -165,8 +176,7 @@ fn cut_anywhere(programs: &Programs) -> Result<()> {
         let ledger = Ledger::new(cluster.folder())?;
         let _one = start_worker(cluster, proxy, "one", 2)?;
         let _two = start_worker(cluster, proxy, "two", 2)?;
-        std::fs::create_dir_all(cluster.folder().join("seed"))?;
-        std::fs::write(cluster.folder().join("seed/README"), "seed\n")?;
+        cluster.seed()?;
         let mut plan =
             "name: cuts\nrepo: { from: ./seed }\ndefaults: { timeout: 5m }\ntasks:\n".to_owned();
         let names: Vec<String> = (1..=8).map(|number| format!("t{number}")).collect();
@@ -195,7 +205,8 @@ fn cut_anywhere(programs: &Programs) -> Result<()> {
             })
         })));
         let run = cluster.submit(&cluster.write_plan("cuts.yaml", &plan)?)?;
-        // And all of them at moments that have to do with nothing.
+        // And all of them at moments that have to do with nothing: the pauses are the fault, and
+        // nothing is waited for.
         let mut chance = Seeded(!seed);
         for _ in 0..CUTS {
             std::thread::sleep(Duration::from_millis(20 + chance.below(160)));
@@ -364,16 +375,8 @@ fn cut_push(programs: &Programs) -> Result<()> {
 
 fn vanishing_port(programs: &Programs) -> Result<()> {
     with_proxy(programs, TERMS, |cluster, proxy| {
-        let gates = Gates::new(cluster.folder())?;
         let worker = start_worker(cluster, proxy, "one", 1)?;
-        let script = format!(
-            "echo line 1\ntouch {}/at-work\n{}\necho line 2; echo x > x",
-            cluster.folder().display(),
-            gates.wait("end")
-        );
-        let run = cluster.submit(&one_task(cluster, &script)?)?;
-        let at_work = cluster.folder().join("at-work");
-        until_true("the agent works", SOON, || Ok(at_work.exists()))?;
+        let (run, gates) = at_work(cluster, "echo line 1", "echo line 2; echo x > x")?;
         // Twice, for less than the lease lives; the agent ends while nobody can be reached.
         for round in 1..=2 {
             proxy.refuse()?;
@@ -413,18 +416,10 @@ fn vanishing_name(programs: &Programs) -> Result<()> {
         let hosts = Hosts::new(&["head", "one"], cluster.folder())?;
         cluster.run_behind(hosts.wrapper("head", &[], &[])?);
         cluster.serve()?;
-        let gates = Gates::new(cluster.folder())?;
         let mut program = cluster.worker("one", &format!("{NAME}:{}", cluster.port()), 1)?;
         program.wrapper = hosts.wrapper("one", &[], &[(&Hosts::address(0), NAME)])?;
         let worker = cluster.start_described(&program, "one")?;
-        let script = format!(
-            "touch {}/at-work\n{}\necho line 1; echo x > x",
-            cluster.folder().display(),
-            gates.wait("end")
-        );
-        let run = cluster.submit(&one_task(cluster, &script)?)?;
-        let at_work = cluster.folder().join("at-work");
-        until_true("the agent works", SOON, || Ok(at_work.exists()))?;
+        let (run, gates) = at_work(cluster, "", "echo line 1; echo x > x")?;
         hosts.names("one", &[])?;
         cluster.kill_coordinator()?;
         cluster.serve()?;
@@ -453,16 +448,8 @@ fn vanishing_name(programs: &Programs) -> Result<()> {
 
 fn forgotten(programs: &Programs) -> Result<()> {
     with_proxy(programs, TERMS, |cluster, proxy| {
-        let gates = Gates::new(cluster.folder())?;
         let worker = start_worker(cluster, proxy, "one", 1)?;
-        let script = format!(
-            "touch {}/at-work\n{}\necho line 1",
-            cluster.folder().display(),
-            gates.wait("end")
-        );
-        let run = cluster.submit(&one_task(cluster, &script)?)?;
-        let at_work = cluster.folder().join("at-work");
-        until_true("the agent works", SOON, || Ok(at_work.exists()))?;
+        let (run, gates) = at_work(cluster, "", "echo line 1")?;
         proxy.set_both(Faults::BLACK_HOLE);
         until_true("something is lost", SOON, || Ok(proxy.counts().lost[0] > 0))?;
         // New connections pass; the open one is dead, and nobody is told.
@@ -480,16 +467,8 @@ fn forgotten(programs: &Programs) -> Result<()> {
 
 fn half_closed(programs: &Programs) -> Result<()> {
     with_proxy(programs, TERMS, |cluster, proxy| {
-        let gates = Gates::new(cluster.folder())?;
         let worker = start_worker(cluster, proxy, "one", 1)?;
-        let script = format!(
-            "touch {}/at-work\n{}\necho line 1",
-            cluster.folder().display(),
-            gates.wait("end")
-        );
-        let run = cluster.submit(&one_task(cluster, &script)?)?;
-        let at_work = cluster.folder().join("at-work");
-        until_true("the agent works", SOON, || Ok(at_work.exists()))?;
+        let (run, gates) = at_work(cluster, "", "echo line 1")?;
         for (round, direction) in Direction::BOTH.into_iter().enumerate() {
             proxy.half_close(direction);
             until_true("it has a session again", SOON, || {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use muster_proto::v1::{AgentOffer, Failure};
 
-use super::{Agent, Invocation, program};
+use super::{Agent, Invocation, Own, Place, program};
 use crate::document::TaskDocument;
 use crate::failure::{class, failure};
 use crate::supervisor::{End, ExecFailure};
@@ -21,8 +21,9 @@ impl Agent for CommandAgent {
         KIND
     }
 
-    fn find(&self, path: &str) -> Option<AgentOffer> {
-        let shell = program("sh", "/bin").or_else(|| program("sh", path))?;
+    fn find(&self, own: Own<'_>) -> Option<AgentOffer> {
+        let in_path = || program("sh", &own("PATH").unwrap_or_default());
+        let shell = program("sh", "/bin").or_else(in_path)?;
         Some(AgentOffer {
             name: KIND.to_owned(),
             program: shell,
@@ -30,7 +31,7 @@ impl Agent for CommandAgent {
         })
     }
 
-    fn invocation(&self, task: &TaskDocument) -> Result<Invocation, Failure> {
+    fn invocation(&self, task: &TaskDocument, _place: &Place<'_>) -> Result<Invocation, Failure> {
         let argv = match &task.run {
             Some(script) => shell(script),
             None if !task.agent.command.is_empty() => task.agent.command.clone(),
@@ -95,7 +96,16 @@ mod tests {
             run: Some("echo hi".into()),
             ..TaskDocument::default()
         };
-        let argv = |task: &TaskDocument| CommandAgent.invocation(task).map(|run| run.argv);
+        let place = Place {
+            work: "/w".into(),
+            last_message: "/l".into(),
+            prompt: "/p".into(),
+            own: &|_| None,
+        };
+        let argv = |task: &TaskDocument| {
+            let invoked = CommandAgent.invocation(task, &place);
+            invoked.map(|run| run.argv)
+        };
         assert_eq!(argv(&task).unwrap(), ["/bin/sh", "-c", "echo hi"]);
         task.run = None;
         assert_eq!(argv(&task).unwrap_err().class, "agent_unavailable");

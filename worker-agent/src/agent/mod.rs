@@ -1,9 +1,10 @@
 //! Agents: programs that do a task's work in a work tree.
 
+mod codex;
 pub(crate) mod command;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use muster_proto::v1::{AgentOffer, Failure};
 
@@ -16,14 +17,33 @@ pub(crate) trait Agent: Send + Sync {
     /// Name of the kind, as plans use it.
     fn kind(&self) -> &'static str;
 
-    /// Looks for the agent's program in the folders of `path`; `None` if it is not there.
-    fn find(&self, path: &str) -> Option<AgentOffer>;
+    /// Looks for the agent's program on this host; `None` if it is not there.
+    fn find(&self, own: Own<'_>) -> Option<AgentOffer>;
 
     /// Says what to start for a task.
-    fn invocation(&self, task: &TaskDocument) -> Result<Invocation, Failure>;
+    fn invocation(&self, task: &TaskDocument, place: &Place<'_>) -> Result<Invocation, Failure>;
 
     /// Judges how the program ended by itself; `tail` is the end of its output.
     fn judge(&self, end: &End, tail: &[u8]) -> Result<(), Failure>;
+
+    /// Gives what the agent said last of what it did, for people and for dependents.
+    fn summary(&self, _place: &Place<'_>) -> String {
+        String::new()
+    }
+}
+
+/// Gives variables of the worker's own environment.
+pub(crate) type Own<'a> = &'a (dyn Fn(&str) -> Option<String> + Sync);
+
+/// Where an agent works, and what is its besides the work tree.
+pub(crate) struct Place<'a> {
+    /// Where its program starts.
+    pub(crate) work: PathBuf,
+    /// Where it puts what it says last, if it can.
+    pub(crate) last_message: PathBuf,
+    /// For a prompt that goes through a file.
+    pub(crate) prompt: PathBuf,
+    pub(crate) own: Own<'a>,
 }
 
 /// What to start.
@@ -36,11 +56,11 @@ pub(crate) struct Invocation {
 }
 
 /// All kinds that this version knows.
-const KINDS: [&dyn Agent; 1] = [&command::CommandAgent];
+const KINDS: [&dyn Agent; 2] = [&command::CommandAgent, &codex::CodexAgent];
 
 /// Finds the agents of this host.
-pub(crate) fn offers(path: &str) -> Vec<AgentOffer> {
-    KINDS.iter().filter_map(|agent| agent.find(path)).collect()
+pub(crate) fn offers(own: Own<'_>) -> Vec<AgentOffer> {
+    KINDS.iter().filter_map(|agent| agent.find(own)).collect()
 }
 
 /// Gives the agent of a task.
@@ -57,7 +77,10 @@ fn program(name: &str, path: &str) -> Option<String> {
     let mut candidates = path.split(':').filter(|folder| folder.starts_with('/'));
     candidates.find_map(|folder| {
         let candidate = Path::new(folder).join(name);
-        let may_run = rustix::fs::access(&candidate, rustix::fs::Access::EXEC_OK).is_ok();
-        (candidate.is_file() && may_run).then(|| candidate.to_string_lossy().into_owned())
+        may_run(&candidate).then(|| candidate.to_string_lossy().into_owned())
     })
+}
+
+fn may_run(candidate: &Path) -> bool {
+    candidate.is_file() && rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK).is_ok()
 }

@@ -4,6 +4,8 @@
 //! <lease>/grant          what the lease is for, without its credential
 //! <lease>/events         spool of what happened
 //! <lease>/context.json   for MUSTER_CONTEXT_FILE
+//! <lease>/prompt         what its agent is asked to do, if that is long
+//! <lease>/last-message   what its agent said last, if it keeps that
 //! <lease>/tmp/           TMPDIR of its processes
 //! <lease>/workspace/     its checkout; `work` in it is where they run
 //! <lease>/launch-<n>/    folder of its n-th supervisor
@@ -91,6 +93,14 @@ impl LeaseFolder {
 
     pub(crate) fn context(&self) -> PathBuf {
         self.path.join("context.json")
+    }
+
+    pub(crate) fn prompt(&self) -> PathBuf {
+        self.path.join("prompt")
+    }
+
+    pub(crate) fn last_message(&self) -> PathBuf {
+        self.path.join("last-message")
     }
 
     pub(crate) fn tmp(&self) -> PathBuf {

@@ -18,7 +18,7 @@ use super::machine::{Happened, Next, Phase};
 use super::publish::{self, Credential};
 use super::scribe::Scribe;
 use super::{FromLease, Orders, Site, Stop};
-use crate::agent::agent_of;
+use crate::agent::{Place, agent_of};
 use crate::clock::{self, Boottime};
 use crate::document::TaskDocument;
 use crate::failure::{chain, class, failure};
@@ -47,6 +47,8 @@ pub(crate) struct Runner {
     pub(super) orders: watch::Receiver<Orders>,
     pub(super) began: Boottime,
     run_time: Duration,
+    /// What the agent said last of its work.
+    summary: String,
 }
 
 impl Runner {
@@ -60,6 +62,7 @@ impl Runner {
             orders,
             began: clock::now(),
             run_time: Duration::ZERO,
+            summary: String::new(),
         }
     }
 
@@ -136,7 +139,10 @@ impl Runner {
                 Next::SalvageThenReport(kind) => {
                     return self.salvage(workspace.as_deref(), kind, scribe).await;
                 }
-                Next::Report(kind) => {
+                Next::Report(mut kind) => {
+                    if let report::Kind::Succeeded(succeeded) = &mut kind {
+                        succeeded.summary = std::mem::take(&mut self.summary);
+                    }
                     self.folder.mark_published();
                     return self.tell(kind).await;
                 }
@@ -180,10 +186,20 @@ impl Runner {
                     return Err(failure(class::AGENT_UNAVAILABLE, message, b""));
                 }
                 let agent = agent_of(&task)?;
-                let invocation = agent.invocation(&task)?;
-                Ok((task, agent, invocation))
+                let mut work = self.work_folder();
+                if let Some(folder) = &task.folder {
+                    work.push(folder);
+                }
+                let place = Place {
+                    work,
+                    last_message: self.folder.last_message(),
+                    prompt: self.folder.prompt(),
+                    own: &|name| std::env::var(name).ok(),
+                };
+                let invocation = agent.invocation(&task, &place)?;
+                Ok((task, agent, invocation, place))
             });
-        let (task, agent, invocation) = match invoked {
+        let (task, agent, invocation, place) = match invoked {
             Ok(invoked) => invoked,
             Err(failure) => return Happened::Failed(failure),
         };
@@ -202,12 +218,8 @@ impl Runner {
             }
             _ => None,
         };
-        let work = self.work_folder();
         let mut program = self.program(&task, 1, invocation.argv);
-        program.cwd = task
-            .folder
-            .as_ref()
-            .map_or(work.clone(), |folder| work.join(folder));
+        program.cwd.clone_from(&place.work);
         program.env.extend(invocation.env);
         program.ends_at = self.began.after(self.limit(task.timeout_ms));
         program.idle = task.idle_timeout_ms.map(Duration::from_millis);
@@ -221,7 +233,10 @@ impl Runner {
         match launched {
             Err(happened) => happened,
             Ok(Launched { report, tail, .. }) => match agent.judge(&report.end, &tail) {
-                Ok(()) => Happened::Done,
+                Ok(()) => {
+                    self.summary = agent.summary(&place);
+                    Happened::Done
+                }
                 Err(failure) => Happened::Failed(failure),
             },
         }

@@ -46,7 +46,7 @@ const SILENCE_MIN: Duration = Duration::from_secs(10);
 /// again, where a new connection comes through at once.
 const SILENCE_SHARE_OF_TTL: u32 = 2;
 
-const CA: &str = "ca.pem";
+pub(crate) const CA: &str = "ca.pem";
 
 /// What happens to the session.
 pub(crate) enum LinkEvent {

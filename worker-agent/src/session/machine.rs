@@ -69,6 +69,9 @@ pub enum Output {
 }
 
 /// Which events to send next.
+///
+/// With `last` the same as `after` it is a question: a message without events, which the
+/// coordinator answers with the number of the last event that it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextEvents {
     pub lease: u64,
@@ -111,6 +114,18 @@ struct Lease {
     events_sent: u64,
     events_acknowledged: u64,
     in_flight: VecDeque<Batch>,
+    position: Position,
+}
+
+/// Whether this session's coordinator has said up to where it has a lease's events.
+///
+/// What was acknowledged before proves nothing to a new session: the coordinator's home may have
+/// been put back from a backup since, and what this worker still has on disk is then the only copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Position {
+    Unknown,
+    Asked,
+    Known,
 }
 
 impl Lease {
@@ -122,7 +137,16 @@ impl Lease {
             events_sent: 0,
             events_acknowledged: 0,
             in_flight: VecDeque::new(),
+            position: Position::Known,
         }
+    }
+
+    /// Forgets what an earlier session's coordinator has said it has.
+    fn forget_position(&mut self) {
+        self.position = match self.events_stored {
+            0 => Position::Known,
+            _ => Position::Unknown,
+        };
     }
 
     fn is_held(&self) -> bool {
@@ -141,6 +165,12 @@ impl Lease {
     fn acknowledge(&mut self, number: u64) -> Vec<Batch> {
         // A peer that confirms what does not exist confirms what does.
         let number = number.min(self.events_stored);
+        if self.position == Position::Asked {
+            // Nothing else is under way for this lease, so this is the answer.
+            self.position = Position::Known;
+            self.events_acknowledged = number;
+            self.events_sent = number;
+        }
         self.events_acknowledged = self.events_acknowledged.max(number);
         self.events_sent = self.events_sent.max(self.events_acknowledged);
         let mut through = Vec::new();
@@ -153,7 +183,10 @@ impl Lease {
     }
 
     fn is_done(&self) -> bool {
-        self.work == Work::Over && self.finished && self.events_acknowledged >= self.events_stored
+        self.work == Work::Over
+            && self.finished
+            && self.position == Position::Known
+            && self.events_acknowledged >= self.events_stored
     }
 }
 
@@ -178,7 +211,7 @@ pub struct Machine {
     slots: u32,
     draining: bool,
     /// Its disk cannot be worked on.
-    disk_trouble: bool,
+    disk_trouble: Option<String>,
     leases: BTreeMap<u64, Lease>,
     reports: BTreeMap<u64, Pending>,
     next_report: u64,
@@ -193,7 +226,7 @@ impl Machine {
         Self {
             slots,
             draining: false,
-            disk_trouble: false,
+            disk_trouble: None,
             leases: BTreeMap::new(),
             reports: BTreeMap::new(),
             next_report,
@@ -223,6 +256,7 @@ impl Machine {
         let lease = self.lease(lease);
         lease.finished = false;
         lease.events_stored = last;
+        lease.forget_position();
     }
 
     fn lease(&mut self, lease: u64) -> &mut Lease {
@@ -242,7 +276,7 @@ impl Machine {
     pub fn free_slots(&self) -> u32 {
         let taken = self.leases.values().filter(|lease| lease.takes_slot());
         let taken = u32::try_from(taken.count()).unwrap_or(u32::MAX);
-        if self.draining || self.disk_trouble {
+        if self.draining || self.disk_trouble.is_some() {
             0
         } else {
             self.slots.saturating_sub(taken)
@@ -260,11 +294,15 @@ impl Machine {
     }
 
     /// Offers no slot while the disk cannot be worked on, and says so when that changes.
-    pub(crate) fn disk_is_in_trouble(&mut self, trouble: bool, now: Boottime) -> Vec<Output> {
-        if self.disk_trouble == trouble {
+    pub(crate) fn disk_is_in_trouble(
+        &mut self,
+        trouble: Option<&str>,
+        now: Boottime,
+    ) -> Vec<Output> {
+        if self.disk_trouble.as_deref() == trouble {
             return Vec::new();
         }
-        self.disk_trouble = trouble;
+        self.disk_trouble = trouble.map(str::to_owned);
         match self.session {
             Some(_) => vec![self.heartbeat_message(now)],
             None => Vec::new(),
@@ -297,10 +335,7 @@ impl Machine {
         for verdict in &welcome.verdicts {
             match verdict.verdict() {
                 // No renewal: the first heartbeat follows at once, and its answer renews.
-                Verdict::Keep => {
-                    let stored = verdict.events_stored;
-                    self.events_acknowledged(verdict.lease, stored, now, &mut outputs);
-                }
+                Verdict::Keep => {}
                 Verdict::Stop => self.stop(verdict.lease, StopCause::Told, &mut outputs),
                 Verdict::Unspecified => {}
             }
@@ -319,6 +354,7 @@ impl Machine {
         for lease in self.leases.values_mut() {
             lease.in_flight.clear();
             lease.events_sent = lease.events_acknowledged;
+            lease.forget_position();
         }
     }
 
@@ -326,6 +362,8 @@ impl Machine {
     pub fn heartbeat(&mut self, now: Boottime) -> Option<Heartbeat> {
         let (held_leases, free_slots) = (self.held(), self.free_slots());
         let draining = self.draining;
+        let trouble = self.disk_trouble.as_ref();
+        let trouble = trouble.map(|what| format!("its disk cannot be worked on: {what}"));
         let session = self.session.as_mut()?;
         session.last_heartbeat += 1;
         if session.sent_at.len() == HEARTBEATS_REMEMBERED {
@@ -337,6 +375,7 @@ impl Machine {
             held_leases,
             free_slots,
             draining,
+            trouble: trouble.unwrap_or_default(),
         })
     }
 
@@ -530,7 +569,7 @@ impl Machine {
             .map(|sent| sent.after(ttl));
         let refusal = match end {
             _ if self.draining => Some((class::PREEMPTED, "the worker takes nothing new")),
-            _ if self.disk_trouble => Some((
+            _ if self.disk_trouble.is_some() => Some((
                 class::WORKSPACE,
                 "the worker's disk cannot be worked on; it takes nothing new until it can",
             )),
@@ -638,28 +677,39 @@ impl Machine {
         }
     }
 
-    /// Which events fit into the window now; leases take turns.
+    /// Which events fit into the window now, or what is to be asked first; leases take turns.
     pub fn next_events(&self) -> Option<NextEvents> {
         let window = &self.session.as_ref()?.event_window;
         let in_flight: u64 = self.leases.values().map(Lease::bytes_in_flight).sum();
         let bytes_max = window.room(in_flight)?;
         let after = self.leases.range(self.last_served.saturating_add(1)..);
         let turns = after.chain(self.leases.range(..=self.last_served));
-        let mut waiting = turns.filter(|(_, lease)| lease.events_sent < lease.events_stored);
+        let mut waiting = turns.filter(|(_, lease)| match lease.position {
+            Position::Unknown => true,
+            Position::Asked => false,
+            Position::Known => lease.events_sent < lease.events_stored,
+        });
         waiting.next().map(|(id, lease)| NextEvents {
             lease: *id,
             after: lease.events_sent,
-            last: lease.events_stored,
+            last: match lease.position {
+                Position::Known => lease.events_stored,
+                Position::Unknown | Position::Asked => lease.events_sent,
+            },
             bytes_max,
         })
     }
 
-    /// Notes that events up to `last`, of `bytes` together, were sent.
+    /// Notes that events up to `last`, of `bytes` together, were sent, or a question without any.
     ///
     /// A batch that exceeds the window's room is taken all the same: events are not cut.
     pub fn events_sent(&mut self, lease: u64, last: u64, bytes: u64, now: Boottime) {
         self.last_served = lease;
         if let Some(state) = self.leases.get_mut(&lease)
+            && state.position == Position::Unknown
+        {
+            state.position = Position::Asked;
+        } else if let Some(state) = self.leases.get_mut(&lease)
             && last > state.events_sent
         {
             state.events_sent = last;
@@ -675,6 +725,7 @@ impl Machine {
     pub fn events_lost(&mut self, lease: u64) -> Vec<Output> {
         let mut outputs = Vec::new();
         if let Some(state) = self.leases.get_mut(&lease) {
+            state.position = Position::Known;
             state.events_stored = state.events_sent;
             if state.in_flight.is_empty() {
                 state.events_acknowledged = state.events_sent;

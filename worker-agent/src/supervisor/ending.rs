@@ -7,7 +7,7 @@ use super::cgroup::Cgroup;
 use super::launch::Mark;
 use super::supervise::Children;
 use super::{Error, tree};
-use crate::clock::Boottime;
+use crate::clock::{self, Boottime};
 
 /// How often to look for processes that are not ours to wait for.
 const ESCAPED_PAUSE: Duration = Duration::from_millis(20);
@@ -57,6 +57,17 @@ impl Ending {
             stage: Stage::Terminating { kill_at },
             due: kill_at,
         })
+    }
+
+    /// Kills from the start: for a tree that nobody owns any more.
+    pub(super) fn at_once() -> Self {
+        Self {
+            stage: Stage::Killing {
+                pause: KILL_PAUSE_FIRST,
+                last: HashSet::new(),
+            },
+            due: clock::now(),
+        }
     }
 
     /// Returns when to call [`Ending::proceed`] if no child ends before.

@@ -17,6 +17,10 @@ use super::Error;
 pub(super) const LAUNCH: &str = "launch.json";
 /// Locked by the supervisor for as long as it lives.
 pub(super) const LOCK: &str = "supervisor.lock";
+/// Locked by the guard for as long as it lives.
+pub(super) const GUARD_LOCK: &str = "guard.lock";
+/// All locks of a launch, in the order in which they are taken.
+pub(super) const LOCKS: [&str; 2] = [GUARD_LOCK, LOCK];
 /// How it ended; exists only once no process of the tree is left.
 pub(super) const EXIT: &str = "exit.json";
 /// Spool of what the agent wrote.
@@ -32,9 +36,9 @@ const JSON_BYTES_MAX: u64 = 16 << 20;
 /// A report has about 500 bytes; the messages in it come from the kernel.
 const RESERVED_BYTES: u64 = 4096;
 
-/// Opens the lock file, creating it where needed; takes no lock.
-pub(super) fn open_lock(dir: &Path) -> Result<File, Error> {
-    let path = dir.join(LOCK);
+/// Opens a lock file, creating it where needed; takes no lock.
+pub(super) fn open_lock(dir: &Path, name: &str) -> Result<File, Error> {
+    let path = dir.join(name);
     OpenOptions::new()
         .read(true)
         .write(true)

@@ -24,7 +24,7 @@ const COMPLAINTS_BYTES: u64 = 2048;
 /// Is what is left of a launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leftover {
-    /// Its supervisor lives, and is ending the tree if its worker is gone.
+    /// Its supervisor or guard lives, and is ending the tree if its worker is gone.
     Running,
     /// It ended, or never began and no longer can; no process of it is left.
     Ended(ExitReport),
@@ -42,20 +42,24 @@ pub enum Leftover {
 /// Fails if the folder's files cannot be used; nothing is then known about the processes.
 pub async fn leftover(dir: &Path, patience: Duration) -> Result<Leftover, Error> {
     let until = clock::now().after(patience);
-    let lock = files::open_lock(dir)?;
-    loop {
-        match lock.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::WouldBlock) if clock::now() >= until => {
-                return Ok(Leftover::Running);
-            }
-            Err(TryLockError::WouldBlock) => tokio::time::sleep(PAUSE).await,
-            Err(TryLockError::Error(source)) => {
-                return Err(Error::file("lock", &dir.join(files::LOCK))(source));
+    let mut locks = Vec::new();
+    for name in files::LOCKS {
+        let lock = files::open_lock(dir, name)?;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if clock::now() >= until => {
+                    return Ok(Leftover::Running);
+                }
+                Err(TryLockError::WouldBlock) => tokio::time::sleep(PAUSE).await,
+                Err(TryLockError::Error(source)) => {
+                    return Err(Error::file("lock", &dir.join(name))(source));
+                }
             }
         }
+        locks.push(lock);
     }
-    // From here on no supervisor can begin; the lock is held until the report stands.
+    // From here on no supervisor can begin; the locks are held until the report stands.
     if let Some(report) = ExitReport::load(dir)? {
         return Ok(Leftover::Ended(report));
     }

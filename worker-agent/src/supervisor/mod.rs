@@ -17,7 +17,9 @@
 //! ```
 //!
 //! What if the supervisor itself is killed? The kernel kills the agent's main process with it
-//! (PDEATHSIG); the worker, or the next one, sweeps the rest by cgroup and by [`MARK_VARIABLE`].
+//! (PDEATHSIG), and the *guard* the rest: a process between worker and supervisor that does nothing
+//! else, inherits whatever a lost supervisor leaves, and wakes one that was stopped. Where the guard
+//! was lost as well, the worker, or the next one, sweeps by cgroup and by [`MARK_VARIABLE`].
 //!
 //! A folder serves one launch, and nothing in it is ever deleted here.
 
@@ -26,6 +28,7 @@ mod ending;
 mod error;
 mod exec;
 mod files;
+mod guard;
 mod launch;
 mod leftover;
 mod notices;
@@ -62,9 +65,9 @@ pub(crate) fn mark_of(dir: &Path) -> Result<Option<String>, Error> {
     Ok(launch.map(|launch| launch.mark.as_str().to_owned()))
 }
 
-/// Gives the file that a folder's supervisor locks for as long as it lives.
-pub(crate) fn lock_of(dir: &Path) -> PathBuf {
-    dir.join(files::LOCK)
+/// Gives the files that a folder's guard and supervisor lock for as long as they live.
+pub(crate) fn locks_of(dir: &Path) -> [PathBuf; 2] {
+    files::LOCKS.map(|name| dir.join(name))
 }
 
 /// Gives the cgroup of a folder's launch, if it is still there.
@@ -72,10 +75,11 @@ pub(crate) fn cgroup_of(dir: &Path) -> Option<PathBuf> {
     cgroup::Cgroup::find(dir).map(|cgroup| cgroup.path().to_owned())
 }
 
+const GUARD_SUBCOMMAND: &str = "supervise-guard";
 const SUPERVISE_SUBCOMMAND: &str = "supervise";
 const EXEC_SUBCOMMAND: &str = "supervise-exec";
 
-/// Runs one of the two hidden subcommands if the arguments name it, and returns the exit code;
+/// Runs one of the hidden subcommands if the arguments name it, and returns the exit code;
 /// `None` if they do not.
 ///
 /// Every executable that starts supervisors must call this first in `main`, while there is one
@@ -83,19 +87,26 @@ const EXEC_SUBCOMMAND: &str = "supervise-exec";
 pub fn dispatch(arguments: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     let mut arguments = arguments.into_iter().skip(1);
     let subcommand = arguments.next()?;
-    if subcommand == EXEC_SUBCOMMAND {
-        return Some(exec::main());
+    match subcommand.to_str()? {
+        EXEC_SUBCOMMAND => Some(exec::main()),
+        GUARD_SUBCOMMAND => Some(main(arguments, guard::run)),
+        SUPERVISE_SUBCOMMAND => Some(main(arguments, |dir| {
+            supervise::run(dir).map(|()| ExitCode::SUCCESS)
+        })),
+        _ => None,
     }
-    (subcommand == SUPERVISE_SUBCOMMAND).then(|| main(arguments))
 }
 
-/// Is the supervisor process: takes `--dir DIR` and ends with success once the tree is gone and
-/// the report is written.
-pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+/// Is a guard or a supervisor process: takes `--dir DIR`. A supervisor ends with success once the
+/// tree is gone and the report is written; a guard ends as its supervisor did.
+fn main(
+    arguments: impl IntoIterator<Item = OsString>,
+    run: impl FnOnce(&Path) -> Result<ExitCode, Error>,
+) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let complaint = match &arguments[..] {
-        [option, dir] if option == "--dir" => match supervise::run(Path::new(dir)) {
-            Ok(()) => return ExitCode::SUCCESS,
+        [option, dir] if option == "--dir" => match run(Path::new(dir)) {
+            Ok(code) => return code,
             Err(error) => chain(&error),
         },
         _ => "usage: supervise --dir DIR".to_owned(),

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
@@ -20,7 +20,7 @@ use super::launch::Launch;
 use super::leftover::{Leftover, leftover, lost};
 use super::protocol::{Lines, Notice, Order};
 use super::report::{Containment, ExitReport, ExitStatus, LostTree};
-use super::{Error, SUPERVISE_SUBCOMMAND, files};
+use super::{Error, GUARD_SUBCOMMAND, files};
 use crate::clock::{self, Boottime};
 
 /// How often a supervisor that should have ended is waked, in case somebody stopped it.
@@ -136,7 +136,7 @@ impl SupervisedProcess {
         .map_err(Error::system("write the launch"))??;
 
         let child = Command::new(executable)
-            .arg(SUPERVISE_SUBCOMMAND)
+            .arg(GUARD_SUBCOMMAND)
             .arg("--dir")
             .arg(dir)
             // The worker's environment may hold secrets, and the supervisor needs nothing of it.
@@ -241,10 +241,18 @@ impl Talk {
         self.talk()
             .await
             .map_err(Error::system("hear from a supervisor"))?;
-        self.child
-            .wait()
-            .await
-            .map_err(Error::system("wait for a supervisor"))?;
+        let group = self.group();
+        let mut nudge = interval(NUDGE_INTERVAL);
+        loop {
+            // The supervisor has ended, so its guard has only to clean up and end, and may be stopped.
+            tokio::select! {
+                _ = nudge.tick() => wake(group),
+                ended = self.child.wait() => {
+                    ended.map_err(Error::system("wait for a supervisor"))?;
+                    break;
+                }
+            }
+        }
         match leftover(&self.dir, LOCK_PATIENCE).await? {
             Leftover::Ended(report) => Ok(report),
             Leftover::Running | Leftover::Unconfirmed => Ok(lost(
@@ -311,14 +319,23 @@ impl Talk {
     /// Wakes a supervisor that is overdue: one that was stopped cannot keep its deadline.
     fn nudge(&self, orders: Orders) {
         let overdue = clock::now() >= orders.deadline.after(self.overdue_after);
-        let pid = self
-            .child
-            .id()
-            .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        if let (true, Some(pid)) = (overdue || orders.stop == Stop::Asked, pid) {
-            // It has not been waited for, so the id is its own; waking a running one does nothing.
-            let _ = kill_process(pid, Signal::CONT);
+        if overdue || orders.stop == Stop::Asked {
+            wake(self.group());
         }
+    }
+
+    /// Gives the process group of guard and supervisor; `None` once the guard was waited for.
+    fn group(&self) -> Option<Pid> {
+        Pid::from_raw(i32::try_from(self.child.id()?).ok()?)
+    }
+}
+
+/// Wakes the processes of a group whose leader has not been waited for, so that its id is its own;
+/// does nothing to those that run.
+fn wake(group: Option<Pid>) {
+    if let Some(group) = group {
+        // An error means that they have ended.
+        let _ = kill_process_group(group, Signal::CONT);
     }
 }
 

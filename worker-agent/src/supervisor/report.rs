@@ -56,8 +56,8 @@ pub enum ExecFailure {
 pub enum LostTree {
     /// No process with the tree's mark is left, nor any in its cgroup.
     ///
-    /// Without a cgroup one kind of process escapes this test: one that left its parent *and*
-    /// wiped or hid its environment before the supervisor was killed.
+    /// Without a cgroup, and if the guard was lost as well, one kind of process escapes this test:
+    /// one that left its parent *and* wiped or hid its environment before both were killed.
     Gone,
     /// Some were seen and withstood KILL until the time was up.
     Remains,

@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, setsid, wait as wait_any};
+use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, wait as wait_any};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
@@ -49,11 +49,8 @@ const REAP_MAX: usize = 1024;
 /// launch. A later failure ends this process and with it, by the kernel's hand, the agent's main
 /// process; the worker then sweeps.
 pub(super) fn run(dir: &Path) -> Result<(), Error> {
-    // Fails where the worker has already given this process a group of its own, which does as well:
-    // keys pressed in a terminal signal neither.
-    let _ = setsid();
     set_child_subreaper(Some(getpid())).map_err(Error::system("become a subreaper"))?;
-    let lock = files::open_lock(dir)?;
+    let lock = files::open_lock(dir, files::LOCK)?;
     lock.try_lock().map_err(|_| Error::Held(dir.to_owned()))?;
     if ExitReport::load(dir)?.is_some() {
         return Err(Error::Used(dir.to_owned()));

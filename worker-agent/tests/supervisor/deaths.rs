@@ -184,7 +184,8 @@ async fn supervisor_and_agent_leave_the_group_of_the_worker() {
             .collect();
         (fields[0], fields[1])
     };
-    assert_eq!(group_and_session(supervisor).0, supervisor);
+    // Of the guard, with which it is waked.
+    assert_eq!(group_and_session(supervisor).0, bench.parent_of(supervisor));
     assert_eq!(group_and_session(agent), (agent, agent));
     process.stop();
     ended(process).await;
@@ -220,14 +221,93 @@ async fn the_death_of_the_supervisor_kills_the_agent_and_the_rest_is_swept() {
     }
 }
 
+/// As the tests above have it, and a daemon without any environment.
+const NAKED: &str = "(setsid env -i sh -c 'trap \"\" TERM; echo $$ > naked; \
+    while :; do sleep 600; done' &) ;";
+
 #[tokio::test]
-async fn worker_and_supervisor_may_both_die_and_the_next_worker_sweeps() {
+async fn what_a_supervisor_leaves_is_ended_at_once_though_its_worker_is_stopped() {
+    let bench = Bench::new();
+    let script = format!("{NAKED} {STUBBORN}");
+    let mut worker = worker(&bench, &script, Duration::from_secs(600));
+    let tree = ["agent", "daemon", "naked"].map(|name| bench.pid(name));
+    let [agent, ..] = tree;
+    kill("-STOP", worker.id().try_into().unwrap());
+    kill("-KILL", bench.parent_of(agent));
+    for pid in tree {
+        until_ended(pid);
+    }
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+    let found = leftover(bench.dir(), PATIENCE).await.unwrap();
+    assert!(matches!(found, Leftover::Ended(_)), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_supervisor_without_its_guard_keeps_the_deadline() {
+    let bench = Bench::new();
+    let mut worker = worker(&bench, STUBBORN, Duration::from_secs(3));
+    let (agent, daemon) = (bench.pid("agent"), bench.pid("daemon"));
+    kill("-KILL", bench.parent_of(bench.parent_of(agent)));
+    kill("-STOP", worker.id().try_into().unwrap());
+    assert_eq!(
+        leftover(bench.dir(), Duration::ZERO).await.unwrap(),
+        Leftover::Running
+    );
+    until_ended(agent);
+    until_ended(daemon);
+    let found = leftover(bench.dir(), PATIENCE).await.unwrap();
+    let Leftover::Ended(report) = found else {
+        panic!("{found:?}")
+    };
+    let by = StopCause::Deadline;
+    assert!(
+        matches!(report.end, End::Stopped { by: is, .. } if is == by),
+        "{report:?}"
+    );
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_stopped_supervisor_keeps_the_deadline_though_its_worker_is_stopped_too() {
+    let bench = Bench::new();
+    let mut worker = worker(&bench, STUBBORN, Duration::from_secs(3));
+    let (agent, daemon) = (bench.pid("agent"), bench.pid("daemon"));
+    kill("-STOP", worker.id().try_into().unwrap());
+    kill("-STOP", bench.parent_of(agent));
+    until_ended(agent);
+    until_ended(daemon);
+    let found = leftover(bench.dir(), PATIENCE).await.unwrap();
+    assert!(matches!(found, Leftover::Ended(_)), "{found:?}");
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_stopped_guard_does_not_hide_the_death_of_its_supervisor() {
+    let bench = Bench::new();
+    let mut process = bench.spawn(bench.launch(STUBBORN)).await;
+    let agent = started(&mut process).await;
+    let daemon = bench.pid("daemon");
+    let supervisor = bench.parent_of(agent);
+    kill("-STOP", bench.parent_of(supervisor));
+    kill("-KILL", supervisor);
+    let tree = LostTree::Gone;
+    assert_eq!(ended(process).await.end, End::SupervisorLost { tree });
+    assert!(!alive(agent) && !alive(daemon));
+}
+
+#[tokio::test]
+async fn worker_guard_and_supervisor_may_all_die_and_the_next_worker_sweeps() {
     let bench = Bench::new();
     let mut worker = worker(&bench, STUBBORN, Duration::from_secs(600));
     let (agent, daemon) = (bench.pid("agent"), bench.pid("daemon"));
     let supervisor = bench.parent_of(agent);
-    // Stopped first, so that neither does anything about the other's death.
+    let guard = bench.parent_of(supervisor);
+    // Stopped first, so that none does anything about the others' death.
     kill("-STOP", worker.id().try_into().unwrap());
+    kill("-KILL", guard);
     kill("-KILL", supervisor);
     until_ended(agent);
     assert!(alive(daemon));

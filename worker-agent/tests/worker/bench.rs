@@ -74,6 +74,7 @@ impl Bench {
             idle_exit: None,
             change_bytes_max: 256_000_000,
             cache_bytes_max: 20_000_000_000,
+            disk_patience: Duration::from_secs(900),
             executable: env!("CARGO_BIN_EXE_worker-agent").into(),
             repositories: Repositories::Below(format!("file://{}", self.folder.path().display())),
             wip_interval: Some(Duration::from_millis(50)),

@@ -273,10 +273,6 @@ impl Service {
                     true => Verdict::Stop.into(),
                     false => Verdict::Keep.into(),
                 },
-                events_stored: state
-                    .events
-                    .get(lease)
-                    .map_or(0, |events| events.len() as u64),
             };
             held.iter().map(verdict).collect()
         };

@@ -133,7 +133,7 @@ pub fn step(state: &mut State, now: Timestamp, command: &Command) -> Result<Step
         state.touch(now, touch);
     }
     settle::settle_all(state, now, &mut events);
-    #[cfg(all(debug_assertions, not(test)))]
+    #[cfg(debug_assertions)]
     check_small(state);
     let reply = decision.reply;
     Ok(Step { events, reply })
@@ -200,7 +200,7 @@ impl State {
 }
 
 /// Checks the invariants in debug builds while that is quick.
-#[cfg(all(debug_assertions, not(test)))]
+#[cfg(debug_assertions)]
 fn check_small(state: &State) {
     let tasks: usize = state.runs().map(|run| run.tasks.len()).sum();
     if tasks <= crate::limits::TASKS_CHECKED {
@@ -210,20 +210,15 @@ fn check_small(state: &State) {
 
 /// Cuts text at a character boundary so that it has at most `max` bytes.
 fn head(text: &str, max: usize) -> Box<str> {
-    let mut end = text.len().min(max);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.get(..end).unwrap_or_default().into()
+    let (head, _) = text.split_at(text.floor_char_boundary(max));
+    head.into()
 }
 
 /// Keeps the end of a text, at most `max` bytes of it.
 fn tail(text: &str, max: usize) -> Box<str> {
-    let mut begin = text.len().saturating_sub(max);
-    while !text.is_char_boundary(begin) {
-        begin += 1;
-    }
-    text.get(begin..).unwrap_or_default().into()
+    let begin = text.ceil_char_boundary(text.len().saturating_sub(max));
+    let (_, tail) = text.split_at(begin);
+    tail.into()
 }
 
 #[cfg(test)]

@@ -156,16 +156,16 @@ impl State {
             }
             EventKind::RunArchived { run } => {
                 self.close_run(*run);
-                self.archived.insert(*run, event.seq.saturating_sub(1));
+                self.archived.push_back((*run, event.seq.saturating_sub(1)));
                 if self.archived.len() > crate::limits::ARCHIVED_REMEMBERED {
-                    self.archived.pop_first();
+                    self.archived.pop_front();
                 }
             }
             EventKind::RunReloaded { image, .. } => {
                 let mut run = image.run.clone();
                 run.last_seq = event.seq;
                 let id = run.id;
-                self.archived.remove(&id);
+                self.archived.retain(|(archived, _)| *archived != id);
                 self.next_run = self.next_run.max(RunId(id.0.saturating_add(1)));
                 self.open_run(run, at);
                 self.remember_results(id);
@@ -217,6 +217,7 @@ impl State {
                 worker,
                 incarnation,
                 ttl,
+                placement: _,
             } => {
                 self.next_lease = self.next_lease.max(LeaseId(lease.0.saturating_add(1)));
                 let lease = Lease {

@@ -5,7 +5,7 @@
 
 mod read;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::event::{Actor, MergeConflict, Outcome, RunOutcome, Usage, Work};
@@ -340,10 +340,10 @@ pub struct State {
     pub(crate) keys: BTreeMap<Arc<str>, KeyUse>,
     pub(crate) index: Index,
     pub(crate) clocks: LeaseClocks,
-    /// Runs archived lately, with the last event of their image: one that was read from the archive
-    /// before the run went on is not taken for it. Volatile: what was read does not outlive the
-    /// coordinator's process either.
-    pub(crate) archived: BTreeMap<RunId, u64>,
+    /// Runs archived lately, the last one at the end, with the last event of their image: one that was
+    /// read from the archive before the run went on is not taken for it. Volatile: what was read does
+    /// not outlive the coordinator's process either.
+    pub(crate) archived: VecDeque<(RunId, u64)>,
 }
 
 /// Gives when the work of a lease has taken too long, by the coordinator's count; `None` while it

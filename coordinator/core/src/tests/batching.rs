@@ -5,7 +5,7 @@ use crate::batch::{Batch, Journal, Leases};
 use crate::command::{Rejection, Reply};
 use crate::event::Event;
 use crate::time::{Span, Timestamp};
-use crate::{Command, Effect, Epoch, State, WakeReason, next_wakeup};
+use crate::{Command, Effect, Epoch, State, WakeReason, limits, next_wakeup, step};
 
 /// Keeps rows, or refuses them.
 #[derive(Default)]
@@ -142,4 +142,29 @@ fn a_start_is_written_with_the_grants_it_leads_to() {
     assert_eq!(kinds(&committed.events), ["started"]);
     assert_eq!(rows.rows.len(), 1);
     assert_eq!(state.epoch(), Epoch(3));
+}
+
+#[cfg(debug_assertions)]
+#[test]
+#[should_panic(expected = "is too new")]
+fn a_debug_build_stops_at_a_small_state_that_does_not_hold_together() {
+    let mut state = broken(limits::TASKS_CHECKED);
+    let _ = step(&mut state, Timestamp::from_ms(1), &Command::Tick);
+}
+
+#[test]
+fn a_state_that_is_not_small_is_not_checked_after_each_step() {
+    let mut state = broken(limits::TASKS_CHECKED + 1);
+    let ticked = step(&mut state, Timestamp::from_ms(1), &Command::Tick);
+    assert_eq!(ticked.unwrap().events, []);
+}
+
+/// A state with a run of so many tasks that is not the coordinator's own.
+fn broken(tasks: usize) -> State {
+    let names: Vec<String> = (0..tasks).map(|nth| format!("t{nth}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut world = World::new();
+    let run = world.submit(plan(&names));
+    world.state.next_run = run;
+    world.state
 }

@@ -1,6 +1,7 @@
 //! Scenarios and properties of the whole core, on a world of simulated workers.
 
 mod batching;
+mod deadlines;
 mod explaining;
 mod properties;
 mod reports;
@@ -9,4 +10,5 @@ mod running;
 mod scheduling;
 mod sessions;
 mod starting;
+mod submitting;
 pub(crate) mod world;

@@ -450,29 +450,6 @@ fn an_unanswered_question_fails_its_task_in_the_end() {
 }
 
 #[test]
-fn a_task_that_nobody_can_take_fails_as_not_placed() {
-    let mut world = World::new();
-    let run = world.submit(plan(&["a"]).retries(5));
-    world.pass(limits::QUEUE_DEADLINE);
-    let TaskState::Failed { failure, .. } = world.task_state(run, "a") else {
-        panic!("{}", world.states(run));
-    };
-    assert_eq!(failure.class, FailureClass::NotPlaced);
-}
-
-#[test]
-fn a_merge_that_never_comes_fails_its_task() {
-    let mut world = World::new();
-    world.join("w", 2);
-    let run = world.submit(plan(&["a", "b", "c: a b"]));
-    for lease in world.live() {
-        world.succeed(&lease);
-    }
-    world.pass(limits::GIT_STEP_DEADLINE);
-    assert_eq!(world.states(run), "a=succeeded b=succeeded c=failed");
-}
-
-#[test]
 fn an_outcome_that_does_not_fit_the_run_is_a_failure() {
     let mut world = World::new();
     world.join("w", 1);
@@ -566,7 +543,9 @@ fn a_run_without_a_repository_needs_no_commits() {
     let mut without = plan(&["a", "b", "c: a b"]).integrated(None).verified();
     without.0.source = None;
     let run = world.submit(without);
-    while let Some(lease) = world.live().first().cloned() {
+    let attempts_and_verifies = 6;
+    for _ in 0..attempts_and_verifies {
+        let lease = world.live()[0].clone();
         let report = match lease.work {
             Work::Attempt { .. } => Report::Succeeded {
                 outcome: Outcome::NoRepository,
@@ -575,7 +554,7 @@ fn a_run_without_a_repository_needs_no_commits() {
             },
             _ => Report::VerifyPassed,
         };
-        world.say(&lease, report);
+        assert_eq!(world.say(&lease, report), ReportAnswer::Recorded);
         world.beat("w");
     }
     assert_eq!(world.states(run), "a=succeeded b=succeeded c=succeeded");

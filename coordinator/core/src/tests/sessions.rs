@@ -1,9 +1,11 @@
 //! Workers come, fall silent, and come back.
 
+use std::sync::Arc;
+
 use super::world::*;
-use crate::command::{Report, ReportAnswer, Verdict};
+use crate::command::{Hello, Rejection, Report, ReportAnswer, Verdict};
 use crate::event::{EventKind, LeaseEnd};
-use crate::ids::LeaseId;
+use crate::ids::{Incarnation, LeaseId};
 use crate::state::Lease;
 use crate::time::Span;
 use crate::{Command, limits};
@@ -129,12 +131,12 @@ fn an_older_incarnation_and_a_replaced_session_are_refused() {
     let mut world = World::new();
     world.hello("w", 2, offer(1));
     let hello = |incarnation, session| {
-        Command::Hello(crate::command::Hello {
+        Command::Hello(Hello {
             worker: worker("w"),
-            incarnation: crate::Incarnation(incarnation),
+            incarnation: Incarnation(incarnation),
             session,
             number: 0,
-            offer: std::sync::Arc::new(offer(1)),
+            offer: Arc::new(offer(1)),
             held: vec![],
             draining: false,
         })
@@ -151,12 +153,12 @@ fn a_hello_that_comes_behind_a_later_one_ends_nothing() {
     let mut world = World::new();
     world.join("w", 1);
     // The first stream was given up by its worker, and is delivered after the second.
-    let given_up = Command::Hello(crate::command::Hello {
+    let given_up = Command::Hello(Hello {
         worker: worker("w"),
-        incarnation: crate::Incarnation(1),
+        incarnation: Incarnation(1),
         session: 99,
         number: 2,
-        offer: std::sync::Arc::new(offer(1)),
+        offer: Arc::new(offer(1)),
         held: vec![],
         draining: false,
     });
@@ -297,5 +299,26 @@ fn a_new_start_of_a_worker_is_recorded_though_it_offers_the_same() {
     world.hello_with("w", 2, offer(2), vec![lease.id]);
     assert_eq!(joined(&world), 2);
     let known = world.state.worker(&worker("w")).unwrap();
-    assert_eq!(known.incarnation, crate::Incarnation(2));
+    assert_eq!(known.incarnation, Incarnation(2));
+}
+
+#[test]
+fn a_worker_may_have_as_many_slots_as_the_bound_says_and_not_one_more() {
+    let mut world = World::new();
+    world.hello("w", 1, offer(limits::SLOTS_PER_WORKER));
+    let greedy = Command::Hello(Hello {
+        worker: worker("greedy"),
+        incarnation: Incarnation(1),
+        session: 2,
+        number: 2,
+        offer: Arc::new(offer(limits::SLOTS_PER_WORKER + 1)),
+        held: vec![],
+        draining: false,
+    });
+    let limit = Rejection::Limit {
+        limit: "slots of a worker",
+        max: limits::SLOTS_PER_WORKER.into(),
+    };
+    assert_eq!(world.refused(&greedy), limit);
+    assert!(world.state.worker(&worker("greedy")).is_none());
 }

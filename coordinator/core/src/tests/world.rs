@@ -285,7 +285,11 @@ impl World {
     /// Lets time pass, with every deadline handled when it is due.
     pub(crate) fn pass(&mut self, span: Span) {
         let end = self.now + span;
-        while let Some((at, _)) = next_wakeup(&self.state).filter(|(at, _)| *at <= end) {
+        let (mut last, mut repeats) = (Timestamp::default(), 0);
+        while let Some((at, why)) = next_wakeup(&self.state).filter(|(at, _)| *at <= end) {
+            repeats = if at > last { 0 } else { repeats + 1 };
+            assert!(repeats < 100, "{why:?} is due again and again");
+            last = last.max(at);
             self.now = self.now.max(at);
             self.act(&Command::Tick);
         }

@@ -103,18 +103,27 @@ impl Progress {
     }
 
     /// Asks for the run again if something has happened and the last time is long enough ago.
-    pub(crate) async fn refresh(&mut self) {
+    /// Tells whether it is another.
+    pub(crate) async fn refresh(&mut self) -> bool {
         let began = Instant::now();
         if !self.stale || began < self.refresh_after {
-            return;
+            return false;
         }
+        let mut is_new = false;
         // A coordinator that is away is the follower's concern.
         if let Ok(run) = find::get(&self.client, &self.run.run).await {
             self.run = run;
             self.stale = false;
+            is_new = true;
         }
         let took = began.elapsed();
         self.refresh_after = Instant::now() + REFRESH_PAUSE.max(took * REFRESH_SHARE);
+        is_new
+    }
+
+    /// Gives the run as it was when it was last asked for.
+    pub(crate) fn run(&self) -> &v1::Run {
+        &self.run
     }
 
     /// Says why nothing runs although a task is ready, once that has been so for a while: its

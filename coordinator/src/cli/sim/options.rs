@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use clap::Args;
+use coordinator_sim::ranges::Ranges;
 
 /// Run simulated worlds and check that nothing is lost and nothing counts twice
 ///
@@ -21,13 +22,13 @@ use clap::Args;
 Examples:
   coordinator sim                               about ten seconds of worlds
   coordinator sim --seeds 0..1000000 --progress seeds.json
-                                                a long search; the same command goes on with it
-  coordinator sim --seed 4711 --story           everything that happens in one world
-  coordinator sim --json | tail -1 | jq '.violations[0].shortest.scenario' > world.json
-  coordinator sim --scenario world.json --story a world that was shrunk
-  coordinator sim --seeds 0..2000 --coverage    which commands have met which states")]
+                                                long; the same again goes on
+  coordinator sim --seed 4711 --story           what happens in one world
+  coordinator sim --json | tail -1 | jq .violations[0].shortest.scenario >w.json
+  coordinator sim --scenario w.json --story     a world that was shrunk
+  coordinator sim --seeds 0..2000 --coverage    which commands met which states")]
 pub(crate) struct Sim {
-    /// Seeds to run, the last one left out
+    /// Seeds to run, the last one left out; or several ranges, as 0..100,200..300
     #[arg(
         long,
         value_name = "A..B",
@@ -36,7 +37,7 @@ pub(crate) struct Sim {
         default_value = "0..5000",
         conflicts_with_all = ["seed", "scenario", "regressions"]
     )]
-    pub(super) seeds: Range<u64>,
+    pub(super) seeds: Ranges,
     /// One seed to run
     #[arg(long, value_name = "N", conflicts_with_all = ["scenario", "regressions"])]
     pub(super) seed: Option<u64>,
@@ -55,7 +56,7 @@ pub(crate) struct Sim {
     /// File that remembers which seeds are done; they are not run again
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "scenario", "regressions", "coverage"])]
     pub(super) progress: Option<PathBuf>,
-    /// Show which commands have met which states, and fail if a pair was missed
+    /// Show which commands met which states, and fail if a pair was missed
     #[arg(long, conflicts_with_all = ["seed", "scenario", "regressions"])]
     pub(super) coverage: bool,
     /// Stop at so many failing seeds
@@ -74,7 +75,11 @@ pub(crate) struct Sim {
     pub(super) json: bool,
 }
 
-fn seeds(text: &str) -> Result<Range<u64>, String> {
+fn seeds(text: &str) -> Result<Ranges, String> {
+    text.split(',').map(range).collect()
+}
+
+fn range(text: &str) -> Result<Range<u64>, String> {
     let number = |text: &str| text.trim().replace('_', "").parse::<u64>();
     let ends = text.split_once("..").map(|(a, b)| (number(a), number(b)));
     let Some((Ok(start), Ok(end))) = ends else {
@@ -96,12 +101,18 @@ fn seeds(text: &str) -> Result<Range<u64>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::seeds;
+    use super::{Ranges, seeds};
 
     #[test]
     fn a_range_of_seeds_is_two_numbers_that_go_up() {
-        assert_eq!(seeds("0..2000"), Ok(0..2000));
-        assert_eq!(seeds("1_000..1_000_000"), Ok(1_000..1_000_000));
+        assert_eq!(seeds("0..2000"), Ok(Ranges::from(0..2000)));
+        assert_eq!(
+            seeds("1_000..1_000_000"),
+            Ok(Ranges::from(1_000..1_000_000))
+        );
+        // What is printed of a search that was cut off can be given again.
+        let several: Ranges = [0..7, 64..128].into_iter().collect();
+        assert_eq!(seeds(&several.to_string()), Ok(several));
         for (wrong, part) in [
             ("7", "such as 0..1000"),
             ("a..b", "such as 0..1000"),
@@ -109,6 +120,7 @@ mod tests {
             ("0..=9", "such as 0..1000"),
             ("-1..4", "such as 0..1000"),
             ("0..99999999999999999999", "such as 0..1000"),
+            ("0..4,", "such as 0..1000"),
             ("5..5", "5..6 holds one"),
             ("9..2", "2..9 would be"),
         ] {

@@ -67,17 +67,35 @@ impl World {
             .text()
     }
 
-    async fn submit(&self, plan: &Path, request: &Request) -> Result<v1::SubmitRunResponse> {
-        let output = Output::of_process(ColorChoice::Never, true);
+    async fn submit(
+        &self,
+        plan: &Path,
+        key: &str,
+        repo: Option<&str>,
+    ) -> Result<v1::SubmitRunResponse> {
         let read = read_plan(plan, &BTreeMap::new())?;
-        submit(&self.client, &self.git, output, &read, request).await
+        let submission = self.find(&read, repo).await?;
+        submission.submit_as(&self.client, key.to_owned()).await
     }
-}
 
-fn keyed(key: &str) -> Request {
-    Request {
-        repo: None,
-        idempotency_key: Some(key.to_owned()),
+    async fn find<'r>(&self, read: &'r ReadPlan, repo: Option<&str>) -> Result<Submission<'r>> {
+        let output = Output::of_process(ColorChoice::Never, true);
+        Submission::find(&self.git, output, read, repo, &BTreeMap::new()).await
+    }
+
+    /// Tells how many runs there are of a plan as it is now.
+    async fn runs_of(&self, plan: &Path) -> u32 {
+        let read = read_plan(plan, &BTreeMap::new()).unwrap();
+        let submission = self.find(&read, None).await.unwrap();
+        submission.next_number(&self.client).await.unwrap()
+    }
+
+    async fn repository(&self) {
+        self.write("app/a.txt", "one\n");
+        self.run("app", &["init", "--quiet", "--initial-branch=main"])
+            .await;
+        self.run("app", &["add", "."]).await;
+        self.run("app", &["commit", "--quiet", "-m", "one"]).await;
     }
 }
 
@@ -105,14 +123,14 @@ async fn a_repository_is_submitted_as_it_was_committed_and_not_written_to() {
     };
     let before = files().await;
 
-    let submitted = world.submit(&plan, &keyed("k")).await.unwrap();
+    let submitted = world.submit(&plan, "k", None).await.unwrap();
     let run = find::get(&world.client, &submitted.run).await.unwrap();
     assert_eq!(run.base.as_deref(), Some(before.0.as_str()));
     assert_eq!(files().await, before);
 
-    let again = world.submit(&plan, &keyed("k")).await.unwrap();
+    let again = world.submit(&plan, "k", None).await.unwrap();
     assert_eq!((again.run, again.fresh), (submitted.run, false));
-    let other = world.submit(&plan, &keyed("l")).await.unwrap();
+    let other = world.submit(&plan, "l", None).await.unwrap();
     let other = find::get(&world.client, &other.run).await.unwrap();
     assert_ne!(other.run, run.run);
     assert_eq!(other.repository, run.repository);
@@ -129,7 +147,7 @@ async fn a_folder_becomes_the_same_commit_each_time() {
     );
     let mut bases = Vec::new();
     for key in ["k", "l"] {
-        let submitted = world.submit(&plan, &keyed(key)).await.unwrap();
+        let submitted = world.submit(&plan, key, None).await.unwrap();
         bases.push(
             find::get(&world.client, &submitted.run)
                 .await
@@ -159,7 +177,7 @@ async fn a_git_url_is_fetched_and_its_branch_submitted() {
         "plan.yaml",
         &format!("repo: {url}\nbase: next\ntasks:\n  - name: one\n    run: \"true\"\n"),
     );
-    let submitted = world.submit(&plan, &keyed("k")).await.unwrap();
+    let submitted = world.submit(&plan, "k", None).await.unwrap();
     let run = find::get(&world.client, &submitted.run).await.unwrap();
     assert_eq!(run.base, Some(head));
     world.app.stop(Parting::Keep).await.unwrap();
@@ -169,15 +187,64 @@ async fn a_git_url_is_fetched_and_its_branch_submitted() {
 async fn a_run_without_a_repository_needs_none() {
     let world = World::new().await;
     let plan = world.write("plan.yaml", "tasks:\n  - name: one\n    run: \"true\"\n");
-    let submitted = world.submit(&plan, &keyed("k")).await.unwrap();
+    let submitted = world.submit(&plan, "k", None).await.unwrap();
     let run = find::get(&world.client, &submitted.run).await.unwrap();
     assert_eq!((run.base, run.repository), (None, None));
-    let replaced = Request {
-        repo: Some(".".to_owned()),
-        ..keyed("l")
-    };
-    let error = world.submit(&plan, &replaced).await.unwrap_err();
+    let error = world.submit(&plan, "l", Some(".")).await.unwrap_err();
     assert!(error.to_string().contains("names no repository"), "{error}");
+    world.app.stop(Parting::Keep).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_of_what_has_not_changed_are_counted() {
+    let world = World::new().await;
+    world.repository().await;
+    let text = "name: plan\nrepo: app\ntasks:\n  - name: one\n    run: \"true\"\n";
+    let plan = world.write("plan.yaml", text);
+    let read = read_plan(&plan, &BTreeMap::new()).unwrap();
+    let submission = world.find(&read, None).await.unwrap();
+    let mut names = Vec::new();
+    for number in 0..6 {
+        assert_eq!(submission.next_number(&world.client).await.unwrap(), number);
+        let submitted = submission.submit_again(&world.client).await.unwrap();
+        assert!(submitted.fresh);
+        let name = submission.name(&world.client, number).await.unwrap();
+        assert_eq!(name, submitted.run);
+        names.push(name);
+    }
+    names.dedup();
+    assert_eq!(names.len(), 6);
+    // The same contents elsewhere are the same; a comment, or another commit, is a change.
+    assert_eq!(world.runs_of(&world.write("copy.yaml", text)).await, 6);
+    let changed = format!("# changed\n{text}");
+    assert_eq!(world.runs_of(&world.write("plan.yaml", &changed)).await, 0);
+    let plan = world.write("plan.yaml", text);
+    world
+        .run("app", &["commit", "--quiet", "--allow-empty", "-m", "two"])
+        .await;
+    assert_eq!(world.runs_of(&plan).await, 0);
+    world.app.stop(Parting::Keep).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_those_that_begin_the_same_at_once_one_is_first() {
+    let world = World::new().await;
+    world.repository().await;
+    let text = "repo: app\ntasks:\n  - name: one\n    run: \"true\"\n";
+    let plan = world.write("plan.yaml", text);
+    let read = read_plan(&plan, &BTreeMap::new()).unwrap();
+    for number in 0..4 {
+        let begin = || async {
+            let submission = world.find(&read, None).await.unwrap();
+            submission.submit(&world.client, number).await.unwrap()
+        };
+        let begun = futures::future::join_all([begin(), begin(), begin()]).await;
+        let fresh = begun.iter().filter(|submitted| submitted.fresh).count();
+        assert_eq!(fresh, 1, "{begun:?}");
+        let first = begun.first().map(|submitted| &submitted.run);
+        assert!(begun.iter().all(|submitted| Some(&submitted.run) == first));
+    }
+    assert_eq!(world.runs_of(&plan).await, 4);
     world.app.stop(Parting::Keep).await.unwrap();
 }
 
@@ -257,7 +324,7 @@ async fn clones_that_lack_something_are_submitted_or_refused_with_the_way_out() 
         "partial", "treeless", "grafted", "shallow", "cut-off", "damaged",
     ] {
         let plan = plan_of(&world, name, "");
-        match world.submit(&plan, &keyed(name)).await {
+        match world.submit(&plan, name, None).await {
             Ok(_) => refused.push_str(&format!("{name}: submitted\n")),
             Err(error) => {
                 let hint = error
@@ -299,7 +366,7 @@ async fn a_base_that_is_no_commit_is_refused_by_name() {
         ("home", ""),
     ] {
         let plan = plan_of(&world, repo, base);
-        let error = world.submit(&plan, &keyed("k")).await.unwrap_err();
+        let error = world.submit(&plan, "k", None).await.unwrap_err();
         refused.push_str(&format!("{error}\n"));
     }
     let refused = refused.replace(&world.folder.path().display().to_string(), "FOLDER");
@@ -318,7 +385,7 @@ async fn a_base_that_is_no_commit_is_refused_by_name() {
     hint: `base` in the plan is a branch, a tag or a commit
     error: the repository FOLDER/absent is not there, or not a folder
     hint: `repo` is relative to the plan file; `--repo PATH` takes another
-    error: open the repository FOLDER/home
+    error: cannot open the repository FOLDER/home
       caused by: `git rev-parse --absolute-git-dir` failed (exit code 128): fatal: not a git repository (or any of the parent directories): .git
     hint: `repo: {from: DIR}` makes a fresh repository of a folder that is none
     "#);

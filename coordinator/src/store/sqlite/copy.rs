@@ -62,16 +62,16 @@ pub fn check(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Makes a copy a journal that a coordinator can go on with, in an epoch of a restored home; gives
-/// that epoch, which the next start adds one to.
+/// Makes a copy a journal that a coordinator can go on with, in an epoch of a restored home that is
+/// not below `floor`; gives that epoch, which the next start adds one to.
 ///
 /// # Errors
 /// As [`SqliteStore::open`]; the copy is then still a copy.
-pub fn restored(path: &Path, now_ms: u64) -> Result<Epoch, Error> {
+pub fn restored(path: &Path, floor: u64) -> Result<Epoch, Error> {
     let failed = database("begin a restored journal");
     let connection = schema::open(path)?;
     let held = held_epoch(&connection)?;
-    let epoch = Epoch(now_ms.max(Epoch::RESTORED.0).max(held.0));
+    let epoch = Epoch(floor.max(Epoch::RESTORED.0).max(held.0));
     connection
         .execute("UPDATE epoch SET epoch = ?1", [int(epoch.0)?])
         .map_err(failed)?;

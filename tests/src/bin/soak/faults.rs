@@ -1,5 +1,6 @@
 //! What is done to Muster, by chance but from a seed.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use muster_tests::proxy::{Direction, End, Faults};
@@ -7,7 +8,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::dice::Dice;
 use crate::processes::{self, Seen};
-use crate::world::{Death, Expected, Part, Parts, World, now_ms};
+use crate::world::{Death, Expected, KeeperHit, Part, Parts, World, now_ms};
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +20,9 @@ enum Kind {
     FreezeWorker,
     StopWorker,
     KillSupervisor,
+    KillGuard,
     FreezeSupervisor,
+    FreezeKeepers,
     KillAgent,
     FreezeAgent,
     KillGit,
@@ -34,7 +37,7 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [(u64, Self); 19] = [
+    const ALL: [(u64, Self); 21] = [
         (6, Self::KillCoordinator),
         (4, Self::FreezeCoordinator),
         (2, Self::StopCoordinator),
@@ -42,7 +45,9 @@ impl Kind {
         (7, Self::FreezeWorker),
         (3, Self::StopWorker),
         (8, Self::KillSupervisor),
-        (4, Self::FreezeSupervisor),
+        (4, Self::KillGuard),
+        (2, Self::FreezeSupervisor),
+        (4, Self::FreezeKeepers),
         (6, Self::KillAgent),
         (5, Self::FreezeAgent),
         (14, Self::KillGit),
@@ -65,7 +70,9 @@ impl Kind {
             Self::FreezeWorker => "freeze worker",
             Self::StopWorker => "stop worker",
             Self::KillSupervisor => "kill supervisor",
+            Self::KillGuard => "kill guard",
             Self::FreezeSupervisor => "freeze supervisor",
+            Self::FreezeKeepers => "freeze guard and supervisor",
             Self::KillAgent => "kill agent",
             Self::FreezeAgent => "freeze agent",
             Self::KillGit => "kill git",
@@ -175,6 +182,9 @@ impl<'a> Director<'a> {
             Kind::KillSupervisor | Kind::FreezeSupervisor => {
                 self.process(kind, choice, now + time, Seen::is_supervisor)
             }
+            Kind::KillGuard | Kind::FreezeKeepers => {
+                self.process(kind, choice, now + time, Seen::is_guard)
+            }
             Kind::KillAgent | Kind::FreezeAgent => {
                 // Before it becomes the agent, a process does not say yet for whom it works.
                 let of_attempt = |seen: &Seen| seen.work().is_some_and(|work| !work.run.is_empty());
@@ -236,28 +246,17 @@ impl<'a> Director<'a> {
         wanted: impl Fn(&Seen) -> bool,
     ) -> Option<String> {
         let begun = Instant::now();
-        let seen = loop {
-            let all = processes::below();
-            let supervisors: Vec<Pid> = all
-                .iter()
-                .filter(|seen| seen.is_supervisor())
-                .map(|seen| seen.pid)
-                .collect();
-            // One below another is an agent that has not become its program yet: hitting it would
-            // be hitting an attempt that nobody could name.
-            let is_unborn = |seen: &Seen| {
-                seen.is_supervisor()
-                    && seen
-                        .parent
-                        .is_some_and(|parent| supervisors.contains(&parent))
-            };
-            let found: Vec<Seen> = all
-                .into_iter()
-                .filter(|seen| seen.state != 'Z' && wanted(seen) && !is_unborn(seen))
-                .collect();
-            let index = usize::try_from(choice).ok()?.checked_rem(found.len());
-            if let Some(seen) = index.and_then(|index| found.into_iter().nth(index)) {
-                break seen;
+        let mut seen = loop {
+            let found = born();
+            let wanted: Vec<&Seen> = found.iter().filter(|seen| wanted(seen)).collect();
+            let index = usize::try_from(choice).ok()?.checked_rem(wanted.len());
+            if let Some(seen) = index.and_then(|index| wanted.get(index)) {
+                let below = |other: &&Seen| other.parent == Some(seen.pid) && other.is_supervisor();
+                let mut hit = vec![(*seen).clone()];
+                if kind == Kind::FreezeKeepers {
+                    hit.extend(found.iter().find(below).cloned());
+                }
+                break hit;
             }
             if begun.elapsed() > SEARCH {
                 return None;
@@ -265,28 +264,37 @@ impl<'a> Director<'a> {
         };
         let freezes = matches!(
             kind,
-            Kind::FreezeSupervisor | Kind::FreezeAgent | Kind::FreezeGit
+            Kind::FreezeSupervisor | Kind::FreezeKeepers | Kind::FreezeAgent | Kind::FreezeGit
         );
-        let work = seen.work();
-        if let Some(work) = work {
+        seen.retain(|seen| self.hit(seen, freezes, until));
+        let shown: Vec<String> = seen.iter().map(Seen::shown).collect();
+        (!shown.is_empty()).then(|| shown.join("; "))
+    }
+
+    /// Kills or freezes a process, and notes whom that hits; false if it is gone.
+    fn hit(&mut self, seen: &Seen, freezes: bool, until: Instant) -> bool {
+        if let Some(work) = seen.work() {
             let name = (work.run, work.task, work.attempt);
             self.world.known().hit.insert(name);
         }
         if let Some((lease, worker)) = seen.supervised() {
-            let hit = (lease, worker, now_ms());
-            self.world.known().supervisors_hit.push(hit);
+            let hit = KeeperHit {
+                lease,
+                worker,
+                guard: seen.is_guard(),
+                at: now_ms(),
+            };
+            self.world.known().keepers_hit.push(hit);
         }
         let signal = if freezes { Signal::STOP } else { Signal::KILL };
-        if !processes::signal(seen.pid, signal) {
-            return None;
-        }
-        if freezes {
+        let is_there = processes::signal(seen.pid, signal);
+        if freezes && is_there {
             self.frozen.push(Frozen {
                 pid: seen.pid,
                 until,
             });
         }
-        Some(seen.shown())
+        is_there
     }
 
     /// Kills everything that runs, apart from the people's own commands: a host without power.
@@ -303,18 +311,25 @@ impl<'a> Director<'a> {
                 part.signal(Signal::KILL);
             }
         }
-        let mut killed = 0;
-        for seen in processes::below() {
-            let spared = ["watch", "submit"].iter().any(|word| seen.is_command(word));
-            if !spared && seen.state != 'Z' {
-                if let Some(work) = seen.work() {
-                    let name = (work.run, work.task, work.attempt);
-                    self.world.known().hit.insert(name);
+        let mut killed = BTreeSet::new();
+        loop {
+            // Again, for those that were begun while others were killed: no host loses power in steps.
+            let before = killed.len();
+            for seen in processes::below() {
+                let spared = ["watch", "submit"].iter().any(|word| seen.is_command(word));
+                if !spared && seen.state != 'Z' {
+                    if let Some(work) = seen.work() {
+                        let name = (work.run, work.task, work.attempt);
+                        self.world.known().hit.insert(name);
+                    }
+                    processes::signal(seen.pid, Signal::KILL);
+                    killed.insert(seen.pid.as_raw_pid());
                 }
-                killed += u32::from(processes::signal(seen.pid, Signal::KILL));
+            }
+            if killed.len() == before {
+                return Some(format!("{before} processes"));
             }
         }
-        Some(format!("{killed} processes"))
     }
 
     fn undo(&mut self, now: Instant) {
@@ -421,6 +436,26 @@ fn keep_part(world: &World, part: &mut Part, wanted: bool, now: Instant) {
             death.started = now_ms();
         }
     }
+}
+
+/// Lists processes that run and are what they say they are.
+fn born() -> Vec<Seen> {
+    let all = processes::below();
+    let pids = |is: fn(&Seen) -> bool| -> Vec<Pid> {
+        let found = all.iter().filter(|seen| is(seen));
+        found.map(|seen| seen.pid).collect()
+    };
+    let (guards, supervisors) = (pids(Seen::is_guard), pids(Seen::is_supervisor));
+    // One below its like is a supervisor or an agent that has not become its program yet: hitting it
+    // would be hitting an attempt that nobody could name.
+    let is_unborn = |seen: &Seen| {
+        let is_below = |pids: &[Pid]| seen.parent.is_some_and(|parent| pids.contains(&parent));
+        seen.is_guard() && is_below(&guards) || seen.is_supervisor() && is_below(&supervisors)
+    };
+    let born = all
+        .iter()
+        .filter(|seen| seen.state != 'Z' && !is_unborn(seen));
+    born.cloned().collect()
 }
 
 fn end(part: &mut Part, signal: Signal, until: Instant) -> Option<String> {

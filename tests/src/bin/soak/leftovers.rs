@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use muster_tests::wait::SOON;
 use serde_json::Value;
 
 use crate::evidence::Ledger;
@@ -96,16 +97,16 @@ pub(crate) fn zombies(world: &World) {
             Some((seen.pid, format!("{} of {}", seen.shown(), parent.0)))
         })
     };
-    // One that has ended just now is no leak.
-    let before: Vec<_> = dead().map(|(pid, _)| pid).collect();
-    if before.is_empty() {
-        return;
+    // One that has ended just now is no leak: its parent gets some time for it.
+    let mut left: Vec<_> = dead().collect();
+    let begun = Instant::now();
+    while !left.is_empty() && begun.elapsed() < SOON {
+        std::thread::sleep(Duration::from_millis(50));
+        let still: Vec<_> = dead().map(|(pid, _)| pid).collect();
+        left.retain(|(pid, _)| still.contains(pid));
     }
-    std::thread::sleep(Duration::from_secs(2));
-    for (pid, shown) in dead() {
-        if before.contains(&pid) {
-            world.fail(format!("zombie: {shown}"));
-        }
+    for (_, shown) in left {
+        world.fail(format!("zombie: {shown}"));
     }
 }
 

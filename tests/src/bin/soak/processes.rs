@@ -41,10 +41,17 @@ impl Seen {
             && self.arguments.iter().any(|word| word == "--dir")
     }
 
-    /// Gives, for a supervisor, its lease and the name of its worker: both are in the path of its
-    /// folder, `NAME/state/leases/LEASE/launch-N`.
+    /// Tells whether it is the guard of a supervisor.
+    pub(crate) fn is_guard(&self) -> bool {
+        self.arguments.iter().any(|word| word == "supervise-guard")
+            && self.arguments.iter().any(|word| word == "--dir")
+    }
+
+    /// Gives, for a supervisor or its guard, its lease and the name of its worker: both are in the
+    /// path of its folder, `NAME/state/leases/LEASE/launch-N`.
     pub(crate) fn supervised(&self) -> Option<(u64, String)> {
-        let folder = self.arguments.last().filter(|_| self.is_supervisor())?;
+        let keeps = self.is_supervisor() || self.is_guard();
+        let folder = self.arguments.last().filter(|_| keeps)?;
         let mut above = Path::new(folder).ancestors().map(Path::file_name);
         let lease = above.nth(1)??.to_str()?.parse().ok()?;
         let worker = above.nth(2)??.to_str()?.to_owned();

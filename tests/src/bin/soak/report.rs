@@ -97,7 +97,7 @@ pub(crate) fn print(arguments: &Arguments, world: &World, figures: &Figures) -> 
         say(
             false,
             &format!(
-                "attempts that outlived their lease, their supervisor and worker both being hit: {}",
+                "attempts that outlived their lease, their supervisor, guard and worker all being hit: {}",
                 figures.unguarded
             ),
         );

@@ -28,7 +28,8 @@ pub(crate) struct Figures {
     /// When each lease was granted, in milliseconds since 1970.
     pub(crate) grants: Vec<u64>,
     pub(crate) transcripts: u64,
-    /// Attempts that outlived their lease because both their supervisor and their worker were hit.
+    /// Attempts that outlived their lease because their supervisor, their guard and their worker were
+    /// all hit.
     pub(crate) unguarded: u64,
 }
 

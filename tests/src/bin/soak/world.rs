@@ -115,6 +115,17 @@ pub(crate) struct Death {
     pub(crate) started: u64,
 }
 
+/// A supervisor or its guard that was killed or frozen.
+#[derive(Clone, Debug)]
+pub(crate) struct KeeperHit {
+    pub(crate) lease: u64,
+    pub(crate) worker: String,
+    /// It was the guard.
+    pub(crate) guard: bool,
+    /// When, in milliseconds since 1970.
+    pub(crate) at: u64,
+}
+
 /// Size of something over time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grown {
@@ -132,8 +143,7 @@ pub(crate) struct Known {
     /// Runs and tasks that somebody asked to cancel.
     pub(crate) cancelled: BTreeSet<(String, Option<String>)>,
     pub(crate) deaths: Vec<Death>,
-    /// Supervisors that were killed or frozen: lease, name of the worker, and when.
-    pub(crate) supervisors_hit: Vec<(u64, String, u64)>,
+    pub(crate) keepers_hit: Vec<KeeperHit>,
     /// When workers could do nothing: name, from, until.
     pub(crate) workers_off: Vec<(String, u64, u64)>,
     /// How often what happened.
@@ -223,16 +233,23 @@ impl World {
         self.known().workers_off.push(off);
     }
 
-    /// Tells whether both keepers of a lease's processes were hit, its supervisor and its worker: then
-    /// nobody is left who could end them in time.
+    /// Tells whether all three keepers of a lease's processes were hit, its supervisor, its guard and
+    /// its worker: then nobody is left who could end them in time.
     pub(crate) fn was_unguarded(&self, lease: u64) -> bool {
         let known = self.known();
-        let mut hits = known.supervisors_hit.iter().filter(|hit| hit.0 == lease);
-        hits.any(|(_, worker, at)| {
-            let mut off = known.workers_off.iter().filter(|off| off.0 == *worker);
-            // However short before: a worker that starts takes a moment until it looks. What hits it
-            // later than any lease lives has nothing to do with it.
-            off.any(|(_, from, until)| until + STARTING_MS >= *at && *from <= at + LEASE_MS)
+        let of = |guard| {
+            let mut hits = known.keepers_hit.iter();
+            hits.find(move |hit| hit.lease == lease && hit.guard == guard)
+        };
+        let (Some(guard), Some(supervisor)) = (of(true), of(false)) else {
+            return false;
+        };
+        let at = guard.at.max(supervisor.at);
+        let mut off = known.workers_off.iter();
+        // However short before: a worker that starts takes a moment until it looks. What hits it later
+        // than any lease lives has nothing to do with it.
+        off.any(|(worker, from, until)| {
+            *worker == guard.worker && until + STARTING_MS >= at && *from <= at + LEASE_MS
         })
     }
 

@@ -9,31 +9,24 @@ use anyhow::{Context as _, Result, ensure};
 use muster_tests::Programs;
 use muster_tests::cluster::{Cluster, Options};
 use muster_tests::disk::{self, Faults, Mounted, Rule};
-use muster_tests::files::{Gates, Ledger};
 use muster_tests::process::Program;
 use muster_tests::wait::{SOON, until_true};
 
 use super::{
-    bitten, ended_by_itself, faulty_coordinator, once_each, plan, says, shim, started, succeeded,
+    AtWork, at_work, bitten, ended_by_itself, faulty_coordinator, notes, once_each, plan, says,
+    shim, started, succeeded,
 };
 use crate::with_cluster;
 
 pub(super) fn full_for_a_moment(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
         let faults = faulty_coordinator(programs, cluster)?;
-        cluster.serve()?;
-        let _worker = cluster.start_worker("w", 2)?;
-        let run = cluster.submit(&plan(
-            cluster,
-            &ledger,
-            &gates,
-            &[("a", true), ("b", true)],
-        )?)?;
-        started(&ledger, 2)?;
+        let AtWork {
+            ledger,
+            gates,
+            run,
+            worker: _worker,
+        } = at_work(cluster, &[("a", true), ("b", true)])?;
         let mut full = Rule::fail(disk::WRITE, disk::ENOSPC, &cluster.home());
         full.ending = "journal.db-wal".to_owned();
         faults.set(0, &full)?;
@@ -49,10 +42,7 @@ pub(super) fn full_for_a_moment(programs: &Programs) -> Result<()> {
 
 pub(super) fn refused_sync(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
+        let (ledger, gates) = notes(cluster)?;
         let faults = faulty_coordinator(programs, cluster)?;
         cluster.serve()?;
         let _worker = cluster.start_worker("w", 2)?;
@@ -105,20 +95,13 @@ pub(super) fn refused_sync(programs: &Programs) -> Result<()> {
 
 pub(super) fn read_only_at_work(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
         let faults = faulty_coordinator(programs, cluster)?;
-        cluster.serve()?;
-        let _worker = cluster.start_worker("w", 2)?;
-        let run = cluster.submit(&plan(
-            cluster,
-            &ledger,
-            &gates,
-            &[("a", true), ("b", true)],
-        )?)?;
-        started(&ledger, 2)?;
+        let AtWork {
+            ledger,
+            gates,
+            run,
+            worker: _worker,
+        } = at_work(cluster, &[("a", true), ("b", true)])?;
         let home = cluster.home();
         faults.set(0, &Rule::fail(disk::CHANGING, disk::EROFS, &home))?;
         gates.open("a")?;
@@ -140,10 +123,7 @@ pub(super) fn read_only_at_work(programs: &Programs) -> Result<()> {
 
 pub(super) fn full_repositories(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
+        let (ledger, gates) = notes(cluster)?;
         let repositories = cluster.home().join("repos");
         std::fs::create_dir(&repositories)?;
         let disk = Mounted::small(&repositories, 16 << 20)?;
@@ -156,8 +136,7 @@ pub(super) fn full_repositories(programs: &Programs) -> Result<()> {
              run: |\n      {note}\n      {wait}\n      echo small > small.txt\n  - name: large\n    run: |\n      \
              {note}\n      {wait}\n      head -c 4000000 /dev/urandom > large.bin\n"
         );
-        std::fs::create_dir(cluster.folder().join("seed"))?;
-        std::fs::write(cluster.folder().join("seed/README"), "seed\n")?;
+        cluster.seed()?;
         let run = cluster.submit(&cluster.write_plan("disk.yaml", &text)?)?;
         started(&ledger, 2)?;
         let ballast = disk.fill()?;
@@ -217,10 +196,7 @@ fn sound_and_tidy(cluster: &Cluster, repository: &Path) -> Result<()> {
 
 pub(super) fn full_transcripts(programs: &Programs) -> Result<()> {
     with_cluster(programs, Some(Options::short_leases()), |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
+        let (ledger, gates) = notes(cluster)?;
         let faults = faulty_coordinator(programs, cluster)?;
         cluster.serve()?;
         let _worker = cluster.start_worker("w", 2)?;
@@ -268,10 +244,7 @@ fn small_home(cluster: &Cluster, bytes: u64) -> Result<Mounted> {
 
 pub(super) fn full_home(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
+        let (ledger, gates) = notes(cluster)?;
         let disk = small_home(cluster, 32 << 20)?;
         cluster.serve()?;
         let _worker = cluster.start_worker("w", 2)?;
@@ -330,10 +303,7 @@ fn nothing_to_push() -> String {
 
 pub(super) fn embedded(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
+        let (ledger, gates) = notes(cluster)?;
         let shim = shim(programs).map_err(anyhow::Error::msg)?;
         let faults = Faults::new(&shim, cluster.folder())?;
         let plan = plan(cluster, &ledger, &gates, &[("a", true)])?;

@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use muster_tests::cluster::Cluster;
 use muster_tests::disk::{self, Faults};
 use muster_tests::files::{Gates, Ledger};
+use muster_tests::process::Program;
 use muster_tests::shim::Shim;
 use muster_tests::wait::{SOON, until_true};
 use muster_tests::{Process, Programs};
@@ -39,6 +40,10 @@ const PRELOADED: &[(&str, Scenario)] = &[
     (
         "disk::a_worker_that_cannot_keep_its_word_does_not_give_it_and_takes_nothing_new",
         worker::broken_outbox,
+    ),
+    (
+        "disk::a_worker_whose_disk_never_recovers_is_seen_to_and_its_work_goes_to_another",
+        worker::never_recovers,
     ),
     (
         "disk::writes_that_take_a_few_bytes_at_a_time_change_nothing",
@@ -120,14 +125,53 @@ fn faulty_worker(
     name: &str,
     slots: u32,
 ) -> Result<(Faults, Process, std::path::PathBuf)> {
+    let described = cluster.worker(name, &cluster.address(), slots)?;
+    faulty(programs, cluster, described, name)
+}
+
+/// Starts a worker whose disk follows rules.
+fn faulty(
+    programs: &Programs,
+    cluster: &Cluster,
+    described: Program,
+    name: &str,
+) -> Result<(Faults, Process, std::path::PathBuf)> {
     let shim = shim(programs).map_err(anyhow::Error::msg)?;
     let folder = cluster.folder().join(format!("faults-{name}"));
     std::fs::create_dir_all(&folder)?;
     let faults = Faults::new(&shim, &folder)?;
-    let described = cluster.worker(name, &cluster.address(), slots)?;
     let state = described.folder.join("state");
     let worker = cluster.start_described(&faults.apply(described), name)?;
     Ok((faults, worker, state))
+}
+
+/// Where tasks note their starts, and where they wait.
+fn notes(cluster: &Cluster) -> Result<(Ledger, Gates)> {
+    let folder = cluster.folder();
+    Ok((Ledger::new(folder)?, Gates::new(folder)?))
+}
+
+/// A run whose tasks have begun.
+struct AtWork {
+    ledger: Ledger,
+    gates: Gates,
+    run: String,
+    worker: Process,
+}
+
+/// Starts a coordinator and a worker of two slots, and waits until a plan's two tasks run.
+fn at_work(cluster: &mut Cluster, tasks: &[(&str, bool); 2]) -> Result<AtWork> {
+    let (ledger, gates) = notes(cluster)?;
+    cluster.serve()?;
+    let worker = cluster.start_worker("w", 2)?;
+    let run = cluster.submit(&plan(cluster, &ledger, &gates, tasks)?)?;
+    started(&ledger, tasks.len())?;
+    Ok(AtWork {
+        ledger,
+        gates,
+        run,
+        worker,
+    })
 }
 
 /// A plan of tasks that note their start, wait before their door if they have one, print a line
@@ -138,9 +182,7 @@ fn plan(
     gates: &Gates,
     tasks: &[(&str, bool)],
 ) -> Result<std::path::PathBuf> {
-    let seed = cluster.folder().join("seed");
-    std::fs::create_dir_all(&seed)?;
-    std::fs::write(seed.join("README"), "seed\n")?;
+    cluster.seed()?;
     let mut text =
         "name: disk\nrepo: { from: ./seed }\ndefaults: { timeout: 5m }\ntasks:\n".to_owned();
     for (name, gated) in tasks {

@@ -7,18 +7,17 @@ use anyhow::{Result, ensure};
 use muster_tests::Programs;
 use muster_tests::cluster::Options;
 use muster_tests::disk::{self, Mounted, Rule};
-use muster_tests::files::{Gates, Ledger};
 use muster_tests::wait::{SOON, until_true};
 
-use super::{bitten, faulty_coordinator, faulty_worker, once_each, plan, says, started, succeeded};
+use super::{
+    bitten, faulty, faulty_coordinator, faulty_worker, notes, once_each, plan, says, started,
+    succeeded,
+};
 use crate::with_cluster;
 
 pub(super) fn broken_outbox(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
+        let (ledger, gates) = notes(cluster)?;
         cluster.serve()?;
         let (faults, worker, state) = faulty_worker(programs, cluster, "w", 2)?;
         let tasks = [("a", true), ("b", true), ("c", false)];
@@ -49,12 +48,52 @@ pub(super) fn broken_outbox(programs: &Programs) -> Result<()> {
     })
 }
 
+pub(super) fn never_recovers(programs: &Programs) -> Result<()> {
+    with_cluster(programs, Some(Options::short_leases()), |cluster| {
+        let (ledger, gates) = notes(cluster)?;
+        cluster.serve()?;
+        let described = cluster.worker("w", &cluster.address(), 1)?;
+        let described = described.args(["--disk-patience", "5s"]);
+        let (faults, mut worker, state) = faulty(programs, cluster, described, "w")?;
+        let tasks = [("a", true), ("b", false)];
+        let run = cluster.submit(&plan(cluster, &ledger, &gates, &tasks)?)?;
+        started(&ledger, 1)?;
+        faults.set(
+            0,
+            &Rule::fail(disk::SYNC, disk::EIO, &state.canonicalize()?),
+        )?;
+        gates.open("a")?;
+        let complains = "its disk cannot be worked on: ";
+        until_true("the coordinator knows of it", SOON, || {
+            let known = cluster.worker_named("w")?;
+            let trouble = known.and_then(|known| Some(known["trouble"].as_str()?.to_owned()));
+            Ok(trouble.is_some_and(|trouble| trouble.starts_with(complains)))
+        })?;
+        for task in ["a", "b"] {
+            let said = cluster.ask(["explain", &run, task])?.success()?;
+            says(&said.out, &["takes nothing new: its disk", "would help"])?;
+        }
+        let listed = cluster.ask(["workers"])?.success()?;
+        says(&listed.out, &["TROUBLE", complains])?;
+        let status = worker.ended(SOON)?;
+        ensure!(status.code() == Some(1), "{status}");
+        says(&worker.errors(), &["has failed for 5 s", "is given up"])?;
+        let _other = cluster.start_worker("x", 1)?;
+        succeeded(cluster, &run)?;
+        let status = cluster.status(&run)?;
+        let attempts = status.attempts("a")?;
+        ensure!(
+            attempts.len() == 2 && attempts[0]["failure"]["class"] == "worker_lost",
+            "{}",
+            status.json
+        );
+        once_each(&ledger, &["a", "a", "b"])
+    })
+}
+
 pub(super) fn short_writes(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
+        let (ledger, gates) = notes(cluster)?;
         let short = |below: &Path| Rule {
             calls: disk::WRITE,
             short_bytes: 11,
@@ -94,10 +133,7 @@ pub(super) fn stalled_sync(programs: &Programs) -> Result<()> {
         heartbeat_interval: Duration::from_millis(500),
     };
     with_cluster(programs, Some(options), |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
+        let (ledger, gates) = notes(cluster)?;
         let faults = faulty_coordinator(programs, cluster)?;
         cluster.serve()?;
         let (workers, _worker, state) = faulty_worker(programs, cluster, "w", 3)?;
@@ -138,8 +174,7 @@ pub(super) fn left_full(programs: &Programs) -> Result<()> {
         std::fs::create_dir(&state)?;
         let _disk = Mounted::small(&state, 48 << 20)?;
         let _worker = cluster.start_described(&described, "w")?;
-        std::fs::create_dir(cluster.folder().join("seed"))?;
-        std::fs::write(cluster.folder().join("seed/README"), "seed\n")?;
+        cluster.seed()?;
         let text = "name: left\nrepo: { from: ./seed }\ndefaults: { timeout: 5m }\ntasks:\n  - name: hog\n    \
                     run: |\n      echo an edit > edit.txt\n      cat /dev/zero > $TMPDIR/ballast\n      exit 3\n";
         let run = cluster.submit(&cluster.write_plan("left.yaml", text)?)?;
@@ -160,10 +195,7 @@ pub(super) fn left_full(programs: &Programs) -> Result<()> {
 
 pub(super) fn full_worker(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
-        let (ledger, gates) = (
-            Ledger::new(cluster.folder())?,
-            Gates::new(cluster.folder())?,
-        );
+        let (ledger, gates) = notes(cluster)?;
         cluster.serve()?;
         let described = cluster.worker("w", &cluster.address(), 2)?;
         let state = described.folder.join("state");
@@ -172,8 +204,7 @@ pub(super) fn full_worker(programs: &Programs) -> Result<()> {
         let worker = cluster.start_described(&described, "w")?;
         let note = ledger.note();
         let filled = cluster.folder().join("filled");
-        std::fs::create_dir(cluster.folder().join("seed"))?;
-        std::fs::write(cluster.folder().join("seed/README"), "seed\n")?;
+        cluster.seed()?;
         let text = format!(
             "name: hog\nrepo: {{ from: ./seed }}\ndefaults: {{ timeout: 5m }}\ntasks:\n  - name: hog\n    \
              run: |\n      {note}\n      cat /dev/zero > $TMPDIR/ballast || true\n      touch {filled}\n      \

@@ -24,7 +24,6 @@ fn verdict(lease: u64, verdict: Verdict) -> LeaseVerdict {
     LeaseVerdict {
         lease,
         verdict: verdict.into(),
-        events_stored: 0,
     }
 }
 
@@ -147,13 +146,16 @@ fn a_worker_whose_disk_fails_offers_nothing_until_it_works_again() {
             _ => None,
         })
     };
-    assert_eq!(free(&machine.disk_is_in_trouble(true, at(1))), Some(0));
-    assert_eq!(machine.disk_is_in_trouble(true, at(2)), []);
+    let full = Some("it is full");
+    assert_eq!(free(&machine.disk_is_in_trouble(full, at(1))), Some(0));
+    assert_eq!(machine.disk_is_in_trouble(full, at(2)), []);
+    let said = machine.heartbeat(at(2)).unwrap().trouble;
+    assert_eq!(said, "its disk cannot be worked on: it is full");
     // One that was on its way.
     let outputs = machine.received(grants(vec![grant(7, 1)]), at(3));
     assert!(given_back(&outputs).unwrap().contains("disk"));
-    assert_eq!(free(&machine.disk_is_in_trouble(false, at(4))), Some(4));
-    let outputs = machine.received(grants(vec![grant(8, 3)]), at(5));
+    assert_eq!(free(&machine.disk_is_in_trouble(None, at(4))), Some(4));
+    let outputs = machine.received(grants(vec![grant(8, 4)]), at(5));
     assert!(deadline_of_start(&outputs).is_some());
 }
 
@@ -268,16 +270,52 @@ fn events_keep_to_the_window_and_leases_take_turns() {
     let next = machine.next_events().unwrap();
     assert_eq!((next.lease, next.after, next.bytes_max), (7, 4, 60));
     // What was sent and not confirmed is sent again; what the coordinator has is not.
-    let mut again = welcome(&[(7, Verdict::Keep)]);
-    again.verdicts[0].events_stored = 6;
-    machine.welcomed(&again, at(2));
-    let mut resumed = vec![];
-    while let Some(next) = machine.next_events() {
-        machine.events_sent(next.lease, next.last, 10, at(1));
-        resumed.push((next.lease, next.after));
-    }
-    resumed.sort_unstable();
-    assert_eq!(resumed, [(7, 6), (8, 0)]);
+    machine.welcomed(&welcome(&[(7, Verdict::Keep)]), at(2));
+    assert_eq!(sent_next(&mut machine), (7, 4, 4));
+    assert_eq!(sent_next(&mut machine), (8, 0, 0));
+    assert_eq!(machine.next_events(), None);
+    machine.received(event_ack(7, 6), at(2));
+    assert_eq!(sent_next(&mut machine), (7, 6, 10));
+    machine.received(event_ack(8, 0), at(2));
+    assert_eq!(sent_next(&mut machine), (8, 0, 1));
+}
+
+#[test]
+fn what_a_restored_coordinator_has_lost_is_sent_again_and_held_until_it_has_it() {
+    let mut machine = connected();
+    machine.received(grants(vec![grant(7, 1)]), at(0));
+    machine.events_stored(7, 9);
+    assert_eq!(sent_next(&mut machine), (7, 0, 9));
+    machine.received(event_ack(7, 9), at(1));
+    machine.disconnected();
+    // All is acknowledged, but by whom is open until the next coordinator has said so.
+    machine.report(7, passed());
+    machine.stored(&[1], at(1));
+    machine.finished(7);
+    machine.welcomed(&welcome(&[]), at(2));
+    machine.received(acks(&[1]), at(2));
+    assert_eq!(sent_next(&mut machine), (7, 9, 9));
+    let outputs = machine.received(event_ack(7, 5), at(2));
+    assert!(outputs.contains(&Output::EventsAcknowledged {
+        lease: 7,
+        number: 5
+    }));
+    assert_eq!(sent_next(&mut machine), (7, 5, 9));
+    let outputs = machine.received(event_ack(7, 9), at(2));
+    assert!(outputs.contains(&Output::Drop { lease: 7 }));
+    assert!(machine.owes_nothing());
+}
+
+fn event_ack(lease: u64, number: u64) -> coordinator_message::Kind {
+    let acks = vec![EventAck { lease, number }];
+    coordinator_message::Kind::EventAcks(EventAcks { acks })
+}
+
+/// Sends what is next; gives its lease and the events that it goes on behind and up to.
+fn sent_next(machine: &mut Machine) -> (u64, u64, u64) {
+    let next = machine.next_events().unwrap();
+    machine.events_sent(next.lease, next.last, 10, at(1));
+    (next.lease, next.after, next.last)
 }
 
 #[test]
@@ -455,12 +493,21 @@ proptest! {
                     if let Some(next) = machine.next_events() {
                         prop_assert!(is_connected && next.bytes_max <= 100);
                         // Without gaps in a session, and never again what was sent in it.
-                        if let Some(sent) = observer.sent_events.get(&next.lease) {
-                            prop_assert!(next.after >= *sent);
+                        let sent = observer.sent_events.get(&next.lease);
+                        match (next.after == next.last, sent) {
+                            // Asked once, before anything else.
+                            (true, sent) => {
+                                prop_assert!(sent.is_none());
+                                observer.sent_events.insert(next.lease, 0);
+                                machine.events_sent(next.lease, next.last, 0, at(1));
+                            }
+                            (false, sent) => {
+                                prop_assert!(next.after < next.last);
+                                prop_assert!(sent.is_none_or(|sent| next.after >= *sent));
+                                observer.sent_events.insert(next.lease, next.after + 1);
+                                machine.events_sent(next.lease, next.after + 1, 30, at(1));
+                            }
                         }
-                        prop_assert!(next.after < next.last);
-                        observer.sent_events.insert(next.lease, next.after + 1);
-                        machine.events_sent(next.lease, next.after + 1, 30, at(1));
                     }
                     vec![]
                 }

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use muster_proto::v1;
-use muster_tests::figures::percentile;
+use muster_tests::figures::{Machine, Taken, busy, percentile};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use crate::AbuseMode;
@@ -132,7 +133,7 @@ struct Honest {
     last_error: String,
 }
 
-pub(crate) async fn run(mode: &AbuseMode) -> Result<Report> {
+pub(crate) async fn run(mode: &AbuseMode, crowd: &Handle) -> Result<Report> {
     let mut report = Report::new("abuse");
     let chosen: Vec<_> = ABUSES
         .iter()
@@ -174,7 +175,7 @@ pub(crate) async fn run(mode: &AbuseMode) -> Result<Report> {
             &fleet,
             &probe,
             &run,
-            mode,
+            (mode, crowd),
         )
         .await?;
     }
@@ -189,12 +190,13 @@ async fn one(
     fleet: &Fleet,
     probe: &Arc<Mutex<Probe>>,
     run: &str,
-    mode: &AbuseMode,
+    (mode, crowd): (&AbuseMode, &Handle),
 ) -> Result<()> {
     honest(fleet, probe, CALM);
     tokio::time::sleep(CALM).await;
     let calm = honest(fleet, probe, CALM);
-    let before = site.taken()?;
+    let (before, own_before) = (site.taken()?, Taken::by("self")?);
+    let machine = Machine::now()?;
     let logged = site.logged()?;
     let sampler = Sampler::start(site.process.clone());
     let began = Instant::now();
@@ -205,24 +207,26 @@ async fn one(
         answers: Arc::default(),
     };
     let patience = Duration::from_secs(mode.seconds + 60);
-    let ended = tokio::time::timeout(patience, tokio::spawn(abuse(ring.clone()))).await;
+    let ended = tokio::time::timeout(patience, crowd.spawn(abuse(ring.clone()))).await;
     let took = began.elapsed();
     let during = honest(fleet, probe, took);
     let peak = sampler.stop();
-    let after = site.taken()?;
+    let (after, own_after) = (site.taken()?, Taken::by("self")?);
+    let ours = after.processor - before.processor + own_after.processor - own_before.processor;
+    let others = Machine::now()?.others_since(&machine, ours);
     match ended {
         Ok(Ok(Ok(()))) => {}
         Ok(Ok(Err(error))) => report.expect(false, format!("{name}: {error:#}")),
         Ok(Err(error)) => report.expect(false, format!("{name}: the abuser failed: {error}")),
         Err(_) => report.expect(false, format!("{name}: it does not end")),
     }
-    let processor = (after.processor - before.processor) as f64 / 100.0 / took.as_secs_f64();
     report.say(
         name,
         format!(
             "in {took:.1?}: tasks/s {:.0} -> {:.0}, heartbeat p99 {:.1?} -> {:.1?}, grant p99 {:.1?} -> \
              {:.1?}, question p99 {:.1?} -> {:.1?}, newcomer p99 {:.1?} -> {:.1?} ({} in, {} shut out); \
-             resident {} -> {} -> {} MiB, descriptors {} -> {} -> {}, {processor:.2} cores, {} KiB logged",
+             resident {} -> {} -> {} MiB, descriptors {} -> {} -> {}, {} KiB logged; \
+             coordinator {}, this program {}, others {:.0} % of the machine",
             calm.done,
             during.done,
             calm.beats,
@@ -242,26 +246,32 @@ async fn one(
             peak.descriptors,
             after.descriptors,
             (site.logged()?.saturating_sub(logged)) / 1024,
+            busy(&before, &after, took),
+            busy(&own_before, &own_after, took),
+            others * 100.0,
         ),
     );
     for (answer, count) in ring.answers() {
         report.say(&format!("{name}, answered {count} times"), answer);
     }
-    report.expect(
+    report.expect_in_time(
+        others,
         during.done > calm.done / WORK_LEFT,
         format!(
             "{name}: honest workers did {:.1} tasks a second, {:.1} before",
             during.done, calm.done
         ),
     );
-    report.expect(
+    report.expect_in_time(
+        others,
         during.beats < BEAT_MAX,
         format!(
             "{name}: an honest heartbeat in a hundred took {:.1?}",
             during.beats
         ),
     );
-    report.expect(
+    report.expect_in_time(
+        others,
         during.newcomers > during.shut_out,
         format!(
             "{name}: {} newcomers got in, {} did not: {}",

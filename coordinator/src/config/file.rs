@@ -1,0 +1,333 @@
+//! The configuration file: what it says and where, with everything wrong in it told at its place.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+
+use muster_connect::private_file;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::Error;
+use crate::plan::{AgentDefinition, AgentKind, Position, Problems, nearest, quote};
+
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+const KEYS: [&str; 7] = [
+    "listen",
+    "slots",
+    "log",
+    "lease-ttl",
+    "lease-grace",
+    "heartbeat-interval",
+    "agents",
+];
+const AGENT_KEYS: [&str; 2] = ["kind", "command"];
+
+/// A value and the line that it stands in.
+#[derive(Clone, Debug)]
+pub(super) struct Placed<T> {
+    pub(super) value: T,
+    pub(super) line: u32,
+}
+
+/// What the file says.
+#[derive(Debug, Default)]
+pub(super) struct File {
+    values: BTreeMap<&'static str, Placed<String>>,
+    pub(super) agents: BTreeMap<String, Placed<AgentDefinition>>,
+}
+
+impl File {
+    /// Takes the text of a value; `None` if the file does not say it.
+    pub(super) fn take(&mut self, key: &str) -> Option<Placed<String>> {
+        self.values.remove(key)
+    }
+}
+
+/// Reads the file; one that is not there is empty.
+pub(super) fn read(path: &Path) -> Result<File, Error> {
+    let bytes = match private_file::read_bounded(path, FILE_BYTES_MAX) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(File::default()),
+        Err(source) => {
+            let path = path.to_owned();
+            return Err(Error::Read { path, source });
+        }
+    };
+    let shown = path.display().to_string();
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => parse(&shown, text).map_err(Error::File),
+        Err(error) => {
+            let mut problems = Problems::new(&shown);
+            let before = String::from_utf8_lossy(bytes.get(..error.valid_up_to()).unwrap_or(&[]));
+            let at = place(&before, before.len());
+            problems.add_with(at, "not UTF-8 text", "save the file as UTF-8");
+            Err(Error::File(problems))
+        }
+    }
+}
+
+fn parse(shown: &str, text: &str) -> Result<File, Problems> {
+    let mut reader = Reader {
+        text,
+        problems: Problems::new(shown),
+    };
+    let mut file = File::default();
+    match DeTable::parse(text) {
+        Ok(table) => {
+            for (key, value) in table.get_ref() {
+                reader.top(key, value, &mut file);
+            }
+        }
+        Err(error) => {
+            let at = error.span().map_or(0, |span| span.start);
+            let message = error.message().lines().collect::<Vec<_>>().join(", ");
+            reader.wrong(
+                at..at,
+                format!("not readable as TOML: {message}"),
+                "a line is `key = value`; texts stand in quotes",
+            );
+        }
+    }
+    let mut problems = reader.problems;
+    problems.settle();
+    if problems.is_empty() {
+        Ok(file)
+    } else {
+        Err(problems)
+    }
+}
+
+struct Reader<'t> {
+    text: &'t str,
+    problems: Problems,
+}
+
+impl Reader<'_> {
+    fn top(
+        &mut self,
+        key: &Spanned<impl AsRef<str>>,
+        value: &Spanned<DeValue<'_>>,
+        file: &mut File,
+    ) {
+        let name = key.get_ref().as_ref();
+        if name == "agents" {
+            self.agents(value, file);
+            return;
+        }
+        let Some(known) = KEYS.into_iter().find(|known| *known == name) else {
+            self.unknown(key, "", &KEYS);
+            return;
+        };
+        let wanted_number = known == "slots";
+        let value_text = match value.get_ref() {
+            DeValue::String(text) if !wanted_number => text.to_string(),
+            DeValue::Integer(number) if wanted_number => number.to_string(),
+            found => {
+                let (wanted, hint) = if wanted_number {
+                    (
+                        "a whole number",
+                        "write it without quotes, such as `slots = 4`",
+                    )
+                } else {
+                    ("text", "put it in quotes")
+                };
+                let message = format!("`{known}`: expected {wanted}, found {}", kind(found));
+                self.wrong(value.span(), message, hint);
+                return;
+            }
+        };
+        let line = place(self.text, key.span().start).line;
+        let placed = Placed {
+            value: value_text,
+            line,
+        };
+        file.values.insert(known, placed);
+    }
+
+    fn agents(&mut self, value: &Spanned<DeValue<'_>>, file: &mut File) {
+        let Some(agents) = value.get_ref().as_table() else {
+            let message = format!("`agents`: expected tables, found {}", kind(value.get_ref()));
+            self.wrong(
+                value.span(),
+                message,
+                "write `[agents.NAME]` above the keys of each",
+            );
+            return;
+        };
+        for (name, value) in agents {
+            if let Some(agent) = self.agent(name.get_ref(), value) {
+                let line = place(self.text, name.span().start).line;
+                let placed = Placed { value: agent, line };
+                file.agents.insert(name.get_ref().to_string(), placed);
+            }
+        }
+    }
+
+    fn agent(&mut self, name: &str, value: &Spanned<DeValue<'_>>) -> Option<AgentDefinition> {
+        let kinds = AgentKind::ALL.map(AgentKind::as_str);
+        let of = format!("agent {}: ", quote(name));
+        let Some(keys) = value.get_ref().as_table() else {
+            let message = format!("{of}expected a table, found {}", kind(value.get_ref()));
+            self.wrong(
+                value.span(),
+                message,
+                "write `kind` and `command` below `[agents.NAME]`",
+            );
+            return None;
+        };
+        let before = self.problems.count();
+        let (mut found_kind, mut command) = (None, None);
+        for (key, value) in keys {
+            match key.get_ref().as_ref() {
+                "kind" => {
+                    let text = value.get_ref().as_str().unwrap_or_default();
+                    found_kind = AgentKind::ALL
+                        .into_iter()
+                        .find(|kind| kind.as_str() == text);
+                    if found_kind.is_none() {
+                        let said = value
+                            .get_ref()
+                            .as_str()
+                            .map_or_else(|| kind(value.get_ref()), quote);
+                        let message = format!("{of}`kind`: there is no {said}");
+                        let hint = suggestion(text, &kinds);
+                        self.wrong(value.span(), message, hint);
+                    }
+                }
+                "command" => command = self.command(&of, value),
+                _ => self.unknown(key, &of, &AGENT_KEYS),
+            }
+        }
+        if found_kind.is_none() && self.problems.count() == before {
+            let hint = "one of command, codex, claude and acp";
+            self.wrong(value.span(), format!("{of}`kind` is missing"), hint);
+        }
+        if kinds.contains(&name) {
+            let hint = format!("declare yours under another name, such as `my-{name}`");
+            self.wrong(
+                value.span(),
+                format!("{of}the name is a built-in agent's"),
+                hint,
+            );
+        }
+        if found_kind == Some(AgentKind::Acp) && command.is_none() {
+            let message = format!("{of}an agent of kind `acp` needs a `command`");
+            let hint = "for instance `command = [\"my-agent\", \"--acp\"]`";
+            self.wrong(value.span(), message, hint);
+        }
+        let kind = found_kind?;
+        (self.problems.count() == before).then_some(AgentDefinition { kind, command })
+    }
+
+    fn command(&mut self, of: &str, value: &Spanned<DeValue<'_>>) -> Option<Vec<String>> {
+        let words = match value.get_ref() {
+            DeValue::String(program) => Some(vec![program.to_string()]),
+            DeValue::Array(words) => words
+                .iter()
+                .map(|word| word.get_ref().as_str().map(str::to_owned))
+                .collect(),
+            _ => None,
+        };
+        match words {
+            Some(words) if words.first().is_some_and(|first| !first.is_empty()) => Some(words),
+            found => {
+                let what = if found.is_some() {
+                    "is empty"
+                } else {
+                    "is neither a text nor a list of texts"
+                };
+                let hint =
+                    "write a program, or a list such as `[\"codex\", \"--profile\", \"big\"]`";
+                self.wrong(value.span(), format!("{of}`command` {what}"), hint);
+                None
+            }
+        }
+    }
+
+    fn unknown(&mut self, key: &Spanned<impl AsRef<str>>, of: &str, known: &[&str]) {
+        let name = key.get_ref().as_ref();
+        let message = format!("{of}unknown key {}", quote(name));
+        self.wrong(key.span(), message, suggestion(name, known));
+    }
+
+    fn wrong(&mut self, at: Range<usize>, message: String, hint: impl Into<String>) {
+        self.problems
+            .add_with(place(self.text, at.start), message, hint);
+    }
+}
+
+fn suggestion(text: &str, known: &[&str]) -> String {
+    match nearest(text, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("known here: {}", known.join(", ")),
+    }
+}
+
+fn kind(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => format!("the text {}", quote(text)),
+        DeValue::Integer(number) => format!("the number {number}"),
+        DeValue::Float(number) => format!("the number {number}"),
+        DeValue::Boolean(value) => format!("`{value}`"),
+        DeValue::Datetime(_) => "a date".to_owned(),
+        DeValue::Array(_) => "a list".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
+    }
+}
+
+/// Gives the place of a byte; both numbers count from 1, columns in characters.
+fn place(text: &str, byte: usize) -> Position {
+    let before = text.get(..byte).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before
+        .rsplit('\n')
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .count()
+        + 1;
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    Position {
+        line: number(line),
+        column: number(column),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_wrong_configuration_is_explained_at_its_place() {
+        let table = include_str!("wrong-files.txt");
+        let mut out = String::new();
+        for case in table.split("=== ").skip(1) {
+            let (title, text) = case.split_once('\n').unwrap();
+            let problems = parse("config.toml", text).expect_err(title);
+            let _ = writeln!(out, "=== {title}\n{problems}\n");
+        }
+        insta::assert_snapshot!(out);
+    }
+
+    #[test]
+    fn a_file_that_is_not_text_is_refused_at_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        std::fs::write(&path, b"slots = 1\nlog = \"\xff\"").unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("config.toml:2:8: not UTF-8 text"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_text_never_panics(text in "[a-z\\[\\]{}=\"., \n0-9é]{0,80}") {
+            let _ = parse("config.toml", &text);
+        }
+    }
+}
