@@ -82,7 +82,7 @@ fn main() -> Result<()> {
 
 fn run(coordinator: &Path, folder: &Path) -> Result<()> {
     let output = Command::new(coordinator)
-        .args(["run", "plan.yaml", "--json"])
+        .args(["run", "plan.yaml", "--again", "--json"])
         .current_dir(folder)
         .env("MUSTER_HOME", folder.join("home"))
         .output()
