@@ -299,12 +299,12 @@ mod tests {
     #[test]
     fn what_cannot_become_a_value_is_shown_at_once_and_little_is_held() {
         let mut masker = Masker::new(Mask::of(["hunter2secret"]));
-        assert_eq!(masker.push(b"hello\n"), b"hello\n");
+        assert_eq!(masker.push(b"hello!\n"), b"hello!\n");
         assert_eq!(masker.push(b"half a hunt\n"), b"half a ");
         assert_eq!(masker.push(&[b'\n'; 10_000]).len(), 10_005);
         for _ in 0..1_000 {
             masker.push(b"hunter2hunter2secrehunter");
-            assert!(masker.held.len() < 5 * 13, "{}", masker.held.len());
+            assert!(masker.held.len() < 5 * 18, "{}", masker.held.len());
         }
     }
 
