@@ -178,6 +178,9 @@ impl Masker {
         let mut hidden_after = 0;
         for (start, end) in self.mask.parts(&text, self.hidden) {
             if start >= until {
+                if start == 0 && self.hidden > 0 {
+                    hidden_after = end;
+                }
                 break;
             }
             shown.extend_from_slice(raw.get(done..place(start)).unwrap_or_default());

@@ -76,7 +76,8 @@ async fn masked_values_are_in_no_file_of_the_output() {
     let (text, rest) = stdout.split_at(8);
     assert_eq!(text, b"***\n***\n");
     assert!(rest.ends_with(b"\n\xff***\xffshown\n"), "{rest:?}");
-    assert!(rest.starts_with(b"e***"), "the x shares a character");
+    // The first two characters are made of the x as well.
+    assert!(rest.starts_with(b"eG***"), "{rest:?}");
     assert_eq!(bench.stored(Stream::Stderr), b"in two\n***");
     assert_eq!(report.output.stored as usize, stdout.len() + 10);
 }
