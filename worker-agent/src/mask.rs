@@ -57,6 +57,13 @@ impl Mask {
         String::from_utf8_lossy(&masked).into_owned()
     }
 
+    /// Tells whether a value is in a text.
+    fn finds(&self, text: &[u8]) -> bool {
+        let (text, _) = without_breaks(text);
+        let finder = self.finder.as_ref();
+        finder.is_some_and(|finder| finder.is_match(&text))
+    }
+
     /// Finds where the longest end of a text begins that could be the beginning of a form.
     fn undecided(&self, text: &[u8]) -> usize {
         let longest = self.forms.iter().map(Vec::len).max().unwrap_or_default();
@@ -102,6 +109,16 @@ impl Hidden {
     /// Hides values from now on; the first call counts.
     pub(crate) fn set(&self, mask: Mask) {
         let _ = self.0.set(mask);
+    }
+
+    /// Tells whether anything is hidden at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.get().is_none_or(|mask| mask.finder.is_none())
+    }
+
+    /// Tells whether something hidden is in a text.
+    pub(crate) fn finds(&self, text: &[u8]) -> bool {
+        self.0.get().is_some_and(|mask| mask.finds(text))
     }
 
     /// Hides values in a whole text.

@@ -90,8 +90,8 @@ pub(super) fn taken(folders: &[PathBuf], enough: u64, is_over: &dyn Fn() -> bool
                     let name = std::ffi::OsStr::from_bytes(name.to_bytes());
                     waiting.push_back(path.join(name));
                 }
-                let names = if is_folder { 1 } else { found.st_nlink.max(1) };
-                bytes += size / u64::try_from(names).unwrap_or(1);
+                let names = if is_folder { 1 } else { wide(found.st_nlink) };
+                bytes += size / names.max(1);
                 if bytes > enough {
                     return bytes;
                 }
@@ -99,6 +99,11 @@ pub(super) fn taken(folders: &[PathBuf], enough: u64, is_over: &dyn Fn() -> bool
         }
     }
     bytes
+}
+
+/// Widens a number whose type is another on each architecture.
+fn wide(number: impl Into<u64>) -> u64 {
+    number.into()
 }
 
 /// Opens a folder below another, through no link.

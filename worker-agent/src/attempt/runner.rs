@@ -425,7 +425,8 @@ impl Runner {
             return outcome(outcome::Kind::NoRepository(Empty {}));
         };
         let (site, grant) = (Arc::clone(&self.site), Arc::clone(&self.grant));
-        let publishing = publish_result(&site, workspace, &grant, &source, scribe);
+        let hidden = self.hidden.clone();
+        let publishing = publish_result(&site, workspace, &grant, &source, (scribe, &hidden));
         let publishing = tokio::time::timeout(PUBLISH_LIMIT, publishing);
         match until_stopped(&mut self.orders, publishing).await {
             Err(stop) => Happened::Stopped(stop),
@@ -602,10 +603,10 @@ async fn publish_result(
     workspace: &Workspace,
     grant: &Grant,
     source: &GitSource,
-    scribe: &Scribe,
+    (scribe, hidden): (&Scribe, &Hidden),
 ) -> Result<Option<ObjectId>, publish::Error> {
     let snapshot = loop {
-        match site.result(workspace, grant).await {
+        match site.result(workspace, grant, hidden).await {
             Ok(snapshot) => break snapshot,
             // The work is done and must not be done again because a disk is full for a while.
             Err(error) if site.disk.suspect_if_sign(&chain(&error)) => {

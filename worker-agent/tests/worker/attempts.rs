@@ -343,3 +343,30 @@ async fn an_agent_that_takes_more_disk_than_it_may_is_stopped_and_its_edits_are_
     );
     bench.forgotten(7).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_message_of_an_agent_that_holds_a_secret_is_not_published() {
+    let bench = Bench::new().await;
+    let mut options = bench.options();
+    options.secrets = vec!["PATH".parse().unwrap()];
+    let _worker = Worker::start(options);
+    let script = r#"git config user.name A; git config user.email a@localhost
+        echo one > file; git commit -qam "with $SAID"; echo two > file; git commit -qam second"#;
+    let document =
+        json!({"run": script, "env": {"SAID": "nothing"}, "secrets": {"KEY": {"env": "PATH"}}});
+    bench.fake.grant(bench.attempt(7, &document)).await;
+    let outcome::Kind::Commit(commit) = outcome_of(bench.fake.last_word(7).await) else {
+        panic!("no commit");
+    };
+    let count = |commit: &str| bench.remote(&["rev-list", "--count", commit]);
+    assert_eq!(count(&commit), "3");
+    let document = json!({"run": script, "secrets": {"SAID": {"env": "PATH"}}});
+    bench.fake.grant(bench.attempt(8, &document)).await;
+    let outcome::Kind::Commit(commit) = outcome_of(bench.fake.last_word(8).await) else {
+        panic!("no commit");
+    };
+    assert_eq!(count(&commit), "2");
+    assert_eq!(bench.remote_file(&commit, "file").unwrap(), "two\n");
+    let said = bench.remote(&["log", "-1", "--format=%B", &commit]);
+    assert!(said.starts_with("t\n"), "{said}");
+}
