@@ -247,7 +247,7 @@ mod tests {
             (ValueFrom::Secret("TOKEN".into()), "token-value"),
             (ValueFrom::Env("TOKEN".into()), "token-value"),
             (ValueFrom::Secret("KEY".into()), "line one\nline two"),
-            (ValueFrom::File(path.clone()), "line one\nline two"),
+            (ValueFrom::File(path), "line one\nline two"),
         ] {
             let got = look_up(&listed, own, &want(from), Shortest::Masked).unwrap();
             assert_eq!(got["X"], value);
