@@ -13,6 +13,7 @@ mod disk;
 mod failures;
 mod first;
 mod foreign;
+mod programs;
 mod repeat;
 mod repositories;
 mod restored;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         wire::SCENARIOS,
         repositories::SCENARIOS,
         changes::SCENARIOS,
+        programs::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()
