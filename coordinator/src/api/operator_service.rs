@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::conflicts;
 use super::diff;
 use super::frames::{self, Sent};
 use super::limits::{FAREWELL, LOGS, TASKS_PER_PAGE, WATCHES};
@@ -31,6 +32,7 @@ use super::watch::{self, Cursor, Wish};
 use super::{convert, status, view};
 use crate::auth::{Access, Authenticator, Identity, NewToken, Role, Unverified};
 use crate::engine;
+use crate::git::conflicts::Explainer;
 use crate::git::repositories::Repositories;
 
 /// Responses of a stream that wait for a slow client.
@@ -55,6 +57,7 @@ pub struct Operators {
     runs: Runs,
     submissions: Submissions,
     repositories: Repositories,
+    conflicts: Explainer,
     auth: Arc<Authenticator>,
     about: About,
     troubles: Troubles,
@@ -81,6 +84,7 @@ impl Operators {
         Self {
             runs,
             submissions,
+            conflicts: Explainer::new(repositories.clone()),
             repositories,
             auth,
             about,
@@ -386,6 +390,16 @@ impl OperatorService for Operators {
     ) -> Result<Response<v1::GetDiffResponse>, Status> {
         allowed(&request, Access::View)?;
         diff::of(&self.runs, &self.repositories, request.get_ref())
+            .await
+            .map(Response::new)
+    }
+
+    async fn get_conflicts(
+        &self,
+        request: Request<v1::GetConflictsRequest>,
+    ) -> Result<Response<v1::GetConflictsResponse>, Status> {
+        allowed(&request, Access::View)?;
+        conflicts::of(&self.runs, &self.conflicts, request.get_ref())
             .await
             .map(Response::new)
     }

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::arguments::Explain;
 use super::context::{Context, Session};
 use super::error::{Exit, Result};
-use super::{find, show};
+use super::{conflicts, find, show};
 use crate::output::one_line;
 
 pub(crate) async fn explain(context: &Context, options: Explain) -> Result<Exit> {
@@ -28,6 +28,8 @@ async fn ask(context: &Context, session: &Session, options: &Explain) -> Result<
         .explain_task(request)
         .await?
         .into_inner();
+    let found = conflicts::of_task(&session.client, &run, &options.task).await?;
+    let found: Vec<_> = found.into_iter().collect();
     if options.json {
         context.output.json(&json!({
             "run": run,
@@ -35,6 +37,7 @@ async fn ask(context: &Context, session: &Session, options: &Explain) -> Result<
             "state": said.state,
             "reasons": said.reasons,
             "remedies": said.remedies,
+            "conflicts": conflicts::json(&found),
         }))?;
         return Ok(Exit::Success);
     }
@@ -53,6 +56,10 @@ async fn ask(context: &Context, session: &Session, options: &Explain) -> Result<
             paint.cyan("what would help:"),
             one_line(remedy)
         ));
+    }
+    if !found.is_empty() {
+        text.push('\n');
+        text.push_str(&conflicts::text(&run, &found, &context.program, paint));
     }
     context.output.data(&text)?;
     Ok(Exit::Success)

@@ -18,7 +18,7 @@ use super::error::{CliError, Exit, Kind, Result};
 use super::follow::{self, News, Wish};
 use super::interrupt::{Interrupt, Interrupts};
 use super::submission::{self, Submission};
-use super::{codex_par, find, json, logging, show, summary};
+use super::{codex_par, conflicts, find, json, logging, show, summary};
 use crate::app::{self, App};
 use crate::config::{Config, Flags};
 use crate::plan::{Repo, TaskEntry};
@@ -183,12 +183,16 @@ async fn hosted(
             return Ok(Exit::Interrupted);
         }
     };
+    let found = conflicts::of_run(&host.client, &run).await?;
     match wanted.summary {
-        None => context.output.json(&json::result(&run))?,
+        None => context
+            .output
+            .json(&conflicts::beside(json::result(&run), &found))?,
         Some(place) => {
             let paint = context.output.data_paint;
             let text = summary::text(&run, &place, Timestamp::now(), paint);
             context.output.data(&text)?;
+            conflicts::show(context, &run, &found)?;
         }
     }
     if let Some(app) = &host.own {

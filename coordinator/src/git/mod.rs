@@ -1,6 +1,7 @@
 //! The hosted git remote: bare repositories served over HTTP, with fenced refs.
 
 mod cgi;
+pub mod conflicts;
 pub mod fence;
 pub mod hook;
 pub mod host;
