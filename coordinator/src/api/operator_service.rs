@@ -33,6 +33,7 @@ use super::{convert, status, view};
 use crate::auth::{Access, Authenticator, Identity, NewToken, Role, Unverified};
 use crate::engine;
 use crate::git::conflicts::Explainer;
+use crate::git::mirror::Mirrors;
 use crate::git::repositories::Repositories;
 
 /// Responses of a stream that wait for a slow client.
@@ -58,6 +59,7 @@ pub struct Operators {
     submissions: Submissions,
     repositories: Repositories,
     conflicts: Explainer,
+    mirrors: Option<Mirrors>,
     auth: Arc<Authenticator>,
     about: About,
     troubles: Troubles,
@@ -85,6 +87,7 @@ impl Operators {
             runs,
             submissions,
             conflicts: Explainer::new(repositories.clone()),
+            mirrors: None,
             repositories,
             auth,
             about,
@@ -100,6 +103,13 @@ impl Operators {
     #[must_use]
     pub fn with_troubles(mut self, troubles: Troubles) -> Self {
         self.troubles = troubles;
+        self
+    }
+
+    /// Shows also where the branches of runs are on mirrors.
+    #[must_use]
+    pub fn with_mirrors(mut self, mirrors: Mirrors) -> Self {
+        self.mirrors = Some(mirrors);
         self
     }
 
@@ -312,7 +322,7 @@ impl OperatorService for Operators {
             limit => limit.min(TASKS_PER_PAGE),
         };
         let upto = from.saturating_add(limit);
-        let (run, more) = self
+        let (mut run, more) = self
             .runs
             .read(&run, move |run, archived| {
                 (
@@ -321,6 +331,10 @@ impl OperatorService for Operators {
                 )
             })
             .await?;
+        run.mirror = self
+            .mirrors
+            .as_ref()
+            .and_then(|mirrors| view::mirror(mirrors, &run));
         let next_page_token = if more {
             upto.to_string()
         } else {

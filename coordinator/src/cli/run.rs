@@ -171,7 +171,7 @@ async fn hosted(
     interrupts: Interrupts,
 ) -> Result<Exit> {
     let followed = follow(context, host, name, &wanted, interrupts).await?;
-    let run = match followed {
+    let mut run = match followed {
         Followed::Ended(run) => run,
         Followed::Interrupted => {
             let program = &context.program;
@@ -183,6 +183,10 @@ async fn hosted(
             return Ok(Exit::Interrupted);
         }
     };
+    if let Some(app) = host.own.as_ref().filter(|_| run.mirror.is_some()) {
+        app.mirrored().await;
+        *run = find::get(&host.client, name).await?;
+    }
     let found = conflicts::of_run(&host.client, &run).await?;
     match wanted.summary {
         None => context

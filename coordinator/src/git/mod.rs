@@ -7,6 +7,7 @@ pub mod hook;
 pub mod host;
 pub mod housekeeping;
 pub mod merges;
+pub mod mirror;
 pub mod names;
 pub mod pktline;
 pub mod policy;
