@@ -129,10 +129,10 @@ pub enum Error {
         source: io::Error,
     },
     /// The file is not what it should be.
-    #[error("the configuration file {} is wrong", .0.file)]
+    #[error("{0}")]
     File(Problems),
     /// A value makes no sense.
-    #[error("`{key}` is {value:?}, says {origin}: {reason}")]
+    #[error("{origin}: `{key}` is {value:?}: {reason}")]
     Value {
         /// Which setting.
         key: &'static str,
@@ -224,7 +224,7 @@ fn load_with(
             key: "log",
             value: log,
             origin,
-            reason: error.to_string(),
+            reason: format!("a filter is needed, such as info or coordinator=debug,warn ({error})"),
         });
     }
     shown.push(entry("log", log.clone(), origin));
@@ -258,8 +258,8 @@ fn load_with(
             value,
             origin,
             reason: format!(
-                "it must fit {HEARTBEATS} times into lease-ttl, {} ms",
-                ttl.ms()
+                "it must fit {HEARTBEATS} times into lease-ttl, which is {}",
+                written(ttl)
             ),
         });
     }
@@ -415,7 +415,10 @@ mod tests {
         let home = home_with("\nlisten = \"here\"\n");
         let error = load_with(home.path(), Flags::default(), none).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("config.toml:2: an address"), "{text}");
+        assert!(
+            text.contains("config.toml:2: `listen` is \"here\": an address"),
+            "{text}"
+        );
 
         let home = home_with("log = \"a=b=c\"\n");
         assert!(load_with(home.path(), Flags::default(), none).is_err());
@@ -424,13 +427,16 @@ mod tests {
         let error = load_with(home.path(), Flags::default(), none).unwrap_err();
         let text = error.to_string();
         assert!(
-            text.contains("config.toml:2: it must fit 3 times"),
+            text.contains("config.toml:2: `heartbeat-interval` is \"5s\": it must fit 3 times"),
             "{text}"
         );
 
         let variable = |name: &str| (name == "MUSTER_SLOTS").then(|| "many".into());
         let error = load_with(home_with("").path(), Flags::default(), variable).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("says $MUSTER_SLOTS: a number"), "{text}");
+        assert!(
+            text.contains("$MUSTER_SLOTS: `slots` is \"many\": a number"),
+            "{text}"
+        );
     }
 }

@@ -10,6 +10,9 @@ pub const DEPENDENCIES_PER_TASK: usize = 10_000;
 pub const EDGES_PER_RUN: usize = 2_000_000;
 /// Runs that are not archived yet.
 pub const LIVE_RUNS: usize = 10_000;
+/// Tasks of all live runs together: each takes some 300 bytes of memory and as much again beside it,
+/// so whoever submits without end is refused before a machine of a few GB is full.
+pub const LIVE_TASKS: usize = 1_000_000;
 /// Bytes of a task's name: with the ref's other parts it stays well below git's and file systems' 255.
 pub const TASK_NAME_BYTES: usize = 100;
 /// Claimed paths of one task.

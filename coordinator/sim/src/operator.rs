@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coordinator_core::command::Target;
+use coordinator_core::state::RunImage;
 use coordinator_core::{Command, QuestionId, Rejection, Reply, RunId, TaskIx, TaskKey, WorkerId};
 
 use crate::coordinator::{Asker, Request};
@@ -98,7 +99,8 @@ impl World<'_> {
                     Target::Task(task) => task.run,
                 };
                 let live = self.coordinator.state.run(run).is_some();
-                if !live && self.store.archive.contains_key(&run) {
+                if !live && let Some(image) = self.store.archive.get(&run) {
+                    let image = Arc::clone(image);
                     // Reading takes its time, and others may be quicker meanwhile.
                     let roll = self.roll(31, nth as u64, self.now);
                     let takes = if roll.is_multiple_of(3) {
@@ -107,10 +109,10 @@ impl World<'_> {
                         0
                     };
                     if takes > 0 {
-                        self.push(self.now + takes, Ev::Found(nth, run));
+                        self.push(self.now + takes, Ev::Found(nth, image));
                         return;
                     }
-                    self.reload(nth, run);
+                    self.reload(nth, image);
                 }
                 Command::Retry { target, by }
             }
@@ -128,21 +130,18 @@ impl World<'_> {
         self.request(Request::Command(Asker::Operator(nth, true), command));
     }
 
-    fn reload(&mut self, nth: usize, run: RunId) {
-        if let Some(image) = self.store.archive.get(&run) {
-            let image = Arc::clone(image);
-            let reload = Command::Reload { image };
-            self.request(Request::Command(Asker::Operator(nth, false), reload));
-        }
+    fn reload(&mut self, nth: usize, image: Arc<RunImage>) {
+        let reload = Command::Reload { image };
+        self.request(Request::Command(Asker::Operator(nth, false), reload));
     }
 
     /// A run that is to be retried was read from the archive.
-    pub(crate) fn found(&mut self, nth: usize, run: RunId) {
+    pub(crate) fn found(&mut self, nth: usize, image: Arc<RunImage>) {
         let asked = self.operators.asked.get(nth);
         let Some(Wish::Retry(target)) = asked.map(|asked| asked.what.clone()) else {
             return;
         };
-        self.reload(nth, run);
+        self.reload(nth, image);
         let by: Arc<str> = "somebody".into();
         let command = Command::Retry { target, by };
         self.request(Request::Command(Asker::Operator(nth, true), command));

@@ -448,6 +448,7 @@ impl Reference {
                 worker,
                 incarnation,
                 ttl,
+                placement: _,
             } => self.granted(asked, *run, lease.0, *work, worker, *incarnation, ttl.ms()),
             EventKind::WorkStarted { lease, .. } => {
                 let id = lease.0;

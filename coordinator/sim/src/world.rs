@@ -2,9 +2,10 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
 
-use coordinator_core::state::LeaseClocks;
-use coordinator_core::{RunId, Span, Timestamp};
+use coordinator_core::state::{LeaseClocks, RunImage};
+use coordinator_core::{Span, Timestamp};
 
 use crate::coordinator::{Coordinator, Down, GitDone, Up};
 use crate::host::Host;
@@ -35,8 +36,9 @@ pub(crate) enum Ev {
     Calm,
     /// Looks whether the world has come to rest.
     Rest,
-    /// An operator's retry has found its run in the archive: number of the request, and the run.
-    Found(usize, RunId),
+    /// An operator's retry has read its run from the archive, as it was when the reading began: number
+    /// of the request, and what was read.
+    Found(usize, Arc<RunImage>),
     /// An operator's client sends a request, again if it must.
     Ask(usize),
     Submit(usize),
@@ -346,8 +348,8 @@ impl<'w> World<'w> {
             }
             Ev::Calm => self.become_calm(),
             Ev::Rest => Ok(()),
-            Ev::Found(nth, run) => {
-                self.found(nth, run);
+            Ev::Found(nth, image) => {
+                self.found(nth, image);
                 Ok(())
             }
             Ev::Ask(nth) => {

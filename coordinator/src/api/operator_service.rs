@@ -8,7 +8,7 @@ use std::time::Duration;
 use coordinator_core::command::Target;
 use coordinator_core::event::Work;
 use coordinator_core::state::{Link, Run};
-use coordinator_core::{Command, Epoch, Reply, RunId, Span, State, TaskKey, Timestamp, WorkerId};
+use coordinator_core::{Command, Epoch, Reply, Span, State, TaskKey, Timestamp, WorkerId};
 use futures::{Stream, StreamExt as _};
 use muster_connect::TokenId;
 use muster_proto::v1::operator_service_server::OperatorService;
@@ -119,26 +119,6 @@ impl Operators {
         self.runs
             .read(run, move |run, _| target_in(run, &task))
             .await?
-    }
-
-    async fn task(&self, run: RunId, task: &str) -> Result<TaskKey, Status> {
-        let name = task.to_owned();
-        let found = self
-            .runs
-            .engine()
-            .query(move |state, _| {
-                let run = state.run(run)?;
-                run.tasks.iter().position(|task| *task.name == *name)
-            })
-            .await
-            .map_err(status::of)?;
-        found
-            .and_then(|ix| u32::try_from(ix).ok())
-            .map(|ix| TaskKey {
-                run,
-                task: coordinator_core::TaskIx(ix),
-            })
-            .ok_or_else(|| Status::not_found(format!("no task {task:?} in that run")))
     }
 
     async fn touch(&self, command: Command) -> Result<u32, Status> {
@@ -423,23 +403,10 @@ impl OperatorService for Operators {
         request: Request<v1::ExplainTaskRequest>,
     ) -> Result<Response<v1::ExplainTaskResponse>, Status> {
         allowed(&request, Access::View)?;
-        let v1::ExplainTaskRequest { run, task } = request.into_inner();
-        let live = engine::live_run(self.runs.engine(), &run)
+        let v1::ExplainTaskRequest { run, task } = request.get_ref();
+        super::explain::of(&self.runs, run, task, self.troubles.told())
             .await
-            .map_err(status::of)?;
-        let response = match live {
-            Some(id) => {
-                let key = self.task(id, &task).await?;
-                let troubles = self.troubles.told();
-                self.runs
-                    .engine()
-                    .query(move |state, now| super::explain::live(state, now, key, &troubles))
-                    .await
-                    .map_err(status::of)?
-            }
-            None => super::explain::archived(&self.runs.archived(&run).await?.run, &task)?,
-        };
-        Ok(Response::new(response))
+            .map(Response::new)
     }
 
     async fn cancel(

@@ -282,6 +282,14 @@ fn integrate(reader: &mut Reader<'_>, node: &Node) -> Option<Integrate> {
     if let Some(Meaning::Bool(switch)) = node.meaning() {
         return Some(Integrate::Switch(switch));
     }
+    if let Some(Meaning::Text("yes" | "on" | "Yes" | "On")) = node.meaning() {
+        reader.wrong_with(
+            node.at,
+            "`integrate`: expected `true` or a mapping",
+            "`yes` and `on` are texts in YAML 1.2; write `integrate: true`",
+        );
+        return None;
+    }
     if let Some(Meaning::Text("no" | "off" | "No" | "Off")) = node.meaning() {
         reader.wrong_with(
             node.at,

@@ -13,6 +13,7 @@ mod disk;
 mod failures;
 mod first;
 mod foreign;
+mod integration;
 mod repeat;
 mod repositories;
 mod restored;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
     };
     let plain = [
         first::SCENARIOS,
+        integration::SCENARIOS,
         codex_par::SCENARIOS,
         failures::SCENARIOS,
         foreign::SCENARIOS,

@@ -25,9 +25,7 @@ pub(super) fn submit(
         let (run, fresh) = (used.run, false);
         return Ok(Decision::new(vec![], Reply::Submitted { run, fresh }));
     }
-    if state.runs.len() >= limits::LIVE_RUNS {
-        return Err(too_many_runs());
-    }
+    room_for(state, spec.tasks.len())?;
     if let Some(reason) = unusable_name(&spec.name) {
         let text = format!("run name {:?} is not usable: {reason}", spec.name);
         return Err(Rejection::NotNow(text.into()));
@@ -77,9 +75,7 @@ pub(super) fn reload(state: &State, image: &Arc<RunImage>) -> Result<Decision, R
     if state.run_by_name(&run.name).is_some() {
         return Err(Rejection::RunNameTaken(Arc::clone(&run.name)));
     }
-    if state.runs.len() >= limits::LIVE_RUNS {
-        return Err(too_many_runs());
-    }
+    room_for(state, run.tasks.len())?;
     if !run.is_ended() || run.id >= state.next_run {
         return Err(Rejection::NotNow("no archived run of this home".into()));
     }
@@ -98,9 +94,35 @@ pub(super) fn reload(state: &State, image: &Arc<RunImage>) -> Result<Decision, R
     }]))
 }
 
-fn too_many_runs() -> Rejection {
-    Rejection::Limit {
-        limit: "live runs",
-        max: limits::LIVE_RUNS as u64,
+/// Refuses one more run of so many tasks when there are too many already.
+fn room_for(state: &State, tasks: usize) -> Result<(), Rejection> {
+    let refused = |limit, max| {
+        let max = max as u64;
+        Err(Rejection::Limit { limit, max })
+    };
+    if state.runs.len() >= limits::LIVE_RUNS {
+        return refused("live runs", limits::LIVE_RUNS);
+    }
+    let live: usize = state.runs.values().map(|entry| entry.run.tasks.len()).sum();
+    if live.saturating_add(tasks) > limits::LIVE_TASKS {
+        return refused("tasks of live runs", limits::LIVE_TASKS);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::world::{World, plan};
+
+    #[test]
+    fn a_run_is_refused_that_would_make_too_many_live_tasks() {
+        let mut world = World::new();
+        world.submit(plan(&["a", "b", "c: a b"]));
+        let left = limits::LIVE_TASKS - 3;
+        assert_eq!(room_for(&world.state, left), Ok(()));
+        let refused = room_for(&world.state, left + 1).unwrap_err();
+        let text = "limit reached: tasks of live runs (at most 1000000)";
+        assert_eq!(refused.to_string(), text);
     }
 }

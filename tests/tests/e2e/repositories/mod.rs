@@ -167,10 +167,10 @@ fn fifty(programs: &Programs) -> Result<()> {
         std::fs::write(cluster.folder().join("code/a"), "1\n")?;
         // Nobody goes on before all are there.
         let there = folder.display();
-        let mut plan = format!(
-            "name: fifty\nrepo: {{ from: ./code }}\ndefaults: {{ timeout: 4m, retries: 0 }}\n\
+        let mut plan =
+            "name: fifty\nrepo: { from: ./code }\ndefaults: { timeout: 4m, retries: 0 }\n\
              integrate: false\ntasks:\n"
-        );
+                .to_owned();
         for number in 0..AT_ONCE {
             plan.push_str(&format!(
                 "  - name: t{number}\n    run: |\n      : > {there}/{number}\n      \
