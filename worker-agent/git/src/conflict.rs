@@ -3,6 +3,7 @@
 //! Paths and contents come from whoever made the commits: they are bounded here, and made harmless
 //! where they are shown.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 
@@ -191,6 +192,7 @@ impl Conflicts {
             }
         }
         let mut list: Vec<Conflict> = Vec::new();
+        let mut told: BTreeSet<&[u8]> = BTreeSet::new();
         while let Some(count) = fields.next().filter(|field| !field.is_empty()) {
             let count: usize = std::str::from_utf8(count).ok()?.parse().ok()?;
             let paths: Vec<&[u8]> = fields.by_ref().take(count).collect();
@@ -206,15 +208,14 @@ impl Conflicts {
             let Some((first, others)) = paths.split_first() else {
                 continue;
             };
-            let found = conflict(ConflictKind::of(words), first, others, &message, &sides);
-            keep(&mut list, found, ours, theirs);
+            told.extend(&paths);
+            if list.len() < CONFLICTS_MAX {
+                let found = conflict(ConflictKind::of(words), first, others, &message, &sides);
+                keep(&mut list, found, ours, theirs);
+            }
         }
         for (path, _) in &sides {
-            let told = |conflict: &Conflict| {
-                let named = text(path);
-                conflict.path == named || conflict.sides.iter().any(|side| side.path == named)
-            };
-            if !list.iter().any(told) {
+            if told.insert(*path) && list.len() < CONFLICTS_MAX {
                 let found = conflict(ConflictKind::Other, path, &[], "", &sides);
                 keep(&mut list, found, ours, theirs);
             }
@@ -230,7 +231,7 @@ impl Conflicts {
     /// Gives every path that is part of a conflict, each once.
     pub fn paths(&self) -> Vec<&str> {
         let mut paths: Vec<&str> = Vec::new();
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for conflict in &self.list {
             if seen.insert(conflict.path.as_str()) {
                 paths.push(&conflict.path);
@@ -383,9 +384,7 @@ fn keep(list: &mut Vec<Conflict>, mut found: Conflict, ours: ObjectId, theirs: O
             return;
         }
     }
-    if list.len() < CONFLICTS_MAX {
-        list.push(found);
-    }
+    list.push(found);
 }
 
 /// Finds what stands between markers with the two commits' names.
