@@ -186,9 +186,11 @@ impl Reader<'_> {
             return;
         };
         for (name, value) in mirrors {
-            if let Err(error) = valid_component(name.get_ref()) {
+            // `NAME*` stands for all repositories that begin so.
+            let start = name.get_ref().strip_suffix('*').unwrap_or(name.get_ref());
+            if let Err(error) = valid_component(start) {
                 let message = format!("mirror {}: {error}", quote(name.get_ref()));
-                let hint = "name a hosted repository, as `status RUN --json` does";
+                let hint = "name a hosted repository, as `status RUN --json` does, or `NAME*`";
                 self.wrong(name.span(), message, hint);
                 continue;
             }

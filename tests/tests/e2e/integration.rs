@@ -239,7 +239,10 @@ fn mirrored(programs: &Programs) -> Result<()> {
         std::fs::create_dir_all(cluster.home())?;
         std::fs::write(
             cluster.home().join("config.toml"),
-            format!("[mirrors.mine]\nurl = \"file://{}\"\n", path.display()),
+            format!(
+                "[mirrors.\"mine-*\"]\nurl = \"file://{}\"\n",
+                path.display()
+            ),
         )?;
         let plan = format!(
             "name: mirror\nrepo: {}\ndefaults: {{ timeout: 2m }}\ntasks:\n\

@@ -21,9 +21,10 @@ use tracing::{info, warn};
 
 use super::names;
 use super::repositories::Repositories;
+use super::repository;
 use crate::causes::chain;
+use state::Round;
 pub use state::{Mirrors, RunMirror};
-use state::{Round, Said};
 
 /// Branches that are pushed at once.
 const BRANCHES_PER_PUSH: usize = 200;
@@ -92,27 +93,21 @@ pub(crate) async fn run(
             () = ending.cancelled() => return,
             round = round(&name, &settings, &repositories) => round,
         };
-        let said = match round {
-            Ok(round) => Said::Round(round),
-            Err(error) => Said::Trouble(chain(&error)),
-        };
-        let is_behind = said.is_behind();
-        if mirrors.note(&name, version, said.clone()) {
-            match &said {
-                Said::Trouble(what) => {
-                    warn!(
-                        repository = name,
-                        what, "the mirror is behind; trying again"
-                    );
-                }
-                Said::Round(round) if is_behind => {
-                    let refused = round.refused.len();
+        let is_behind = round.is_behind();
+        let (trouble, refused) = (round.trouble.clone(), round.refused.len());
+        if mirrors.note(&name, version, round) {
+            match trouble {
+                Some(what) => warn!(
+                    repository = name,
+                    what, "the mirror is behind; trying again"
+                ),
+                None if refused > 0 => {
                     warn!(
                         repository = name,
                         refused, "the mirror refuses branches; trying again"
                     );
                 }
-                Said::Round(_) => info!(repository = name, "the mirror has all branches"),
+                None => info!(repository = name, "the mirror has all branches"),
             }
         }
         if is_behind {
@@ -131,19 +126,47 @@ pub(crate) async fn run(
     }
 }
 
-/// Compares and pushes once.
-async fn round(
+/// Compares and pushes once, for every repository that the name fits. Branches of different
+/// repositories never meet: the name of a run is part of theirs.
+async fn round(name: &str, settings: &MirrorSettings, repositories: &Repositories) -> Round {
+    let mut round = Round::default();
+    for name in fitting(name, repositories) {
+        if let Err(error) = one(&name, settings, repositories, &mut round).await {
+            round.trouble.get_or_insert_with(|| chain(&error));
+        }
+    }
+    round
+}
+
+/// Gives the hosted repositories that a name fits: one, or all that begin so if it ends with `*`.
+fn fitting(name: &str, repositories: &Repositories) -> Vec<String> {
+    let Some(start) = name.strip_suffix('*') else {
+        return vec![name.to_owned()];
+    };
+    // Nothing was ever run on a home without the folder.
+    let entries = std::fs::read_dir(repository::folder(repositories.home()));
+    let names = entries.into_iter().flatten().filter_map(|entry| {
+        let file = entry.ok()?.file_name();
+        Some(file.to_str()?.strip_suffix(".git")?.to_owned())
+    });
+    let mut names: Vec<String> = names.filter(|name| name.starts_with(start)).collect();
+    names.sort_unstable();
+    names
+}
+
+async fn one(
     name: &str,
     settings: &MirrorSettings,
     repositories: &Repositories,
-) -> Result<Round, Error> {
+    round: &mut Round,
+) -> Result<(), Error> {
     // Nothing was ever run in it.
     let Ok(repository) = repositories.open(name).await else {
-        return Ok(Round::default());
+        return Ok(());
     };
     let wanted = repository.list_refs(names::HEADS).await?;
     if wanted.is_empty() {
-        return Ok(Round::default());
+        return Ok(());
     }
     let remote = remote(settings)?;
     let patterns = format!("{}/*", names::HEADS);
@@ -154,7 +177,6 @@ async fn round(
         .refs
         .into_iter()
         .collect();
-    let mut round = Round::default();
     let mut pushes = Vec::new();
     for (branch, commit) in wanted {
         let expected = match found.get(&branch) {
@@ -201,7 +223,7 @@ async fn round(
             }
         }
     }
-    Ok(round)
+    Ok(())
 }
 
 /// Tells whether a value of a branch there can be one that was pushed from here: a commit that

@@ -15,22 +15,13 @@ pub(super) struct Round {
     pub(super) mirrored: BTreeMap<String, String>,
     /// Branches that it did not take, with the reason.
     pub(super) refused: BTreeMap<String, String>,
+    /// Why something could not be compared or pushed.
+    pub(super) trouble: Option<String>,
 }
 
-/// How the last round of a mirror ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Said {
-    Round(Round),
-    /// Nothing could be compared or pushed.
-    Trouble(String),
-}
-
-impl Said {
+impl Round {
     pub(super) fn is_behind(&self) -> bool {
-        match self {
-            Self::Round(round) => !round.refused.is_empty(),
-            Self::Trouble(_) => true,
-        }
+        self.trouble.is_some() || !self.refused.is_empty()
     }
 }
 
@@ -39,10 +30,8 @@ struct Known {
     url: String,
     /// Which state of the branches was last looked at; `None` before the first round.
     version: Option<u64>,
-    /// From the last round that came through.
+    /// From the last round that came through, and what later ones have added.
     last: Round,
-    /// Since then.
-    trouble: Option<String>,
 }
 
 /// Where the branches of one run are on their mirror.
@@ -68,7 +57,6 @@ impl Mirrors {
             url: settings.url.clone(),
             version: None,
             last: Round::default(),
-            trouble: None,
         };
         let all = settings.iter();
         let all = all.map(|(name, settings)| (name.clone(), known(settings)));
@@ -76,22 +64,24 @@ impl Mirrors {
     }
 
     /// Notes how a round ended; tells whether that is news.
-    pub(super) fn note(&self, name: &str, version: u64, said: Said) -> bool {
+    pub(super) fn note(&self, name: &str, version: u64, round: Round) -> bool {
         let mut is_news = false;
         self.0.send_modify(|all| {
             let Some(known) = all.get_mut(name) else {
                 return;
             };
-            let before = (known.last.clone(), known.trouble.clone());
-            known.version = Some(version);
-            match said {
-                Said::Round(round) => {
-                    known.last = round;
-                    known.trouble = None;
+            let mut last = round;
+            if last.trouble.is_some() {
+                // What was there before is not taken to be gone.
+                let before = known.last.mirrored.iter();
+                for (branch, commit) in before {
+                    let kept = last.mirrored.entry(branch.clone());
+                    kept.or_insert_with(|| commit.clone());
                 }
-                Said::Trouble(what) => known.trouble = Some(what),
             }
-            is_news = before != (known.last.clone(), known.trouble.clone());
+            known.version = Some(version);
+            is_news = known.last != last;
+            known.last = last;
         });
         is_news
     }
@@ -114,7 +104,14 @@ impl Mirrors {
         commits: &BTreeMap<String, String>,
     ) -> Option<RunMirror> {
         let all = self.0.borrow();
-        let known = all.get(repository)?;
+        let fits = |(name, _): &(&String, &Known)| {
+            let start = name.strip_suffix('*');
+            start.is_some_and(|start| repository.starts_with(start))
+        };
+        let known = match all.get(repository) {
+            Some(known) => known,
+            None => all.iter().find(fits)?.1,
+        };
         let folder = format!("{}/{run}/", names::HEADS);
         let mut refused = known
             .last
@@ -124,7 +121,7 @@ impl Mirrors {
         let missing = commits
             .iter()
             .any(|(branch, commit)| known.last.mirrored.get(branch) != Some(commit));
-        let (state, detail) = match (&known.trouble, refused.next()) {
+        let (state, detail) = match (&known.last.trouble, refused.next()) {
             (_, Some((branch, why))) => {
                 let branch = branch.trim_start_matches("refs/heads/");
                 let more = refused.count();
