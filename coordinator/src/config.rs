@@ -14,6 +14,7 @@ use coordinator_core::Span;
 use coordinator_core::state::LeaseClocks;
 use serde::Serialize;
 
+use crate::git::mirror::MirrorSettings;
 use crate::plan::{AgentDefinition, Duration, Problems};
 
 /// Name of the file in the home.
@@ -46,6 +47,8 @@ pub struct Config {
     pub heartbeat_interval: Span,
     /// Agents that every plan may name, besides the built-in ones.
     pub agents: BTreeMap<String, AgentDefinition>,
+    /// Where branches are copied to, by the names of hosted repositories.
+    pub mirrors: BTreeMap<String, MirrorSettings>,
 }
 
 /// Where a value came from.
@@ -275,6 +278,17 @@ fn load_with(
         });
         agents.insert(name, placed.value);
     }
+    let mut mirrors = BTreeMap::new();
+    for (name, placed) in file.mirrors {
+        let origin = in_file(placed.line);
+        let key = |key: &str| format!("mirrors.{name}.{key}");
+        shown.push(entry(&key("url"), placed.value.url.clone(), origin.clone()));
+        if let Some(path) = &placed.value.credential_file {
+            let value = path.display().to_string();
+            shown.push(entry(&key("credential-file"), value, origin));
+        }
+        mirrors.insert(name, placed.value);
+    }
     let config = Config {
         listen,
         slots,
@@ -282,6 +296,7 @@ fn load_with(
         clocks: LeaseClocks { ttl, grace },
         heartbeat_interval,
         agents,
+        mirrors,
     };
     Ok(Loaded { config, shown })
 }

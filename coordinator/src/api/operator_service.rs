@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::conflicts;
 use super::diff;
 use super::frames::{self, Sent};
 use super::limits::{FAREWELL, LOGS, TASKS_PER_PAGE, WATCHES};
@@ -31,6 +32,8 @@ use super::watch::{self, Cursor, Wish};
 use super::{convert, status, view};
 use crate::auth::{Access, Authenticator, Identity, NewToken, Role, Unverified};
 use crate::engine;
+use crate::git::conflicts::Explainer;
+use crate::git::mirror::Mirrors;
 use crate::git::repositories::Repositories;
 
 /// Responses of a stream that wait for a slow client.
@@ -55,6 +58,8 @@ pub struct Operators {
     runs: Runs,
     submissions: Submissions,
     repositories: Repositories,
+    conflicts: Explainer,
+    mirrors: Option<Mirrors>,
     auth: Arc<Authenticator>,
     about: About,
     troubles: Troubles,
@@ -81,6 +86,8 @@ impl Operators {
         Self {
             runs,
             submissions,
+            conflicts: Explainer::new(repositories.clone()),
+            mirrors: None,
             repositories,
             auth,
             about,
@@ -96,6 +103,13 @@ impl Operators {
     #[must_use]
     pub fn with_troubles(mut self, troubles: Troubles) -> Self {
         self.troubles = troubles;
+        self
+    }
+
+    /// Shows also where the branches of runs are on mirrors.
+    #[must_use]
+    pub fn with_mirrors(mut self, mirrors: Mirrors) -> Self {
+        self.mirrors = Some(mirrors);
         self
     }
 
@@ -288,7 +302,7 @@ impl OperatorService for Operators {
             limit => limit.min(TASKS_PER_PAGE),
         };
         let upto = from.saturating_add(limit);
-        let (run, more) = self
+        let (mut run, more) = self
             .runs
             .read(&run, move |run, archived| {
                 (
@@ -297,6 +311,10 @@ impl OperatorService for Operators {
                 )
             })
             .await?;
+        run.mirror = self
+            .mirrors
+            .as_ref()
+            .and_then(|mirrors| view::mirror(mirrors, &run));
         let next_page_token = if more {
             upto.to_string()
         } else {
@@ -366,6 +384,16 @@ impl OperatorService for Operators {
     ) -> Result<Response<v1::GetDiffResponse>, Status> {
         allowed(&request, Access::View)?;
         diff::of(&self.runs, &self.repositories, request.get_ref())
+            .await
+            .map(Response::new)
+    }
+
+    async fn get_conflicts(
+        &self,
+        request: Request<v1::GetConflictsRequest>,
+    ) -> Result<Response<v1::GetConflictsResponse>, Status> {
+        allowed(&request, Access::View)?;
+        conflicts::of(&self.runs, &self.conflicts, request.get_ref())
             .await
             .map(Response::new)
     }

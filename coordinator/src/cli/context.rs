@@ -253,6 +253,7 @@ impl Context {
             clocks: config.clocks,
             heartbeat_interval: config.heartbeat_interval,
             agents: config.agents,
+            mirrors: config.mirrors,
             executable,
         };
         match Box::pin(App::start(options)).await {

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::arguments::Explain;
 use super::context::{Context, Session};
 use super::error::{Exit, Result};
-use super::{find, show};
+use super::{conflicts, find, show};
 use crate::output::{Paint, one_line};
 
 pub(crate) async fn explain(context: &Context, options: Explain) -> Result<Exit> {
@@ -28,6 +28,13 @@ async fn ask(context: &Context, session: &Session, options: &Explain) -> Result<
         .explain_task(request)
         .await?
         .into_inner();
+    let found = conflicts::of_task(
+        &session.client,
+        &run,
+        options.task.as_deref().unwrap_or_default(),
+    )
+    .await?;
+    let found: Vec<_> = found.into_iter().collect();
     if options.json {
         context.output.json(&json!({
             "run": run,
@@ -37,11 +44,17 @@ async fn ask(context: &Context, session: &Session, options: &Explain) -> Result<
             "remedies": said.remedies,
             "placements": said.placements,
             "elsewhere": said.elsewhere,
+            "conflicts": conflicts::json(&found),
         }))?;
         return Ok(Exit::Success);
     }
     let of = options.task.as_deref().unwrap_or(&run);
-    let text = text(of, &said, context.output.data_paint);
+    let paint = context.output.data_paint;
+    let mut text = text(of, &said, paint);
+    if !found.is_empty() {
+        text.push('\n');
+        text.push_str(&conflicts::text(&run, &found, &context.program, paint));
+    }
     context.output.data(&text)?;
     Ok(Exit::Success)
 }

@@ -246,6 +246,7 @@ async fn each_role_may_do_what_its_name_says_and_no_more() {
             "viewer" watch_run(WatchRunRequest),
             "viewer" read_log(ReadLogRequest),
             "viewer" get_diff(GetDiffRequest),
+            "viewer" get_conflicts(GetConflictsRequest),
             "viewer" explain_task(ExplainTaskRequest),
             "operator" cancel(CancelRequest),
             "operator" retry(RetryRequest),

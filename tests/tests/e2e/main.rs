@@ -13,6 +13,7 @@ mod disk;
 mod failures;
 mod first;
 mod foreign;
+mod integration;
 mod programs;
 mod repeat;
 mod repositories;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     };
     let plain = [
         first::SCENARIOS,
+        integration::SCENARIOS,
         codex_par::SCENARIOS,
         failures::SCENARIOS,
         foreign::SCENARIOS,

@@ -81,8 +81,9 @@ pub(crate) struct Fetch {
 ///
 /// Fetches the integrated branch and moves your branch to it, or merges it if your branch has moved
 /// on since. Refused, with the reason and without having touched anything, when your work tree has
-/// uncommitted changes, when a merge or rebase is under way, or when the merge would conflict. Your
-/// own configuration and hooks apply.
+/// uncommitted changes, when a merge or rebase is under way, when the merge would conflict, or when
+/// your git configuration names the branch in `muster.protected` (`git config --add muster.protected
+/// 'release/*'`). Your own configuration and hooks apply: a merge is signed if you sign commits.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

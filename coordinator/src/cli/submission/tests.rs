@@ -31,6 +31,7 @@ impl World {
             clocks: config.clocks,
             heartbeat_interval: config.heartbeat_interval,
             agents: config.agents,
+            mirrors: config.mirrors,
             // What git's hook runs, and it consents: no lease is tested here.
             executable: "/bin/true".into(),
         })
