@@ -13,7 +13,10 @@ use tokio::sync::watch;
 
 use crate::failure::chain;
 use crate::identity::StateDir;
-use crate::options::{CACHE_BYTES_MAX, CHANGE_BYTES_MAX, Coordinator, Options, Repositories, Wish};
+use crate::options::{
+    CACHE_BYTES_MAX, CHANGE_BYTES_MAX, Coordinator, DISK_BYTES_MAX, Options, Repositories, Wish,
+};
+use crate::secrets::Secret;
 use crate::worker;
 
 /// Exit code of a worker that the coordinator refuses: starting it again would not help.
@@ -104,6 +107,26 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "SIZE", env = "MUSTER_CACHE_LIMIT", value_parser = size,
         default_value_t = Size(CACHE_BYTES_MAX))]
     cache_limit: Size,
+    /// Most bytes that an attempt's work tree and temporary files may take on disk, unless its task
+    /// has a `disk` of its own.
+    ///
+    /// Looked at every few seconds, so it is no quota. An attempt that takes more is stopped and
+    /// fails as `disk_allowance`.
+    #[arg(long, value_name = "SIZE", env = "MUSTER_DISK_LIMIT", value_parser = size,
+        default_value_t = Size(DISK_BYTES_MAX))]
+    disk_limit: Size,
+    /// Value that tasks may have as a variable: NAME=FILE, NAME=env:VARIABLE, or NAME alone for the
+    /// variable of that name; may be repeated.
+    ///
+    /// Tasks ask for it under `secrets` or `env`. It is looked up when a task starts and masked in
+    /// whatever the task prints. Nothing that is not listed here is given to any task.
+    #[arg(
+        long = "secret",
+        value_name = "NAME[=PLACE]",
+        env = "MUSTER_SECRETS",
+        value_delimiter = ','
+    )]
+    secrets: Vec<Secret>,
     /// End, and so give up the leases held, after the disk of the state has failed for so long.
     #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = duration)]
     disk_patience: Duration,
@@ -252,6 +275,8 @@ impl WorkerArgs {
             repositories: Repositories::Hosted,
             change_bytes_max: self.change_limit.0,
             cache_bytes_max: self.cache_limit.0,
+            disk_bytes_max: self.disk_limit.0,
+            secrets: self.secrets,
             wip_interval: None,
         })
     }

@@ -114,7 +114,9 @@ pub(crate) struct Reference {
 /// Tells whether another attempt could end differently, and whether the failure counts.
 pub(crate) fn class(class: FailureClass) -> (bool, bool) {
     match class.name() {
-        "agent_failed" | "verify_failed" | "timed_out" | "stalled" => (true, true),
+        "agent_failed" | "verify_failed" | "timed_out" | "stalled" | "disk_allowance" => {
+            (true, true)
+        }
         "worker_lost" | "preempted" | "walltime" | "workspace" | "publish"
         | "agent_unavailable" => (true, false),
         "change_too_large" => (false, true),

@@ -14,6 +14,7 @@ mod failures;
 mod first;
 mod foreign;
 mod integration;
+mod programs;
 mod repeat;
 mod repositories;
 mod restored;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         wire::SCENARIOS,
         repositories::SCENARIOS,
         changes::SCENARIOS,
+        programs::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()

@@ -203,6 +203,20 @@ impl Remote {
         }
     }
 
+    /// Gives what tells this remote from others in a cache: a coordinator's port is another at each
+    /// start, and its repositories are the same.
+    pub(crate) fn place(&self) -> String {
+        let url = self.display_url();
+        match &self.dial {
+            Some(dial) => url.replacen(
+                &format!("{COORDINATOR_NAME}:{}", dial.port),
+                COORDINATOR_NAME,
+                1,
+            ),
+            None => url,
+        }
+    }
+
     /// Lists refs that match `patterns`, or all refs if there are none.
     pub async fn ls_remote(&self, git: &Git, patterns: &[&str]) -> Result<Advertised, GitError> {
         let command = git.command(Mode::Hermetic);
