@@ -69,11 +69,14 @@ pub struct Met {
     pub hunks: Hunks,
 }
 
+/// A question with its answer.
+type Answered = (Question, Option<Answer>);
+
 /// Answers where work does not merge; cheap to clone.
 #[derive(Clone)]
 pub struct Explainer {
     repositories: Repositories,
-    last: Arc<Mutex<Option<(Question, Option<Answer>)>>>,
+    last: Arc<Mutex<Option<Answered>>>,
 }
 
 impl Explainer {
