@@ -1,9 +1,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use coordinator_core::EventKind;
 use coordinator_core::event::Placement;
 use coordinator_core::state::Run;
+use coordinator_core::{Event, EventKind, Failure};
 use serde::Serialize;
 
 use super::*;
@@ -161,6 +161,32 @@ fn a_grant_keeps_why_its_worker_was_chosen_and_one_without_is_read_as_unknown() 
     }
     let array = format!("[{}]", event_json(&event).unwrap());
     assert_eq!(decode_events(1, array.as_bytes()).unwrap(), [event]);
+}
+
+#[test]
+fn failures_of_younger_classes_are_kept_too() {
+    let (at, found) = samples::events()
+        .into_iter()
+        .find_map(|event| match event.kind {
+            EventKind::TaskFailed { task, failure } => Some(((event.seq, event.at, task), failure)),
+            _ => None,
+        })
+        .unwrap();
+    for class in samples::LATER_CLASSES {
+        let event = Event {
+            seq: at.0,
+            at: at.1,
+            kind: EventKind::TaskFailed {
+                task: at.2,
+                failure: Failure {
+                    class,
+                    ..found.clone()
+                },
+            },
+        };
+        let array = format!("[{}]", event_json(&event).unwrap());
+        assert_eq!(decode_events(1, array.as_bytes()).unwrap(), [event]);
+    }
 }
 
 #[test]
