@@ -15,6 +15,8 @@ mod codex_par;
 mod completions;
 mod config;
 mod context;
+#[cfg(test)]
+mod deployed;
 mod diff;
 mod disk_use;
 mod doctor;
