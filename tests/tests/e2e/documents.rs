@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use muster_tests::Programs;
 use muster_tests::picture::{self, Line};
 use muster_tests::process::Program;
 use muster_tests::wait::LONG;
-use muster_tests::{Programs, wait};
 
 use crate::{Scenario, with_cluster};
 
@@ -186,7 +186,7 @@ fn units(programs: &Programs) -> Result<()> {
     let verify = Program::new(Path::new("systemd-analyze"), own.path())
         .args(["verify", "--man=no", "--recursive-errors=no"])
         .args(names);
-    let said = verify.run(own.path(), wait::LONG)?.success()?;
+    let said = verify.run(own.path(), LONG)?.success()?;
     ensure!(said.err.trim().is_empty(), "{}", said.err);
     Ok(())
 }
@@ -200,6 +200,6 @@ fn compose(programs: &Programs) -> Result<()> {
         "config",
         "--quiet",
     ]);
-    config.run(own.path(), wait::LONG)?.success()?;
+    config.run(own.path(), LONG)?.success()?;
     Ok(())
 }
