@@ -32,6 +32,7 @@ use crate::auth::{Authenticator, NewToken, Role};
 use crate::engine::{self, Handle, Readers};
 use crate::git::fence::EngineFence;
 use crate::git::host::{self, GitHost};
+use crate::git::mirror::{self, MirrorSettings, Mirrors};
 use crate::git::projection::Projection;
 use crate::git::repositories::Repositories;
 use crate::home::{self, Home};
@@ -43,6 +44,8 @@ use crate::transcript::{self, Transcripts};
 
 /// How long the engine may take to commit its last batch.
 const ENGINE_ENDS: Duration = Duration::from_secs(20);
+/// How long mirrors may take for the last branches.
+const MIRRORS_END: Duration = Duration::from_secs(10);
 /// Largest message a worker may send: twice its event window.
 const WORKER_MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Where plans come in, which are the only large requests.
@@ -82,6 +85,8 @@ pub struct Options {
     pub heartbeat_interval: Span,
     /// Agents that the configuration declares.
     pub agents: BTreeMap<String, AgentDefinition>,
+    /// Where branches are copied to, by the names of hosted repositories.
+    pub mirrors: BTreeMap<String, MirrorSettings>,
     /// This program: what git's hook and the local worker run.
     pub executable: PathBuf,
 }
@@ -128,6 +133,8 @@ pub struct App {
     keeper: Option<tokio::task::JoinHandle<()>>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
+    /// What is known of the mirrors, and how often branches were moved; none that only reads.
+    mirrors: Option<(Mirrors, watch::Receiver<u64>)>,
 }
 
 impl App {
@@ -189,6 +196,20 @@ impl App {
             repositories.clone(),
             ending.clone(),
         ));
+        let copied = Mirrors::new(&options.mirrors);
+        let moved = projection.moved();
+        if options.mode != Mode::Read {
+            for (name, settings) in &options.mirrors {
+                tasks.spawn(mirror::run(
+                    name.clone(),
+                    settings.clone(),
+                    repositories.clone(),
+                    copied.clone(),
+                    moved.clone(),
+                    ending.clone(),
+                ));
+            }
+        }
         tasks.spawn(projection.run(ending.clone()));
         tasks.spawn(crate::git::housekeeping::run(
             repositories.clone(),
@@ -240,7 +261,9 @@ impl App {
             auth.clone(),
             ending.clone(),
         );
-        let operators = operators.with_troubles(workers.troubles());
+        let operators = operators
+            .with_troubles(workers.troubles())
+            .with_mirrors(copied.clone());
         let router = router(operators, workers, &git_host).map_err(|error| Error::Io {
             action: "describe the services",
             source: error.into(),
@@ -294,6 +317,7 @@ impl App {
             keeper,
             shutdown,
             tasks,
+            mirrors: (options.mode != Mode::Read).then_some((copied, moved)),
         })
     }
 
@@ -323,6 +347,15 @@ impl App {
     /// Waits until no run is live any more.
     pub async fn finished(&self) {
         self.wait(|state| state.runs().len() == 0).await;
+    }
+
+    /// Gives the mirrors a moment for the branches that have just moved; one that is slow gets them
+    /// at the next start.
+    pub async fn mirrored(&self) {
+        if let Some((mirrors, moved)) = &self.mirrors {
+            let version = *moved.borrow();
+            drop(tokio::time::timeout(MIRRORS_END, mirrors.looked(version)).await);
+        }
     }
 
     /// Waits until an admin asks for the end, or the engine cannot go on.
@@ -366,6 +399,7 @@ impl App {
             // It only fails when it panicked; there is no worker to wait for then.
             drop(keeper.await);
         }
+        self.mirrored().await;
         self.ending.cancel();
         self.port.cancel();
         self.tasks.close();

@@ -14,6 +14,7 @@ use coordinator_core::Span;
 use coordinator_core::state::LeaseClocks;
 use serde::Serialize;
 
+use crate::git::mirror::MirrorSettings;
 use crate::plan::{AgentDefinition, Duration, Problems};
 
 /// Name of the file in the home.
@@ -46,6 +47,8 @@ pub struct Config {
     pub heartbeat_interval: Span,
     /// Agents that every plan may name, besides the built-in ones.
     pub agents: BTreeMap<String, AgentDefinition>,
+    /// Where branches are copied to, by the names of hosted repositories.
+    pub mirrors: BTreeMap<String, MirrorSettings>,
 }
 
 /// Where a value came from.
@@ -126,10 +129,10 @@ pub enum Error {
         source: io::Error,
     },
     /// The file is not what it should be.
-    #[error("the configuration file {} is wrong", .0.file)]
+    #[error("{0}")]
     File(Problems),
     /// A value makes no sense.
-    #[error("`{key}` is {value:?}, says {origin}: {reason}")]
+    #[error("{origin}: `{key}` is {value:?}: {reason}")]
     Value {
         /// Which setting.
         key: &'static str,
@@ -221,7 +224,7 @@ fn load_with(
             key: "log",
             value: log,
             origin,
-            reason: error.to_string(),
+            reason: format!("a filter is needed, such as info or coordinator=debug,warn ({error})"),
         });
     }
     shown.push(entry("log", log.clone(), origin));
@@ -255,8 +258,8 @@ fn load_with(
             value,
             origin,
             reason: format!(
-                "it must fit {HEARTBEATS} times into lease-ttl, {} ms",
-                ttl.ms()
+                "it must fit {HEARTBEATS} times into lease-ttl, which is {}",
+                written(ttl)
             ),
         });
     }
@@ -275,6 +278,17 @@ fn load_with(
         });
         agents.insert(name, placed.value);
     }
+    let mut mirrors = BTreeMap::new();
+    for (name, placed) in file.mirrors {
+        let origin = in_file(placed.line);
+        let key = |key: &str| format!("mirrors.{name}.{key}");
+        shown.push(entry(&key("url"), placed.value.url.clone(), origin.clone()));
+        if let Some(path) = &placed.value.credential_file {
+            let value = path.display().to_string();
+            shown.push(entry(&key("credential-file"), value, origin));
+        }
+        mirrors.insert(name, placed.value);
+    }
     let config = Config {
         listen,
         slots,
@@ -282,6 +296,7 @@ fn load_with(
         clocks: LeaseClocks { ttl, grace },
         heartbeat_interval,
         agents,
+        mirrors,
     };
     Ok(Loaded { config, shown })
 }
@@ -400,7 +415,10 @@ mod tests {
         let home = home_with("\nlisten = \"here\"\n");
         let error = load_with(home.path(), Flags::default(), none).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("config.toml:2: an address"), "{text}");
+        assert!(
+            text.contains("config.toml:2: `listen` is \"here\": an address"),
+            "{text}"
+        );
 
         let home = home_with("log = \"a=b=c\"\n");
         assert!(load_with(home.path(), Flags::default(), none).is_err());
@@ -409,13 +427,16 @@ mod tests {
         let error = load_with(home.path(), Flags::default(), none).unwrap_err();
         let text = error.to_string();
         assert!(
-            text.contains("config.toml:2: it must fit 3 times"),
+            text.contains("config.toml:2: `heartbeat-interval` is \"5s\": it must fit 3 times"),
             "{text}"
         );
 
         let variable = |name: &str| (name == "MUSTER_SLOTS").then(|| "many".into());
         let error = load_with(home_with("").path(), Flags::default(), variable).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("says $MUSTER_SLOTS: a number"), "{text}");
+        assert!(
+            text.contains("$MUSTER_SLOTS: `slots` is \"many\": a number"),
+            "{text}"
+        );
     }
 }

@@ -79,6 +79,24 @@ pub enum Error {
 /// # Errors
 /// [`Error::NotAFolder`] for a file, also on the way; [`Error::NetworkFileSystem`].
 pub fn check_place(path: &Path) -> Result<(), Error> {
+    let Some(there) = nearest_folder(path)? else {
+        return Ok(());
+    };
+    match crate::file_system::network(there) {
+        Ok(Some(kind)) => Err(Error::NetworkFileSystem {
+            path: path.to_owned(),
+            kind,
+        }),
+        // What cannot be told is found out by whoever writes there.
+        Ok(None) | Err(_) => Ok(()),
+    }
+}
+
+/// Gives the home, or the folder nearest above it that is there.
+///
+/// # Errors
+/// [`Error::NotAFolder`] for a file, also on the way.
+pub fn nearest_folder(path: &Path) -> Result<Option<&Path>, Error> {
     for there in path.ancestors() {
         let found = match std::fs::metadata(there) {
             Ok(found) => found,
@@ -95,16 +113,9 @@ pub fn check_place(path: &Path) -> Result<(), Error> {
         if !found.is_dir() {
             return Err(Error::NotAFolder(there.to_owned()));
         }
-        // What cannot be told is found out by whoever writes there.
-        return match crate::file_system::network(there) {
-            Ok(Some(kind)) => Err(Error::NetworkFileSystem {
-                path: path.to_owned(),
-                kind,
-            }),
-            Ok(None) | Err(_) => Ok(()),
-        };
+        return Ok(Some(there));
     }
-    Ok(())
+    Ok(None)
 }
 
 fn is_absent(error: &std::io::Error) -> bool {

@@ -70,8 +70,9 @@ pub fn moments(record: &str) -> Option<(Vec<Line>, Vec<Line>)> {
     let drawn: Vec<&str> = drawn
         .filter_map(|text| text.split(DRAWN_TO).next())
         .collect();
-    let busy = |text: &&&str| text.matches("running").count();
-    let moment = drawn.iter().rev().max_by_key(busy)?;
+    let seen = |text: &str, word: &str| text.matches(word).count();
+    let busy = |text: &&&str| (seen(text, "mrunning"), seen(text, "msucceeded"));
+    let moment = drawn.iter().max_by_key(busy)?;
     let (_, end) = record.rsplit_once(DRAWN_TO)?;
     let (end, _) = end.split_once("\nScript done").unwrap_or((end, ""));
     Some((lines(moment.trim_end()), lines(end.trim_end())))

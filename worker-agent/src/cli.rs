@@ -13,13 +13,32 @@ use tokio::sync::watch;
 
 use crate::failure::chain;
 use crate::identity::StateDir;
-use crate::options::{CACHE_BYTES_MAX, CHANGE_BYTES_MAX, Coordinator, Options, Repositories, Wish};
+use crate::options::{
+    CACHE_BYTES_MAX, CHANGE_BYTES_MAX, Coordinator, DISK_BYTES_MAX, Options, Repositories, Wish,
+};
+use crate::secrets::Secret;
 use crate::worker;
 
 /// Exit code of a worker that the coordinator refuses: starting it again would not help.
 pub const EXIT_REFUSED: u8 = 3;
+/// Exit code of a worker that was started with something wrong.
+const EXIT_USAGE: u8 = 2;
 /// Exit code of a worker that was told a third time to end.
 const EXIT_AT_ONCE: i32 = 130;
+/// More processes on one machine are a typing error.
+const SLOTS_MAX: u32 = 4_096;
+const AFTER_HELP: &str = "\
+Examples:
+  worker-agent --coordinator host:7733 --token-file worker.token --slots 4
+  worker-agent --coordinator host:7733 --token-file gpu.token --pool gpu \\
+      --label gpu=a100 --resource gpus=2 --idle-exit 10m
+
+Exit codes:
+    0  it was drained or left as it was told to
+    1  an error
+    2  wrong usage: an option, the token file or the folder for its state
+    3  the coordinator refuses it: starting it again would not help
+  130  ended at once by a third signal";
 /// Units of sizes, largest first.
 const SIZE_UNITS: [(&str, u64); 4] = [
     ("GB", 1_000_000_000),
@@ -35,6 +54,7 @@ const ALLOCATION_VARIABLES: [&str; 2] = ["MUSTER_ALLOCATION", "SLURM_JOB_ID"];
 /// The first TERM or INT drains: nothing new is taken and what is held is finished. The second
 /// stops the agents, keeps their edits and gives their tasks back. The third ends at once.
 #[derive(Clone, Debug, Args)]
+#[command(after_long_help = AFTER_HELP)]
 pub struct WorkerArgs {
     /// Where the coordinator is.
     #[arg(
@@ -53,7 +73,7 @@ pub struct WorkerArgs {
     token_file: PathBuf,
     /// Attempts and verifies to hold at once.
     #[arg(long, value_name = "N", default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..=4_096))]
+        value_parser = slots)]
     slots: u32,
     /// Folder for the worker's state.
     ///
@@ -87,6 +107,26 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "SIZE", env = "MUSTER_CACHE_LIMIT", value_parser = size,
         default_value_t = Size(CACHE_BYTES_MAX))]
     cache_limit: Size,
+    /// Most bytes that an attempt's work tree and temporary files may take on disk, unless its task
+    /// has a `disk` of its own.
+    ///
+    /// Looked at every few seconds, so it is no quota. An attempt that takes more is stopped and
+    /// fails as `disk_allowance`.
+    #[arg(long, value_name = "SIZE", env = "MUSTER_DISK_LIMIT", value_parser = size,
+        default_value_t = Size(DISK_BYTES_MAX))]
+    disk_limit: Size,
+    /// Value that tasks may have as a variable: NAME=FILE, NAME=env:VARIABLE, or NAME alone for the
+    /// variable of that name; may be repeated.
+    ///
+    /// Tasks ask for it under `secrets` or `env`. It is looked up when a task starts and masked in
+    /// whatever the task prints. Nothing that is not listed here is given to any task.
+    #[arg(
+        long = "secret",
+        value_name = "NAME[=PLACE]",
+        env = "MUSTER_SECRETS",
+        value_delimiter = ','
+    )]
+    secrets: Vec<Secret>,
     /// End, and so give up the leases held, after the disk of the state has failed for so long.
     #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = duration)]
     disk_patience: Duration,
@@ -152,9 +192,10 @@ impl Failed {
 }
 
 async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
-    let options = arguments
-        .options()
-        .map_err(|text| Failed { text, code: 1 })?;
+    let options = arguments.options().map_err(|text| Failed {
+        text,
+        code: EXIT_USAGE,
+    })?;
     let interrupt = signal(SignalKind::interrupt()).map_err(|error| Failed::of(&error))?;
     let terminate = signal(SignalKind::terminate()).map_err(|error| Failed::of(&error))?;
     let (wish, wishes) = watch::channel(Wish::Work);
@@ -199,7 +240,11 @@ impl WorkerArgs {
                 let home = file.parent().unwrap_or(Path::new("."));
                 Coordinator::Home(home.to_owned())
             }
-            (Some(address), None) => Coordinator::Address(address),
+            (Some(address), None) => {
+                muster_connect::check_address(&address)
+                    .map_err(|error| format!("{error}, such as host:7733"))?;
+                Coordinator::Address(address)
+            }
             (None, None) => return Err("name the coordinator with --coordinator".to_owned()),
         };
         let variable = |name: &str| std::env::var(name).ok();
@@ -230,9 +275,18 @@ impl WorkerArgs {
             repositories: Repositories::Hosted,
             change_bytes_max: self.change_limit.0,
             cache_bytes_max: self.cache_limit.0,
+            disk_bytes_max: self.disk_limit.0,
+            secrets: self.secrets,
             wip_interval: None,
         })
     }
+}
+
+fn slots(text: &str) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|slots| (1..=SLOTS_MAX).contains(slots))
+        .ok_or_else(|| format!("a whole number from 1 to {SLOTS_MAX} is needed"))
 }
 
 fn resource(text: &str) -> Result<(String, u64), String> {

@@ -5,6 +5,8 @@ use std::path::{Component, Path};
 
 use serde::Deserialize;
 
+use crate::secrets::ValueFrom;
+
 /// What is to be done; fields that this version does not know are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -21,6 +23,12 @@ pub(crate) struct TaskDocument {
     pub(crate) verify: Vec<String>,
     /// Variables for everything that runs.
     pub(crate) env: BTreeMap<String, String>,
+    /// Variables for everything that runs, from places on the worker.
+    pub(crate) env_from: BTreeMap<String, ValueFrom>,
+    /// Variables for the agent alone, from places on the worker.
+    pub(crate) secrets: BTreeMap<String, ValueFrom>,
+    /// Most bytes on disk of work tree and temporary files; the worker's own limit if absent.
+    pub(crate) disk_bytes: Option<u64>,
     /// Limit of an attempt from start to finish, in milliseconds; that of the grant comes first.
     pub(crate) timeout_ms: Option<u64>,
     /// Longest silence of the agent, in milliseconds.
@@ -64,6 +72,13 @@ fn command() -> String {
 }
 
 impl TaskDocument {
+    /// Tells whether the task has a variable of this name, wherever its value comes from.
+    pub(crate) fn has_variable(&self, name: &str) -> bool {
+        self.env.contains_key(name)
+            || self.env_from.contains_key(name)
+            || self.secrets.contains_key(name)
+    }
+
     /// Reads a grant's document.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let document: Self = serde_json::from_slice(bytes)?;

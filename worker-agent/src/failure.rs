@@ -19,6 +19,8 @@ pub(crate) mod class {
     pub(crate) const WORKSPACE: &str = "workspace";
     pub(crate) const PUBLISH: &str = "publish";
     pub(crate) const CHANGE_TOO_LARGE: &str = "change_too_large";
+    pub(crate) const DISK_ALLOWANCE: &str = "disk_allowance";
+    pub(crate) const SECRET_UNAVAILABLE: &str = "secret_unavailable";
 }
 
 /// Makes a failure: `message` becomes one bounded line, `output` its bounded end.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use muster_connect::Token;
 
 use crate::identity::StateDir;
+use crate::secrets::Secret;
 
 /// What a worker is started with.
 #[derive(Clone, Debug)]
@@ -39,6 +40,11 @@ pub struct Options {
     pub change_bytes_max: u64,
     /// Most bytes that the cache of repositories holds, apart from what is in use.
     pub cache_bytes_max: u64,
+    /// Most bytes on disk of an attempt's work tree and temporary files, unless its task says
+    /// otherwise; looked at every few seconds.
+    pub disk_bytes_max: u64,
+    /// Values that tasks may have.
+    pub secrets: Vec<Secret>,
     /// How often edits of running agents are kept at their WIP ref; as usual when absent.
     pub wip_interval: Option<Duration>,
 }
@@ -48,6 +54,10 @@ pub struct Options {
 pub(crate) const CHANGE_BYTES_MAX: u64 = 256_000_000;
 /// Most bytes that a host's cache of repositories holds unless said otherwise.
 pub(crate) const CACHE_BYTES_MAX: u64 = 20_000_000_000;
+
+/// Most bytes on disk of an attempt's work tree and temporary files unless said otherwise: more than
+/// builds need, less than fills most disks.
+pub(crate) const DISK_BYTES_MAX: u64 = 50_000_000_000;
 
 /// Where a coordinator is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -148,6 +148,8 @@ impl Worker {
             told: told_by,
             disk: Disk::new(identity.folder.clone()),
             change_bytes_max: options.change_bytes_max,
+            disk_bytes_max: options.disk_bytes_max,
+            secrets: options.secrets.clone(),
             wip_interval: options.wip_interval,
         });
         if link::knows_another_coordinator(options, &identity.folder) {

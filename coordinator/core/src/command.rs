@@ -208,7 +208,7 @@ pub enum Rejection {
     InvalidPlan(#[from] PlanError),
     #[error("no run or task of that id is live")]
     UnknownTarget,
-    #[error("no worker {0}")]
+    #[error("no worker is called {0}")]
     UnknownWorker(WorkerId),
     #[error("no open question {0}")]
     UnknownQuestion(QuestionId),
@@ -255,7 +255,11 @@ fn shown_cycle(names: &[String]) -> String {
         .unwrap_or_default()
         .join(" → ");
     match names.len().checked_sub(20) {
-        None | Some(0) => shown,
+        // Back to where it began.
+        None | Some(0) => match names.first() {
+            Some(first) => format!("{shown} → {first}"),
+            None => shown,
+        },
         Some(more) => format!("{shown} → … ({more} more)"),
     }
 }

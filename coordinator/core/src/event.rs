@@ -92,6 +92,22 @@ pub struct MergeConflict {
     pub detail: Box<str>,
 }
 
+/// What was seen when a worker was chosen. It tells people why work ran where it did, and decides
+/// nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Placement {
+    /// Slots that the worker had free, the one that was taken included; 0 when nothing is known, as
+    /// of leases granted before this was recorded.
+    pub free: u32,
+    /// Workers that had a slot free, this one included.
+    pub available: u32,
+    /// Of those, how many were looked at first, since they had as many or more slots free, and did
+    /// not fit.
+    pub passed: u32,
+    /// It has the conversation that goes on.
+    pub continues: bool,
+}
+
 /// The kinds of events.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum EventKind {
@@ -209,6 +225,8 @@ pub enum EventKind {
         worker: WorkerId,
         incarnation: Incarnation,
         ttl: Span,
+        /// Why this worker; for people alone.
+        placement: Placement,
     },
     /// The agent (or the first verify command) has started.
     WorkStarted {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::event::Work;
+use crate::event::{Placement, Work};
 use crate::failure::FailureClass;
-use crate::ids::{QuestionId, TaskKey, WorkerId};
+use crate::ids::{QuestionId, TaskIx, TaskKey, WorkerId};
 use crate::index::{RunEntry, Wanted, WorkerEntry, may_grow, rank, task_of, task_wants};
 use crate::schedule::{Misfit, heard, holder, misfit, never_fits};
 use crate::state::{Link, Run, State, Task, TaskState, VerifyPhase};
@@ -132,6 +132,67 @@ pub fn explain(state: &State, now: Timestamp, key: TaskKey) -> Explanation {
     }
 }
 
+/// Says why work ran on a worker, from what was seen when its lease was granted.
+#[must_use]
+pub fn placed(worker: &WorkerId, seen: Placement) -> String {
+    let Placement {
+        free,
+        available,
+        passed,
+        continues,
+    } = seen;
+    let slots = if free == 1 {
+        "1 slot"
+    } else {
+        &format!("{free} slots")
+    };
+    if free == 0 {
+        format!("on {worker}; why there is not known, since the lease is older than this record")
+    } else if continues {
+        format!("on {worker}, which has the conversation that goes on")
+    } else if available <= 1 {
+        format!("on {worker}, the only worker that had a slot free")
+    } else if passed == 0 {
+        format!(
+            "on {worker}: with {slots} free it had the most of the {available} workers that had any"
+        )
+    } else {
+        let others = if passed == 1 {
+            "1 worker"
+        } else {
+            &format!("{passed} workers")
+        };
+        format!(
+            "on {worker}: with {slots} free it had the most of those that fit; {others} with as many \
+             or more did not fit"
+        )
+    }
+}
+
+/// Says which needs decide where a task runs, and what would move it; for one that has been placed.
+#[must_use]
+pub fn movable(run: &Run, task: TaskIx, worker: &WorkerId) -> String {
+    let requirement = run.profile(task).map(|profile| &profile.requirement);
+    let mut needs = vec![];
+    if let Some(requirement) = requirement {
+        needs.push(format!("agent {}", requirement.agent));
+        needs.extend(requirement.pool.iter().map(|pool| format!("pool {pool}")));
+        needs.extend(
+            requirement
+                .labels
+                .iter()
+                .map(|label| format!("label {label}")),
+        );
+        let resources = requirement.resources.iter();
+        needs.extend(resources.map(|(name, amount)| format!("{amount} {name}")));
+    }
+    format!(
+        "it needs {}: other `labels`, `resources` or `pool` in the plan choose other workers, and \
+         `coordinator drain {worker}` keeps new work away from that one",
+        needs.join(", ")
+    )
+}
+
 fn blocked(run: &Run, task: &Task) -> Explanation {
     let dependencies = task.dependencies.iter().filter_map(|ix| run.task(*ix));
     let unmet = dependencies.filter(|dependency| !dependency.state.is_succeeded());
@@ -159,8 +220,14 @@ fn ended(run: &Run, task: &Task) -> Explanation {
         TaskState::Aborted { reason, .. } => reason.clone(),
         TaskState::Skipped { because: ix, .. } => {
             because = run.task(*ix).map(|task| Arc::clone(&task.name));
-            let state = run.task(*ix).map_or("gone", |task| task.state.name());
-            state.into()
+            let task = run.task(*ix);
+            match task.map(|task| &task.state) {
+                Some(TaskState::Failed { failure, .. }) => {
+                    format!("failed: {}: {}", failure.class, failure.message).into()
+                }
+                Some(state) => state.name().into(),
+                None => "gone".into(),
+            }
         }
         _ => "".into(),
     };
@@ -450,7 +517,10 @@ impl fmt::Display for Explanation {
                 state,
                 because: Some(task),
                 detail,
-            } => write!(f, "it was {state} because task {task} was {detail}"),
+            } => write!(
+                f,
+                "it was {state} because of task {task}, which is {detail}"
+            ),
             Self::Final { state, detail, .. } if detail.is_empty() => write!(f, "it {state}"),
             Self::Final { state, detail, .. } => write!(f, "it is {state} ({detail})"),
         }

@@ -38,11 +38,15 @@ pub enum FailureClass {
     NotPlaced,
     /// A step of the coordinator's own (merging, moving a ref) failed beyond its retries.
     Internal,
+    /// Workspace and temporary files took more disk than the task or its worker allows.
+    DiskAllowance,
+    /// The worker does not have, or does not hand out, a secret that the task asks for.
+    SecretUnavailable,
 }
 
 impl FailureClass {
     /// Every class, for tables and tests.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::AgentFailed,
         Self::AgentUnavailable,
         Self::VerifyFailed,
@@ -58,6 +62,8 @@ impl FailureClass {
         Self::IntegrationConflict,
         Self::NotPlaced,
         Self::Internal,
+        Self::DiskAllowance,
+        Self::SecretUnavailable,
     ];
 
     /// Tells whether another attempt could end differently.
@@ -68,6 +74,7 @@ impl FailureClass {
             | Self::VerifyFailed
             | Self::TimedOut
             | Self::Stalled
+            | Self::DiskAllowance
             | Self::WorkerLost
             | Self::Preempted
             | Self::Walltime
@@ -78,7 +85,8 @@ impl FailureClass {
             | Self::BaseConflict
             | Self::IntegrationConflict
             | Self::NotPlaced
-            | Self::Internal => false,
+            | Self::Internal
+            | Self::SecretUnavailable => false,
         }
     }
 
@@ -93,6 +101,7 @@ impl FailureClass {
             | Self::VerifyFailed
             | Self::TimedOut
             | Self::Stalled
+            | Self::DiskAllowance
             | Self::ChangeTooLarge => true,
             Self::AgentUnavailable
             | Self::WorkerLost
@@ -103,7 +112,8 @@ impl FailureClass {
             | Self::BaseConflict
             | Self::IntegrationConflict
             | Self::NotPlaced
-            | Self::Internal => false,
+            | Self::Internal
+            | Self::SecretUnavailable => false,
         }
     }
 
@@ -126,6 +136,8 @@ impl FailureClass {
             Self::IntegrationConflict => "integration_conflict",
             Self::NotPlaced => "not_placed",
             Self::Internal => "internal",
+            Self::DiskAllowance => "disk_allowance",
+            Self::SecretUnavailable => "secret_unavailable",
         }
     }
 

@@ -40,6 +40,7 @@ pub use index::Timer;
 pub use recovery::ReplayError;
 pub use schedule::{promote, schedule};
 pub use settle::settle;
+pub use settle::{base_commits, integration_commits};
 pub use state::State;
 pub use time::{Span, Timestamp};
 pub use validate::validate;

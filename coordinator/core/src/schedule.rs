@@ -6,9 +6,10 @@
 //! is left for the rest of the round, so that a blocked class costs one look at the free workers
 //! and not one for each of its tasks.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use crate::event::{Event, EventKind, Work};
+use crate::event::{Event, EventKind, Placement, Work};
 use crate::ids::{AttemptNo, RunId, TaskIx, TaskKey, WorkerId};
 use crate::index::{ClassId, Rank, RunEntry, WorkerEntry};
 use crate::limits;
@@ -31,12 +32,12 @@ pub fn schedule(state: &mut State, now: Timestamp) -> Vec<Event> {
             debug_assert!(learned, "{run} has its turn though it was passed");
             continue;
         };
-        let Some(worker) = place(state, now, class, run, work) else {
+        let Some((worker, placement)) = place(state, now, class, run, work) else {
             let learned = round.blocked.insert(class);
             debug_assert!(learned, "{class:?} has its turn though it is blocked");
             continue;
         };
-        events.push(state.record(now, grant(state, run, work, worker)));
+        events.push(state.record(now, grant(state, run, work, worker, placement)));
     }
     events
 }
@@ -160,8 +161,12 @@ fn place(
     class: ClassId,
     run: RunId,
     work: Work,
-) -> Option<WorkerId> {
+) -> Option<(WorkerId, Placement)> {
     let requirement = &*state.index.classes.get(&class)?.requirement;
+    let seen = Placement {
+        available: u32::try_from(state.index.available.len()).unwrap_or(u32::MAX),
+        ..Placement::default()
+    };
     if let Work::Attempt { task, .. } = work
         && let Some(worker) = affinity(state, TaskKey { run, task })
         && let Some(entry) = state.workers.get(worker)
@@ -169,14 +174,25 @@ fn place(
         && heard(state, entry, now)
         && misfit(entry, requirement).is_none()
     {
-        return Some(worker.clone());
+        let placement = Placement {
+            free: entry.aux.listed.unwrap_or_default(),
+            continues: true,
+            ..seen
+        };
+        return Some((worker.clone(), placement));
     }
-    let mut free = state.index.available.iter();
-    let fitting = free.find(|(_, id)| {
-        let entry = state.workers.get(id);
-        entry.is_some_and(|entry| heard(state, entry, now) && misfit(entry, requirement).is_none())
-    });
-    fitting.map(|(_, id)| id.clone())
+    for (passed, (Reverse(free), id)) in state.index.available.iter().enumerate() {
+        let entry = state.workers.get(id)?;
+        if heard(state, entry, now) && misfit(entry, requirement).is_none() {
+            let placement = Placement {
+                free: *free,
+                passed: u32::try_from(passed).unwrap_or(u32::MAX),
+                ..seen
+            };
+            return Some((id.clone(), placement));
+        }
+    }
+    None
 }
 
 /// Tells whether the worker was heard lately. A grant answers the worker's last heartbeat, and the
@@ -245,7 +261,13 @@ pub(crate) fn never_fits(offer: &Offer, requirement: &Requirement) -> Option<Mis
     short.map(|(name, _)| Misfit::Resource(name.clone()))
 }
 
-fn grant(state: &State, run: RunId, work: Work, worker: WorkerId) -> EventKind {
+fn grant(
+    state: &State,
+    run: RunId,
+    work: Work,
+    worker: WorkerId,
+    placement: Placement,
+) -> EventKind {
     let incarnation = state.worker(&worker).map(|worker| worker.incarnation);
     EventKind::LeaseGranted {
         run,
@@ -254,5 +276,6 @@ fn grant(state: &State, run: RunId, work: Work, worker: WorkerId) -> EventKind {
         worker,
         incarnation: incarnation.unwrap_or_default(),
         ttl: state.clocks.ttl,
+        placement,
     }
 }

@@ -136,13 +136,15 @@ fn shortfall(run: &Run) -> Option<RunOutcome> {
 }
 
 /// Gives the commits to merge for a task's base, in plan order, doubles left out.
-pub(crate) fn base_commits(run: &Run, ix: TaskIx) -> Vec<(TaskIx, CommitId)> {
+#[must_use]
+pub fn base_commits(run: &Run, ix: TaskIx) -> Vec<(TaskIx, CommitId)> {
     let dependencies = run.task(ix).map_or(&[][..], |task| &task.dependencies);
     distinct(run, dependencies.iter().copied())
 }
 
 /// Gives the commits to integrate: succeeded tasks in topological order, ties in plan order.
-pub(crate) fn integration_commits(run: &Run) -> Vec<(TaskIx, CommitId)> {
+#[must_use]
+pub fn integration_commits(run: &Run) -> Vec<(TaskIx, CommitId)> {
     use std::cmp::Reverse;
     use std::collections::BinaryHeap;
     let mut unmet: Vec<usize> = run.tasks.iter().map(|t| t.dependencies.len()).collect();

@@ -360,7 +360,10 @@ mod tests {
         let place = tasks.iter().map(|ix| place(*ix)).collect::<Vec<_>>();
         assert_eq!(place, [1, 3, 2]);
         let alone = plan(&["me: me"]).0;
-        assert_eq!(said(&alone), ["tasks depend on each other in a cycle: me"]);
+        assert_eq!(
+            said(&alone),
+            ["tasks depend on each other in a cycle: me → me"]
+        );
     }
 
     #[test]

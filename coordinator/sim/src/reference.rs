@@ -114,7 +114,9 @@ pub(crate) struct Reference {
 /// Tells whether another attempt could end differently, and whether the failure counts.
 pub(crate) fn class(class: FailureClass) -> (bool, bool) {
     match class.name() {
-        "agent_failed" | "verify_failed" | "timed_out" | "stalled" => (true, true),
+        "agent_failed" | "verify_failed" | "timed_out" | "stalled" | "disk_allowance" => {
+            (true, true)
+        }
         "worker_lost" | "preempted" | "walltime" | "workspace" | "publish"
         | "agent_unavailable" => (true, false),
         "change_too_large" => (false, true),
@@ -448,6 +450,7 @@ impl Reference {
                 worker,
                 incarnation,
                 ttl,
+                placement: _,
             } => self.granted(asked, *run, lease.0, *work, worker, *incarnation, ttl.ms()),
             EventKind::WorkStarted { lease, .. } => {
                 let id = lease.0;

@@ -62,6 +62,8 @@ async fn patch(
             .command()
             // The newer side must not choose what a reader sees.
             .env("GIT_ATTR_SOURCE", from.to_string())
+            // Letters of all languages are letters; what is not text is quoted all the same.
+            .config("core.quotePath", "false")
             .args(["diff", "-M", STAT_WIDTH, "--no-ext-diff"])
             .args(["--no-textconv", "--no-color", "--end-of-options"])
             .arg(from.to_string())

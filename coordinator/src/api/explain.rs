@@ -1,28 +1,96 @@
-//! Why a task is not running.
+//! Why a task does not run, why it ran where it did, and what would change either.
 
 use std::collections::BTreeMap;
 
-use coordinator_core::event::Work;
-use coordinator_core::explain::explain;
+use coordinator_core::event::{Placement, Work};
+use coordinator_core::explain::{Explanation, explain, movable, placed};
 use coordinator_core::state::{Run, TaskState};
-use coordinator_core::{State, TaskKey, Timestamp, WorkerId};
+use coordinator_core::{
+    AttemptNo, EventKind, LeaseId, RunId, State, TaskIx, TaskKey, Timestamp, WorkerId,
+};
 use muster_proto::v1::ExplainTaskResponse;
 use tonic::Status;
 
-use super::view;
+use super::runs::Runs;
+use super::{status, view};
+use crate::engine;
+use crate::store::EVENTS_PER_READ_MAX;
 
+/// Attempts of a task whose places are explained.
+const ATTEMPTS: usize = 3;
+/// Events of a run that are searched for grants; about a second's reading.
+const EVENTS_SEARCHED: u64 = 500_000;
+/// Tasks of a run that are looked at, so that the engine is not held up.
+const TASKS_LOOKED_AT: usize = 10_000;
+/// Tasks that one reason is told for by name.
+const NAMED: usize = 4;
 /// Workers in trouble that an explanation names.
 const TROUBLES_NAMED: usize = 3;
+/// Reasons that are told of a run.
+const REASONS: usize = 8;
 
-/// Explains a task of a live run.
-#[must_use]
-pub(super) fn live(
+/// An attempt whose place is to be explained.
+struct Ran {
+    number: AttemptNo,
+    lease: LeaseId,
+    worker: WorkerId,
+}
+
+/// Explains a task, or the run as a whole if `task` is empty.
+///
+/// # Errors
+/// `NOT_FOUND` when there is no such run or task.
+pub(super) async fn of(
+    runs: &Runs,
+    name: &str,
+    task: &str,
+    troubles: BTreeMap<WorkerId, String>,
+) -> Result<ExplainTaskResponse, Status> {
+    let live = engine::live_run(runs.engine(), name)
+        .await
+        .map_err(status::of)?;
+    let wanted = task.to_owned();
+    let (mut said, run, ran) = match live {
+        Some(id) => runs
+            .engine()
+            .query(move |state, now| live_task(state, now, id, &wanted, &troubles))
+            .await
+            .map_err(status::of)??,
+        None => archived(&runs.archived(name).await?.run, task)?,
+    };
+    let mut placements = placements(runs, run, &ran).await?;
+    for Ran {
+        number,
+        lease,
+        worker,
+    } in ran
+    {
+        let seen = placements.remove(&lease).unwrap_or_default();
+        let line = format!("attempt {}: {}", number.0, placed(&worker, seen));
+        said.placements.push(line);
+    }
+    Ok(said)
+}
+
+type Said = (ExplainTaskResponse, RunId, Vec<Ran>);
+
+fn live_task(
     state: &State,
     now: Timestamp,
-    key: TaskKey,
+    id: RunId,
+    name: &str,
     troubles: &BTreeMap<WorkerId, String>,
-) -> ExplainTaskResponse {
+) -> Result<Said, Status> {
+    let run = state
+        .run(id)
+        .ok_or_else(|| Status::not_found("the run has just ended; ask again"))?;
+    if name.is_empty() {
+        return Ok((whole(state, now, run), id, vec![]));
+    }
+    let ix = task_named(run, name)?;
+    let key = TaskKey { run: id, task: ix };
     let explanation = explain(state, now, key);
+    let (ran, elsewhere) = history(run, ix);
     let mut reasons = vec![explanation.to_string()];
     let mut remedies: Vec<String> = explanation.help().into_iter().collect();
     let concerned = concerning(state, key, troubles);
@@ -38,14 +106,92 @@ pub(super) fn live(
     if !concerned.is_empty() {
         remedies.push("mend what those workers complain about".to_owned());
     }
-    ExplainTaskResponse {
-        state: state
-            .task(key)
+    let said = ExplainTaskResponse {
+        state: run
+            .task(ix)
             .map(view::task_state)
             .unwrap_or_default()
             .to_owned(),
         reasons,
         remedies,
+        placements: vec![],
+        elsewhere,
+    };
+    Ok((said, id, ran))
+}
+
+/// Gives the last attempts of a task, the newest first, and what would move it.
+fn history(run: &Run, ix: TaskIx) -> (Vec<Ran>, String) {
+    let attempts = run.task(ix).map_or(&[][..], |task| task.attempts());
+    let ran: Vec<Ran> = attempts
+        .iter()
+        .rev()
+        .take(ATTEMPTS)
+        .map(|attempt| Ran {
+            number: attempt.number,
+            lease: attempt.lease,
+            worker: attempt.worker.clone(),
+        })
+        .collect();
+    let elsewhere = ran.first().map(|last| movable(run, ix, &last.worker));
+    (ran, elsewhere.unwrap_or_default())
+}
+
+/// Explains what keeps a run from going on: its tasks by what they wait for.
+fn whole(state: &State, now: Timestamp, run: &Run) -> ExplainTaskResponse {
+    let mut reasons: BTreeMap<String, (Vec<String>, usize)> = BTreeMap::new();
+    let mut remedies = vec![];
+    let mut running = 0;
+    for (ix, task) in run.tasks.iter().enumerate().take(TASKS_LOOKED_AT) {
+        let key = TaskKey {
+            run: run.id,
+            task: TaskIx(u32::try_from(ix).unwrap_or(u32::MAX)),
+        };
+        let explanation = explain(state, now, key);
+        match &explanation {
+            Explanation::Running { .. } => running += 1,
+            // Those are said by what they depend on.
+            Explanation::Blocked { .. } => {}
+            Explanation::Final {
+                state: "succeeded", ..
+            } => {}
+            other => {
+                let (names, count) = reasons.entry(other.to_string()).or_default();
+                *count += 1;
+                if names.len() < NAMED {
+                    names.push(task.name.to_string());
+                }
+                if let Some(help) = other.help().filter(|help| !remedies.contains(help)) {
+                    remedies.push(help);
+                }
+            }
+        }
+    }
+    let mut lines: Vec<(usize, String)> = reasons
+        .into_iter()
+        .map(|(reason, (names, count))| {
+            let more = match count - names.len() {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            (count, format!("{}{more}: {reason}", names.join(", ")))
+        })
+        .collect();
+    lines.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+    lines.truncate(REASONS);
+    let mut said: Vec<String> = lines.into_iter().map(|(_, line)| line).collect();
+    if running > 0 {
+        said.insert(0, format!("{running} of its tasks run"));
+    }
+    if said.is_empty() {
+        said.push("nothing keeps it back: it waits for itself to be integrated".to_owned());
+    }
+    remedies.truncate(REASONS);
+    ExplainTaskResponse {
+        state: view::run_state(run).to_owned(),
+        reasons: said,
+        remedies,
+        ..ExplainTaskResponse::default()
     }
 }
 
@@ -73,16 +219,57 @@ fn concerning<'a>(
         .collect()
 }
 
+/// Finds what was seen when leases were granted, in the events of their run.
+async fn placements(
+    runs: &Runs,
+    run: RunId,
+    ran: &[Ran],
+) -> Result<BTreeMap<LeaseId, Placement>, Status> {
+    let mut wanted: Vec<LeaseId> = ran.iter().map(|ran| ran.lease).collect();
+    runs.readers()
+        .read(move |reader| {
+            let mut found = BTreeMap::new();
+            let mut from = 1;
+            while !wanted.is_empty() && from < EVENTS_SEARCHED {
+                let events = reader.run_events(run, from, EVENTS_PER_READ_MAX)?;
+                let Some(last) = events.last() else { break };
+                from = last.seq + 1;
+                for event in &events {
+                    if let EventKind::LeaseGranted {
+                        lease, placement, ..
+                    } = &event.kind
+                        && let Some(at) = wanted.iter().position(|wanted| wanted == lease)
+                    {
+                        wanted.swap_remove(at);
+                        found.insert(*lease, *placement);
+                    }
+                }
+            }
+            Ok(found)
+        })
+        .await
+        .map_err(status::of_read)
+}
+
+fn task_named(run: &Run, name: &str) -> Result<TaskIx, Status> {
+    let found = run.tasks.iter().position(|task| *task.name == *name);
+    found
+        .and_then(|ix| u32::try_from(ix).ok())
+        .map(TaskIx)
+        .ok_or_else(|| no_task(run, name))
+}
+
+fn no_task(run: &Run, name: &str) -> Status {
+    Status::not_found(format!("no task {name:?} in run {}", run.name))
+}
+
 /// Explains a task of an archived run, in which nothing moves any more.
-///
-/// # Errors
-/// `NOT_FOUND` when the run has no such task.
-pub(super) fn archived(run: &Run, name: &str) -> Result<ExplainTaskResponse, Status> {
-    let task = run
-        .tasks
-        .iter()
-        .find(|task| *task.name == *name)
-        .ok_or_else(|| Status::not_found(format!("no task {name:?} in run {}", run.name)))?;
+fn archived(run: &Run, name: &str) -> Result<Said, Status> {
+    if name.is_empty() {
+        return Ok((ended(run), run.id, vec![]));
+    }
+    let ix = task_named(run, name)?;
+    let task = run.task(ix).ok_or_else(|| no_task(run, name))?;
     let retry = format!("`coordinator retry {} {name}` opens it again", run.name);
     let (reason, remedy) = match &task.state {
         TaskState::Succeeded { .. } => ("it succeeded".to_owned(), None),
@@ -91,20 +278,28 @@ pub(super) fn archived(run: &Run, name: &str) -> Result<ExplainTaskResponse, Sta
             Some(retry),
         ),
         TaskState::Skipped { because, .. } => {
-            let because = run
-                .task(*because)
+            let because = run.task(*because);
+            let name = because
                 .map(|task| task.name.to_string())
                 .unwrap_or_default();
-            let remedy = format!(
-                "`coordinator retry {} {because}` opens both again",
-                run.name
-            );
+            let why = match because.map(|task| &task.state) {
+                Some(TaskState::Failed { failure, .. }) => {
+                    format!(", which failed: {} ({})", failure.message, failure.class)
+                }
+                _ => " did not succeed".to_owned(),
+            };
+            let remedy = format!("`coordinator retry {} {name}` opens both again", run.name);
             (
-                format!("it was skipped: {because} did not succeed"),
+                format!("it was skipped because of {name}{why}"),
                 Some(remedy),
             )
         }
-        TaskState::Cancelled { by, .. } => (format!("it was cancelled by {by}"), Some(retry)),
+        TaskState::Cancelled { by, reason, .. } if reason.is_empty() => {
+            (format!("it was cancelled by {by}"), Some(retry))
+        }
+        TaskState::Cancelled { by, reason, .. } => {
+            (format!("it was cancelled by {by}: {reason}"), Some(retry))
+        }
         TaskState::Aborted { reason, .. } => (format!("it was aborted: {reason}"), Some(retry)),
         TaskState::Blocked { .. }
         | TaskState::Basing { .. }
@@ -113,9 +308,45 @@ pub(super) fn archived(run: &Run, name: &str) -> Result<ExplainTaskResponse, Sta
         | TaskState::Verifying { .. }
         | TaskState::Parked(_) => ("the run had ended before it began".to_owned(), Some(retry)),
     };
-    Ok(ExplainTaskResponse {
+    let (ran, elsewhere) = history(run, ix);
+    let said = ExplainTaskResponse {
         state: view::task_state(task).to_owned(),
         reasons: vec![reason],
         remedies: remedy.into_iter().collect(),
-    })
+        placements: vec![],
+        elsewhere,
+    };
+    Ok((said, run.id, ran))
+}
+
+/// Says how a run has ended.
+fn ended(run: &Run) -> ExplainTaskResponse {
+    let state = view::run_state(run).to_owned();
+    let failed: Vec<&str> = run
+        .tasks
+        .iter()
+        .filter(|task| matches!(task.state, TaskState::Failed { .. }))
+        .take(NAMED)
+        .map(|task| &*task.name)
+        .collect();
+    let mut reasons = vec![format!("it has ended: {state}")];
+    if !failed.is_empty() {
+        let these = failed.join(", ");
+        reasons.push(format!(
+            "failed: {these}; `coordinator explain {} TASK` says why",
+            run.name
+        ));
+    }
+    let remedy = (state != "succeeded").then(|| {
+        format!(
+            "`coordinator retry {}` opens what did not succeed again",
+            run.name
+        )
+    });
+    ExplainTaskResponse {
+        state,
+        reasons,
+        remedies: remedy.into_iter().collect(),
+        ..ExplainTaskResponse::default()
+    }
 }

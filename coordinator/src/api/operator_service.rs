@@ -8,7 +8,7 @@ use std::time::Duration;
 use coordinator_core::command::Target;
 use coordinator_core::event::Work;
 use coordinator_core::state::{Link, Run};
-use coordinator_core::{Command, Epoch, Reply, RunId, Span, State, TaskKey, Timestamp, WorkerId};
+use coordinator_core::{Command, Epoch, Reply, Span, State, TaskKey, Timestamp, WorkerId};
 use futures::{Stream, StreamExt as _};
 use muster_connect::TokenId;
 use muster_proto::v1::operator_service_server::OperatorService;
@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::conflicts;
 use super::diff;
 use super::frames::{self, Sent};
 use super::limits::{FAREWELL, LOGS, TASKS_PER_PAGE, WATCHES};
@@ -31,6 +32,8 @@ use super::watch::{self, Cursor, Wish};
 use super::{convert, status, view};
 use crate::auth::{Access, Authenticator, Identity, NewToken, Role, Unverified};
 use crate::engine;
+use crate::git::conflicts::Explainer;
+use crate::git::mirror::Mirrors;
 use crate::git::repositories::Repositories;
 
 /// Responses of a stream that wait for a slow client.
@@ -55,6 +58,8 @@ pub struct Operators {
     runs: Runs,
     submissions: Submissions,
     repositories: Repositories,
+    conflicts: Explainer,
+    mirrors: Option<Mirrors>,
     auth: Arc<Authenticator>,
     about: About,
     troubles: Troubles,
@@ -81,6 +86,8 @@ impl Operators {
         Self {
             runs,
             submissions,
+            conflicts: Explainer::new(repositories.clone()),
+            mirrors: None,
             repositories,
             auth,
             about,
@@ -99,32 +106,19 @@ impl Operators {
         self
     }
 
+    /// Shows also where the branches of runs are on mirrors.
+    #[must_use]
+    pub fn with_mirrors(mut self, mirrors: Mirrors) -> Self {
+        self.mirrors = Some(mirrors);
+        self
+    }
+
     /// Finds what a command is about: the run, or one of its tasks.
     async fn target(&self, run: &str, task: &str) -> Result<Target, Status> {
         let task = task.to_owned();
         self.runs
             .read(run, move |run, _| target_in(run, &task))
             .await?
-    }
-
-    async fn task(&self, run: RunId, task: &str) -> Result<TaskKey, Status> {
-        let name = task.to_owned();
-        let found = self
-            .runs
-            .engine()
-            .query(move |state, _| {
-                let run = state.run(run)?;
-                run.tasks.iter().position(|task| *task.name == *name)
-            })
-            .await
-            .map_err(status::of)?;
-        found
-            .and_then(|ix| u32::try_from(ix).ok())
-            .map(|ix| TaskKey {
-                run,
-                task: coordinator_core::TaskIx(ix),
-            })
-            .ok_or_else(|| Status::not_found(format!("no task {task:?} in that run")))
     }
 
     async fn touch(&self, command: Command) -> Result<u32, Status> {
@@ -308,7 +302,7 @@ impl OperatorService for Operators {
             limit => limit.min(TASKS_PER_PAGE),
         };
         let upto = from.saturating_add(limit);
-        let (run, more) = self
+        let (mut run, more) = self
             .runs
             .read(&run, move |run, archived| {
                 (
@@ -317,6 +311,10 @@ impl OperatorService for Operators {
                 )
             })
             .await?;
+        run.mirror = self
+            .mirrors
+            .as_ref()
+            .and_then(|mirrors| view::mirror(mirrors, &run));
         let next_page_token = if more {
             upto.to_string()
         } else {
@@ -390,28 +388,25 @@ impl OperatorService for Operators {
             .map(Response::new)
     }
 
+    async fn get_conflicts(
+        &self,
+        request: Request<v1::GetConflictsRequest>,
+    ) -> Result<Response<v1::GetConflictsResponse>, Status> {
+        allowed(&request, Access::View)?;
+        conflicts::of(&self.runs, &self.conflicts, request.get_ref())
+            .await
+            .map(Response::new)
+    }
+
     async fn explain_task(
         &self,
         request: Request<v1::ExplainTaskRequest>,
     ) -> Result<Response<v1::ExplainTaskResponse>, Status> {
         allowed(&request, Access::View)?;
-        let v1::ExplainTaskRequest { run, task } = request.into_inner();
-        let live = engine::live_run(self.runs.engine(), &run)
+        let v1::ExplainTaskRequest { run, task } = request.get_ref();
+        super::explain::of(&self.runs, run, task, self.troubles.told())
             .await
-            .map_err(status::of)?;
-        let response = match live {
-            Some(id) => {
-                let key = self.task(id, &task).await?;
-                let troubles = self.troubles.told();
-                self.runs
-                    .engine()
-                    .query(move |state, now| super::explain::live(state, now, key, &troubles))
-                    .await
-                    .map_err(status::of)?
-            }
-            None => super::explain::archived(&self.runs.archived(&run).await?.run, &task)?,
-        };
-        Ok(Response::new(response))
+            .map(Response::new)
     }
 
     async fn cancel(

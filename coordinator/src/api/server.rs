@@ -24,6 +24,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     time::{Instant, sleep_until, timeout},
@@ -270,14 +271,18 @@ async fn serve(shared: &Shared, stream: TcpStream, peer: SocketAddr, connection:
     let handshake = timeout(shared.options.handshake_timeout, async {
         // Renewals and acknowledgements are small and must not wait for each other.
         stream.set_nodelay(true)?;
-        shared.acceptor.accept(stream).await
+        if is_plain_http(&stream).await? {
+            return answer_plain_http(stream).await.map(|()| None);
+        }
+        shared.acceptor.accept(stream).await.map(Some)
     });
     let handshake = tokio::select! {
         () = shared.stop.cancelled() => return,
         handshake = handshake => handshake,
     };
     match handshake {
-        Ok(Ok(stream)) => {
+        Ok(Ok(None)) => tracing::debug!(%peer, "told someone that this port speaks TLS"),
+        Ok(Ok(Some(stream))) => {
             shared.counters.connected.fetch_add(1, Ordering::Relaxed);
             serve_http(shared, stream, peer, connection).await;
         }
@@ -296,6 +301,32 @@ async fn serve(shared: &Shared, stream: TcpStream, peer: SocketAddr, connection:
             tracing::debug!(%peer, "TLS handshake took too long");
         }
     }
+}
+
+/// Tells whether somebody begins with a request in plain text, as a browser without `https` does.
+/// TLS begins with byte 22.
+async fn is_plain_http(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0];
+    Ok(stream.peek(&mut first).await? == 1 && first[0].is_ascii_uppercase())
+}
+
+/// Says in plain text that this port speaks TLS, and where.
+async fn answer_plain_http(mut stream: TcpStream) -> io::Result<()> {
+    // What is left unread when a connection is closed makes the kernel cut it before the answer has
+    // arrived; a request that is longer than this is nobody's mistake.
+    let mut request = [0; 4096];
+    let _bytes = stream.read(&mut request).await?;
+    let address = stream.local_addr()?;
+    let text = format!(
+        "This is a coordinator of Muster, and its port speaks TLS: use https://{address}/\n"
+    );
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{text}",
+        text.len()
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await
 }
 
 async fn serve_http(

@@ -317,25 +317,31 @@ async fn strangers_see_the_open_paths_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn plain_http_and_garbage_are_closed_at_once_and_counted() {
+async fn garbage_is_closed_at_once_and_counted_and_plain_http_told_where_to_go() {
     let world = World::new().await;
-    for bytes in [
-        b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".as_slice(),
-        &[0xff; 4096],
-    ] {
+    let said = |bytes: &'static [u8]| async move {
         let mut stream = TcpStream::connect(world.address).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         let mut rest = Vec::new();
         // A reset is as good an end as a close.
         let _ = within(stream.read_to_end(&mut rest)).await;
-        assert!(rest.len() < 16, "no more than an alert: {rest:?}");
-    }
+        rest
+    };
+    let alert = said(&[0xff; 4096]).await;
+    assert!(alert.len() < 16, "no more than an alert: {alert:?}");
     world
         .counted(
             |counters| counters.handshake_failed.load(Ordering::Relaxed),
-            2,
+            1,
         )
         .await;
+    let told = said(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let told = String::from_utf8(told).unwrap();
+    assert!(told.starts_with("HTTP/1.1 400 "), "{told}");
+    assert!(
+        told.ends_with(&format!("use https://{}/\n", world.address)),
+        "{told}"
+    );
     assert!(world.http("/healthz", "").await.ends_with("ok\n"));
 }
 

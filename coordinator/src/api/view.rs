@@ -9,6 +9,7 @@ use coordinator_core::{Failure, TaskIx};
 use muster_proto::v1;
 
 use super::convert;
+use crate::git::mirror::{Mirrors, RunMirror};
 use crate::git::names;
 
 /// Names a run's state.
@@ -114,6 +115,7 @@ fn head(run: &Run, archived: bool) -> v1::Run {
         last_seq: run.last_seq,
         archived,
         critical_path: critical_path(run),
+        mirror: None,
     }
 }
 
@@ -312,6 +314,31 @@ fn integration(run: &Run) -> v1::Integration {
     };
     state.clone_into(&mut shown.state);
     shown
+}
+
+/// Tells where the branches of a run are on the mirror of its repository.
+#[must_use]
+pub fn mirror(mirrors: &Mirrors, run: &v1::Run) -> Option<v1::Mirror> {
+    let mut commits = BTreeMap::new();
+    for task in run.tasks.iter().filter(|task| task.state == "succeeded") {
+        let commit = task.commit.clone();
+        commits.extend(commit.map(|commit| (names::task_head(&run.run, &task.name), commit)));
+    }
+    if let Some(of) = run
+        .integration
+        .as_ref()
+        .filter(|of| of.state == "integrated")
+    {
+        let commit = of.commit.clone();
+        commits.extend(commit.map(|commit| (names::integration_head(&run.run), commit)));
+    }
+    let RunMirror { url, state, detail } =
+        mirrors.of_run(run.repository.as_deref()?, &run.run, &commits)?;
+    Some(v1::Mirror {
+        url,
+        state: state.to_owned(),
+        detail,
+    })
 }
 
 /// Describes an archived run in a line.

@@ -284,6 +284,7 @@ mod tests {
             worker: WorkerId::new("w"),
             incarnation: Incarnation(1),
             ttl: Span::from_ms(1),
+            placement: coordinator_core::event::Placement::default(),
         }
     }
 

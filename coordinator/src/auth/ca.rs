@@ -113,6 +113,13 @@ impl CertificateAuthority {
         let key = KeyPair::from_pem(&key_pem).map_err(|_| damaged(&key_path))?;
         let (_, parsed) = x509_parser::parse_x509_certificate(certificate.der())
             .map_err(|_| damaged(&certificate_path))?;
+        let ends = parsed.validity().not_after.to_datetime();
+        if SystemTime::now() >= SystemTime::from(ends) {
+            return Err(Error::Expired {
+                path: certificate_path,
+                ended: parsed.validity().not_after.to_string(),
+            });
+        }
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
             return Err(Error::Unmatched {
                 certificate: certificate_path,
@@ -236,6 +243,18 @@ pub enum Error {
     Damaged {
         /// The file.
         path: PathBuf,
+    },
+    /// Its time is over, so no client would accept anything that it issues.
+    #[error(
+        "the certificate authority {} expired at {ended} by this machine's clock; if the clock is \
+         right, remove its whole folder to have a new authority made, after which every join token \
+         must be made anew", path.display()
+    )]
+    Expired {
+        /// The certificate's file.
+        path: PathBuf,
+        /// When.
+        ended: String,
     },
     /// The two files come from different authorities.
     #[error(

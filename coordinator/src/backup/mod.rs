@@ -10,8 +10,9 @@
 //!
 //! The journal is copied **first**. Whatever it says is there by then: a commit is in its
 //! repository, and a record in its transcript, before the event that speaks of it is committed. The
-//! rest is copied after it and only ever grows: objects are never collected (`gc.auto` is 0), and
-//! transcripts are appended to. What is newer than the journal would harm in one place only: an
+//! rest is copied after it and never loses anything: objects are never collected (`gc.auto` is 0), a
+//! repack that moves them into other files while they are copied is seen, and transcripts are appended
+//! to. What is newer than the journal would harm in one place only: an
 //! attempt that the journal does not know may have published a ref, and the same attempt number
 //! will be given again. So refs are taken as the journal has them ([`promises`]): those it names
 //! get the commit that it names, those of attempts it does not know stay behind, and what it says

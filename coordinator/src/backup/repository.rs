@@ -1,6 +1,6 @@
 //! Copies of hosted repositories.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use muster_git::{Git, ObjectId, RefName, Repository};
 
@@ -10,6 +10,8 @@ use crate::git::repository;
 
 /// Refs or ids in one git process.
 const AT_ONCE: usize = 100_000;
+/// Repacks that one copy stands; there are minutes between two.
+const COPY_TRIES: usize = 5;
 /// Git may have to walk a large history.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(4 * 3_600);
 
@@ -61,11 +63,24 @@ pub(super) async fn copy(
     Ok(refs.len())
 }
 
-/// Copies loose objects and packs. What is just being received has names of its own and is left
-/// out; an index is taken only when its pack was there.
+/// Copies loose objects and packs. A repack may move objects into other files meanwhile; then all
+/// is copied again, since a file that has gone says nothing about where its objects are.
 fn copy_objects(from: &Path, to: &Path) -> Result<(), Error> {
-    let all = files::list(from)?;
-    for path in &all {
+    for _ in 0..COPY_TRIES {
+        if copy_listed(&files::list(from)?, from, to)? {
+            return Ok(());
+        }
+        std::fs::remove_dir_all(to).map_err(io("empty", to))?;
+    }
+    let moving = "its files keep being replaced; try again while less is pushed";
+    Err(io("copy", from)(std::io::Error::other(moving)))
+}
+
+/// Copies the files of a list; tells whether all were there. What is just being received has names
+/// of its own and is left out; an index is taken only when its pack was there.
+fn copy_listed(all: &[PathBuf], from: &Path, to: &Path) -> Result<bool, Error> {
+    files::folder(to)?;
+    for path in all {
         let below = path.strip_prefix(from).unwrap_or(path);
         let is_incoming = below.components().any(|part| {
             let part = part.as_os_str().to_string_lossy();
@@ -79,9 +94,11 @@ fn copy_objects(from: &Path, to: &Path) -> Result<(), Error> {
         if is_incoming || orphan || below.starts_with("info") {
             continue;
         }
-        files::copy(path, &to.join(below))?;
+        if files::copy(path, &to.join(below))?.is_none() {
+            return Ok(false);
+        }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Insists on every commit that the journal names.
@@ -139,4 +156,28 @@ pub(super) fn list(home: &Path) -> Result<Vec<String>, Error> {
     }
     names.sort();
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repack_between_listing_and_copying_is_seen_and_all_is_copied_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        std::fs::create_dir_all(from.join("pack")).unwrap();
+        for file in ["pack/pack-1.pack", "pack/pack-1.idx"] {
+            std::fs::write(from.join(file), file).unwrap();
+        }
+        let before = files::list(&from).unwrap();
+        for end in ["pack", "idx"] {
+            let name = |pack: u32| from.join(format!("pack/pack-{pack}.{end}"));
+            std::fs::rename(name(1), name(2)).unwrap();
+        }
+        assert!(!copy_listed(&before, &from, &to).unwrap());
+        std::fs::remove_dir_all(&to).unwrap();
+        copy_objects(&from, &to).unwrap();
+        assert!(to.join("pack/pack-2.pack").exists() && to.join("pack/pack-2.idx").exists());
+    }
 }

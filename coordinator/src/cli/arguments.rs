@@ -57,7 +57,7 @@ A coordinator for several machines:
 Exit codes:
     0  success; of a run: it succeeded
     1  internal error, or `doctor`, `audit` or `sim` has found something wrong
-    2  wrong usage, a wrong plan, or something that cannot be done as things are
+    2  wrong usage, a wrong plan, or what cannot be done as things are
     3  wrong configuration
     4  no connection to the coordinator, or it does not accept the token
    10  the run failed
@@ -191,6 +191,64 @@ mod tests {
         let mut text = String::new();
         add(&mut text, &mut Arguments::command(), "coordinator");
         insta::assert_snapshot!(text);
+    }
+
+    /// Every command with its full name.
+    fn all(command: &clap::Command, name: &str, out: &mut Vec<(String, clap::Command)>) {
+        out.push((name.to_owned(), command.clone()));
+        for below in command.get_subcommands() {
+            if below.get_name() != "help" {
+                all(below, &format!("{name} {}", below.get_name()), out);
+            }
+        }
+    }
+
+    #[test]
+    fn no_line_of_any_help_is_wider_than_a_terminal() {
+        let mut commands = vec![];
+        all(&Arguments::command(), "coordinator", &mut commands);
+        for (name, command) in commands {
+            let mut command = command.bin_name(&name).term_width(80);
+            for help in [command.render_help(), command.render_long_help()] {
+                for line in help.to_string().lines() {
+                    assert!(line.chars().count() <= 80, "{name}: {line}");
+                }
+            }
+            // A line of an example that is wrapped is none that can be typed.
+            let after = command.get_after_long_help().map(ToString::to_string);
+            for line in after.unwrap_or_default().lines() {
+                assert!(line.chars().count() <= 80, "{name}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_has_examples_and_all_of_them_can_be_typed() {
+        let mut commands = vec![];
+        all(&Arguments::command(), "coordinator", &mut commands);
+        for (name, command) in commands {
+            let after = command.get_after_long_help().map(ToString::to_string);
+            let after = after.unwrap_or_default();
+            let examples: Vec<&str> = after
+                .lines()
+                .filter_map(|line| {
+                    let starts = ["  coordinator ", "(coordinator "];
+                    let at = starts.iter().find_map(|start| line.find(start))?;
+                    Some(line[at..].trim_start_matches([' ', '(']))
+                })
+                .collect();
+            assert!(!examples.is_empty(), "{name} has no example");
+            for example in examples {
+                // What follows two spaces, or a pipe, is no part of it.
+                let typed = example.split("  ").next().unwrap();
+                let typed = typed.split(['|', '>', ')']).next().unwrap();
+                let words = typed.replace("$(date +%F", "today").replace('"', "");
+                let parsed = Arguments::try_parse_from(words.split_whitespace());
+                if let Err(error) = parsed {
+                    panic!("{name}: {example}: {error}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -241,6 +241,7 @@ mod tests {
             state: "ready".to_owned(),
             reasons: vec!["no connected worker has the label gpu".to_owned()],
             remedies: vec!["start a worker with the label gpu".to_owned()],
+            ..v1::ExplainTaskResponse::default()
         };
         let mut waiting_run = canned::live();
         waiting_run.run = "train-xyz".to_owned();

@@ -11,12 +11,14 @@ use super::client::{Client, Trouble, Whereabouts};
 use super::error::{CliError, Kind, Result};
 use super::summary::quoted;
 use super::{logging, show};
+use crate::api;
 use crate::app::{self, App};
 use crate::config::{self, Config, Flags, Loaded, Origin};
 use crate::engine;
 use crate::home;
 use crate::output::Output;
 use crate::pool::local::Parting;
+use crate::store;
 
 /// How long a coordinator that holds the home may take until it can be reached.
 const START_MAX: Duration = Duration::from_secs(15);
@@ -103,6 +105,7 @@ impl Context {
 
     /// Reads the configuration.
     pub(crate) fn config(&self, flags: Flags) -> Result<Loaded> {
+        home::nearest_folder(&self.home).map_err(of_home)?;
         config::load(&self.home, flags).map_err(|error| match error {
             config::Error::File(problems) => {
                 let count = show::counted(problems.list.len() + problems.omitted, "problem");
@@ -132,6 +135,9 @@ impl Context {
     pub(crate) async fn connect(&self) -> Result<Client, Trouble> {
         let deadline = tokio::time::Instant::now() + START_MAX;
         loop {
+            if let Whereabouts::Home(home) = &self.whereabouts {
+                home::nearest_folder(home).map_err(of_home)?;
+            }
             let client = Client::connect(&self.whereabouts).await?;
             if !client.is_passing() {
                 return Ok(client);
@@ -247,24 +253,33 @@ impl Context {
             clocks: config.clocks,
             heartbeat_interval: config.heartbeat_interval,
             agents: config.agents,
+            mirrors: config.mirrors,
             executable,
         };
         match Box::pin(App::start(options)).await {
             Ok(app) => Ok(Started::Own(Box::new(app))),
             Err(app::Error::Home(home::Error::InUse { pid, .. })) => Ok(Started::InUse { pid }),
             Err(app::Error::Home(error)) => Err(of_home(error).while_doing(what())),
-            // These say themselves what to do.
-            Err(error @ (app::Error::Server(_) | app::Error::Git(_))) => {
-                Err(CliError::new(Kind::User, error).while_doing(what()))
-            }
-            Err(app::Error::Store(error)) if !error.is_damage() && !is_full(&error) => {
-                Err(CliError::new(Kind::User, error)
-                    .while_doing(what())
-                    .hint("nothing was changed; `--home PATH` or MUSTER_HOME names another home"))
+            Err(error @ app::Error::Server(api::ServerError::Bind { .. })) => {
+                Err(CliError::new(Kind::User, error).while_doing(what()).hint(
+                    "`--listen` takes an address of this machine, which `ip address` shows, or \
+                     0.0.0.0 or [::] for all of them, and a port above 1023",
+                ))
             }
             Err(error) if is_full(&error) => Err(CliError::new(Kind::User, error)
                 .while_doing(what())
                 .hint(full_disk(&self.home))),
+            // These say themselves what to do.
+            Err(error @ (app::Error::Server(_) | app::Error::Git(_) | app::Error::Auth(_))) => {
+                Err(CliError::new(Kind::User, error).while_doing(what()))
+            }
+            Err(app::Error::Store(
+                error @ (store::Error::NewerFormat { .. }
+                | store::Error::Foreign(_)
+                | store::Error::NetworkFileSystem { .. }),
+            )) => Err(CliError::new(Kind::User, error)
+                .while_doing(what())
+                .hint("nothing was changed; `--home PATH` or MUSTER_HOME names another home")),
             Err(error) if is_damage(&error) => {
                 Err(CliError::internal(error).while_doing(what()).hint(
                     "`coordinator restore FROM --home NEW` puts a backup into a new home; \
@@ -329,7 +344,9 @@ pub(crate) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
             );
         }
         if let Some(rusqlite::Error::SqliteFailure(error, _)) = error.downcast_ref() {
-            return error.code == rusqlite::ErrorCode::DiskFull;
+            // On a full disk the memory that readers share cannot be made either.
+            return error.code == rusqlite::ErrorCode::DiskFull
+                || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
         }
         next = error.source();
     }

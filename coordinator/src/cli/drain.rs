@@ -25,6 +25,12 @@ pub(crate) async fn drain(context: &Context, options: Drain) -> Result<Exit> {
                 error
             }
         })?;
+    if options.json {
+        context
+            .output
+            .json(&serde_json::json!({ "worker": options.worker, "draining": !options.undo }))?;
+        return Ok(Exit::Success);
+    }
     context.output.say(&if options.undo {
         format!("worker {} takes work again", options.worker)
     } else {

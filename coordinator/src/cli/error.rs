@@ -14,6 +14,8 @@ pub(crate) enum Exit {
     Success,
     /// Something was found wrong, and said: a check of `doctor`.
     Problems,
+    /// A plan was checked and is wrong.
+    WrongPlan,
     /// The run failed.
     RunFailed,
     /// The tasks succeeded, but their work does not merge.
@@ -29,6 +31,7 @@ impl Exit {
         match self {
             Self::Success => 0,
             Self::Problems => 1,
+            Self::WrongPlan => 2,
             Self::RunFailed => 10,
             Self::IntegrationConflict => 11,
             Self::Cancelled => 12,
@@ -184,7 +187,7 @@ impl CliError {
         for cause in self.error.chain().skip(1) {
             let cause = cause.to_string();
             // Some libraries repeat their source in their own message.
-            if !said.contains(&cause) {
+            if !said.contains(&cause) && !cause.ends_with(&said) {
                 let _ = write!(text, "\n  caused by: {}", harmless(&cause));
             }
             said = cause;
@@ -255,8 +258,12 @@ impl From<Status> for CliError {
         error.code = Some(status.code());
         match status.code() {
             Code::Unauthenticated => error.hint(
-                "the token may be revoked, expired or of another coordinator; \
-                 `coordinator token create` makes a new one",
+                "whoever runs the coordinator makes a new one: \
+                 `coordinator token create --role ROLE --out FILE`",
+            ),
+            Code::PermissionDenied => error.hint(
+                "whoever runs the coordinator makes a token of that role: \
+                 `coordinator token create --role ROLE --out FILE`",
             ),
             Code::Unimplemented => {
                 error.hint("the coordinator may be older than this program; compare their versions")
@@ -275,6 +282,7 @@ mod tests {
         let exits = [
             (Exit::Success, 0),
             (Exit::Problems, 1),
+            (Exit::WrongPlan, 2),
             (Exit::RunFailed, 10),
             (Exit::IntegrationConflict, 11),
             (Exit::Cancelled, 12),
@@ -293,6 +301,42 @@ mod tests {
         for (kind, code) in kinds {
             assert_eq!(kind.code(), code, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn every_exit_code_is_in_the_table_of_the_help_and_every_line_of_the_table_is_one() {
+        use clap::CommandFactory as _;
+        let help = crate::cli::arguments::Arguments::command()
+            .render_long_help()
+            .to_string();
+        let table = help.split("Exit codes:").nth(1).unwrap();
+        let told: std::collections::BTreeSet<u8> = table
+            .lines()
+            .skip(1)
+            .take_while(|line| !line.trim().is_empty())
+            .filter_map(|line| line.split_whitespace().next()?.parse().ok())
+            .collect();
+        let exits = [
+            Exit::Success,
+            Exit::Problems,
+            Exit::WrongPlan,
+            Exit::RunFailed,
+            Exit::IntegrationConflict,
+            Exit::Cancelled,
+            Exit::Interrupted,
+        ];
+        let kinds = [
+            Kind::Internal,
+            Kind::User,
+            Kind::Config,
+            Kind::Connection,
+            Kind::BrokenPipe,
+        ];
+        let codes = exits
+            .map(Exit::code)
+            .into_iter()
+            .chain(kinds.map(Kind::code));
+        assert_eq!(told, codes.collect());
     }
 
     #[test]

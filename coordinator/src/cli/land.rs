@@ -22,6 +22,10 @@ const UNDER_WAY: [(&str, &str); 6] = [
     ("REVERT_HEAD", "a revert"),
     ("BISECT_LOG", "a bisection"),
 ];
+/// What leads out of it.
+const FINISH_OR_ABORT: &str = "`git status` shows how to finish or to abort it";
+/// Key of the person's git configuration that names branches not to be moved from here.
+const PROTECTED: &str = "muster.protected";
 /// Files that a refusal names.
 const FILES_MAX: usize = 10;
 
@@ -139,6 +143,13 @@ impl Target {
             (Some(branch), _) => branch.trim_start_matches("refs/heads/").to_owned(),
             (None, Some(branch)) => branch.clone(),
             (None, None) => {
+                // A rebase detaches HEAD for as long as it lasts.
+                if let Some(what) = under_way(&repository) {
+                    return Err(
+                        CliError::user(format!("cannot land here: {what} is under way"))
+                            .hint(FINISH_OR_ABORT),
+                    );
+                }
                 return Err(
                     CliError::user("no branch is checked out here: HEAD is detached")
                         .hint("check one out, or name one with `--into BRANCH`"),
@@ -199,6 +210,7 @@ impl Target {
         if self.repository.is_ancestor(commit, before).await? {
             return Ok(Landed::Already);
         }
+        self.refuse_protected().await?;
         let forward = self.repository.is_ancestor(before, commit).await?;
         match &self.work_tree {
             Some(work_tree) => {
@@ -214,19 +226,54 @@ impl Target {
             None if forward => self.advance_elsewhere(before, commit, run).await,
             None => Err(self
                 .refused("it has moved on since the run started, and a merge needs its files")
-                .hint(format!("`git switch {}`, then land again", self.branch))),
+                .hint(format!(
+                    "check {} out in a work tree, then land there",
+                    self.branch
+                ))),
         }
     }
 
     fn refuse_what_is_under_way(&self) -> Result<()> {
-        for (file, what) in UNDER_WAY {
-            if self.repository.folder().join(file).exists() {
-                return Err(self
-                    .refused(&format!("{what} is under way"))
-                    .hint("`git status` shows how to finish or to abort it"));
-            }
+        under_way(&self.repository).map_or(Ok(()), |what| {
+            Err(self
+                .refused(&format!("{what} is under way"))
+                .hint(FINISH_OR_ABORT))
+        })
+    }
+
+    /// Branches that the person's configuration names in `muster.protected` are never moved: names,
+    /// or the beginning of names before a `*`.
+    async fn refuse_protected(&self) -> Result<()> {
+        let listed = self
+            .repository
+            .command()
+            .args(["config", "--null", "--get-all", PROTECTED])
+            .run()
+            .await?;
+        // 1 is how git says that there is no such key.
+        if !matches!(listed.exit_code, Some(0 | 1)) {
+            let problem = format!("cannot read {PROTECTED}: {}", listed.stderr);
+            return Err(self.refused(&problem));
         }
-        Ok(())
+        let patterns = listed.text();
+        let named = patterns.split('\0').filter(|pattern| !pattern.is_empty());
+        let mut matching = named.filter(|pattern| match pattern.split_once('*') {
+            None => self.branch == **pattern,
+            Some((start, end)) => self
+                .branch
+                .strip_prefix(start)
+                .is_some_and(|rest| rest.ends_with(end)),
+        });
+        matching.next().map_or(Ok(()), |pattern| {
+            Err(self
+                .refused(&format!("it is protected: {PROTECTED} is {pattern:?}"))
+                .hint(
+                    "name another branch with `--into BRANCH`, and merge from there by your rules",
+                )
+                .hint(format!(
+                    "`git config --show-origin --get-all {PROTECTED}` shows who says so"
+                )))
+        })
     }
 
     async fn refuse_uncommitted(&self, work_tree: &Path) -> Result<()> {
@@ -297,17 +344,45 @@ impl Target {
             return Ok(Landed::Merged);
         };
         // A hook of theirs has said no, or the disk is full; the tree was clean before.
-        if self.repository.folder().join("MERGE_HEAD").exists() {
-            drop(
-                self.in_tree(work_tree)
-                    .args(["merge", "--abort"])
-                    .run()
-                    .await,
-            );
-        }
+        let said = self.take_back(work_tree).await;
         Err(CliError::new(Kind::User, error)
             .while_doing(format!("merge {commit} into branch {}", self.branch))
-            .hint("the merge was taken back; nothing has changed"))
+            .hint(said))
+    }
+
+    /// Ends a merge that was begun and not committed, and says what became of it.
+    async fn take_back(&self, work_tree: &Path) -> String {
+        const TAKEN_BACK: &str = "the merge was taken back; nothing has changed";
+        if !self.repository.folder().join("MERGE_HEAD").exists() {
+            return TAKEN_BACK.to_owned();
+        }
+        let run = async |arguments: &[&str]| {
+            let ended = self.in_tree(work_tree).args(arguments).run_ok().await;
+            ended.map(|output| output.text())
+        };
+        if run(&["merge", "--abort"]).await.is_ok() {
+            return TAKEN_BACK.to_owned();
+        }
+        const LEFT: &str = "the merge could not be taken back: `git status` shows what is left";
+        // Git does not undo over files that a hook has changed meanwhile; they are kept aside. A
+        // hook that lets no ref be written fails commands that have put the files back already.
+        let changed = async || run(&["stash", "create"]).await;
+        let Ok(kept) = changed().await else {
+            return LEFT.to_owned();
+        };
+        if !kept.is_empty() {
+            drop(run(&["reset", "--quiet", "--hard"]).await);
+        }
+        let is_clean = changed().await.is_ok_and(|changed| changed.is_empty());
+        if !is_clean || run(&["merge", "--quit"]).await.is_err() {
+            return LEFT.to_owned();
+        }
+        match kept.as_str() {
+            "" => TAKEN_BACK.to_owned(),
+            kept => {
+                format!("{TAKEN_BACK}, and `git show {kept}` has what a hook had changed in files")
+            }
+        }
     }
 
     /// Moves a branch that is checked out nowhere.
@@ -359,6 +434,15 @@ impl Target {
     fn refused(&self, why: &str) -> CliError {
         CliError::user(format!("cannot land in branch {}: {why}", self.branch))
     }
+}
+
+/// Tells what is under way in a work tree.
+fn under_way(repository: &Repository) -> Option<&'static str> {
+    let folder = repository.folder();
+    let mut signs = UNDER_WAY.iter();
+    signs
+        .find(|(file, _)| folder.join(file).exists())
+        .map(|(_, what)| *what)
 }
 
 fn absolute(folder: &Path) -> Result<PathBuf> {

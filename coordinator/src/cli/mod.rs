@@ -14,6 +14,7 @@ mod client;
 mod codex_par;
 mod completions;
 mod config;
+mod conflicts;
 mod context;
 #[cfg(test)]
 mod deployed;

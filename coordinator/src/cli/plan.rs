@@ -1,17 +1,37 @@
 //! `coordinator plan`.
 
 use muster_proto::v1;
+use serde_json::{Value, json};
 
 use super::arguments::{GraphFormat, Plan, PlanCommand, PlanGraph};
 use super::context::Context;
 use super::error::{CliError, Exit, Kind, Result};
 use super::{find, show, submission};
 use crate::config::Flags;
-use crate::plan::{Graph, Node, NodeState, WIDTH_DEFAULT, json_schema, reference};
+use crate::plan::{self, Graph, Node, NodeState, Problem, WIDTH_DEFAULT, json_schema, reference};
 
 pub(crate) async fn plan(context: &Context, options: Plan) -> Result<Exit> {
     let agents = || -> Result<_> { Ok(context.config(Flags::default())?.config.agents) };
     match options.command {
+        PlanCommand::Check(options) if options.json => {
+            let shown = options.plan.display().to_string();
+            let bytes = submission::read_bytes(&options.plan)?;
+            let checked = plan::parse(&shown, &bytes, &agents()?);
+            let (problems, omitted, warnings) = match &checked {
+                Ok(plan) => (&[][..], 0, &plan.warnings.list[..]),
+                Err(problems) => (&problems.list[..], problems.omitted, &[][..]),
+            };
+            context.output.json(&json!({
+                "file": shown,
+                "right": checked.is_ok(),
+                "problems": problems.iter().map(as_json).collect::<Vec<_>>(),
+                "omitted": omitted,
+                "warnings": warnings.iter().map(as_json).collect::<Vec<_>>(),
+            }))?;
+            if checked.is_err() {
+                return Ok(Exit::WrongPlan);
+            }
+        }
         PlanCommand::Check(options) => {
             let read = submission::read_plan(&options.plan, &agents()?)?;
             submission::say_warnings(context.output, &read);
@@ -34,6 +54,15 @@ pub(crate) async fn plan(context: &Context, options: Plan) -> Result<Exit> {
         PlanCommand::Graph(options) => return Box::pin(graph(context, &options)).await,
     }
     Ok(Exit::Success)
+}
+
+fn as_json(problem: &Problem) -> Value {
+    json!({
+        "line": problem.at.line,
+        "column": problem.at.column,
+        "message": problem.message,
+        "hints": problem.hints,
+    })
 }
 
 async fn graph(context: &Context, options: &PlanGraph) -> Result<Exit> {

@@ -18,7 +18,7 @@ use super::error::{CliError, Exit, Kind, Result};
 use super::follow::{self, News, Wish};
 use super::interrupt::{Interrupt, Interrupts};
 use super::submission::{self, Submission};
-use super::{codex_par, find, json, logging, show, summary};
+use super::{codex_par, conflicts, find, json, logging, show, summary};
 use crate::app::{self, App};
 use crate::config::{Config, Flags};
 use crate::plan::{Repo, TaskEntry};
@@ -171,7 +171,7 @@ async fn hosted(
     interrupts: Interrupts,
 ) -> Result<Exit> {
     let followed = follow(context, host, name, &wanted, interrupts).await?;
-    let run = match followed {
+    let mut run = match followed {
         Followed::Ended(run) => run,
         Followed::Interrupted => {
             let program = &context.program;
@@ -183,12 +183,20 @@ async fn hosted(
             return Ok(Exit::Interrupted);
         }
     };
+    if let Some(app) = host.own.as_ref().filter(|_| run.mirror.is_some()) {
+        app.mirrored().await;
+        *run = find::get(&host.client, name).await?;
+    }
+    let found = conflicts::of_run(&host.client, &run).await?;
     match wanted.summary {
-        None => context.output.json(&json::result(&run))?,
+        None => context
+            .output
+            .json(&conflicts::beside(json::result(&run), &found))?,
         Some(place) => {
             let paint = context.output.data_paint;
             let text = summary::text(&run, &place, Timestamp::now(), paint);
             context.output.data(&text)?;
+            conflicts::show(context, &run, &found)?;
         }
     }
     if let Some(app) = &host.own {

@@ -21,7 +21,8 @@ pub(crate) async fn serve(context: &Context, options: Serve) -> Result<Exit> {
     let Some(home) = context.local_home() else {
         return Err(CliError::user(
             "`serve` starts a coordinator, so `--coordinator` has no meaning",
-        ));
+        )
+        .hint("`--home PATH` says where it keeps its state, and `--listen` where it is reached"));
     };
     let flags = Flags {
         listen: options.listen,

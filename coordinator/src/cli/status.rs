@@ -8,7 +8,7 @@ use super::arguments::Status;
 use super::context::{Context, Session};
 use super::error::{Exit, Kind, Result};
 use super::table::Table;
-use super::{attention, codex_par, find, json, show, summary};
+use super::{attention, codex_par, conflicts, find, json, show, summary};
 use crate::output::{Paint, harmless};
 
 pub(crate) async fn status(context: &Context, options: Status) -> Result<Exit> {
@@ -46,14 +46,18 @@ pub(crate) async fn status(context: &Context, options: Status) -> Result<Exit> {
 async fn one(context: &Context, session: &Session, run: &str, as_json: bool) -> Result<()> {
     let name = find::run(&session.client, Some(run)).await?;
     let run = find::get(&session.client, &name).await?;
+    let found = conflicts::of_run(&session.client, &run).await?;
     if as_json {
-        context.output.json(&json::run(&run))?;
+        context
+            .output
+            .json(&conflicts::beside(json::run(&run), &found))?;
     } else {
         let paint = context.output.data_paint;
         let place = summary::Place::of(context);
         context
             .output
             .data(&summary::text(&run, &place, Timestamp::now(), paint))?;
+        conflicts::show(context, &run, &found)?;
     }
     Ok(())
 }

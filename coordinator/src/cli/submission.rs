@@ -34,15 +34,7 @@ pub(crate) fn read_plan(
     agents: &BTreeMap<String, AgentDefinition>,
 ) -> Result<ReadPlan> {
     let shown = path.display().to_string();
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| {
-            file.take(plan::FILE_BYTES_MAX as u64 + 1)
-                .read_to_end(&mut bytes)
-        })
-        .map_err(|error| {
-            CliError::new(Kind::User, error).while_doing(format!("read the plan {shown}"))
-        })?;
+    let bytes = read_bytes(path)?;
     match plan::parse(&shown, &bytes, agents) {
         Ok(mut plan) => {
             copy_instead_of_repository(&mut plan, path);
@@ -58,6 +50,22 @@ pub(crate) fn read_plan(
             Err(CliError::user(format!("{shown} has {what}")).findings(problems.to_string()))
         }
     }
+}
+
+/// Reads the bytes of a plan, at most one more than a plan may have.
+pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| {
+            file.take(plan::FILE_BYTES_MAX as u64 + 1)
+                .read_to_end(&mut bytes)
+        })
+        .map_err(|error| {
+            CliError::new(Kind::User, error)
+                .while_doing(format!("read the plan {}", path.display()))
+                .hint("name a YAML file with tasks; `coordinator help run` shows examples")
+        })?;
+    Ok(bytes)
 }
 
 /// Lets a codex-par file whose folder is in no git repository, which codex-par does not ask for,

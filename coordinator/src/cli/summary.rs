@@ -79,6 +79,7 @@ pub(crate) fn text(run: &v1::Run, place: &Place, now: Timestamp, paint: Paint) -
     }
     failures(&mut text, run, place, paint);
     result(&mut text, run, place, paint);
+    mirror(&mut text, run, paint);
     text.truncate(text.trim_end().len());
     text
 }
@@ -287,6 +288,23 @@ fn result(text: &mut String, run: &v1::Run, place: &Place, paint: Paint) {
             "\ntry again what did not succeed: {program} retry {name}"
         );
     }
+}
+
+/// Says where the branches are copied to, and why they are not there yet.
+fn mirror(text: &mut String, run: &v1::Run, paint: Paint) {
+    let Some(mirror) = &run.mirror else {
+        return;
+    };
+    let detail = match mirror.detail.as_str() {
+        "" => String::new(),
+        detail => format!(": {}", one_line(detail)),
+    };
+    let url = one_line(&mirror.url);
+    let _ = match mirror.state.as_str() {
+        "mirrored" => writeln!(text, "\n{} {url} has its branches", paint.green("mirror:")),
+        "refused" => writeln!(text, "\n{} {url} refuses{detail}", paint.red("mirror:")),
+        _ => writeln!(text, "\n{} {url} is behind{detail}", paint.red("mirror:")),
+    };
 }
 
 /// Writes a word so that a shell reads it as it is.

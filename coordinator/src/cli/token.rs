@@ -1,7 +1,6 @@
 //! `coordinator token`.
 
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,9 +15,10 @@ use super::error::{CliError, Exit, Kind, Result};
 use super::show;
 use super::table::Table;
 use crate::auth::{self, Authenticator, NewToken, Role};
-use crate::home;
+use crate::home::{self, Home};
 use crate::plan::Duration;
 
+const LISTS: &str = "`coordinator token list` shows them";
 const POOL_DEFAULT: &str = "default";
 /// What every token begins with.
 const TOKEN_PREFIX: &str = "muster_";
@@ -45,20 +45,15 @@ fn store(context: &Context, absent: Absent) -> Result<Option<Arc<Authenticator>>
     };
     let what = || format!("open the tokens of {}", home.display());
     home::check_place(home).map_err(|error| of_home(error).while_doing(what()))?;
-    match absent {
-        Absent::Make => std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(home)
-            .map_err(|source| {
-                let error = home::Error::Io {
-                    action: "make the home",
-                    path: home.to_owned(),
-                    source,
-                };
-                of_home(error).while_doing(what())
-            })?,
-        Absent::Refuse if home.join(auth::TOKENS).exists() => {}
+    let made = match absent {
+        // What is made in a new home is taken away again if not all of it can be made.
+        Absent::Make => match Home::own(home) {
+            Ok(home) => Some(home),
+            // Whoever owns it has made it.
+            Err(home::Error::InUse { .. }) => None,
+            Err(error) => return Err(of_home(error).while_doing(what())),
+        },
+        Absent::Refuse if home.join(auth::TOKENS).exists() => None,
         Absent::Refuse => {
             return Err(
                 CliError::user(format!("{} has no tokens yet", home.display()))
@@ -66,21 +61,32 @@ fn store(context: &Context, absent: Absent) -> Result<Option<Arc<Authenticator>>
                     .hint("`--home PATH` or MUSTER_HOME names another home"),
             );
         }
+    };
+    let opened = Authenticator::open(home).map_err(|error| full_or(error, home, &what()))?;
+    if let Some(mut made) = made {
+        made.keep();
     }
-    Authenticator::open(home).map(Some).map_err(|error| {
-        let full = is_full(&error);
-        let error = CliError::new(Kind::User, error).while_doing(what());
-        if full {
-            error.hint(full_disk(home))
-        } else {
-            error
-        }
-    })
+    Ok(Some(opened))
+}
+
+fn full_or(
+    error: impl std::error::Error + Send + Sync + 'static,
+    home: &Path,
+    what: &str,
+) -> CliError {
+    let full = is_full(&error);
+    let error = CliError::new(Kind::User, error).while_doing(what);
+    if full {
+        error.hint(full_disk(home))
+    } else {
+        error
+    }
 }
 
 async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
     if options.pool.is_some() && options.role != RoleName::Worker {
-        return Err(CliError::user("only tokens of workers belong to a pool"));
+        return Err(CliError::user("only tokens of workers belong to a pool")
+            .hint("leave `--pool` away, or make it `--role worker`"));
     }
     if let Some(path) = &options.out {
         may_replace(path)?;
@@ -113,7 +119,7 @@ async fn create(context: &Context, options: &TokenCreate) -> Result<Exit> {
             };
             let token = store
                 .create_token(&new, now)
-                .map_err(|error| CliError::new(Kind::User, error).while_doing("make a token"))?;
+                .map_err(|error| full_or(error, &context.home, "make a token"))?;
             (token.reveal(), token.id.to_string())
         }
         None => {
@@ -161,7 +167,7 @@ fn may_replace(path: &Path) -> Result<()> {
         .filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         return Err(CliError::user(format!(
-            "cannot write {}: {} is no folder",
+            "cannot write {}: there is no folder {}",
             path.display(),
             folder.display()
         ))
@@ -313,18 +319,19 @@ impl Row {
 }
 
 async fn revoke(context: &Context, options: &TokenRevoke) -> Result<Exit> {
+    let id: muster_connect::TokenId = options.id.parse().map_err(|_| {
+        CliError::user(format!(
+            "`{}` is no id of a token: it has 16 hex digits",
+            options.id
+        ))
+        .hint(LISTS)
+    })?;
     match store(context, Absent::Refuse)? {
         Some(store) => {
-            let id = options.id.parse().map_err(|error| {
-                CliError::new(
-                    Kind::User,
-                    anyhow::Error::new::<muster_connect::TokenError>(error),
-                )
-            })?;
             store
                 .tokens()
                 .revoke(id, Timestamp::now())
-                .map_err(|error| CliError::new(Kind::User, error))?;
+                .map_err(|error| CliError::new(Kind::User, error).hint(LISTS))?;
         }
         None => {
             let client = context.client().await?;
@@ -333,6 +340,12 @@ async fn revoke(context: &Context, options: &TokenRevoke) -> Result<Exit> {
             };
             client.operator().revoke_token(request).await?;
         }
+    }
+    if options.json {
+        context
+            .output
+            .json(&json!({ "id": options.id, "revoked": true }))?;
+        return Ok(Exit::Success);
     }
     context
         .output

@@ -145,15 +145,7 @@ impl Picture<'_> {
     fn row(&self, task: &v1::Task, paint: Paint) -> Vec<String> {
         let last = task.attempts.last();
         let works = matches!(task.state.as_str(), "leased" | "verifying");
-        let state = match (
-            task.state.as_str(),
-            last.map(|attempt| attempt.state.as_str()),
-        ) {
-            ("leased", Some("running")) => "running",
-            ("leased", _) => "starting",
-            ("verifying", Some("waiting_for_verify")) => "to verify",
-            (state, _) => state,
-        };
+        let state = show::state_word(task);
         let time = last.and_then(|attempt| {
             let granted = show::time(attempt.granted_at.as_ref())?;
             let until = show::time(attempt.ended_at.as_ref()).filter(|_| !works);

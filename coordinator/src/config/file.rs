@@ -3,17 +3,20 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use muster_connect::private_file;
+use muster_git::Remote;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Error;
+use crate::git::mirror::MirrorSettings;
+use crate::git::refs::valid_component;
 use crate::plan::{AgentDefinition, AgentKind, Position, Problems, nearest, quote};
 
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
-const KEYS: [&str; 7] = [
+const KEYS: [&str; 8] = [
     "listen",
     "slots",
     "log",
@@ -21,7 +24,9 @@ const KEYS: [&str; 7] = [
     "lease-grace",
     "heartbeat-interval",
     "agents",
+    "mirrors",
 ];
+const MIRROR_KEYS: [&str; 2] = ["url", "credential-file"];
 const AGENT_KEYS: [&str; 2] = ["kind", "command"];
 
 /// A value and the line that it stands in.
@@ -36,6 +41,7 @@ pub(super) struct Placed<T> {
 pub(super) struct File {
     values: BTreeMap<&'static str, Placed<String>>,
     pub(super) agents: BTreeMap<String, Placed<AgentDefinition>>,
+    pub(super) mirrors: BTreeMap<String, Placed<MirrorSettings>>,
 }
 
 impl File {
@@ -116,6 +122,10 @@ impl Reader<'_> {
             self.agents(value, file);
             return;
         }
+        if name == "mirrors" {
+            self.mirrors(value, file);
+            return;
+        }
         let Some(known) = KEYS.into_iter().find(|known| *known == name) else {
             self.unknown(key, "", &KEYS);
             return;
@@ -163,6 +173,96 @@ impl Reader<'_> {
                 file.agents.insert(name.get_ref().to_string(), placed);
             }
         }
+    }
+
+    fn mirrors(&mut self, value: &Spanned<DeValue<'_>>, file: &mut File) {
+        const HINT: &str = "write `[mirrors.REPOSITORY]` above the keys of each";
+        let Some(mirrors) = value.get_ref().as_table() else {
+            let message = format!(
+                "`mirrors`: expected tables, found {}",
+                kind(value.get_ref())
+            );
+            self.wrong(value.span(), message, HINT);
+            return;
+        };
+        for (name, value) in mirrors {
+            // `NAME*` stands for all repositories that begin so.
+            let start = name.get_ref().strip_suffix('*').unwrap_or(name.get_ref());
+            if let Err(error) = valid_component(start) {
+                let message = format!("mirror {}: {error}", quote(name.get_ref()));
+                let hint = "name a hosted repository, as `status RUN --json` does, or `NAME*`";
+                self.wrong(name.span(), message, hint);
+                continue;
+            }
+            if let Some(value) = self.mirror(name.get_ref(), value) {
+                let line = place(self.text, name.span().start).line;
+                let placed = Placed { value, line };
+                file.mirrors.insert(name.get_ref().to_string(), placed);
+            }
+        }
+    }
+
+    fn mirror(&mut self, name: &str, value: &Spanned<DeValue<'_>>) -> Option<MirrorSettings> {
+        let of = format!("mirror {}: ", quote(name));
+        let Some(keys) = value.get_ref().as_table() else {
+            let message = format!("{of}expected a table, found {}", kind(value.get_ref()));
+            let hint = "write `url` below `[mirrors.REPOSITORY]`";
+            self.wrong(value.span(), message, hint);
+            return None;
+        };
+        let before = self.problems.count();
+        let (mut url, mut credential_file) = (None, None);
+        for (key, value) in keys {
+            let known = key.get_ref().as_ref();
+            if !MIRROR_KEYS.contains(&known) {
+                self.unknown(key, &of, &MIRROR_KEYS);
+                continue;
+            }
+            let Some(text) = value.get_ref().as_str() else {
+                let found = kind(value.get_ref());
+                let message = format!("{of}`{known}`: expected text, found {found}");
+                self.wrong(value.span(), message, "put it in quotes");
+                continue;
+            };
+            if known == "url" {
+                // The text itself stays out of the message: it may hold a password.
+                let has_password = text.split_once("://").is_some_and(|(_, rest)| {
+                    let authority = rest.split('/').next().unwrap_or_default();
+                    authority
+                        .rsplit_once('@')
+                        .is_some_and(|(user, _)| user.contains(':'))
+                });
+                if has_password {
+                    let hint = "put `user:password` into a file and name it in `credential-file`";
+                    self.wrong(value.span(), format!("{of}`url` holds a password"), hint);
+                } else if let Err(error) = Remote::new(text) {
+                    let hint = "write an address that git understands";
+                    self.wrong(value.span(), format!("{of}`url`: {error}"), hint);
+                } else {
+                    url = Some(text.to_owned());
+                }
+            } else if Path::new(text).is_absolute() {
+                credential_file = Some(PathBuf::from(text));
+            } else {
+                let message = format!("{of}`credential-file`: {} is not absolute", quote(text));
+                self.wrong(value.span(), message, "write the whole path, from /");
+            }
+        }
+        if self.problems.count() > before {
+            return None;
+        }
+        if url.is_none() {
+            let message = format!("{of}`url` is missing");
+            self.wrong(
+                value.span(),
+                message,
+                "say where its branches are copied to",
+            );
+        }
+        Some(MirrorSettings {
+            url: url?,
+            credential_file,
+        })
     }
 
     fn agent(&mut self, name: &str, value: &Spanned<DeValue<'_>>) -> Option<AgentDefinition> {

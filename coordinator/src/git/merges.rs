@@ -16,6 +16,7 @@ use muster_git::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::conflicts::{meets, readable, touched};
 use super::names;
 use super::repositories::Repositories;
 use crate::api::convert::clip;
@@ -30,6 +31,8 @@ const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(2);
 /// Files of a conflict that are reported.
 const CONFLICT_FILES: usize = 100;
+/// Tasks that are named besides the one that does not merge.
+const EARLIER_TASKS: usize = 4;
 /// Bytes of what git says about a conflict.
 const CONFLICT_DETAIL_BYTES: usize = 4_096;
 
@@ -88,10 +91,15 @@ struct Step {
     /// Ref that keeps the result and lets leases read it.
     keep: String,
     base: CommitId,
-    /// Each with the message of its merge.
+    /// Each with the name of its task.
     commits: Vec<(TaskIx, CommitId, String)>,
     /// The merges' time.
     at: Timestamp,
+}
+
+/// What the merge of a task's work says.
+pub(crate) fn message(task: &str, run: &str) -> String {
+    format!("Merge task {task} of run {run}")
 }
 
 type Parts<'a> = (RunId, &'a CommitId, &'a [(TaskIx, CommitId)], Timestamp);
@@ -129,11 +137,7 @@ impl Step {
             .iter()
             .filter_map(|(ix, commit)| {
                 let name = &run.task(*ix)?.name;
-                Some((
-                    *ix,
-                    commit.clone(),
-                    format!("Merge task {name} of run {}", run.name),
-                ))
+                Some((*ix, commit.clone(), name.to_string()))
             })
             .collect();
         Some(Self {
@@ -218,7 +222,7 @@ async fn make(
     let commits = step
         .commits
         .iter()
-        .map(|(_, commit, message)| Ok((id(commit)?, message.clone())))
+        .map(|(_, commit, task)| Ok((id(commit)?, message(task, &step.run))))
         .collect::<Result<Vec<_>, Failure>>()?;
     let time = CommitTime::from_unix_seconds(step.at.ms() / 1000);
     let folded = fold(&merger, base, &commits, &identity()?, time).await?;
@@ -229,50 +233,42 @@ async fn make(
     match folded {
         Fold::Merged(commit) => Ok(Ok(CommitId::new(&commit.to_string()))),
         Fold::Conflict {
-            index,
-            files,
-            messages,
-            ..
+            index, conflicts, ..
         } => {
-            let paths: Vec<Box<str>> = files
+            let earlier: Vec<(TaskIx, ObjectId)> = step
+                .commits
+                .iter()
+                .zip(&commits)
+                .take(index)
+                .map(|((ix, ..), (commit, _))| (*ix, *commit))
+                .collect();
+            let mut tasks = Vec::new();
+            for (ix, paths) in touched(&repository, base, &earlier).await? {
+                if conflicts.list.iter().any(|found| meets(&paths, found)) {
+                    tasks.push(ix);
+                }
+            }
+            // The latest to touch the file comes first to mind; keep the list short.
+            let from = tasks.len().saturating_sub(EARLIER_TASKS);
+            tasks.drain(..from);
+            let Some((ix, _, name)) = step.commits.get(index) else {
+                return Err(Failure::Other("a conflict without a task".to_owned()));
+            };
+            tasks.push(*ix);
+            let files = conflicts.paths().into_iter().take(CONFLICT_FILES);
+            let detail: Vec<String> = conflicts
+                .list
                 .iter()
                 .take(CONFLICT_FILES)
-                .map(|file| file.path.as_str().into())
+                .map(|found| readable(&found.message, &conflicts, name))
                 .collect();
-            let tasks = conflicting(&repository, step, index, &paths).await?;
-            let detail = messages.join("\n");
             Ok(Err(MergeConflict {
                 tasks,
-                files: paths,
-                detail: clip(&detail, CONFLICT_DETAIL_BYTES).into(),
+                files: files.map(Into::into).collect(),
+                detail: clip(&detail.join("\n"), CONFLICT_DETAIL_BYTES).into(),
             }))
         }
     }
-}
-
-/// Names the task that does not merge and those merged before it that touched the same files.
-async fn conflicting(
-    repository: &Repository,
-    step: &Step,
-    index: usize,
-    paths: &[Box<str>],
-) -> Result<Vec<TaskIx>, Failure> {
-    let mut tasks = Vec::new();
-    let base = id(&step.base)?;
-    for (ix, commit, _) in step.commits.iter().take(index) {
-        let changes = repository.changes(base, id(commit)?).await?;
-        let touched = |path: &str| paths.iter().any(|conflict| **conflict == *path);
-        if changes.iter().any(|change| touched(&change.path)) {
-            tasks.push(*ix);
-        }
-    }
-    // The latest to touch the file comes first to mind; keep the list short.
-    let from = tasks.len().saturating_sub(4);
-    tasks.drain(..from);
-    if let Some((ix, ..)) = step.commits.get(index) {
-        tasks.push(*ix);
-    }
-    Ok(tasks)
 }
 
 /// Keeps a merge under a ref of the coordinator's own, whatever the ref was before.

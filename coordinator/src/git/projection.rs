@@ -12,7 +12,7 @@ use coordinator_core::event::Outcome;
 use coordinator_core::state::{Run, RunPhase, TaskState};
 use coordinator_core::{CommitId, RunId};
 use muster_git::{Expected, ObjectId, RefName, RefUpdate, Update};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -41,6 +41,8 @@ pub struct Projection {
     repositories: Repositories,
     /// What each run's branches were last made to say.
     done: Arc<Mutex<BTreeMap<RunId, Said>>>,
+    /// How often branches were moved since the start.
+    moved: Arc<watch::Sender<u64>>,
 }
 
 /// The branches of one run as they were last made.
@@ -116,7 +118,14 @@ impl Projection {
             readers,
             repositories,
             done: Arc::default(),
+            moved: Arc::new(watch::Sender::new(0)),
         }
+    }
+
+    /// Gives the number that grows whenever branches were moved.
+    #[must_use]
+    pub fn moved(&self) -> watch::Receiver<u64> {
+        self.moved.subscribe()
     }
 
     /// Projects whatever changes, until cancelled or the engine ends.
@@ -313,6 +322,7 @@ impl Projection {
             }
         }
         writing.done();
+        self.moved.send_modify(|moved| *moved += 1);
         Ok(())
     }
 }

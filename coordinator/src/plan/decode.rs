@@ -33,7 +33,7 @@ pub(super) const PLAN_KEYS: [&str; 8] = [
     "tasks",
     "integrate",
 ];
-pub(super) const TASK_KEYS: [&str; 16] = [
+pub(super) const TASK_KEYS: [&str; 18] = [
     "name",
     "prompt",
     "run",
@@ -50,6 +50,8 @@ pub(super) const TASK_KEYS: [&str; 16] = [
     "resources",
     "pool",
     "env",
+    "secrets",
+    "disk",
 ];
 pub(super) const AGENT_KEYS: [&str; 2] = ["kind", "command"];
 pub(super) const INTEGRATE_KEYS: [&str; 3] = ["verify", "verify_timeout", "on_conflict"];
@@ -282,6 +284,14 @@ fn integrate(reader: &mut Reader<'_>, node: &Node) -> Option<Integrate> {
     if let Some(Meaning::Bool(switch)) = node.meaning() {
         return Some(Integrate::Switch(switch));
     }
+    if let Some(Meaning::Text("yes" | "on" | "Yes" | "On")) = node.meaning() {
+        reader.wrong_with(
+            node.at,
+            "`integrate`: expected `true` or a mapping",
+            "`yes` and `on` are texts in YAML 1.2; write `integrate: true`",
+        );
+        return None;
+    }
     if let Some(Meaning::Text("no" | "off" | "No" | "Off")) = node.meaning() {
         reader.wrong_with(
             node.at,
@@ -328,6 +338,13 @@ fn tasks(reader: &mut Reader<'_>, node: &Node, document: &mut PlanDocument, mark
                 return Some(
                     "in codex-par files every task has `cwd` and `tasks` is the only other key; \
                      a plan names one `repo`"
+                        .to_owned(),
+                );
+            }
+            if matches!(key, "terminal" | "tty" | "pty") {
+                return Some(
+                    "agents have no terminal and nothing to read; a program that insists on one \
+                     can run under `script -qec 'PROGRAM' /dev/null`"
                         .to_owned(),
                 );
             }

@@ -21,7 +21,7 @@ pub struct PlanDocument {
     #[schemars(with = "Option<Word>")]
     pub base: Option<String>,
     /// Settings of all tasks that do not say otherwise. A task's value replaces the default's;
-    /// `env` and `resources` are merged name by name.
+    /// `env`, `secrets` and `resources` are merged name by name.
     #[schemars(default)]
     pub defaults: Settings,
     /// Agents of this plan besides the built-in `command`, `codex`, `claude` and `acp`.
@@ -97,9 +97,33 @@ pub struct Settings {
     pub resources: Resources,
     /// Only workers of this pool.
     pub pool: Option<String>,
-    /// Variables for the task's process and its verify. No secrets: they are stored and shown.
-    #[schemars(default, with = "BTreeMap<String, Word>")]
+    /// Variables for the task's process and its verify. Values that are written here are stored
+    /// and shown; those that come from a place on the worker are neither.
+    #[schemars(default, with = "BTreeMap<String, EnvSchema>")]
     pub env: BTreeMap<String, String>,
+    /// Those of `env` whose values come from a place on the worker.
+    #[schemars(skip)]
+    pub env_from: BTreeMap<String, ValueFrom>,
+    /// Secret variables for the task's process alone, not for its verify: names that the worker's
+    /// operator has given a value, or variables with where on the worker their values come from. Only
+    /// what the operator listed with `--secret` can be had.
+    #[schemars(default, with = "SecretsSchema")]
+    pub secrets: BTreeMap<String, ValueFrom>,
+    /// What the work tree and the temporary files may take on the worker's disk, such as `2 GB`; the
+    /// worker's own limit if absent. Looked at every few seconds.
+    pub disk: Option<Size>,
+}
+
+/// Where on a worker a value comes from.
+#[derive(Clone, PartialEq, Eq, Debug, JsonSchema, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ValueFrom {
+    /// A variable of the worker.
+    Env(String),
+    /// A file on the worker's host.
+    File(String),
+    /// What the worker's operator gave this name.
+    Secret(String),
 }
 
 /// What a task occupies on its worker.
@@ -231,6 +255,33 @@ enum Word {
     Text(String),
     Number(f64),
     Switch(bool),
+}
+
+/// A value, or where on the worker it comes from.
+#[derive(JsonSchema)]
+#[schemars(untagged, rename = "Variable")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum EnvSchema {
+    Value(Word),
+    From(ValueFrom),
+}
+
+/// Names that the worker's operator gave a value, or variables with where theirs come from.
+#[derive(JsonSchema)]
+#[schemars(untagged, rename = "Secrets")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum SecretsSchema {
+    Names(Vec<String>),
+    Variables(BTreeMap<String, SecretSchema>),
+}
+
+/// A name that the worker's operator gave a value, or another place on the worker.
+#[derive(JsonSchema)]
+#[schemars(untagged, rename = "Secret")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum SecretSchema {
+    Name(String),
+    From(ValueFrom),
 }
 
 /// A program: one word, or a list with its arguments.

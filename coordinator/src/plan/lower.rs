@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::{
     AgentDefinition, AgentKind, Integrate, IntegrateSettings, OnConflict, PlanDocument, Resources,
-    Settings, TaskEntry,
+    Settings, TaskEntry, ValueFrom,
 };
 
 /// Why a plan cannot be lowered as asked.
@@ -64,6 +64,15 @@ pub struct TaskDocument {
     pub verify: Vec<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// Variables whose values come from a place on the worker.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env_from: BTreeMap<String, ValueFrom>,
+    /// Such variables for the attempt alone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, ValueFrom>,
+    /// Most bytes on disk of work tree and temporary files; the worker's own limit if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
     /// Time limit of an attempt, from start to finish.
     pub timeout_ms: u64,
     /// Longest silence of the agent.
@@ -106,14 +115,26 @@ pub struct IntegrateDocument {
     /// Variables for them: those of the plan's `defaults`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// Such variables whose values come from a place on the worker.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env_from: BTreeMap<String, ValueFrom>,
     pub verify_timeout_ms: u64,
     pub on_conflict: OnConflict,
 }
 
 /// Gives the task's settings with the defaults filled in.
 pub(super) fn settle(defaults: &Settings, task: &Settings) -> Settings {
-    let mut env = defaults.env.clone();
+    let (mut env, mut env_from) = (defaults.env.clone(), defaults.env_from.clone());
+    let mut secrets = defaults.secrets.clone();
+    let own = task.env.keys().chain(task.env_from.keys());
+    for name in own.chain(task.secrets.keys()) {
+        env.remove(name);
+        env_from.remove(name);
+        secrets.remove(name);
+    }
     env.extend(task.env.clone());
+    env_from.extend(task.env_from.clone());
+    secrets.extend(task.secrets.clone());
     Settings {
         agent: task.agent.clone().or_else(|| defaults.agent.clone()),
         verify: task.verify.clone().or_else(|| defaults.verify.clone()),
@@ -130,6 +151,9 @@ pub(super) fn settle(defaults: &Settings, task: &Settings) -> Settings {
         },
         pool: task.pool.clone().or_else(|| defaults.pool.clone()),
         env,
+        env_from,
+        secrets,
+        disk: task.disk.or(defaults.disk),
     }
 }
 
@@ -298,6 +322,9 @@ fn task_document(
         run: entry.run.clone(),
         verify: settings.verify.unwrap_or_default(),
         env: settings.env,
+        env_from: settings.env_from,
+        secrets: settings.secrets,
+        disk_bytes: settings.disk.map(|size| size.0),
         timeout_ms: settings
             .timeout
             .map_or(limits::TASK_TIMEOUT, |limit| limit.0)
@@ -322,6 +349,7 @@ fn integrate(document: &PlanDocument) -> Option<IntegrateDocument> {
     Some(IntegrateDocument {
         verify: settings.verify.clone(),
         env: document.defaults.env.clone(),
+        env_from: document.defaults.env_from.clone(),
         verify_timeout_ms: settings
             .verify_timeout
             .map_or(limits::VERIFY_TIMEOUT, |limit| limit.0)

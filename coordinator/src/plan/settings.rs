@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use coordinator_core::limits;
 
 use super::decode::{SCRIPT_BYTES_MAX, SHORT_BYTES_MAX};
-use super::document::{Resources, Settings};
+use super::document::{Resources, Settings, ValueFrom};
 use super::fields::{Fields, Reader, Unknown};
 use super::problem::{Position, quote};
 use super::tree::{Node, Value};
@@ -19,7 +19,7 @@ const VARIABLE_BYTES_MAX: usize = 32_768;
 const LABELS_MAX: usize = 64;
 /// Far above any host; keeps sums far from overflow.
 const RESOURCE_MAX: i64 = 1_000_000;
-pub(super) const SETTINGS_KEYS: [&str; 11] = [
+pub(super) const SETTINGS_KEYS: [&str; 13] = [
     "agent",
     "verify",
     "verify_timeout",
@@ -31,7 +31,10 @@ pub(super) const SETTINGS_KEYS: [&str; 11] = [
     "resources",
     "pool",
     "env",
+    "secrets",
+    "disk",
 ];
+const PLACE_KEYS: [&str; 3] = ["env", "file", "secret"];
 pub(super) const RESOURCE_KEYS: [&str; 3] = ["cpus", "memory", "gpus"];
 
 /// Places of settings.
@@ -82,7 +85,22 @@ pub(super) fn settings(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (Setting
         settings.pool = reader.text("pool", node, SHORT_BYTES_MAX);
     }
     if let Some(node) = fields.get("env") {
-        settings.env = env(reader, node);
+        (settings.env, settings.env_from) = env(reader, node);
+    }
+    if let Some(node) = fields.get("secrets") {
+        settings.secrets = secrets(reader, node);
+        let twice = |name: &&String| {
+            settings.env.contains_key(*name) || settings.env_from.contains_key(*name)
+        };
+        for name in settings.secrets.keys().filter(twice) {
+            reader.wrong(
+                node.at,
+                &format!("`{name}` is given under `env` and under `secrets`"),
+            );
+        }
+    }
+    if let Some(node) = fields.get("disk") {
+        settings.disk = reader.size("disk", node);
     }
     (settings, marks)
 }
@@ -145,38 +163,186 @@ fn resources(reader: &mut Reader<'_>, node: &Node) -> Resources {
     resources
 }
 
-fn env(reader: &mut Reader<'_>, node: &Node) -> BTreeMap<String, String> {
-    let mut env = BTreeMap::new();
-    let Some(entries) = reader.entries("env", node) else {
-        return env;
-    };
-    if entries.len() > VARIABLES_MAX {
-        reader.wrong(node.at, &format!("more than {VARIABLES_MAX} variables"));
-        return env;
-    }
-    for (name, at, value) in entries {
-        let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-        if !plain || name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
-            reader.wrong(at, &format!("{} is no variable's name", quote(name)));
-            continue;
-        }
-        if name.starts_with("MUSTER_") {
-            reader.wrong(
-                at,
-                &format!("`{name}`: names with MUSTER_ are Muster's own"),
-            );
+type Env = (BTreeMap<String, String>, BTreeMap<String, ValueFrom>);
+
+fn env(reader: &mut Reader<'_>, node: &Node) -> Env {
+    let (mut env, mut env_from) = Env::default();
+    for (name, at, value) in variables(reader, "env", node) {
+        if env.contains_key(name) || env_from.contains_key(name) {
+            reader.wrong(at, &format!("`{name}` is given twice"));
             continue;
         }
         // An empty value is a value here, unlike everywhere else.
-        let value = match &value.value {
-            Value::Scalar(text, _) if text.is_empty() => Some(String::new()),
-            _ => reader.word(name, value, VARIABLE_BYTES_MAX),
+        match &value.value {
+            Value::Scalar(text, _) if text.is_empty() => {
+                env.insert(name.to_owned(), String::new());
+            }
+            Value::Map(_) => {
+                env_from
+                    .extend(value_from(reader, name, value).map(|from| (name.to_owned(), from)));
+            }
+            Value::Scalar(..) | Value::List(_) => {
+                let word = reader.word(name, value, VARIABLE_BYTES_MAX);
+                env.extend(word.map(|word| (name.to_owned(), word)));
+            }
+        }
+    }
+    (env, env_from)
+}
+
+fn secrets(reader: &mut Reader<'_>, node: &Node) -> BTreeMap<String, ValueFrom> {
+    let mut secrets = BTreeMap::new();
+    if let Value::List(items) = &node.value {
+        for item in items {
+            let Some(name) = reader.text("secrets", item, SHORT_BYTES_MAX) else {
+                continue;
+            };
+            if is_variable(reader, item.at, &name)
+                && secrets
+                    .insert(name.clone(), ValueFrom::Secret(name.clone()))
+                    .is_some()
+            {
+                reader.wrong(item.at, &format!("`{name}` is given twice"));
+            }
+        }
+        if secrets.len() > VARIABLES_MAX {
+            reader.wrong(node.at, &format!("more than {VARIABLES_MAX} secrets"));
+        }
+        return secrets;
+    }
+    for (name, at, value) in variables(reader, "secrets", node) {
+        let from = match &value.value {
+            Value::Map(_) => value_from(reader, name, value),
+            Value::Scalar(..) | Value::List(_) => reader
+                .text(name, value, SHORT_BYTES_MAX)
+                .map(ValueFrom::Secret),
         };
-        if let Some(value) = value
-            && env.insert(name.to_owned(), value).is_some()
+        if let Some(from) = from
+            && secrets.insert(name.to_owned(), from).is_some()
         {
             reader.wrong(at, &format!("`{name}` is given twice"));
         }
     }
-    env
+    secrets
+}
+
+/// Reads where on the worker a value comes from.
+fn value_from(reader: &mut Reader<'_>, name: &str, node: &Node) -> Option<ValueFrom> {
+    let fields = reader.fields(name, node, &PLACE_KEYS, Unknown::Refused, |_| None)?;
+    let mut found = PLACE_KEYS
+        .iter()
+        .filter_map(|key| fields.get(key).map(|node| (*key, node)));
+    let (Some((key, place)), None) = (found.next(), found.next()) else {
+        reader.wrong_with(
+            node.at,
+            &format!("`{name}` comes from one place"),
+            "one of `env: VARIABLE`, `file: /path`, `secret: NAME`, all on the worker",
+        );
+        return None;
+    };
+    let text = reader.text(key, place, SHORT_BYTES_MAX)?;
+    match key {
+        "env" => Some(ValueFrom::Env(text)),
+        "secret" => Some(ValueFrom::Secret(text)),
+        _ if text.starts_with('/') => Some(ValueFrom::File(text)),
+        _ => {
+            reader.wrong_with(
+                place.at,
+                &format!("`file`: {} is no absolute path", quote(&text)),
+                "the file is on the worker's host, where the plan's own folder is not known",
+            );
+            None
+        }
+    }
+}
+
+/// Gives the variables of a mapping, without those that have no proper name.
+fn variables<'t>(
+    reader: &mut Reader<'_>,
+    key: &str,
+    node: &'t Node,
+) -> Vec<(&'t str, Position, &'t Node)> {
+    let Some(mut entries) = reader.entries(key, node) else {
+        return Vec::new();
+    };
+    if entries.len() > VARIABLES_MAX {
+        reader.wrong(node.at, &format!("more than {VARIABLES_MAX} variables"));
+        return Vec::new();
+    }
+    entries.retain(|(name, at, _)| is_variable(reader, *at, name));
+    entries
+}
+
+fn is_variable(reader: &mut Reader<'_>, at: Position, name: &str) -> bool {
+    let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if !plain || name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+        reader.wrong(at, &format!("{} is no variable's name", quote(name)));
+        return false;
+    }
+    if name.starts_with("MUSTER_") {
+        let message = format!("`{name}`: names with MUSTER_ are Muster's own");
+        reader.wrong(at, &message);
+        return false;
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn read(task: &str) -> Result<crate::plan::Plan, String> {
+        let text = format!("tasks:\n- {{name: a, run: echo, {task}}}\n");
+        crate::plan::parse("p", text.as_bytes(), &BTreeMap::new()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn values_come_from_the_plan_or_from_places_on_the_worker() {
+        let plan = read(
+            "env: {A: b, B: {env: HOST_B}, C: {secret: NAMED}}, \
+             secrets: {D: NAMED, E: {file: /etc/key}, F: {env: TOKEN}}, disk: 2 GB",
+        );
+        let plan = plan.unwrap();
+        let settings = &plan.document.tasks[0].settings;
+        assert_eq!(settings.env, [("A".into(), "b".into())].into());
+        let from = [
+            ("B".into(), ValueFrom::Env("HOST_B".into())),
+            ("C".into(), ValueFrom::Secret("NAMED".into())),
+        ];
+        assert_eq!(settings.env_from, from.into());
+        let secrets = [
+            ("D".into(), ValueFrom::Secret("NAMED".into())),
+            ("E".into(), ValueFrom::File("/etc/key".into())),
+            ("F".into(), ValueFrom::Env("TOKEN".into())),
+        ];
+        assert_eq!(settings.secrets, secrets.into());
+        assert_eq!(settings.disk.map(|size| size.0), Some(2_000_000_000));
+        let names = read("secrets: [A, B]").unwrap();
+        let expected = ["A", "B"].map(|name| (name.into(), ValueFrom::Secret(name.into())));
+        assert_eq!(names.document.tasks[0].settings.secrets, expected.into());
+    }
+
+    #[test]
+    fn a_value_without_one_place_is_explained() {
+        for (task, said) in [
+            ("secrets: [A, A]", "`A` is given twice"),
+            ("secrets: [1A]", "\"1A\" is no variable's name"),
+            ("secrets: {MUSTER_X: a}", "Muster's own"),
+            ("env: {A: {}}", "`A` comes from one place"),
+            ("env: {A: {env: B, file: /c}}", "one of `env: VARIABLE`"),
+            ("secrets: {A: {file: key}}", "no absolute path"),
+            ("secrets: {A: {fiel: /key}}", "did you mean `file`?"),
+            (
+                "env: {A: b}, secrets: [A]",
+                "under `env` and under `secrets`",
+            ),
+            ("secrets: 1", "expected a mapping"),
+            ("disk: 5", "a size such as"),
+        ] {
+            let problems = read(task).unwrap_err();
+            assert!(problems.contains(said), "{task}: {problems}");
+        }
+    }
 }

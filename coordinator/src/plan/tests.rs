@@ -66,7 +66,7 @@ fn every_wrong_plan_is_explained_at_its_place() {
         let _ = writeln!(out, "=== {title}\n{}", shown(text, &problems));
         count += 1;
     }
-    assert!(count >= 40);
+    assert!(count >= 60);
     insta::assert_snapshot!(out);
 }
 

@@ -215,7 +215,12 @@ fn explain(problem: Option<&mut Problem>, text: &str, at: Position, open: Option
         .lines()
         .nth((at.line as usize).saturating_sub(1))
         .unwrap_or_default();
-    if line.trim_start_matches(' ').starts_with('\t') {
+    let there = line.chars().nth((at.column as usize).saturating_sub(1));
+    if there == Some('\0') {
+        problem
+            .hints
+            .push("remove the NUL character: a plan is plain text".to_owned());
+    } else if line.trim_start_matches(' ').starts_with('\t') {
         problem
             .hints
             .push("indent with spaces; YAML does not allow tabs".to_owned());

@@ -9,7 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Duration(pub Span);
 
-/// An amount of memory in bytes, written as `64 MiB`; units `B`, `KiB` to `TiB`, `KB` to `TB`.
+/// An amount of memory or disk in bytes, written as `64 MiB`; units `B`, `KiB` to `TiB`, `KB` to `TB`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Size(pub u64);
 
@@ -94,7 +94,7 @@ impl JsonSchema for Size {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
-            "description": "An amount of memory such as `512 MiB` or `4 GiB`.",
+            "description": "An amount of memory or disk such as `512 MiB` or `4 GiB`.",
             "pattern": SIZE_PATTERN,
         })
     }

@@ -1,6 +1,6 @@
 //! What every store promises, tried on each of them.
 
-use coordinator_core::event::Work;
+use coordinator_core::event::{Placement, Work};
 use coordinator_core::state::{Image, RunImage};
 use coordinator_core::time::Span;
 use coordinator_core::{
@@ -175,6 +175,7 @@ pub(super) fn event(run: u64, seq: u64) -> Event {
             worker: WorkerId::new("laptop/0"),
             incarnation: Incarnation(1),
             ttl: Span::from_secs(60),
+            placement: Placement::default(),
         },
     }
 }

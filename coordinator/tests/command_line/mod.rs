@@ -110,6 +110,15 @@ fn a_run_is_made_read_and_landed_without_a_coordinator_being_kept() {
     assert_eq!(listed["runs"][0]["run"], run);
     let log = world.coordinator(&["logs", run, "one"]);
     assert_eq!(String::from_utf8_lossy(&log.stdout), "made by one\n");
+    let explained = last_json(&world.coordinator(&["explain", run, "one", "--json"]));
+    let placement = explained["placements"][0].as_str().unwrap();
+    assert!(
+        placement.starts_with("attempt 1: on ")
+            && placement.ends_with("the only worker that had a slot free"),
+        "{placement}"
+    );
+    let explained = last_json(&world.coordinator(&["explain", run, "--json"]));
+    assert_eq!(explained["state"], "succeeded", "{explained}");
     let diff = world.coordinator(&["diff", "--stat"]);
     assert!(
         String::from_utf8_lossy(&diff.stdout).contains("two.txt"),
@@ -191,6 +200,43 @@ fn a_reader_that_goes_ends_the_program_quietly() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn help_and_completions_for_a_reader_that_takes_one_line_end_quietly() {
+    use std::io::{BufRead as _, BufReader};
+    for arguments in [&["help"][..], &["help", "run"], &["completions", "bash"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_coordinator"))
+            .args(arguments)
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut first = String::new();
+        let mut reader = BufReader::with_capacity(16, child.stdout.take().unwrap());
+        reader.read_line(&mut first).unwrap();
+        drop(reader);
+        let output = child.wait_with_output().unwrap();
+        assert!(!first.is_empty(), "{arguments:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+        assert!(!first.contains('\x1b'), "{first}");
+    }
+}
+
+#[test]
+fn a_plan_is_checked_for_programs() {
+    let world = World::new();
+    let plan = world.write("plan.yaml", "tasks:\n  - name: one\n    rum: x\n");
+    let checked = world.coordinator(&["plan", "check", "--json", plan.to_str().unwrap()]);
+    assert_eq!(checked.status.code(), Some(2), "{checked:?}");
+    let said = last_json(&checked);
+    assert_eq!(said["right"], false);
+    assert_eq!(said["problems"][0]["line"], 3);
+    assert_eq!(said["problems"][0]["hints"][0], "did you mean `run`?");
+    let plan = world.write("plan.yaml", PLAN);
+    let checked = world.coordinator(&["plan", "check", "--json", plan.to_str().unwrap()]);
+    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    assert_eq!(last_json(&checked)["right"], true);
 }
 
 #[test]

@@ -272,6 +272,7 @@ pub(crate) fn options(home: &Path) -> Options {
         clocks: LeaseClocks::default(),
         heartbeat_interval: Span::from_ms(200),
         agents: Default::default(),
+        mirrors: Default::default(),
         executable: env!("CARGO_BIN_EXE_coordinator").into(),
     }
 }

@@ -194,7 +194,7 @@ fn garbage(programs: &Programs) -> Result<()> {
 fn missing_agent(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
         cluster.serve()?;
-        for agent in ["codex", "claude", "acp"] {
+        for agent in ["claude", "acp"] {
             let text = format!("tasks:\n  - {{ name: t, agent: {agent}, prompt: Do it. }}\n");
             let plan = cluster
                 .write_plan("p.yaml", &text)?

@@ -156,7 +156,7 @@ fn shows(name: &str, status: &RunStatus) -> Result<()> {
             for (task, classes) in [
                 ("flaky", &["agent_failed", "agent_failed"][..]),
                 ("silent", &["stalled"]),
-                ("slow", &["timeout"]),
+                ("slow", &["timed_out"]),
             ] {
                 let attempts = status.attempts(task)?;
                 let failed = attempts.iter().filter(|one| one["state"] == "failed");

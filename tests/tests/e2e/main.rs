@@ -15,6 +15,8 @@ mod examples;
 mod failures;
 mod first;
 mod foreign;
+mod integration;
+mod programs;
 mod repeat;
 mod repositories;
 mod restored;
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         first::SCENARIOS,
         documents::SCENARIOS,
         examples::SCENARIOS,
+        integration::SCENARIOS,
         codex_par::SCENARIOS,
         failures::SCENARIOS,
         foreign::SCENARIOS,
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         wire::SCENARIOS,
         repositories::SCENARIOS,
         changes::SCENARIOS,
+        programs::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()

@@ -247,7 +247,7 @@ async fn exists(path: &Path) -> Result<bool, GitError> {
 
 /// Names the repository of a remote: readable, and different for different remotes and formats.
 fn key(remote: &Remote, format: ObjectFormat) -> String {
-    let url = remote.display_url();
+    let url = remote.place();
     let hash = blake3::hash(format!("{}\n{url}", format.as_str()).as_bytes()).to_hex();
     let last = url
         .trim_end_matches('/')
@@ -267,7 +267,7 @@ fn key(remote: &Remote, format: ObjectFormat) -> String {
 mod tests {
     use super::key;
     use crate::names::ObjectFormat;
-    use crate::remote::Remote;
+    use crate::remote::{Auth, Remote};
 
     #[test]
     fn remotes_have_readable_keys_of_their_own() {
@@ -278,5 +278,22 @@ mod tests {
             key("https://h2/git/demo.git")
         );
         assert!(!key("https://h/..").contains('.'));
+    }
+
+    #[test]
+    fn a_coordinator_on_another_port_has_the_same_repositories() {
+        let key = |address, path| {
+            let auth = Auth {
+                token: "t".to_owned(),
+                ca_file: None,
+            };
+            key(
+                &Remote::coordinator(address, path, auth).unwrap(),
+                ObjectFormat::Sha1,
+            )
+        };
+        let one = key("127.0.0.1:7733", "git/demo-1.git");
+        assert_eq!(one, key("localhost:40001", "git/demo-1.git"));
+        assert_ne!(one, key("127.0.0.1:7733", "git/demo-2.git"));
     }
 }

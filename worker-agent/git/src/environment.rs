@@ -26,6 +26,11 @@ pub(crate) const PASSED_FOR_USER: &[&str] = &[
     "XDG_RUNTIME_DIR",
     "SSH_AUTH_SOCK",
     "GNUPGHOME",
+    // Where whoever keeps a key asks for its passphrase.
+    "GPG_TTY",
+    "DISPLAY",
+    "WAYLAND_DISPLAY",
+    "DBUS_SESSION_BUS_ADDRESS",
     "GIT_SSH",
     "GIT_SSH_COMMAND",
     "GIT_CONFIG_GLOBAL",

@@ -16,6 +16,7 @@ mod agent_history;
 mod attributes;
 mod cache;
 mod command;
+mod conflict;
 mod diff;
 mod environment;
 mod error;
@@ -38,12 +39,11 @@ mod workspace;
 
 pub use cache::{Cache, CachedCommit};
 pub use command::{Git, GitCommand, Mode, Output};
+pub use conflict::{Conflict, ConflictKind, Conflicts, Hunk, Hunks, Side, Stage};
 pub use diff::{Change, ChangeKind, Patch};
 pub use error::GitError;
 pub use history::{Commit, CommitTime, Identity};
-pub use merge::{
-    ConflictFile, Fold, Merge, MergeFuture, MergeRequest, Merger, SubprocessMerger, fold,
-};
+pub use merge::{Fold, Merge, MergeFuture, MergeRequest, Merger, SubprocessMerger, fold};
 pub use names::{ObjectFormat, ObjectId, RefName, attempt_ref, salvage_ref, wip_ref};
 pub use note::SnapshotNote;
 pub use push::{PushOutcome, PushRef, RefPush};

@@ -3,15 +3,11 @@
 use std::pin::Pin;
 
 use crate::command::Output;
+use crate::conflict::Conflicts;
 use crate::error::GitError;
 use crate::history::{CommitTime, Identity};
 use crate::names::ObjectId;
 use crate::repository::{Repository, unexpected};
-
-/// Most conflicting files that are reported; more say no more to a person.
-const CONFLICT_FILES_MAX: usize = 1000;
-/// Most messages that are reported.
-const MESSAGES_MAX: usize = 200;
 
 /// A question to a [`Merger`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,21 +34,7 @@ pub enum Merge {
     /// A new commit with both as parents, `ours` first. No ref names it yet.
     Merged(ObjectId),
     /// People must decide. No commit was made.
-    Conflict {
-        /// What conflicts, in the order git tells it; at most 1000.
-        files: Vec<ConflictFile>,
-        /// What git says about the conflicts; at most 200.
-        messages: Vec<String>,
-    },
-}
-
-/// One file that two sides changed in ways that do not go together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConflictFile {
-    /// Its path; bytes that are not UTF-8 are replaced.
-    pub path: String,
-    /// The kind of conflict in git's words, as in `contents` or `modify/delete`.
-    pub kind: String,
+    Conflict(Conflicts),
 }
 
 /// The answer of a [`Merger`] that is being worked out.
@@ -123,7 +105,8 @@ impl SubprocessMerger {
                     .await?;
                 Ok(Merge::Merged(commit))
             }
-            Some(1) => parse_conflict(&output.stdout)
+            Some(1) => Conflicts::parse(&output.stdout, ours, theirs)
+                .map(Merge::Conflict)
                 .ok_or_else(|| unexpected(described, "its list of conflicts is cut")),
             exit_code => {
                 let Output { stderr, .. } = output;
@@ -189,9 +172,7 @@ pub enum Fold {
         /// The merge of the base and all commits before it.
         onto: ObjectId,
         /// What conflicts.
-        files: Vec<ConflictFile>,
-        /// What git says about the conflicts.
-        messages: Vec<String>,
+        conflicts: Conflicts,
     },
 }
 
@@ -218,100 +199,14 @@ pub async fn fold(
         match merger.merge(&request).await? {
             Merge::AlreadyContains => {}
             Merge::FastForward(commit) | Merge::Merged(commit) => onto = commit,
-            Merge::Conflict { files, messages } => {
+            Merge::Conflict(conflicts) => {
                 return Ok(Fold::Conflict {
                     index,
                     onto,
-                    files,
-                    messages,
+                    conflicts,
                 });
             }
         }
     }
     Ok(Fold::Merged(onto))
-}
-
-/// Reads what `merge-tree -z` prints about a conflict: a tree, one record for each stage of each
-/// file, an empty record, then messages as a count of paths, the paths, a kind and a text.
-fn parse_conflict(output: &[u8]) -> Option<Merge> {
-    let mut fields = output.split(|byte| *byte == 0);
-    ObjectId::from_hex(fields.next()?)?;
-    let mut unexplained: Vec<String> = Vec::new();
-    loop {
-        let field = fields.next()?;
-        if field.is_empty() {
-            break;
-        }
-        let tab = field.iter().position(|byte| *byte == b'\t')?;
-        let path = text(field.get(tab + 1..)?);
-        if unexplained.last() != Some(&path) && unexplained.len() < CONFLICT_FILES_MAX {
-            unexplained.push(path);
-        }
-    }
-    let mut files: Vec<ConflictFile> = Vec::new();
-    let mut messages = Vec::new();
-    while let Some(count) = fields.next().filter(|field| !field.is_empty()) {
-        let count: usize = std::str::from_utf8(count).ok()?.parse().ok()?;
-        let paths: Vec<String> = fields.by_ref().take(count).map(text).collect();
-        let (kind, message) = (text(fields.next()?), text(fields.next()?));
-        let Some(kind) = kind
-            .strip_prefix("CONFLICT (")
-            .and_then(|kind| kind.strip_suffix(')'))
-        else {
-            continue;
-        };
-        // The first path is the one that conflicts; the others are where its content came from.
-        if let Some(path) = paths.into_iter().next() {
-            unexplained.retain(|other| *other != path);
-            if files.len() < CONFLICT_FILES_MAX {
-                files.push(ConflictFile {
-                    path,
-                    kind: kind.to_owned(),
-                });
-            }
-        }
-        if messages.len() < MESSAGES_MAX {
-            messages.push(message.trim().to_owned());
-        }
-    }
-    let unexplained = unexplained.into_iter();
-    files.extend(unexplained.map(|path| ConflictFile {
-        path,
-        kind: "unmerged".to_owned(),
-    }));
-    files.truncate(CONFLICT_FILES_MAX);
-    Some(Merge::Conflict { files, messages })
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{ConflictFile, Merge, parse_conflict};
-
-    #[test]
-    fn conflicts_are_read_with_their_kind() {
-        let tree = "921c2857f3fa40e9d44811acbfcc8af82d1e1134";
-        let output = format!(
-            "{tree}\0100644 {tree} 1\ta\0100644 {tree} 2\ta\0100644 {tree} 3\tb\0\0\
-             1\0LOG\0Auto-merging\0Auto-merging LOG\n\0\
-             1\0a\0CONFLICT (contents)\0CONFLICT (content): Merge conflict in a\n\0"
-        );
-        let file = |path: &str, kind: &str| ConflictFile {
-            path: path.into(),
-            kind: kind.into(),
-        };
-        assert_eq!(
-            parse_conflict(output.as_bytes()),
-            Some(Merge::Conflict {
-                files: vec![file("a", "contents"), file("b", "unmerged")],
-                messages: vec!["CONFLICT (content): Merge conflict in a".to_owned()],
-            })
-        );
-        let cut = output.len() - 45;
-        assert_eq!(parse_conflict(output.as_bytes().get(..cut).unwrap()), None);
-        assert_eq!(parse_conflict(b""), None);
-    }
 }

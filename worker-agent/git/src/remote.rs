@@ -6,6 +6,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use crate::command::{Git, GitCommand, Mode};
 use crate::error::GitError;
 use crate::names::{ObjectId, RefName, quoted};
@@ -45,8 +48,16 @@ impl fmt::Debug for Auth {
 pub struct Remote {
     url: String,
     auth: Option<Auth>,
+    login: Option<Login>,
     dial: Option<Dial>,
     timeout: Duration,
+}
+
+/// A name and a password for an `http` or `https` address; not printable.
+#[derive(Clone, PartialEq, Eq)]
+struct Login {
+    user: String,
+    password: String,
 }
 
 /// Where to connect instead of where the name in the address points.
@@ -105,6 +116,7 @@ impl Remote {
         let remote = Self {
             url: url.to_owned(),
             auth: None,
+            login: None,
             dial: None,
             timeout: TRANSFER_TIMEOUT,
         };
@@ -166,6 +178,16 @@ impl Remote {
         }
     }
 
+    /// Adds a name and a password to an `http` or `https` address. They are sent with the first
+    /// request and never appear in arguments, errors or `Debug`.
+    #[must_use]
+    pub fn with_password(self, user: String, password: String) -> Self {
+        Self {
+            login: Some(Login { user, password }),
+            ..self
+        }
+    }
+
     /// Bounds how long one transfer may take; the default is one hour.
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
@@ -178,6 +200,20 @@ impl Remote {
         match self.password() {
             Some(password) => self.url.replacen(&format!(":{password}@"), ":***@", 1),
             None => self.url.clone(),
+        }
+    }
+
+    /// Gives what tells this remote from others in a cache: a coordinator's port is another at each
+    /// start, and its repositories are the same.
+    pub(crate) fn place(&self) -> String {
+        let url = self.display_url();
+        match &self.dial {
+            Some(dial) => url.replacen(
+                &format!("{COORDINATOR_NAME}:{}", dial.port),
+                COORDINATOR_NAME,
+                1,
+            ),
+            None => url,
         }
     }
 
@@ -283,6 +319,18 @@ impl Remote {
             if let Some(file) = &auth.ca_file {
                 command = command.config(key("sslCAInfo"), file);
             }
+        }
+        if let Some(Login { user, password }) = &self.login {
+            let encoded = STANDARD.encode(format!("{user}:{password}"));
+            let key = |name: &str| format!("http.{}.{name}", self.url);
+            command = command
+                .secret(password)
+                .secret(&encoded)
+                .config(
+                    key("extraHeader"),
+                    format!("Authorization: Basic {encoded}"),
+                )
+                .config(key("followRedirects"), "false");
         }
         if let Some(dial) = &self.dial {
             let addresses = self.resolve(dial).await?;

@@ -17,6 +17,8 @@ pub(crate) struct World {
 /// A file of a commit: its path and what becomes of it.
 pub(crate) enum Put<'a> {
     Text(&'a str),
+    Program(&'a str),
+    Symlink(&'a str),
     Link(ObjectId),
     Gone,
 }
@@ -73,11 +75,17 @@ impl World {
         let mut entries = String::new();
         for (path, put) in files {
             let line = match put {
-                Put::Text(text) => {
+                Put::Text(text) | Put::Program(text) | Put::Symlink(text) => {
+                    let mode = match put {
+                        Put::Program(_) => "100755",
+                        Put::Symlink(_) => "120000",
+                        _ => "100644",
+                    };
                     let hash = command()
                         .args(["hash-object", "-w", "--stdin"])
                         .stdin(*text);
-                    format!("100644 {}\t{path}\n", hash.run_ok().await.unwrap().text())
+                    let hash = hash.run_ok().await.unwrap().text();
+                    format!("{mode} {hash}\t{path}\n")
                 }
                 Put::Link(commit) => format!("160000 {commit}\t{path}\n"),
                 Put::Gone => format!("0 {}\t{path}\n", "0".repeat(40)),

@@ -21,6 +21,8 @@ const KIND: &str = "codex";
 const PROGRAM_VARIABLE: &str = "CODEX_BIN";
 /// Where Codex keeps its login and how it gets one; of the worker's environment it needs these.
 const LOGIN: [&str; 3] = ["CODEX_API_KEY", "CODEX_HOME", "OPENAI_API_KEY"];
+/// Those that are secret.
+const KEYS: [&str; 2] = ["CODEX_API_KEY", "OPENAI_API_KEY"];
 /// A longer prompt goes through standard input: Linux takes no argument above 128 KiB.
 const PROMPT_ARGUMENT_BYTES_MAX: usize = 120 * 1024;
 /// Runs its arguments with the file `$0` as standard input.
@@ -73,10 +75,14 @@ impl Agent for CodexAgent {
         }
         let env = LOGIN
             .iter()
-            .filter(|name| !task.env.contains_key(**name))
+            .filter(|name| !task.has_variable(name))
             .filter_map(|name| Some(((*name).to_owned(), (place.own)(name)?)))
             .collect::<BTreeMap<_, _>>();
-        Ok(Invocation { argv, env })
+        Ok(Invocation {
+            argv,
+            env,
+            masked: KEYS.into(),
+        })
     }
 
     fn judge(&self, end: &End, tail: &[u8]) -> Result<(), Failure> {

@@ -43,6 +43,7 @@ impl Agent for CommandAgent {
         Ok(Invocation {
             argv,
             env: BTreeMap::new(),
+            masked: Vec::new(),
         })
     }
 

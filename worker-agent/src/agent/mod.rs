@@ -53,6 +53,8 @@ pub(crate) struct Invocation {
     pub(crate) argv: Vec<String>,
     /// Variables besides those that every agent has.
     pub(crate) env: BTreeMap<String, String>,
+    /// Those of them whose values no output may show.
+    pub(crate) masked: Vec<&'static str>,
 }
 
 /// All kinds that this version knows.

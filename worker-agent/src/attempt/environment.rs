@@ -14,12 +14,14 @@ const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// Makes the whole environment of a lease's processes; `own` is the worker's.
 ///
+/// `given` are those of the task's variables that have their values from this host.
 /// The task's variables come before those that were taken over, and Muster's before both.
 pub(crate) fn environment(
     own: impl Fn(&str) -> Option<String>,
     folder: &LeaseFolder,
     grant: &Grant,
     task: &TaskDocument,
+    given: &BTreeMap<String, String>,
 ) -> BTreeMap<String, String> {
     let mut env = BTreeMap::from([
         ("PATH".to_owned(), PATH.to_owned()),
@@ -35,6 +37,7 @@ pub(crate) fn environment(
     let names = task
         .env
         .iter()
+        .chain(given)
         .filter(|(name, _)| !name.starts_with("MUSTER_"));
     env.extend(names.map(|(name, value)| (name.clone(), value.clone())));
     env.insert("MUSTER_RUN".to_owned(), grant.run.clone());
@@ -93,9 +96,13 @@ mod tests {
             ]),
             ..TaskDocument::default()
         };
+        let given = [("MUSTER_X", "forged"), ("TOKEN", "t")];
+        let given = given
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
         let own = |name: &str| Some(format!("own {name}"));
         let folder = LeaseFolder::of(Path::new("/s"), 7);
-        let env = environment(own, &folder, &grant, &task);
+        let env = environment(own, &folder, &grant, &task, &given);
         let expected = [
             ("HOME", "own HOME"),
             ("LANG", "C"),
@@ -107,6 +114,7 @@ mod tests {
             ("PATH", "own PATH"),
             ("TERM", "dumb"),
             ("TMPDIR", "/s/7/tmp"),
+            ("TOKEN", "t"),
             ("USER", "own USER"),
         ];
         let seen: Vec<_> = env.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();

@@ -1,6 +1,6 @@
 //! One program under a supervisor: its deadline, its limits, its output.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use muster_proto::v1;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::allowance::Allowance;
 use super::scribe::Scribe;
 use super::{Orders, Stop};
 use crate::clock::{self, Boottime};
@@ -40,6 +41,10 @@ pub(crate) struct Program {
     pub(crate) ends_at: Boottime,
     /// Longest silence.
     pub(crate) idle: Option<Duration>,
+    /// What it may take on disk.
+    pub(crate) disk: Allowance,
+    /// Variables whose values are hidden in its output.
+    pub(crate) masked: BTreeSet<String>,
 }
 
 /// Why a program is no more.
@@ -51,6 +56,8 @@ pub(crate) enum Ran {
     TimedOut,
     /// It was silent for too long.
     Stalled,
+    /// It took more on disk than it may: this many bytes, as far as anybody looked.
+    OverDisk(u64),
     /// The lease was to stop.
     Stopped(Stop),
 }
@@ -84,6 +91,7 @@ pub(crate) async fn run(
         output_bytes_max: OUTPUT_BYTES_MAX,
         cgroup: CgroupUse::IfPossible,
         mark: Mark::random(),
+        masked: program.masked,
     };
     let folder = program.folder;
     let mut process = SupervisedProcess::spawn(executable, launch, &folder).await?;
@@ -102,6 +110,8 @@ pub(crate) async fn run(
     ));
     let mut ran = Ran::Ended;
     let mut last_sign = clock::now();
+    let over_disk = program.disk.exceeded();
+    tokio::pin!(over_disk);
     loop {
         if ran == Ran::Ended {
             let now = clock::now();
@@ -142,6 +152,10 @@ pub(crate) async fn run(
                 }
             }
             () = tokio::time::sleep(wait), if ran == Ran::Ended => {}
+            bytes = &mut over_disk, if ran == Ran::Ended => {
+                ran = Ran::OverDisk(bytes);
+                process.stop();
+            }
         }
     }
     let control = process.control();

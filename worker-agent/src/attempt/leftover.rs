@@ -14,6 +14,7 @@ use super::scribe::Scribe;
 use super::{FromLease, Site};
 use crate::failure::chain;
 use crate::frames;
+use crate::mask::Hidden;
 use crate::spool::{OUTPUT_BYTES_MAX, Spool, Taken};
 use crate::supervisor::{self, Leftover};
 
@@ -89,7 +90,13 @@ impl Found {
             folder: lease_folder,
             spool,
         } = self;
-        let (scribe, writing) = Scribe::start(lease, spool, site.told.clone(), site.disk.clone());
+        let (scribe, writing) = Scribe::start(
+            lease,
+            spool,
+            site.told.clone(),
+            site.disk.clone(),
+            Hidden::default(),
+        );
         for number in lease_folder.launches().unwrap_or_default() {
             let position = match number.cmp(&taken.launch) {
                 std::cmp::Ordering::Less => continue,

@@ -1,5 +1,6 @@
 //! The work of one lease, from its grant to its report.
 
+mod allowance;
 mod environment;
 mod folder;
 mod launch;
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use crate::clock::Boottime;
 use crate::disk::Disk;
 use crate::options::Repositories;
+use crate::secrets::Secret;
 use crate::session::link::Access;
 
 pub(crate) use folder::{DELETED, LeaseFolder};
@@ -50,6 +52,10 @@ pub(crate) struct Site {
     pub(crate) disk: Disk,
     /// Most bytes of new and changed files in one result.
     pub(crate) change_bytes_max: u64,
+    /// Most bytes on disk of a lease's work tree and temporary files, unless its task says otherwise.
+    pub(crate) disk_bytes_max: u64,
+    /// What tasks may have of this host's secrets.
+    pub(crate) secrets: Vec<Secret>,
     /// How often edits of running agents are kept, unless as usual.
     pub(crate) wip_interval: Option<Duration>,
 }

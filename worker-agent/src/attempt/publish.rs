@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use muster_git::{
     Auth, CommitTime, Expected, GitError, ObjectId, PushOutcome, RefName, Remote, Snapshot,
-    Workspace,
+    SnapshotNote, Workspace,
 };
 use muster_proto::v1::{GitSource, Grant};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,7 @@ use super::scribe::Scribe;
 use crate::clock;
 use crate::disk;
 use crate::failure::{chain, class};
+use crate::mask::Hidden;
 use crate::options::Repositories;
 use crate::session::link::Access;
 
@@ -26,6 +27,8 @@ const WIP_INTERVAL: Duration = Duration::from_secs(45);
 /// Pauses between tries of a push.
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
+/// Most bytes of an agent's commit messages that are looked through.
+const LOG_BYTES_MAX: usize = 16 << 20;
 /// Refusals after which a push is given up: a ref that is being repaired is refused once or twice.
 const REFUSALS_MAX: u32 = 3;
 /// Tries after which a salvage is given up while the coordinator can be reached. It takes a lease
@@ -146,14 +149,33 @@ impl Site {
     }
 
     /// Commits a workspace as the result of an agent that has ended.
+    ///
+    /// Commits of the agent whose message or author holds a hidden value become one commit without.
     pub(super) async fn result(
         &self,
         workspace: &Workspace,
         grant: &Grant,
+        hidden: &Hidden,
     ) -> Result<Snapshot, GitError> {
         let time = CommitTime::from_unix_seconds(clock::wall_millis() / 1000);
         let message = message(grant, "");
-        workspace.result(&message, &self.identity, time).await
+        let identity = &self.identity;
+        let mut snapshot = workspace.result(&message, identity, time).await?;
+        let base = workspace.base();
+        if let Some(commit) = snapshot.commit
+            && !hidden.is_empty()
+            && says_hidden(workspace, commit, hidden).await?
+        {
+            let control = workspace.control();
+            let one = control
+                .commit_tree(snapshot.tree, &[base], &message, identity, time)
+                .await?;
+            snapshot.commit = Some(one);
+            snapshot.notes.push(SnapshotNote::HistoryLeft {
+                reason: "a message or an author holds a secret of the task".to_owned(),
+            });
+        }
+        Ok(snapshot)
     }
 
     /// Pushes until it is done or was refused; repeats what may have failed by accident.
@@ -367,6 +389,22 @@ impl Site {
             }
         }
     }
+}
+
+/// Tells whether the commits from the base to this one say something hidden, or too much to know.
+async fn says_hidden(
+    workspace: &Workspace,
+    commit: ObjectId,
+    hidden: &Hidden,
+) -> Result<bool, GitError> {
+    let log = workspace
+        .control()
+        .command()
+        .args(["log", "--format=%an%n%ae%n%cn%n%ce%n%B"])
+        .arg(format!("{}..{commit}", workspace.base()))
+        .stdout_limit(LOG_BYTES_MAX);
+    let said = log.run_truncated().await?;
+    Ok(said.truncated || hidden.finds(&said.stdout))
 }
 
 /// Message of a commit: what it is of, and which attempt made it.

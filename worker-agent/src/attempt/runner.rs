@@ -1,5 +1,6 @@
 //! Carries a lease through its phases.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use muster_proto::v1::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::allowance::Allowance;
 use super::environment::environment;
 use super::folder::LeaseFolder;
 use super::launch::{self, Launched, Program, Ran};
@@ -23,6 +25,8 @@ use crate::clock::{self, Boottime};
 use crate::document::TaskDocument;
 use crate::failure::{chain, class, failure};
 use crate::identity::create_private;
+use crate::mask::{Hidden, Mask};
+use crate::secrets::{self, Shortest, ValueFrom};
 use crate::spool::{OUTPUT_BYTES_MAX, Spool};
 use crate::supervisor::{End, StopCause, TERM_GRACE};
 
@@ -39,6 +43,13 @@ const KEEP_PAUSE: Duration = Duration::from_millis(500);
 /// Limit of work whose grant and document name none.
 const TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
 
+/// Variables of a lease's processes that are not in its document.
+pub(super) struct Given {
+    values: BTreeMap<String, String>,
+    /// Those of them whose values nobody may see.
+    masked: BTreeSet<String>,
+}
+
 /// The work of one lease.
 pub(crate) struct Runner {
     pub(super) site: Arc<Site>,
@@ -47,6 +58,8 @@ pub(crate) struct Runner {
     pub(super) orders: watch::Receiver<Orders>,
     pub(super) began: Boottime,
     run_time: Duration,
+    /// What nobody may see in anything that is told of this lease.
+    hidden: Hidden,
     /// What the agent said last of its work.
     summary: String,
 }
@@ -62,6 +75,7 @@ impl Runner {
             orders,
             began: clock::now(),
             run_time: Duration::ZERO,
+            hidden: Hidden::default(),
             summary: String::new(),
         }
     }
@@ -87,8 +101,13 @@ impl Runner {
                 return self.finished().await;
             }
         };
-        let (scribe, writing) =
-            Scribe::start(lease, spool, self.site.told.clone(), self.site.disk.clone());
+        let (scribe, writing) = Scribe::start(
+            lease,
+            spool,
+            self.site.told.clone(),
+            self.site.disk.clone(),
+            self.hidden.clone(),
+        );
         self.tell(report::Kind::Started(Empty {})).await;
         let is_attempt = matches!(
             self.grant.work.as_ref().and_then(|work| work.kind.as_ref()),
@@ -114,8 +133,21 @@ impl Runner {
         let _ = self.site.told.send(FromLease::Finished { lease }).await;
     }
 
-    pub(super) async fn tell(&self, kind: report::Kind) {
+    pub(super) async fn tell(&self, mut kind: report::Kind) {
         let lease = self.grant.lease;
+        let failure = match &mut kind {
+            report::Kind::Failed(failed) => failed.failure.as_mut(),
+            report::Kind::GivenBack(failure) => Some(failure),
+            report::Kind::Succeeded(succeeded) => {
+                succeeded.summary = self.hidden.text(&succeeded.summary);
+                None
+            }
+            _ => None,
+        };
+        if let Some(failure) = failure {
+            failure.message = self.hidden.text(&failure.message);
+            failure.output = self.hidden.text(&failure.output);
+        }
         let _ = self.site.told.send(FromLease::Report { lease, kind }).await;
     }
 
@@ -197,9 +229,14 @@ impl Runner {
                     own: &|name| std::env::var(name).ok(),
                 };
                 let invocation = agent.invocation(&task, &place)?;
-                Ok((task, agent, invocation, place))
+                let mut given = self.given(&task, &task.secrets)?;
+                let masked = invocation.masked.iter().map(|name| (*name).to_owned());
+                given.masked.extend(masked);
+                given.values.extend(invocation.env);
+                self.hide(&given);
+                Ok((task, agent, invocation.argv, given, place))
             });
-        let (task, agent, invocation, place) = match invoked {
+        let (task, agent, argv, given, place) = match invoked {
             Ok(invoked) => invoked,
             Err(failure) => return Happened::Failed(failure),
         };
@@ -218,9 +255,8 @@ impl Runner {
             }
             _ => None,
         };
-        let mut program = self.program(&task, 1, invocation.argv);
+        let mut program = self.program(&task, 1, argv, &given);
         program.cwd.clone_from(&place.work);
-        program.env.extend(invocation.env);
         program.ends_at = self.began.after(self.limit(task.timeout_ms));
         program.idle = task.idle_timeout_ms.map(Duration::from_millis);
         let launched = self.launch(program, scribe).await;
@@ -252,20 +288,60 @@ impl Runner {
         }
     }
 
+    /// Looks up the variables whose values come from this host: those for everything that runs, and
+    /// `secrets` besides.
+    pub(super) fn given(
+        &self,
+        task: &TaskDocument,
+        secrets: &BTreeMap<String, ValueFrom>,
+    ) -> Result<Given, Failure> {
+        let own = |name: &str| std::env::var(name).ok();
+        let listed = &self.site.secrets;
+        let found = secrets::look_up(listed, own, &task.env_from, Shortest::Any).and_then(|env| {
+            let mut values = secrets::look_up(listed, own, secrets, Shortest::Masked)?;
+            values.extend(env);
+            Ok(values)
+        });
+        let values =
+            found.map_err(|error| failure(class::SECRET_UNAVAILABLE, &chain(&error), b""))?;
+        let masked = values.keys().cloned().collect();
+        Ok(Given { values, masked })
+    }
+
+    /// Hides what was given in everything that this lease tells.
+    pub(super) fn hide(&self, given: &Given) {
+        let values = given
+            .masked
+            .iter()
+            .filter_map(|name| given.values.get(name));
+        self.hidden.set(Mask::of(values.map(String::as_str)));
+    }
+
     /// Describes a program of this lease that runs in its work tree.
-    pub(super) fn program(&self, task: &TaskDocument, number: u32, argv: Vec<String>) -> Program {
+    pub(super) fn program(
+        &self,
+        task: &TaskDocument,
+        number: u32,
+        argv: Vec<String>,
+        given: &Given,
+    ) -> Program {
         let own = |name: &str| std::env::var(name).ok();
         let ttl = self.grant.ttl.and_then(|ttl| Duration::try_from(ttl).ok());
         Program {
             argv,
             cwd: self.work_folder(),
-            env: environment(own, &self.folder, &self.grant, task),
+            env: environment(own, &self.folder, &self.grant, task, &given.values),
             number,
             folder: self.folder.launch(number),
             // Half of the margin that work ends before its lease does.
             term_grace: TERM_GRACE.min(ttl.unwrap_or_default() / 12),
             ends_at: self.began.after(TIMEOUT),
             idle: None,
+            disk: Allowance {
+                bytes: task.disk_bytes.unwrap_or(self.site.disk_bytes_max),
+                folders: vec![self.work_folder(), self.folder.tmp()],
+            },
+            masked: given.masked.clone(),
         }
     }
 
@@ -300,6 +376,7 @@ impl Runner {
             return failed(class::WORKSPACE, &error, b"");
         }
         let (ends_at, idle) = (program.ends_at, program.idle);
+        let disk_bytes_max = program.disk.bytes;
         let executable = self.site.executable.clone();
         let launched = launch::run(&executable, program, &mut self.orders, scribe).await;
         let launched = match launched {
@@ -324,6 +401,13 @@ impl Runner {
                 let message = format!("silent for its idle limit of {limit:?}");
                 failed(class::STALLED, &message, &launched.tail)
             }
+            Ran::OverDisk(bytes) => {
+                let message = format!(
+                    "its work tree and temporary files took {bytes} bytes of disk; {disk_bytes_max} \
+                     are allowed (`disk` of the task, else `--disk-limit` of the worker)"
+                );
+                failed(class::DISK_ALLOWANCE, &message, &launched.tail)
+            }
             Ran::Ended => match launched.report.end {
                 // The supervisor was first to see that the lease has run out.
                 End::Stopped {
@@ -341,7 +425,8 @@ impl Runner {
             return outcome(outcome::Kind::NoRepository(Empty {}));
         };
         let (site, grant) = (Arc::clone(&self.site), Arc::clone(&self.grant));
-        let publishing = publish_result(&site, workspace, &grant, &source, scribe);
+        let hidden = self.hidden.clone();
+        let publishing = publish_result(&site, workspace, &grant, &source, (scribe, &hidden));
         let publishing = tokio::time::timeout(PUBLISH_LIMIT, publishing);
         match until_stopped(&mut self.orders, publishing).await {
             Err(stop) => Happened::Stopped(stop),
@@ -518,10 +603,10 @@ async fn publish_result(
     workspace: &Workspace,
     grant: &Grant,
     source: &GitSource,
-    scribe: &Scribe,
+    (scribe, hidden): (&Scribe, &Hidden),
 ) -> Result<Option<ObjectId>, publish::Error> {
     let snapshot = loop {
-        match site.result(workspace, grant).await {
+        match site.result(workspace, grant, hidden).await {
             Ok(snapshot) => break snapshot,
             // The work is done and must not be done again because a disk is full for a while.
             Err(error) if site.disk.suspect_if_sign(&chain(&error)) => {

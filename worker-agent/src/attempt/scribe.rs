@@ -10,6 +10,7 @@ use super::FromLease;
 use crate::disk::Disk;
 use crate::failure::chain;
 use crate::frames;
+use crate::mask::Hidden;
 use crate::spool::{Spool, Taken};
 
 /// Entries that wait for the disk; the agent's output waits in the supervisor's file meanwhile.
@@ -33,6 +34,8 @@ enum Entry {
 #[derive(Clone, Debug)]
 pub(crate) struct Scribe {
     entries: mpsc::Sender<Entry>,
+    /// What no phase or note may show; output comes masked from its supervisor.
+    hidden: Hidden,
 }
 
 /// Ends when every [`Scribe`] is gone and everything is on disk.
@@ -45,10 +48,11 @@ impl Scribe {
         spool: Spool,
         told: mpsc::Sender<FromLease>,
         disk: Disk,
+        hidden: Hidden,
     ) -> (Self, Writing) {
         let (entries, waiting) = mpsc::channel(WAITING_MAX);
         (
-            Self { entries },
+            Self { entries, hidden },
             tokio::spawn(write(lease, spool, waiting, told, disk)),
         )
     }
@@ -57,13 +61,14 @@ impl Scribe {
     pub(crate) async fn phase(&self, name: &str, detail: &str) {
         self.lifecycle(agent_event::Kind::Phase(Phase {
             name: name.to_owned(),
-            detail: detail.to_owned(),
+            detail: self.hidden.text(detail),
         }))
         .await;
     }
 
     /// Notes something for people.
     pub(crate) async fn note(&self, text: String) {
+        let text = self.hidden.text(&text);
         self.lifecycle(agent_event::Kind::Note(text)).await;
     }
 

@@ -1,5 +1,7 @@
 //! Checks a published commit in a clean checkout, independently of the agent that made it.
 
+use std::collections::BTreeMap;
+
 use muster_proto::v1::{Empty, Failed, Failure, report};
 
 use super::Stop;
@@ -25,12 +27,17 @@ impl Runner {
         if let Err(happened) = self.prepare().await {
             return ended(happened);
         }
+        let given = match self.given(&task, &BTreeMap::new()) {
+            Ok(given) => given,
+            Err(failure) => return failed(failure),
+        };
+        self.hide(&given);
         let ends_at = self.began.after(self.limit(task.verify_timeout_ms));
         for (number, command) in (1..).zip(&task.verify) {
             scribe
                 .phase("verifying", &one_line(command, DETAIL_BYTES_MAX))
                 .await;
-            let mut program = self.program(&task, number, shell(command));
+            let mut program = self.program(&task, number, shell(command), &given);
             program.ends_at = ends_at;
             let what = format!("`{command}`");
             let launched = match self.launch(program, scribe).await {

@@ -1,6 +1,6 @@
 //! What a supervisor is told to run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, files};
 use crate::clock::Boottime;
+use crate::mask::Mask;
 
 /// Environment variable that every process of a tree inherits, so that it can be found again.
 pub const MARK_VARIABLE: &str = "MUSTER_MARK";
@@ -86,6 +87,9 @@ pub struct Launch {
     pub cgroup: CgroupUse,
     /// Recognises the processes of this launch.
     pub mark: Mark,
+    /// Names of variables whose values are hidden in everything that is stored of the output.
+    #[serde(default)]
+    pub masked: BTreeSet<String>,
 }
 
 impl std::fmt::Debug for Launch {
@@ -101,6 +105,12 @@ impl std::fmt::Debug for Launch {
 }
 
 impl Launch {
+    /// Makes the mask of this launch's output.
+    pub(super) fn mask(&self) -> Mask {
+        let values = self.masked.iter().filter_map(|name| self.env.get(name));
+        Mask::of(values.map(String::as_str))
+    }
+
     pub(super) fn term_grace(&self) -> Duration {
         Duration::from_millis(self.term_grace_ms)
     }
@@ -167,6 +177,7 @@ mod tests {
             output_bytes_max: 3,
             cgroup: CgroupUse::IfPossible,
             mark: Mark::random(),
+            masked: ["TOKEN".to_owned()].into(),
         }
     }
 

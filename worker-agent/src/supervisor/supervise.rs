@@ -31,6 +31,7 @@ use super::signals::Signals;
 use super::spool::{SpoolWriter, Stream};
 use super::{EXEC_SUBCOMMAND, Error, files};
 use crate::clock::{self, Boottime};
+use crate::mask::Masker;
 
 /// What may lie in a pipe after its last writer is gone: the largest an ordinary user can make.
 const PIPE_BYTES_MAX: usize = 1 << 20;
@@ -118,7 +119,11 @@ struct Supervisor {
     cgroup: Option<Cgroup>,
     /// `None` once the agent and all its children have closed it.
     outputs: Vec<Option<(Stream, OwnedFd)>>,
+    /// One for each output: none of them ends in the middle of another's value.
+    maskers: Vec<(Stream, Masker)>,
     buffer: Box<[u8; READ_BYTES]>,
+    /// Bytes that the agent has written.
+    written: u64,
     spool: SpoolWriter,
     report: files::Reserved,
     ending: Option<(Cause, Ending)>,
@@ -148,7 +153,11 @@ impl Supervisor {
                 CgroupUse::Never => None,
             },
             outputs: Vec::new(),
+            maskers: [Stream::Stdout, Stream::Stderr]
+                .map(|stream| (stream, Masker::new(launch.mask())))
+                .into(),
             buffer: Box::new([0; READ_BYTES]),
+            written: 0,
             spool: SpoolWriter::create(dir, launch.output_bytes_max)?,
             report: ExitReport::reserve(dir)?,
             ending: None,
@@ -463,10 +472,16 @@ impl Supervisor {
         let Some((stream, fd)) = output else { return 0 };
         match rustix::io::read(fd, &mut self.buffer[..]) {
             Ok(read @ 1..) => {
-                self.spool
-                    .append(*stream, self.buffer.get(..read).unwrap_or_default());
-                let count = self.spool.count();
-                self.notices.output(count.stored + count.dropped);
+                let bytes = self.buffer.get(..read).unwrap_or_default();
+                match self.maskers.get_mut(index) {
+                    // What is dropped needs no mask.
+                    Some((_, masker)) if self.spool.count().dropped == 0 => {
+                        self.spool.append(*stream, &masker.push(bytes));
+                    }
+                    _ => self.spool.append(*stream, bytes),
+                }
+                self.written += read as u64;
+                self.notices.output(self.written);
                 read
             }
             Err(Errno::INTR | Errno::AGAIN) => 0,
@@ -488,6 +503,9 @@ impl Supervisor {
             {
                 left = left.saturating_sub(self.read_output(index).max(1));
             }
+        }
+        for (stream, masker) in &mut self.maskers {
+            self.spool.append(*stream, &masker.finish());
         }
         // A full disk must not hide the end as well; the counts are in the report too.
         let _ = self.spool.finish();

@@ -27,6 +27,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         output_bytes_max: 1 << 20,
         cgroup: CgroupUse::Never,
         mark: Mark::random(),
+        masked: [].into(),
     };
     let mut process =
         SupervisedProcess::spawn(Path::new(executable), launch, Path::new(folder)).await?;

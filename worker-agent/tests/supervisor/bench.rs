@@ -1,5 +1,6 @@
 //! A folder, a launch, and ways to wait for what becomes of it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -71,6 +72,7 @@ impl Bench {
             output_bytes_max: 1 << 20,
             cgroup: CgroupUse::Never,
             mark: Mark::random(),
+            masked: BTreeSet::new(),
         }
     }
 

@@ -59,3 +59,25 @@ async fn what_was_written_just_before_the_end_is_kept() {
         }
     );
 }
+
+#[tokio::test]
+async fn masked_values_are_in_no_file_of_the_output() {
+    let bench = Bench::new();
+    let script = r#"printf '%.6s' "$TOKEN"; sleep 0.2; printf '%s\n' "${TOKEN#??????}"
+        echo "in two" >&2; echo "$TOKEN" | fold -w 5; printf "$TOKEN" >&2
+        printf 'x%s' "$TOKEN" | base64; printf '\377%s\377' "$TOKEN"; echo "$OPEN""#;
+    let mut launch = bench.launch(script);
+    launch.env.insert("TOKEN".into(), "hunter2-hunter2".into());
+    launch.env.insert("OPEN".into(), "shown".into());
+    launch.masked = ["TOKEN".to_owned(), "UNSET".to_owned()].into();
+    let report = ended(bench.spawn(launch).await).await;
+    assert_eq!(report.end, End::Exited { code: 0 });
+    let stdout = bench.stored(Stream::Stdout);
+    let (text, rest) = stdout.split_at(8);
+    assert_eq!(text, b"***\n***\n");
+    assert!(rest.ends_with(b"\n\xff***\xffshown\n"), "{rest:?}");
+    // The first two characters are made of the x as well.
+    assert!(rest.starts_with(b"eG***"), "{rest:?}");
+    assert_eq!(bench.stored(Stream::Stderr), b"in two\n***");
+    assert_eq!(report.output.stored as usize, stdout.len() + 10);
+}

@@ -6,7 +6,7 @@ use muster_proto::v1::{Outcome, outcome, report};
 use serde_json::json;
 use worker_agent::Wish;
 
-use super::bench::{Bench, stopped, until};
+use super::bench::{Bench, Worker, stopped, until};
 
 fn failure(kind: report::Kind) -> (String, String, String) {
     let failure = match kind {
@@ -263,4 +263,110 @@ async fn a_commit_that_the_coordinator_does_not_have_is_a_workspace_failure() {
     let (class, _, _) = failure(bench.fake.last_word(7).await);
     assert_eq!(class, "workspace");
     bench.forgotten(7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_has_the_values_that_the_operator_listed_and_nobody_sees_them() {
+    let bench = Bench::new().await;
+    let key = bench.folder.path().join("key");
+    std::fs::write(&key, "file-value-1\n").unwrap();
+    let mut options = bench.options();
+    options.secrets = vec![
+        "PATH_OF_WORKER=env:PATH".parse().unwrap(),
+        format!("KEY={}", key.display()).parse().unwrap(),
+    ];
+    let _worker = Worker::start(options);
+    let document = json!({
+        "run": r#"test "$KEY" = file-value-1 && test "$P" = "$PATH" && echo "<$KEY>" && echo "$KEY" >&2
+            exit 3"#,
+        "secrets": {"KEY": {"file": key}}, "env_from": {"P": {"env": "PATH"}},
+        "env": {"OPEN": "open"},
+    });
+    bench.fake.grant(bench.attempt(7, &document)).await;
+    let (class, _, output) = failure(bench.fake.last_word(7).await);
+    assert_eq!(
+        (class.as_str(), output.as_str()),
+        ("agent_failed", "<***>\n***\n")
+    );
+    bench.forgotten(7).await;
+    assert!(bench.fake.with(|state| state.output(7)).contains("<***>"));
+    let events = bench.fake.with(|state| format!("{:?}", state.events));
+    assert!(!events.contains("file-value-1"), "{events}");
+
+    // A verify has what `env` names, and no secret.
+    let mut verify = bench.verify(8, &["test -z \"$KEY\" && test \"$P\" = \"$PATH\"; env"]);
+    let mut json: serde_json::Value = serde_json::from_slice(&verify.document).unwrap();
+    json["secrets"] = document["secrets"].clone();
+    json["env_from"] = document["env_from"].clone();
+    verify.document = json.to_string().into_bytes();
+    bench.fake.grant(verify).await;
+    let kind = bench.fake.last_word(8).await;
+    assert!(matches!(kind, report::Kind::VerifyPassed(_)), "{kind:?}");
+    bench.forgotten(8).await;
+    let output = bench.fake.with(|state| state.output(8));
+    assert!(output.contains("P=***\n"), "{output}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_cannot_be_had_is_told_before_anything_runs() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let document = json!({"run": "echo ran", "secrets": {"KEY": {"file": "/etc/passwd"}}});
+    bench.fake.grant(bench.attempt(7, &document)).await;
+    let (class, message, _) = failure(bench.fake.last_word(7).await);
+    assert_eq!(class, "secret_unavailable", "{message}");
+    assert!(message.contains("`--secret KEY=/etc/passwd`"), "{message}");
+    bench.forgotten(7).await;
+    assert_eq!(bench.fake.with(|state| state.output(7)), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_takes_more_disk_than_it_may_is_stopped_and_its_edits_are_kept() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let document = json!({
+        "run": r#"echo half > file; trap '' TERM; i=0
+            while :; do head -c 1000000 /dev/zero | tr '\0' x > "$TMPDIR/$i"; i=$((i+1))
+                test $i -lt 40 || i=0; done"#,
+        "disk_bytes": 20_000_000,
+    });
+    bench.fake.grant(bench.attempt(7, &document)).await;
+    let (class, message, _) = failure(bench.fake.last_word(7).await);
+    assert_eq!(class, "disk_allowance", "{message}");
+    assert!(
+        message.contains("20000000 are allowed (`disk` of the task"),
+        "{message}"
+    );
+    assert_eq!(
+        bench.remote_file("refs/muster/wip/r/t/7", "file").unwrap(),
+        "half\n"
+    );
+    bench.forgotten(7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_message_of_an_agent_that_holds_a_secret_is_not_published() {
+    let bench = Bench::new().await;
+    let mut options = bench.options();
+    options.secrets = vec!["PATH".parse().unwrap()];
+    let _worker = Worker::start(options);
+    let script = r#"git config user.name A; git config user.email a@localhost
+        echo one > file; git commit -qam "with $SAID"; echo two > file; git commit -qam second"#;
+    let document =
+        json!({"run": script, "env": {"SAID": "nothing"}, "secrets": {"KEY": {"env": "PATH"}}});
+    bench.fake.grant(bench.attempt(7, &document)).await;
+    let outcome::Kind::Commit(commit) = outcome_of(bench.fake.last_word(7).await) else {
+        panic!("no commit");
+    };
+    let count = |commit: &str| bench.remote(&["rev-list", "--count", commit]);
+    assert_eq!(count(&commit), "3");
+    let document = json!({"run": script, "secrets": {"SAID": {"env": "PATH"}}});
+    bench.fake.grant(bench.attempt(8, &document)).await;
+    let outcome::Kind::Commit(commit) = outcome_of(bench.fake.last_word(8).await) else {
+        panic!("no commit");
+    };
+    assert_eq!(count(&commit), "2");
+    assert_eq!(bench.remote_file(&commit, "file").unwrap(), "two\n");
+    let said = bench.remote(&["log", "-1", "--format=%B", &commit]);
+    assert!(said.starts_with("t\n"), "{said}");
 }

@@ -73,6 +73,8 @@ impl Bench {
             allocation: None,
             idle_exit: None,
             change_bytes_max: 256_000_000,
+            disk_bytes_max: 50_000_000_000,
+            secrets: Vec::new(),
             cache_bytes_max: 20_000_000_000,
             disk_patience: Duration::from_secs(900),
             executable: env!("CARGO_BIN_EXE_worker-agent").into(),

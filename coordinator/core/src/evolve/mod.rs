@@ -217,6 +217,7 @@ impl State {
                 worker,
                 incarnation,
                 ttl,
+                placement: _,
             } => {
                 self.next_lease = self.next_lease.max(LeaseId(lease.0.saturating_add(1)));
                 let lease = Lease {

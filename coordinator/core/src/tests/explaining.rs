@@ -38,7 +38,7 @@ fn a_skipped_and_a_failed_task_name_the_cause() {
     world.fail(&lease, FailureClass::AgentFailed);
     assert_eq!(
         said(&world, run, "c"),
-        "it was skipped because task a was failed → retry a"
+        "it was skipped because of task a, which is failed: agent_failed: it did not work → retry a"
     );
     assert_eq!(
         said(&world, run, "a"),
@@ -158,5 +158,68 @@ fn delays_merges_questions_and_verifies_are_named() {
     assert_eq!(
         said(&world, checked, "v"),
         "it is cancelled (by me: enough) → retry it"
+    );
+}
+
+#[test]
+fn why_work_runs_where_it_does_is_kept_with_its_grant() {
+    use crate::event::{EventKind, Placement};
+    let mut world = World::new();
+    world.join("big", 3);
+    world.join("small", 1);
+    let mut odd = offer(4);
+    odd.agents.clear();
+    world.hello("odd", 1, odd);
+    world.beat("odd");
+    world.submit(plan(&["a"]));
+    let seen = world.log.iter().find_map(|event| match &event.kind {
+        EventKind::LeaseGranted {
+            worker, placement, ..
+        } => Some((worker.clone(), *placement)),
+        _ => None,
+    });
+    let (worker, placement) = seen.unwrap();
+    let wanted = Placement {
+        free: 3,
+        available: 3,
+        passed: 1,
+        continues: false,
+    };
+    assert_eq!((worker.as_str(), placement), ("big", wanted));
+    assert_eq!(
+        crate::explain::placed(&worker, placement),
+        "on big: with 3 slots free it had the most of those that fit; 1 worker with as many or more \
+         did not fit"
+    );
+}
+
+#[test]
+fn where_work_ran_is_told_in_a_sentence() {
+    use crate::event::Placement;
+    use crate::ids::WorkerId;
+    let told = |free, available, passed, continues| {
+        let seen = Placement {
+            free,
+            available,
+            passed,
+            continues,
+        };
+        crate::explain::placed(&WorkerId::new("w"), seen)
+    };
+    assert_eq!(
+        told(0, 0, 0, false),
+        "on w; why there is not known, since the lease is older than this record"
+    );
+    assert_eq!(
+        told(1, 1, 0, false),
+        "on w, the only worker that had a slot free"
+    );
+    assert_eq!(
+        told(2, 5, 0, true),
+        "on w, which has the conversation that goes on"
+    );
+    assert_eq!(
+        told(2, 5, 0, false),
+        "on w: with 2 slots free it had the most of the 5 workers that had any"
     );
 }

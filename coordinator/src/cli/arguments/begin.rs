@@ -24,10 +24,10 @@ use super::values;
 Examples:
   coordinator run plan.yaml
   coordinator run plan.yaml --slots 2        at most two attempts at once
-  coordinator run plan.yaml --repo ~/src/app use another repository than the plan names
-  coordinator run plan.yaml --json | tail -1 the result as one JSON object
-  coordinator run tasks.yaml --dir out       keep the files of codex-par in `out`
-  coordinator run plan.yaml --attach         follow it if it runs already, else run it
+  coordinator run plan.yaml --repo ~/src/app  this repository, not the plan's
+  coordinator run plan.yaml --json | tail -1  the result as one JSON object
+  coordinator run tasks.yaml --dir out        keep codex-par's files in `out`
+  coordinator run plan.yaml --attach          follow it if it runs already
   coordinator run --resume                   go on with what was interrupted")]
 pub(crate) struct Run {
     /// Plan file
@@ -81,7 +81,7 @@ pub(crate) struct Source {
 Examples:
   coordinator serve                           for this machine only
   coordinator serve --listen 0.0.0.0:7733     for all machines that can reach it
-  coordinator serve --listen 127.0.0.1:0      any free port; local commands find it by themselves")]
+  coordinator serve --listen 127.0.0.1:0      any free port; commands find it")]
 pub(crate) struct Serve {
     /// Address and port [default: 127.0.0.1:7733]
     #[arg(long, value_name = "ADDR", value_parser = values::listen)]
@@ -100,7 +100,7 @@ pub(crate) struct Serve {
 Examples:
   coordinator submit plan.yaml
   run=$(coordinator submit plan.yaml --json | jq -r .run)
-  coordinator --coordinator host:7733 --token-file operator.token submit plan.yaml")]
+  coordinator submit plan.yaml --coordinator host:7733 --token-file me.token")]
 pub(crate) struct Submit {
     /// Plan file
     #[arg(value_name = "PLAN")]

@@ -9,6 +9,11 @@ use super::values;
 
 /// Check and draw plans; of files it needs no coordinator, and stores nothing
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator plan check plan.yaml
+  coordinator plan graph plan.yaml
+  coordinator plan schema > plan.schema.json")]
 pub(crate) struct Plan {
     #[command(subcommand)]
     pub(crate) command: PlanCommand,
@@ -30,10 +35,17 @@ Examples:
 }
 
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator plan check plan.yaml
+  coordinator plan check plan.yaml --json | jq -r '.problems[].message'")]
 pub(crate) struct PlanCheck {
     /// Plan file
     #[arg(value_name = "PLAN")]
     pub(crate) plan: PathBuf,
+    /// Print JSON: whether it is right, and the problems with their places
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Draw the tasks and their order
@@ -46,7 +58,7 @@ Examples:
   coordinator plan graph plan.yaml
   coordinator plan graph plan.yaml --format svg > plan.svg
   coordinator plan graph plan.yaml --format dot | dot -Tpng > plan.png
-  coordinator plan graph --run @last                    with the states of the last run")]
+  coordinator plan graph --run @last       with the states of the last run")]
 pub(crate) struct PlanGraph {
     /// Plan file
     #[arg(
@@ -88,16 +100,22 @@ pub(crate) enum GraphFormat {
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 All keys of the file, with their defaults:
-  listen = \"127.0.0.1:7733\"    # where `serve` listens                (MUSTER_LISTEN)
-  slots = 8                     # attempts at once of `run`; the cores (MUSTER_SLOTS)
-  log = \"info\"                  # what the log holds                   (MUSTER_LOG)
-  lease-ttl = \"1m\"              # life of a lease without a heartbeat  (MUSTER_LEASE_TTL)
-  lease-grace = \"15s\"           # after that, until work is given away (MUSTER_LEASE_GRACE)
-  heartbeat-interval = \"10s\"    # at most a third of lease-ttl   (MUSTER_HEARTBEAT_INTERVAL)
+  listen = \"127.0.0.1:7733\"   # where `serve` listens
+  slots = 8                    # attempts at once of `run`; the cores
+  log = \"info\"                 # what the log holds
+  lease-ttl = \"1m\"             # life of a lease without a heartbeat
+  lease-grace = \"15s\"          # after that, until its work is given away
+  heartbeat-interval = \"10s\"   # at most a third of lease-ttl
 
   [agents.big-codex]            # agents that every plan may name
   kind = \"codex\"                # command, codex, claude or acp
-  command = [\"codex\", \"--profile\", \"big\"]")]
+  command = [\"codex\", \"--profile\", \"big\"]
+
+Variables: MUSTER_LISTEN, MUSTER_SLOTS, MUSTER_LOG, MUSTER_LEASE_TTL,
+MUSTER_LEASE_GRACE, MUSTER_HEARTBEAT_INTERVAL, and MUSTER_HOME for the home.
+
+Examples:
+  coordinator config check")]
 pub(crate) struct Config {
     #[command(subcommand)]
     pub(crate) command: ConfigCommand,

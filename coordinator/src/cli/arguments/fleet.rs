@@ -6,6 +6,10 @@ use clap::{Args, Subcommand, ValueEnum};
 
 /// List the workers and what they do
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator workers
+  coordinator workers --json | jq -r '.workers[].worker'")]
 pub(crate) struct Workers {
     /// Print JSON
     #[arg(long)]
@@ -14,6 +18,10 @@ pub(crate) struct Workers {
 
 /// Let a worker finish what it holds and give it nothing new
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator drain laptop-0
+  coordinator drain laptop-0 --undo      give it work again")]
 pub(crate) struct Drain {
     /// Worker, as `coordinator workers` names it
     #[arg(value_name = "WORKER")]
@@ -21,10 +29,18 @@ pub(crate) struct Drain {
     /// Give it work again
     #[arg(long)]
     pub(crate) undo: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Make, list and revoke the tokens that workers and people prove themselves with
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator token create --role worker --out worker.token
+  coordinator token list
+  coordinator token revoke 0123456789abcdef")]
 pub(crate) struct Token {
     #[command(subcommand)]
     pub(crate) command: TokenCommand,
@@ -47,7 +63,7 @@ pub(crate) enum TokenCommand {
 Examples:
   coordinator token create --role worker --out worker.token
   coordinator token create --role worker --pool gpu --out gpu.token
-  coordinator token create --role operator --name alice --valid-for 90d --out alice.token")]
+  coordinator token create --role operator --valid-for 90d --out alice.token")]
 pub(crate) struct TokenCreate {
     /// What its holder may do
     #[arg(long, value_enum)]
@@ -95,6 +111,10 @@ impl RoleName {
 
 /// List the tokens; their secrets are not kept
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator token list
+  coordinator token list --json | jq '.tokens[] | select(.revoked | not)'")]
 pub(crate) struct TokenList {
     /// Print JSON
     #[arg(long)]
@@ -103,8 +123,14 @@ pub(crate) struct TokenList {
 
 /// Make a token worthless from now on
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator token revoke 0123456789abcdef")]
 pub(crate) struct TokenRevoke {
     /// Id, as `coordinator token list` shows it
     #[arg(value_name = "ID")]
     pub(crate) id: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }

@@ -19,7 +19,7 @@ use clap::Args;
 Examples:
   coordinator audit
   coordinator audit --worker-state /scratch/muster-42/worker
-  coordinator audit --json | jq -s '.[-1]'     what was checked, and how much was found")]
+  coordinator audit --json | jq -s '.[-1]'     what was checked and found")]
 pub(crate) struct Audit {
     /// State folder of workers; may be given several times [default: those in the home]
     #[arg(long, value_name = "DIR")]
@@ -44,6 +44,11 @@ pub(crate) struct Audit {
 /// copies that a killed backup or restore has left beside the home: what is in the way moves to
 /// `repaired/` in the home, and commits that lose their ref get one under `refs/muster/lost/`.
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator doctor
+  coordinator doctor --json | jq '.checks[]'
+  coordinator doctor --repair      mend what `coordinator audit` has found")]
 pub(crate) struct Doctor {
     /// Mend the state of the home
     #[arg(long)]

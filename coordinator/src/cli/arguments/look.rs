@@ -16,8 +16,8 @@ use super::values;
 Examples:
   coordinator status            all runs, newest first
   coordinator status @last      the last run, task by task
-  coordinator status RUN --json everything about a run, for programs
-  coordinator status --dir out -w 2   what `run --dir out` does, again every two seconds")]
+  coordinator status RUN --json  everything about a run, for programs
+  coordinator status --dir out -w 2   what `run --dir out` does, again and again")]
 pub(crate) struct Status {
     /// Run to show; without it all are listed
     #[arg(value_name = "RUN")]
@@ -90,7 +90,7 @@ pub(crate) struct Clean {
 Examples:
   coordinator watch                          the last run
   coordinator watch RUN --agent              with everything the agents say
-  coordinator watch RUN --json --after 120   one JSON object a line, from event 121 on")]
+  coordinator watch RUN --json --after 120   one JSON object a line, from 121 on")]
 pub(crate) struct Watch {
     /// Run to follow [default: the last one]
     #[arg(value_name = "RUN")]
@@ -124,7 +124,7 @@ Examples:
   coordinator logs @last build               the last attempt of task `build`
   coordinator logs @last build --attempt 1   the first one
   coordinator logs @last build --verify      what its verify commands printed
-  coordinator logs @last build -f --tail 20  the last 20 lines, then on until it has ended
+  coordinator logs @last build -f --tail 20  the last 20 lines, and on
   coordinator logs @last build test -f       two tasks, until the run has ended
   coordinator logs @last --all --since 10m   all tasks, of the last ten minutes")]
 pub(crate) struct Logs {
@@ -179,15 +179,24 @@ pub(crate) struct Diff {
     pub(crate) stat: bool,
 }
 
-/// Say why a task is not running, and what would help
+/// Say why a task is not running, why it ran where it did, and what would change that
+///
+/// Answers: why is it not running? why was it skipped, or why did it fail? why did it run there? what
+/// would change it? Why it ran there is what the coordinator saw when it chose the worker, as the
+/// journal has it.
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator explain @last api     what keeps task `api`, or where it ran
+  coordinator explain @last         what keeps the run as a whole
+  coordinator explain @last api --json | jq -r '.remedies[]'")]
 pub(crate) struct Explain {
     /// Run
     #[arg(value_name = "RUN")]
     pub(crate) run: String,
-    /// Task
+    /// Task; without it the run as a whole
     #[arg(value_name = "TASK")]
-    pub(crate) task: String,
+    pub(crate) task: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -9,6 +9,10 @@ use clap::Args;
 /// Agents that work on it are stopped. Tasks that have succeeded stay so, and unfinished edits are
 /// kept under refs/muster/salvage. `coordinator retry` takes it up again.
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator cancel @last
+  coordinator cancel @last build --reason obsolete")]
 pub(crate) struct Cancel {
     /// Run
     #[arg(value_name = "RUN")]
@@ -28,6 +32,10 @@ pub(crate) struct Cancel {
 ///
 /// Reopens a task with everything that depends on it, or all tasks of the run that did not succeed.
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator retry @last
+  coordinator retry @last build")]
 pub(crate) struct Retry {
     /// Run
     #[arg(value_name = "RUN")]
@@ -73,12 +81,13 @@ pub(crate) struct Fetch {
 ///
 /// Fetches the integrated branch and moves your branch to it, or merges it if your branch has moved
 /// on since. Refused, with the reason and without having touched anything, when your work tree has
-/// uncommitted changes, when a merge or rebase is under way, or when the merge would conflict. Your
-/// own configuration and hooks apply.
+/// uncommitted changes, when a merge or rebase is under way, when the merge would conflict, or when
+/// your git configuration names the branch in `muster.protected` (`git config --add muster.protected
+/// 'release/*'`). Your own configuration and hooks apply: a merge is signed if you sign commits.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  coordinator land                        the last run into the branch you are on
+  coordinator land                     the last run into the branch you are on
   coordinator land RUN --into main
   coordinator land RUN --repo ~/src/app")]
 pub(crate) struct Land {

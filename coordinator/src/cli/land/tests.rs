@@ -190,3 +190,185 @@ async fn a_hook_that_says_no_leaves_everything_as_it_was() {
     std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
     refused(&world, "not on a friday").await;
 }
+
+impl World {
+    fn hook(&self, name: &str, script: &str) {
+        let hook = self.folder.path().join(".git/hooks").join(name);
+        std::fs::create_dir_all(hook.parent().unwrap()).unwrap();
+        std::fs::write(&hook, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// Whether something is left of a merge that was not finished.
+    fn is_half_done(&self) -> bool {
+        let git = self.folder.path().join(".git");
+        UNDER_WAY.iter().any(|(file, _)| git.join(file).exists())
+    }
+}
+
+#[tokio::test]
+async fn a_persons_hooks_run_around_a_merge() {
+    let world = World::new().await;
+    world.commit("own.txt", "own\n").await;
+    world.hook("commit-msg", "echo 'Signed-off-by: a hook' >> \"$1\"");
+    world.hook("post-merge", "echo \"squash=$1\" > .git/told");
+    assert_eq!(world.land().await.unwrap(), Landed::Merged);
+    let message = world.run(&["log", "-1", "--format=%B"]).await;
+    assert!(message.starts_with("Merge run r-1"), "{message}");
+    assert!(message.contains("Signed-off-by: a hook"), "{message}");
+    assert_eq!(world.read(".git/told").as_deref(), Some("squash=0\n"));
+}
+
+#[tokio::test]
+async fn a_post_merge_hook_also_runs_when_the_branch_only_moves() {
+    let world = World::new().await;
+    world.hook("post-merge", "echo ran > .git/told");
+    assert_eq!(world.land().await.unwrap(), Landed::FastForward);
+    assert_eq!(world.read(".git/told").as_deref(), Some("ran\n"));
+}
+
+#[tokio::test]
+async fn hooks_that_refuse_leave_nothing_half_done() {
+    for (hook, script) in [
+        ("commit-msg", "echo 'no ticket in the message' >&2; exit 1"),
+        (
+            "pre-merge-commit",
+            "echo changed > a.txt; echo 'no ticket in the message' >&2; exit 1",
+        ),
+        (
+            "reference-transaction",
+            "if [ \"$1\" = prepared ] && grep -q refs/heads/main; then echo 'no ticket in the message' >&2; exit 1; fi",
+        ),
+    ] {
+        let world = World::new().await;
+        world.commit("own.txt", "own\n").await;
+        let before = world.state().await;
+        world.hook(hook, script);
+        let error = world.land().await.unwrap_err();
+        std::fs::remove_dir_all(world.folder.path().join(".git/hooks")).unwrap();
+        assert!(
+            error.to_string().contains("no ticket in the message"),
+            "{hook}: {error}"
+        );
+        assert_eq!(world.state().await, before, "{hook}");
+        assert!(!world.is_half_done(), "{hook}");
+    }
+}
+
+#[tokio::test]
+async fn a_merge_is_signed_by_whoever_signs_and_refused_without_the_key() {
+    let world = World::new().await;
+    world.commit("own.txt", "own\n").await;
+    let key = world.folder.path().join(".git/key");
+    let key = key.to_str().unwrap();
+    world.run(&["config", "gpg.format", "ssh"]).await;
+    world.run(&["config", "user.signingKey", key]).await;
+    world.run(&["config", "commit.gpgSign", "true"]).await;
+    let before = world.state().await;
+    let error = world.land().await.unwrap_err();
+    assert!(error.to_string().contains("key"), "{error}");
+    assert_eq!(world.state().await, before);
+    assert!(!world.is_half_done());
+
+    let made = std::process::Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-C", "ann", "-f", key])
+        .status();
+    assert!(made.unwrap().success());
+    let public = world.read(".git/key.pub").unwrap();
+    let signers = world.folder.path().join(".git/signers");
+    std::fs::write(&signers, format!("ann@example.org {public}")).unwrap();
+    let signers = signers.to_str().unwrap();
+    world
+        .run(&["config", "gpg.ssh.allowedSignersFile", signers])
+        .await;
+    assert_eq!(world.land().await.unwrap(), Landed::Merged);
+    assert_eq!(
+        world.run(&["log", "-1", "--format=%G? %GS"]).await,
+        "G ann@example.org"
+    );
+}
+
+#[tokio::test]
+async fn a_branch_that_moves_meanwhile_is_not_moved_back() {
+    let world = World::new().await;
+    world.run(&["branch", "stable"]).await;
+    let target = world.target(Some("stable")).await.unwrap();
+    let theirs = world.commit("own.txt", "own\n").await;
+    world.run(&["branch", "--force", "stable", "HEAD"]).await;
+    let error = target.land(world.result, "r-1").await.unwrap_err();
+    assert!(error.to_string().contains("stable"), "{error}");
+    assert_eq!(target.tip().await.unwrap(), theirs);
+}
+
+#[tokio::test]
+async fn a_protected_branch_is_not_moved() {
+    let world = World::new().await;
+    for pattern in ["release/*", "main"] {
+        world
+            .run(&["config", "--add", "muster.protected", pattern])
+            .await;
+    }
+    refused(&world, "it is protected: muster.protected is \"main\"").await;
+    world.run(&["branch", "release/1"]).await;
+    let release = world.target(Some("release/1")).await.unwrap();
+    let error = release.land(world.result, "r-1").await.unwrap_err();
+    assert!(error.to_string().contains("release/*"), "{error}");
+    world.run(&["branch", "next"]).await;
+    let next = world.target(Some("next")).await.unwrap();
+    assert_eq!(
+        next.land(world.result, "r-1").await.unwrap(),
+        Landed::FastForward
+    );
+}
+
+#[tokio::test]
+async fn a_rebase_under_way_is_named_though_head_is_detached() {
+    let world = World::new().await;
+    world.run(&["switch", "--quiet", "-c", "topic"]).await;
+    world.commit("own.txt", "own\n").await;
+    let stopped = world
+        .git
+        .command(Mode::UserRepository)
+        .directory(world.folder.path())
+        .args(["rebase", "--quiet", "--exec", "false", "HEAD~1"])
+        .run()
+        .await
+        .unwrap();
+    assert_ne!(stopped.exit_code, Some(0));
+    refused(&world, "a rebase is under way").await;
+}
+
+#[tokio::test]
+async fn a_bare_repository_gets_what_needs_no_files() {
+    let world = World::new().await;
+    let other = tempfile::tempdir().unwrap();
+    let bare = other.path().join("bare.git");
+    let folder = world.folder.path().to_str().unwrap();
+    let path = bare.to_str().unwrap();
+    // Objects without a branch do not come with a clone.
+    world
+        .run(&["branch", "kept", &world.result.to_string()])
+        .await;
+    world
+        .run(&["clone", "--quiet", "--bare", folder, path])
+        .await;
+    let target = async || {
+        let repository = fetch::open(&world.git, &bare).await.unwrap();
+        Target::find(&world.git, &bare, repository, Some("main"))
+            .await
+            .unwrap()
+    };
+    assert_eq!(
+        target().await.land(world.result, "r-1").await.unwrap(),
+        Landed::FastForward
+    );
+    assert_eq!(target().await.tip().await.unwrap(), world.result);
+
+    let own = world.commit("own.txt", "own\n").await;
+    world
+        .run(&["push", "--quiet", "--force", path, "main"])
+        .await;
+    let error = target().await.land(world.result, "r-1").await.unwrap_err();
+    assert!(error.to_string().contains("needs its files"), "{error}");
+    assert_eq!(target().await.tip().await.unwrap(), own);
+}

@@ -22,11 +22,11 @@ use coordinator_sim::ranges::Ranges;
 Examples:
   coordinator sim                               about ten seconds of worlds
   coordinator sim --seeds 0..1000000 --progress seeds.json
-                                                a long search; the same command goes on with it
-  coordinator sim --seed 4711 --story           everything that happens in one world
-  coordinator sim --json | tail -1 | jq '.violations[0].shortest.scenario' > world.json
-  coordinator sim --scenario world.json --story a world that was shrunk
-  coordinator sim --seeds 0..2000 --coverage    which commands have met which states")]
+                                                long; the same again goes on
+  coordinator sim --seed 4711 --story           what happens in one world
+  coordinator sim --json | tail -1 | jq .violations[0].shortest.scenario >w.json
+  coordinator sim --scenario w.json --story     a world that was shrunk
+  coordinator sim --seeds 0..2000 --coverage    which commands met which states")]
 pub(crate) struct Sim {
     /// Seeds to run, the last one left out; or several ranges, as 0..100,200..300
     #[arg(
@@ -56,7 +56,7 @@ pub(crate) struct Sim {
     /// File that remembers which seeds are done; they are not run again
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "scenario", "regressions", "coverage"])]
     pub(super) progress: Option<PathBuf>,
-    /// Show which commands have met which states, and fail if a pair was missed
+    /// Show which commands met which states, and fail if a pair was missed
     #[arg(long, conflicts_with_all = ["seed", "scenario", "regressions"])]
     pub(super) coverage: bool,
     /// Stop at so many failing seeds

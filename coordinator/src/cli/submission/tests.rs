@@ -31,6 +31,7 @@ impl World {
             clocks: config.clocks,
             heartbeat_interval: config.heartbeat_interval,
             agents: config.agents,
+            mirrors: config.mirrors,
             // What git's hook runs, and it consents: no lease is tested here.
             executable: "/bin/true".into(),
         })
@@ -385,7 +386,7 @@ async fn a_base_that_is_no_commit_is_refused_by_name() {
     hint: `base` in the plan is a branch, a tag or a commit
     error: the repository FOLDER/absent is not there, or not a folder
     hint: `repo` is relative to the plan file; `--repo PATH` takes another
-    error: open the repository FOLDER/home
+    error: cannot open the repository FOLDER/home
       caused by: `git rev-parse --absolute-git-dir` failed (exit code 128): fatal: not a git repository (or any of the parent directories): .git
     hint: `repo: {from: DIR}` makes a fresh repository of a folder that is none
     "#);

@@ -105,6 +105,7 @@ fn explanation(model: &mut Model) {
         state: "leased".to_owned(),
         reasons: vec!["it runs on laptop-0, and has said something 2 s ago".to_owned()],
         remedies: vec!["wait for it".to_owned()],
+        ..v1::ExplainTaskResponse::default()
     };
     model.update(Event::Explained("api".to_owned(), said));
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use coordinator_core::event::{LeaseEnd, MergeConflict, Outcome, RunOutcome, Usage, Work};
+use coordinator_core::event::{
+    LeaseEnd, MergeConflict, Outcome, Placement, RunOutcome, Usage, Work,
+};
 use coordinator_core::plan::{IntegrateSpec, Profile, RunSpec, Source, TaskSpec, VerifySpec};
 use coordinator_core::state::{
     Attempt, AttemptEnd, CancelRequest, History, Image, KeyUse, Lease, Link, Parked, Question, Run,
@@ -332,6 +334,7 @@ fn lease_kinds() -> Vec<EventKind> {
         worker: WorkerId::new("laptop/0"),
         incarnation: Incarnation(2),
         ttl: Span::from_secs(60),
+        placement: Placement::default(),
     };
     let attempt = AttemptNo(1);
     let mut kinds = vec![

@@ -1,6 +1,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use coordinator_core::EventKind;
+use coordinator_core::event::Placement;
 use coordinator_core::state::Run;
 use serde::Serialize;
 
@@ -138,6 +140,27 @@ fn events_alone_read_as_in_a_batch() {
         .collect();
     let array = format!("[{}]", bodies.join(","));
     assert_eq!(decode_events(1, array.as_bytes()).unwrap(), events);
+}
+
+#[test]
+fn a_grant_keeps_why_its_worker_was_chosen_and_one_without_is_read_as_unknown() {
+    let mut event = samples::events()
+        .into_iter()
+        .find(|event| matches!(event.kind, EventKind::LeaseGranted { .. }))
+        .unwrap();
+    let unknown = event_json(&event).unwrap();
+    assert!(!unknown.contains("placement"), "{unknown}");
+    let seen = Placement {
+        free: 2,
+        available: 3,
+        passed: 1,
+        continues: true,
+    };
+    if let EventKind::LeaseGranted { placement, .. } = &mut event.kind {
+        *placement = seen;
+    }
+    let array = format!("[{}]", event_json(&event).unwrap());
+    assert_eq!(decode_events(1, array.as_bytes()).unwrap(), [event]);
 }
 
 #[test]

@@ -79,7 +79,8 @@ fn people_whom_the_coordinator_does_not_know_are_told_why() {
         made["id"].as_str().unwrap().to_owned()
     };
     for role in ["worker", "viewer", "operator"] {
-        make(&scene, &["--role", role, "--out", &format!("{role}.token")]);
+        let id = make(&scene, &["--role", role, "--out", &format!("{role}.token")]);
+        scene.stand_ins.push((id, "TOKEN-ID".to_owned()));
     }
     let expired = make(
         &scene,

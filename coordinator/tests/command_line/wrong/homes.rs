@@ -95,8 +95,9 @@ fn homes_that_cannot_be_used_are_explained_and_left_as_they_are() {
     );
     drop(serving);
 
+    let folder = scene.folder.path().to_owned();
     let sql = |file: &str, text: &str| {
-        Connection::open(scene.folder.path().join(file))
+        Connection::open(folder.join(file))
             .unwrap()
             .execute_batch(text)
             .unwrap();
@@ -110,12 +111,6 @@ fn homes_that_cannot_be_used_are_explained_and_left_as_they_are() {
         "of a newer Muster, to run",
         &["--home", "used", "run", "plan.yaml"],
     );
-    let sql = |file: &str, text: &str| {
-        Connection::open(scene.folder.path().join(file))
-            .unwrap()
-            .execute_batch(text)
-            .unwrap();
-    };
     sql("used/tokens.db", "PRAGMA user_version = 999");
     scene.wrong(
         "with tokens of a newer Muster",
@@ -130,6 +125,12 @@ fn damaged_homes_are_explained_and_left_as_they_are() {
     let serve = ["--home", "home", "serve", "--listen", "127.0.0.1:0"];
     drop(scene.serve("home"));
     drop(scene.serve("other"));
+    // What was killed has left its last words in a log; a reader puts them where they belong.
+    let listed = scene
+        .command(&["--home", "home", "token", "list"])
+        .output()
+        .unwrap();
+    assert!(listed.status.success(), "{listed:?}");
     // What is spoilt is put back after each look.
     let spoilt = |scene: &mut Scene, title: &str, file: &str, bytes: &[u8]| {
         let path = scene.path(file);

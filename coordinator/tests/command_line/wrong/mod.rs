@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -42,7 +43,10 @@ impl Scene {
     }
 
     fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
-        std::fs::write(self.path(name), bytes).unwrap();
+        let path = self.path(name);
+        std::fs::write(&path, bytes).unwrap();
+        // A token that others can read is warned of, which is not what is looked at here.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     fn command(&self, arguments: &[impl AsRef<OsStr>]) -> Command {
@@ -80,7 +84,7 @@ impl Scene {
         let _ = writeln!(
             self.told,
             "=== {title}\n$ coordinator {}\n{}[exit code {code}]\n",
-            shown(arguments),
+            self.same_everywhere(&shown(arguments)),
             self.same_everywhere(&said)
         );
         assert_ne!(code, 0, "{title}: {said}");

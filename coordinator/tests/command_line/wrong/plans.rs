@@ -20,10 +20,6 @@ fn files_that_are_no_plans_are_refused_before_anything_is_started() {
         "repo: gone\ntasks: [{name: a, run: echo}]\n",
     );
     scene.write("plain.yaml", "repo: empty\ntasks: [{name: a, run: echo}]\n");
-    scene.write(
-        "program.yaml",
-        "tasks: [{name: a, agent: acp, prompt: x}]\n",
-    );
     for (title, file) in [
         ("no file", "nothing.yaml"),
         ("a folder", "folder.yaml"),
@@ -38,7 +34,6 @@ fn files_that_are_no_plans_are_refused_before_anything_is_started() {
         ("a misspelt key", "wrong.yaml"),
         ("a repository that is not there", "nowhere.yaml"),
         ("a folder that is no repository", "plain.yaml"),
-        ("an agent without a program", "program.yaml"),
     ] {
         scene.wrong(title, &["run", file]);
     }

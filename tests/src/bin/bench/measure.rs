@@ -174,6 +174,7 @@ impl Bed {
             clocks: LeaseClocks::default(),
             heartbeat_interval: limits::HEARTBEAT_INTERVAL,
             agents: BTreeMap::new(),
+            mirrors: BTreeMap::new(),
             executable: std::env::current_exe()?,
         })
         .await?;

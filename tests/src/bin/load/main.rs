@@ -60,10 +60,11 @@ enum Mode {
     /// Hostile clients of every kind, one after the other, beside an honest fleet
     ///
     /// While each goes on, honest workers must do a third of what they did just before, one of their
-    /// heartbeats in a hundred may take two seconds, and the coordinator may take 256 MiB more. Where
-    /// other programs use more than a fifth of the machine a time that is missed is told and not
-    /// judged: who waits for a core says nothing about the coordinator. Memory, descriptors, panics and
-    /// wrong answers are always judged.
+    /// heartbeats in a hundred may take two seconds, and the coordinator may take 256 MiB more, and 1.5
+    /// KiB for each task that it has admitted: what it accepts it keeps in memory, a million live tasks
+    /// of all runs at most. Where other programs use more than a fifth of the machine a time that is
+    /// missed is told and not judged: who waits for a core says nothing about the coordinator. Memory,
+    /// descriptors, panics and wrong answers are always judged.
     Abuse(AbuseMode),
 }
 

@@ -71,7 +71,13 @@ pub(super) fn never_recovers(programs: &Programs) -> Result<()> {
         })?;
         for task in ["a", "b"] {
             let said = cluster.ask(["explain", &run, task])?.success()?;
-            says(&said.out, &["takes nothing new: its disk", "would help"])?;
+            says(
+                &said.out,
+                &[
+                    "takes nothing new: its disk",
+                    "mend what those workers complain about",
+                ],
+            )?;
         }
         let listed = cluster.ask(["workers"])?.success()?;
         says(&listed.out, &["TROUBLE", complains])?;

@@ -169,7 +169,7 @@ fn fifty(programs: &Programs) -> Result<()> {
         let there = folder.display();
         let mut plan =
             "name: fifty\nrepo: { from: ./code }\ndefaults: { timeout: 4m, retries: 0 }\n\
-             integrate: false\ntasks:\n"
+                        integrate: false\ntasks:\n"
                 .to_owned();
         for number in 0..AT_ONCE {
             plan.push_str(&format!(

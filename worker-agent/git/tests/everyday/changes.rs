@@ -375,7 +375,7 @@ async fn many_new_files_land() {
     let scene = Scene::new(BASE).await;
     scene.agent(
         "mkdir many; cd many; i=0
-        while [ $i -lt 20 ]; do mkdir $i; (cd $i; seq 1 1000 | split -l 1 -a 3 - f); i=$((i+1)); done",
+        while [ $i -lt 5 ]; do mkdir $i; (cd $i; seq 1 1000 | split -l 1 -a 3 - f); i=$((i+1)); done",
     );
     scene.lands_as_left().await;
 }

@@ -3,7 +3,7 @@
 mod read;
 mod write;
 
-use coordinator_core::event::{LeaseEnd, Outcome, RunOutcome, Usage, Work};
+use coordinator_core::event::{LeaseEnd, Outcome, Placement, RunOutcome, Usage, Work};
 use coordinator_core::{AttemptNo, Epoch, Event, Failure, TaskIx, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -184,6 +184,8 @@ enum KindV1<'a> {
         worker: Text<'a>,
         incarnation: u64,
         ttl: u64,
+        #[serde(default, skip_serializing_if = "PlacementV1::is_unknown")]
+        placement: PlacementV1,
     },
     WorkStarted {
         run: u64,
@@ -253,6 +255,39 @@ enum KindV1<'a> {
     /// A kind this program does not know. Only ever read.
     #[serde(other, skip_serializing)]
     Newer,
+}
+
+/// Free slots, workers with a free slot, those of them that were passed over, and whether a
+/// conversation goes on there; left out when nothing is known.
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+pub(super) struct PlacementV1(u32, u32, u32, bool);
+
+impl PlacementV1 {
+    fn is_unknown(&self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl From<Placement> for PlacementV1 {
+    fn from(placement: Placement) -> Self {
+        Self(
+            placement.free,
+            placement.available,
+            placement.passed,
+            placement.continues,
+        )
+    }
+}
+
+impl From<PlacementV1> for Placement {
+    fn from(PlacementV1(free, available, passed, continues): PlacementV1) -> Self {
+        Self {
+            free,
+            available,
+            passed,
+            continues,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]

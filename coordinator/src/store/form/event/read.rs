@@ -146,6 +146,7 @@ impl TryFrom<KindV1<'_>> for EventKind {
                 worker,
                 incarnation,
                 ttl,
+                placement,
             } => Self::LeaseGranted {
                 run: RunId(run),
                 lease: LeaseId(lease),
@@ -153,6 +154,7 @@ impl TryFrom<KindV1<'_>> for EventKind {
                 worker: WorkerId::new(&worker),
                 incarnation: Incarnation(incarnation),
                 ttl: Span::from_ms(ttl),
+                placement: placement.into(),
             },
             KindV1::WorkStarted { run, lease } => Self::WorkStarted {
                 run: RunId(run),

@@ -2,7 +2,7 @@
 
 use coordinator_core::{EventKind, Timestamp};
 
-use super::{KindV1, LeaseEndV1, OutcomeV1, RunOutcomeV1, UsageV1, WorkV1};
+use super::{KindV1, LeaseEndV1, OutcomeV1, PlacementV1, RunOutcomeV1, UsageV1, WorkV1};
 use crate::store::form::plan::{FailureV1, OfferV1, RunSpecV1, text};
 use crate::store::form::run::{ConflictV1, RunV1};
 
@@ -131,6 +131,7 @@ impl<'a> From<&'a EventKind> for KindV1<'a> {
                 worker,
                 incarnation,
                 ttl,
+                placement,
             } => Self::LeaseGranted {
                 run: run.0,
                 lease: lease.0,
@@ -138,6 +139,7 @@ impl<'a> From<&'a EventKind> for KindV1<'a> {
                 worker: text(worker.as_str()),
                 incarnation: incarnation.0,
                 ttl: ttl.ms(),
+                placement: PlacementV1::from(*placement),
             },
             EventKind::WorkStarted { run, lease } => Self::WorkStarted {
                 run: run.0,

@@ -133,7 +133,10 @@ pub(super) async fn hundred_thousand(ring: Ring) -> Result<()> {
     let mut runs = Vec::new();
     while let Some(run) = submitted.join_next().await {
         match run? {
-            Ok(run) => runs.push(run),
+            Ok(run) => {
+                ring.admit(100_000);
+                runs.push(run);
+            }
             Err(status) => ring.note_status(&status),
         }
     }
