@@ -10,6 +10,7 @@ pub mod figures;
 pub mod files;
 pub mod history;
 pub mod hosts;
+pub mod picture;
 pub mod process;
 pub mod proxy;
 pub mod repository;

@@ -16,6 +16,8 @@ mod completions;
 mod config;
 mod conflicts;
 mod context;
+#[cfg(test)]
+mod deployed;
 mod diff;
 mod disk_use;
 mod doctor;

@@ -8,7 +8,7 @@ use super::context::Context;
 use super::error::{CliError, Exit, Kind, Result};
 use super::{find, show, submission};
 use crate::config::Flags;
-use crate::plan::{self, Graph, Node, NodeState, Problem, WIDTH_DEFAULT, json_schema};
+use crate::plan::{self, Graph, Node, NodeState, Problem, WIDTH_DEFAULT, json_schema, reference};
 
 pub(crate) async fn plan(context: &Context, options: Plan) -> Result<Exit> {
     let agents = || -> Result<_> { Ok(context.config(Flags::default())?.config.agents) };
@@ -45,6 +45,12 @@ pub(crate) async fn plan(context: &Context, options: Plan) -> Result<Exit> {
             ));
         }
         PlanCommand::Schema => context.output.bytes(json_schema().as_bytes())?,
+        PlanCommand::Reference => {
+            let text = reference().map_err(|error| {
+                CliError::internal(error).while_doing("read the schema of plans")
+            })?;
+            context.output.bytes(text.as_bytes())?;
+        }
         PlanCommand::Graph(options) => return Box::pin(graph(context, &options)).await,
     }
     Ok(Exit::Success)

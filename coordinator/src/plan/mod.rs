@@ -24,6 +24,7 @@ mod fields;
 mod graph;
 mod lower;
 mod problem;
+mod reference;
 mod rules;
 mod schema;
 mod settings;
@@ -48,10 +49,18 @@ pub use lower::{
 };
 pub use problem::{PROBLEMS_MAX, Position, Problem, Problems};
 pub(crate) use problem::{nearest, quote};
+pub use reference::reference;
 pub use schema::json_schema;
 pub use settings::VERIFY_COMMANDS_MAX;
 pub use tree::FILE_BYTES_MAX;
 pub use values::{Duration, Size};
+
+/// Reads any YAML, for tests of other files than plans.
+#[cfg(test)]
+pub(crate) fn json_of_yaml(bytes: &[u8]) -> serde_json::Value {
+    let root = tree::read(bytes, tree::VALUES_MAX, &mut Problems::new("")).unwrap();
+    codex::json(&root)
+}
 
 /// A checked plan.
 #[derive(Clone, Debug)]

@@ -47,7 +47,7 @@ echo '{"type":"turn.completed","usage":{"input_tokens":1200,"output_tokens":34}}
 printf 'Wrote it.' >"$last"
 "#;
 
-fn stand_in(folder: &Path) -> Result<PathBuf> {
+pub(crate) fn stand_in(folder: &Path) -> Result<PathBuf> {
     let path = folder.join("codex-stand-in");
     std::fs::write(&path, STAND_IN)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;

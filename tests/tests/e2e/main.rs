@@ -10,6 +10,8 @@ mod codex_par;
 mod cutoff;
 mod deaths;
 mod disk;
+mod documents;
+mod examples;
 mod failures;
 mod first;
 mod foreign;
@@ -46,6 +48,8 @@ fn main() -> ExitCode {
     };
     let plain = [
         first::SCENARIOS,
+        documents::SCENARIOS,
+        examples::SCENARIOS,
         integration::SCENARIOS,
         codex_par::SCENARIOS,
         failures::SCENARIOS,
@@ -95,6 +99,12 @@ fn main() -> ExitCode {
                 .map_or((*name).to_owned(), |why| format!("{name} ({why})"));
             trials.push(trial(&name, *scenario, &programs).with_ignored_flag(missing.is_some()));
         }
+    }
+    for (name, missing, scenario) in documents::scenarios() {
+        let name = missing
+            .as_ref()
+            .map_or(name.to_owned(), |why| format!("{name} ({why})"));
+        trials.push(trial(&name, scenario, &programs).with_ignored_flag(missing.is_some()));
     }
     for (name, missing, scenario) in disk::scenarios(&programs) {
         let name = missing

@@ -29,6 +29,8 @@ Examples:
   coordinator plan schema > plan.schema.json
   then begin a plan with: # yaml-language-server: $schema=./plan.schema.json")]
     Schema,
+    /// Print what a plan can say, key by key, as Markdown
+    Reference,
     Graph(PlanGraph),
 }
 
