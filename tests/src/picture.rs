@@ -78,10 +78,13 @@ pub fn moments(record: &str) -> Option<(Vec<Line>, Vec<Line>)> {
     Some((lines(moment.trim_end()), lines(end.trim_end())))
 }
 
+/// Where text of one style begins in its row, the style, and the text.
+type Part<'a> = (usize, &'a str, String);
+
 /// Draws lines as SVG; those that are longer than `columns` go on below, as in a terminal.
 #[must_use]
 pub fn svg(lines: &[Line], columns: usize) -> String {
-    let mut rows: Vec<(&str, Vec<(usize, &str, String)>)> = Vec::new();
+    let mut rows: Vec<(&str, Vec<Part<'_>>)> = Vec::new();
     for Line(pieces) in lines {
         let mut row = Vec::new();
         let mut begin = "<text";
