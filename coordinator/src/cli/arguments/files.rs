@@ -30,6 +30,9 @@ Examples:
   then begin a plan with: # yaml-language-server: $schema=./plan.schema.json")]
     Schema,
     /// Print what a plan can say, key by key, as Markdown
+    #[command(after_long_help = "\
+Examples:
+  coordinator plan reference > plans.md")]
     Reference,
     Graph(PlanGraph),
 }
