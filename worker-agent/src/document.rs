@@ -41,6 +41,77 @@ pub(crate) struct TaskDocument {
     pub(crate) in_place: bool,
     /// Options for Codex, as the plan gave them.
     pub(crate) codex: BTreeMap<String, serde_json::Value>,
+    /// Which model; the agent's own default if absent.
+    pub(crate) model: Option<String>,
+    /// What the agent's commands may touch, for agents that can hold them to it.
+    pub(crate) sandbox: Option<SandboxMode>,
+    /// Text for the whole conversation: the persona's.
+    pub(crate) instructions: Option<String>,
+    /// Files of the persona's skills, by their path below `skills`.
+    pub(crate) skills: BTreeMap<String, String>,
+    /// What must be true of the work, for the prompt.
+    pub(crate) acceptance: Vec<String>,
+    /// JSON Schema of the agent's last message.
+    pub(crate) output_schema: Option<serde_json::Value>,
+    /// Images for the first prompt, relative to the work tree.
+    pub(crate) images: Vec<String>,
+    /// Folders besides the work tree in which the agent may write.
+    pub(crate) add_dirs: Vec<String>,
+    /// Which questions are answered without a person.
+    pub(crate) approvals: ApprovalPolicy,
+    /// Whether an attempt that changes nothing has failed.
+    pub(crate) change: Change,
+    /// Variables for the agent's program, such as where its provider is; `${NAME}` stands for one of
+    /// the worker's.
+    pub(crate) agent_env: BTreeMap<String, String>,
+}
+
+/// What the commands of an agent may touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SandboxMode {
+    /// Nothing is written.
+    ReadOnly,
+    /// The work tree and temporary files are.
+    WorkspaceWrite,
+    /// Anything that the worker's user may touch.
+    FullAccess,
+}
+
+/// Whether a task must change something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Change {
+    /// It has not succeeded without.
+    Required,
+    /// It may leave everything as it is.
+    #[default]
+    Optional,
+}
+
+/// Which questions of an agent are answered without a person.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ApprovalPolicy {
+    /// What happens to questions that no list below answers.
+    pub(crate) ask: AskMode,
+    /// Commands that begin with these words are allowed.
+    pub(crate) allow: Vec<String>,
+    /// Commands that begin with these words are denied; wins over `allow`.
+    pub(crate) deny: Vec<String>,
+}
+
+/// What happens to a question that no rule answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum AskMode {
+    /// It is allowed: the task's isolation is what protects.
+    #[default]
+    Never,
+    /// It is allowed if it stays within the work tree, else a person is asked.
+    Outside,
+    /// A person is asked.
+    Always,
 }
 
 /// The agent of a task.

@@ -29,6 +29,7 @@ pub(crate) fn failure(class: &str, message: &str, output: &[u8]) -> Failure {
         class: class.to_owned(),
         message: one_line(message, MESSAGE_BYTES_MAX),
         output: tail(output, OUTPUT_BYTES_MAX),
+        retry_after: None,
     }
 }
 

@@ -139,7 +139,10 @@ pub(crate) fn read(path: &Path) -> std::io::Result<(Option<Records>, Vec<Report>
 /// Tells whether a report is the last word about its lease.
 pub fn is_final(kind: &report::Kind) -> bool {
     match kind {
-        report::Kind::Started(_) => false,
+        report::Kind::Started(_)
+        | report::Kind::Asked(_)
+        | report::Kind::QuestionClosed(_)
+        | report::Kind::SessionOpened(_) => false,
         report::Kind::Succeeded(_)
         | report::Kind::Failed(_)
         | report::Kind::VerifyPassed(_)

@@ -204,7 +204,11 @@ impl Worker {
         deadline: Boottime,
     ) -> watch::Receiver<Orders> {
         let stop = None;
-        let (orders, orders_seen) = watch::channel(Orders { deadline, stop });
+        let (orders, orders_seen) = watch::channel(Orders {
+            deadline,
+            stop,
+            answers: Arc::default(),
+        });
         // Only what names the lease is needed here, and prompts are large.
         grant.document.clear();
         grant.context.clear();
@@ -311,6 +315,12 @@ impl Worker {
                     orders.stop.get_or_insert(Stop::Salvage);
                 });
             }
+            Output::Answers { lease, answers } => self.order(lease, |orders| {
+                let known = Arc::make_mut(&mut orders.answers);
+                for answer in answers {
+                    known.entry(answer.question).or_insert(answer);
+                }
+            }),
             Output::Acknowledged(numbers) => self.acknowledged.extend(numbers),
             Output::EventsAcknowledged { lease, number } => {
                 if let Some(lease) = self.leases.get_mut(&lease) {

@@ -35,6 +35,7 @@ pub(crate) fn report_of(report: v1::Report) -> Option<Report> {
             failure: failure_of(Some(failure)),
         },
         Kind::Stopped(_) => Report::Stopped,
+        Kind::Asked(_) | Kind::QuestionClosed(_) | Kind::SessionOpened(_) => return None,
     })
 }
 
@@ -44,6 +45,7 @@ pub(crate) fn failure(class: FailureClass, message: &str) -> v1::Failure {
         class: class.name().to_owned(),
         message: message.to_owned(),
         output: String::new(),
+        retry_after: None,
     }
 }
 

@@ -99,6 +99,7 @@ pub fn failure(failure: &Failure) -> v1::Failure {
         class: failure.class.name().to_owned(),
         message: failure.message.to_string(),
         output: failure.output.to_string(),
+        retry_after: None,
     }
 }
 
@@ -122,6 +123,7 @@ pub fn usage(usage: Usage) -> v1::Usage {
         output_tokens: usage.output_tokens,
         cost_micros: usage.cost_micros,
         run_time: Some(duration(Span::from_ms(usage.run_ms))),
+        ..v1::Usage::default()
     }
 }
 
@@ -187,6 +189,9 @@ pub fn report_of(report: v1::Report) -> Result<(LeaseId, Report), Status> {
             failure: failure_of(Some(failure)),
         },
         Kind::Stopped(_) => Report::Stopped,
+        Kind::Asked(_) | Kind::QuestionClosed(_) | Kind::SessionOpened(_) => {
+            return Err(Status::unimplemented("questions of agents"));
+        }
     };
     Ok((lease, report))
 }

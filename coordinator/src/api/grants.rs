@@ -152,6 +152,7 @@ impl Grants {
             document,
             context,
             timeout: Some(convert::duration(facts.timeout)),
+            resume: None,
         })
     }
 

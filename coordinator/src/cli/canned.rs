@@ -58,6 +58,7 @@ fn failure(class: &str, message: &str, output: &str) -> v1::Failure {
         class: class.to_owned(),
         message: message.to_owned(),
         output: output.to_owned(),
+        retry_after: None,
     }
 }
 

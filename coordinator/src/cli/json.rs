@@ -209,6 +209,8 @@ pub(crate) fn agent_event(event: &v1::AgentEvent) -> Value {
             ("agent_output_truncated", json!({ "bytes": cut.bytes }))
         }
         Some(Kind::Note(note)) => ("agent_note", json!({ "note": note })),
+        Some(Kind::Activity(activity)) => ("agent_activity", super::activity::json(activity)),
+        Some(Kind::Capture(capture)) => ("agent_capture", json!({ "bytes": capture.bytes })),
         None => ("agent_unknown", json!({})),
     };
     if let Value::Object(value) = &mut value {

@@ -3,6 +3,7 @@
 //! Every command is a client of the one operator service, also those of a coordinator in the same
 //! process. Data goes to standard output, talk to standard error.
 
+mod activity;
 mod arguments;
 mod attention;
 mod audit;

@@ -190,6 +190,7 @@ pub(crate) fn agent_lines(event: &v1::AgentEvent) -> Vec<String> {
             vec![format!("· {}", lost(cut.bytes))]
         }
         Some(Kind::Note(note)) => vec![format!("· {}", one_line(note))],
-        None => Vec::new(),
+        Some(Kind::Activity(activity)) => super::activity::line(activity).into_iter().collect(),
+        Some(Kind::Capture(_)) | None => Vec::new(),
     }
 }

@@ -2,6 +2,7 @@
 
 mod codex;
 pub(crate) mod command;
+pub(crate) mod conversation;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,8 @@ use muster_proto::v1::{AgentOffer, Failure};
 use crate::document::TaskDocument;
 use crate::failure::{class, failure};
 use crate::supervisor::End;
+
+use conversation::Conversation;
 
 /// One kind of agent.
 pub(crate) trait Agent: Send + Sync {
@@ -25,6 +28,12 @@ pub(crate) trait Agent: Send + Sync {
 
     /// Judges how the program ended by itself; `tail` is the end of its output.
     fn judge(&self, end: &End, tail: &[u8]) -> Result<(), Failure>;
+
+    /// Gives the conversation that drives the program; `None` for one that is only started and
+    /// judged by how it ends.
+    fn conversation(&self, _task: &TaskDocument) -> Option<Box<dyn Conversation>> {
+        None
+    }
 
     /// Gives what the agent said last of what it did, for people and for dependents.
     fn summary(&self, _place: &Place<'_>) -> String {

@@ -81,7 +81,7 @@ pub(crate) async fn run(
     orders: &mut watch::Receiver<Orders>,
     scribe: &Scribe,
 ) -> Result<Launched, Error> {
-    let mut current = *orders.borrow_and_update();
+    let mut current = orders.borrow_and_update().clone();
     let launch = Launch {
         argv: program.argv,
         cwd: program.cwd,
@@ -144,7 +144,7 @@ pub(crate) async fn run(
             },
             changed = orders.changed(), if changeable(orders) => {
                 if changed.is_ok() {
-                    let new = *orders.borrow_and_update();
+                    let new = orders.borrow_and_update().clone();
                     if new.deadline != current.deadline {
                         process.renew(new.deadline);
                     }

@@ -11,11 +11,13 @@ mod runner;
 mod scribe;
 mod verify;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use muster_git::{Cache, Git, Identity};
-use muster_proto::v1::report;
+use muster_proto::v1::{Answer, report};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Boottime;
@@ -81,9 +83,11 @@ pub enum Stop {
 }
 
 /// What a worker tells a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Orders {
     /// When its processes must be gone.
     pub(crate) deadline: Boottime,
     pub(crate) stop: Option<Stop>,
+    /// What people said to questions of its agent, by number of the question.
+    pub(crate) answers: Arc<BTreeMap<u32, Answer>>,
 }

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use muster_proto::v1::{
-    EventAck, Grant, Heartbeat, Report, ReportAck, ReportBatch, ReportVerdict, Verdict, Welcome,
-    coordinator_message, report, worker_message,
+    Answer, EventAck, Grant, Heartbeat, LeaseAnswers, Report, ReportAck, ReportBatch,
+    ReportVerdict, Verdict, Welcome, coordinator_message, report, worker_message,
 };
 
 use super::window::EventWindow;
@@ -60,6 +60,8 @@ pub enum Output {
     Renew { lease: u64, deadline: Boottime },
     /// End the processes of a lease and keep its edits; then report it as stopped.
     Stop { lease: u64, cause: StopCause },
+    /// People answered questions of a lease; some perhaps before.
+    Answers { lease: u64, answers: Vec<Answer> },
     /// Forget these reports.
     Acknowledged(Vec<u64>),
     /// Everything up to `number` is with the coordinator.
@@ -410,6 +412,13 @@ impl Machine {
             coordinator_message::Kind::EventAcks(acks) => {
                 for EventAck { lease, number } in acks.acks {
                     self.events_acknowledged(lease, number, now, &mut outputs);
+                }
+            }
+            coordinator_message::Kind::Answers(answers) => {
+                for LeaseAnswers { lease, answers } in answers.leases {
+                    if self.leases.contains_key(&lease) {
+                        outputs.push(Output::Answers { lease, answers });
+                    }
                 }
             }
             coordinator_message::Kind::Stop(stop) => {

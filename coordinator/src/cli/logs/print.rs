@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use muster_proto::v1;
 use muster_proto::v1::agent_event::Kind;
 
+use crate::cli::activity;
 use crate::output::{Paint, harmless};
 
 /// Columns of a task's name before its lines.
@@ -72,7 +73,10 @@ impl Printer {
                 self.talk(task, text.trim_end())
             }
             Some(Kind::Note(note)) => self.talk(task, note),
-            None => Vec::new(),
+            Some(Kind::Activity(activity)) => {
+                activity::line(activity).map_or_else(Vec::new, |line| self.talk(task, &line))
+            }
+            Some(Kind::Capture(_)) | None => Vec::new(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use muster_proto::v1;
 use muster_proto::v1::agent_event::Kind;
 
+use crate::cli::activity;
 use crate::cli::watch::lost;
 use crate::output::one_line;
 
@@ -123,7 +124,12 @@ impl Lines {
                 });
             }
             Some(Kind::Note(note)) => self.push(format!("· {}", one_line(note))),
-            None => {}
+            Some(Kind::Activity(activity)) => {
+                if let Some(line) = activity::line(activity) {
+                    self.push(line);
+                }
+            }
+            Some(Kind::Capture(_)) | None => {}
         }
     }
 
