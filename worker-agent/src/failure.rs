@@ -20,6 +20,8 @@ pub(crate) mod class {
     pub(crate) const PUBLISH: &str = "publish";
     pub(crate) const CHANGE_TOO_LARGE: &str = "change_too_large";
     pub(crate) const DISK_ALLOWANCE: &str = "disk_allowance";
+    pub(crate) const NO_CHANGE: &str = "no_change";
+    pub(crate) const OUTPUT_INVALID: &str = "output_invalid";
     pub(crate) const SECRET_UNAVAILABLE: &str = "secret_unavailable";
 }
 

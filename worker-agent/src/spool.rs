@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use muster_proto::v1::{AgentEvent, Output, OutputTruncated, agent_event};
+use muster_proto::v1::{
+    Activity, AgentEvent, Capture, Output, OutputTruncated, activity, agent_event,
+};
 use prost::Message as _;
 
 use crate::clock;
@@ -12,6 +14,37 @@ use crate::frames::{Error, FrameFile, FrameReader};
 pub const OUTPUT_BYTES_MAX: u64 = 64 << 20;
 /// Bytes kept beyond that for phases and notes, so that output can never crowd them out.
 const RESERVE_BYTES: u64 = 1 << 20;
+/// Events of what was consumed; a call of a model takes seconds, so no honest lease comes near.
+const USAGES_MAX: u64 = 100_000;
+
+/// How an activity is accounted for.
+enum Weight {
+    /// There may be any number of it.
+    Chatter,
+    /// There are few, and people need them.
+    Milestone,
+    /// It is what the ledger counts.
+    Usage,
+}
+
+fn weight(activity: &Activity) -> Weight {
+    use activity::Kind;
+    match activity.kind {
+        Some(Kind::Usage(_)) => Weight::Usage,
+        Some(
+            Kind::SessionOpened(_)
+            | Kind::TurnBegan(_)
+            | Kind::TurnEnded(_)
+            | Kind::Retry(_)
+            | Kind::Question(_)
+            | Kind::QuestionClosed(_)
+            | Kind::Error(_)
+            | Kind::Structured(_),
+        ) => Weight::Milestone,
+        _ => Weight::Chatter,
+    }
+}
+
 /// Up to where an agent's own output has been taken into the spool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
@@ -32,6 +65,7 @@ pub struct Spool {
     reserve_bytes: u64,
     dropped: u64,
     truncation_told: bool,
+    usages: u64,
 }
 
 impl Spool {
@@ -40,6 +74,7 @@ impl Spool {
         let mut last = 0;
         let mut taken = Taken::default();
         let (mut output_bytes, mut reserve_bytes, mut truncation_told) = (0, 0, false);
+        let mut usages = 0;
         let file = FrameFile::open(path, |record| {
             let bytes = record.len() as u64;
             let Some((event, at)) = decode(&record) else {
@@ -50,6 +85,14 @@ impl Spool {
             match event.kind {
                 Some(agent_event::Kind::Output(output)) => output_bytes += output.data.len() as u64,
                 Some(agent_event::Kind::OutputTruncated(_)) => truncation_told = true,
+                Some(agent_event::Kind::Capture(capture)) => {
+                    output_bytes += capture.deflated.len() as u64;
+                }
+                Some(agent_event::Kind::Activity(activity)) => match weight(&activity) {
+                    Weight::Chatter => output_bytes += activity.encoded_len() as u64,
+                    Weight::Milestone => reserve_bytes += bytes,
+                    Weight::Usage => usages += 1,
+                },
                 _ => reserve_bytes += bytes,
             }
         })?;
@@ -62,6 +105,7 @@ impl Spool {
             reserve_bytes,
             dropped: 0,
             truncation_told,
+            usages,
         })
     }
 
@@ -83,6 +127,50 @@ impl Spool {
             self.tell_truncation()?;
         }
         Ok(())
+    }
+
+    /// Adds what a model agent did. What people need to know, and what was consumed, comes from a
+    /// reserve; the rest counts as output.
+    pub fn activity(&mut self, activity: Activity) -> Result<(), Error> {
+        let bytes = activity.encoded_len() as u64;
+        match weight(&activity) {
+            Weight::Milestone => return self.lifecycle(agent_event::Kind::Activity(activity)),
+            Weight::Usage if self.usages >= USAGES_MAX => return Ok(()),
+            Weight::Usage => self.usages += 1,
+            Weight::Chatter => {
+                if !self.has_room(bytes)? {
+                    return Ok(());
+                }
+            }
+        }
+        self.push(agent_event::Kind::Activity(activity))?;
+        Ok(())
+    }
+
+    /// Adds raw lines that end at `taken`.
+    pub fn capture(&mut self, capture: Capture, taken: Taken) -> Result<(), Error> {
+        self.taken = taken;
+        if self.has_room(capture.deflated.len() as u64)? {
+            self.push(agent_event::Kind::Capture(capture))?;
+        }
+        Ok(())
+    }
+
+    /// How many events of what was consumed there are.
+    pub fn usages(&self) -> u64 {
+        self.usages
+    }
+
+    fn has_room(&mut self, bytes: u64) -> Result<bool, Error> {
+        if self.output_bytes + bytes <= self.output_bytes_max {
+            self.output_bytes += bytes;
+            return Ok(true);
+        }
+        self.dropped += bytes;
+        if !self.truncation_told {
+            self.tell_truncation()?;
+        }
+        Ok(false)
     }
 
     /// Counts output that was dropped before it came here, and tells the sum.

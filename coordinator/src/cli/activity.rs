@@ -56,6 +56,7 @@ pub(crate) fn line(activity: &v1::Activity) -> Option<String> {
             )
         }
         Kind::Error(error) => format!("! {}: {}", one_line(&error.class), one_line(&error.message)),
+        Kind::Structured(_) => "· answered in JSON".to_owned(),
         Kind::Message(_) | Kind::Reasoning(_) | Kind::CommandOutput(_) | Kind::Usage(_) => {
             return None;
         }

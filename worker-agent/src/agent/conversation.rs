@@ -8,14 +8,18 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use muster_proto::v1::{ChoiceEffect, Question, TurnEnd, activity};
+use muster_proto::v1::{self, ChoiceEffect, Question, TurnEnd, activity};
 use serde_json::Value;
 
+use crate::failure::{failure, one_line};
 use crate::supervisor::End;
 
 /// Longest line of an agent that is read whole; Codex sends lines of 1.1 MB. Of a longer one the
 /// conversation gets [`Conversation::overlong`].
 pub(crate) const LINE_BYTES_MAX: usize = 8 << 20;
+
+/// Longest message of an error on the wire.
+const MESSAGE_BYTES_MAX: usize = 1_024;
 
 /// What a conversation begins with.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -73,6 +77,26 @@ pub(crate) struct AgentError {
     pub(crate) http_status: Option<u16>,
     /// How long the provider wants to be left alone.
     pub(crate) retry_after: Option<Duration>,
+}
+
+impl AgentError {
+    /// Makes it fit the wire.
+    pub(crate) fn to_wire(&self) -> v1::AgentError {
+        v1::AgentError {
+            class: self.class.name().to_owned(),
+            message: one_line(&self.message, MESSAGE_BYTES_MAX),
+            http_status: self.http_status.unwrap_or_default().into(),
+            retry_after: self.retry_after.and_then(|after| after.try_into().ok()),
+        }
+    }
+
+    /// Makes the failure of an attempt of it; `output` is the end of what the agent wrote.
+    pub(crate) fn to_failure(&self, output: &[u8]) -> v1::Failure {
+        v1::Failure {
+            retry_after: self.retry_after.and_then(|after| after.try_into().ok()),
+            ..failure(self.class.name(), &self.message, output)
+        }
+    }
 }
 
 /// Classes of errors of agents and their providers. Each is a class of failure of the same name.

@@ -3,6 +3,8 @@
 mod codex;
 pub(crate) mod command;
 pub(crate) mod conversation;
+pub(crate) mod lines;
+pub(crate) mod scripted;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,6 +35,12 @@ pub(crate) trait Agent: Send + Sync {
     /// judged by how it ends.
     fn conversation(&self, _task: &TaskDocument) -> Option<Box<dyn Conversation>> {
         None
+    }
+
+    /// Tells whether the conversation itself holds the agent to a JSON Schema; the prompt says it
+    /// otherwise.
+    fn takes_schema(&self) -> bool {
+        false
     }
 
     /// Gives what the agent said last of what it did, for people and for dependents.
@@ -67,7 +75,11 @@ pub(crate) struct Invocation {
 }
 
 /// All kinds that this version knows.
-const KINDS: [&dyn Agent; 2] = [&command::CommandAgent, &codex::CodexAgent];
+const KINDS: [&dyn Agent; 3] = [
+    &command::CommandAgent,
+    &codex::CodexAgent,
+    &scripted::ScriptedAgent,
+];
 
 /// Finds the agents of this host.
 pub(crate) fn offers(own: Own<'_>) -> Vec<AgentOffer> {

@@ -6,17 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_proto::v1;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::allowance::Allowance;
+use super::dialogue::Dialogue;
 use super::scribe::Scribe;
+use super::talk::{Heard, Means, Spoken, Standing, Talk};
 use super::{Orders, Stop};
 use crate::clock::{self, Boottime};
 use crate::failure;
 use crate::spool::{OUTPUT_BYTES_MAX, Taken};
 use crate::supervisor::{
-    CgroupUse, Content, End, Error, Event, ExitReport, Launch, Leftover, LostTree, Mark,
+    CgroupUse, Content, End, Error, Event, ExitReport, Input, Launch, Leftover, LostTree, Mark,
     OutputReader, Stream, SupervisedProcess, leftover,
 };
 
@@ -27,8 +29,15 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// rest of its output.
 const DISK_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Bytes of a conversation's output that are kept until it was understood: without the rest it could
+/// not go on, so this is far more than what is told of it.
+const CONVERSATION_BYTES_MAX: u64 = 1 << 30;
+/// How long an agent may take to end once its conversation is over.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long an interrupted agent may take to say so.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(3);
+
 /// What to launch.
-#[derive(Debug)]
 pub(crate) struct Program {
     pub(crate) argv: Vec<String>,
     pub(crate) cwd: PathBuf,
@@ -45,6 +54,8 @@ pub(crate) struct Program {
     pub(crate) disk: Allowance,
     /// Variables whose values are hidden in its output.
     pub(crate) masked: BTreeSet<String>,
+    /// The conversation with it, if it is not only started and judged.
+    pub(crate) dialogue: Option<(Dialogue, Means)>,
 }
 
 /// Why a program is no more.
@@ -67,8 +78,10 @@ pub(crate) enum Ran {
 pub(crate) struct Launched {
     pub(crate) ran: Ran,
     pub(crate) report: ExitReport,
-    /// The end of its output.
+    /// The end of its output; of one with which there was a conversation, of what it complained.
     pub(crate) tail: Vec<u8>,
+    /// What the conversation came to.
+    pub(crate) spoken: Option<Spoken>,
 }
 
 /// Runs a program to its end, whatever that is; returns once no process of it is left.
@@ -88,12 +101,24 @@ pub(crate) async fn run(
         env: program.env,
         deadline: current.deadline,
         term_grace_ms: u64::try_from(program.term_grace.as_millis()).unwrap_or(u64::MAX),
-        output_bytes_max: OUTPUT_BYTES_MAX,
+        output_bytes_max: match program.dialogue {
+            Some(_) => CONVERSATION_BYTES_MAX,
+            None => OUTPUT_BYTES_MAX,
+        },
         cgroup: CgroupUse::IfPossible,
         mark: Mark::random(),
         masked: program.masked,
+        input: match program.dialogue {
+            Some(_) => Input::Pipe,
+            None => Input::Nothing,
+        },
     };
     let folder = program.folder;
+    let talk = program
+        .dialogue
+        .map(|(dialogue, means)| Talk::begin(&folder, program.number, dialogue, means))
+        .transpose()?;
+    let mut standing = talk.as_ref().map(Talk::standing);
     let mut process = SupervisedProcess::spawn(executable, launch, &folder).await?;
     let more = Arc::new(Notify::new());
     let gone = CancellationToken::new();
@@ -107,30 +132,63 @@ pub(crate) async fn run(
         Arc::clone(&more),
         gone.clone(),
         scribe.clone(),
+        talk.as_ref().map(|talk| talk.heard.clone()),
     ));
     let mut ran = Ran::Ended;
+    let mut ends_at = program.ends_at;
     let mut last_sign = clock::now();
+    // When a program is ended that should have ended by itself.
+    let mut ended_at = None;
+    let mut looked_at = last_sign;
     let over_disk = program.disk.exceeded();
     tokio::pin!(over_disk);
     loop {
+        let stands = standing
+            .as_mut()
+            .map(|standing| *standing.borrow_and_update())
+            .unwrap_or_default();
+        let now = clock::now();
+        if stands.waits {
+            // Nobody's time runs while a person is asked.
+            ends_at = ends_at.after(now.since(looked_at));
+            last_sign = now;
+        }
+        looked_at = now;
         if ran == Ran::Ended {
-            let now = clock::now();
             let idle_until = program.idle.map(|idle| last_sign.after(idle));
             if let Some(stop) = current.stop {
                 ran = Ran::Stopped(stop);
-            } else if now >= program.ends_at {
+                process.stop();
+            } else if stands.over {
+                ended_at.get_or_insert(now.after(CLOSE_PATIENCE));
+            } else if now >= ends_at {
                 ran = Ran::TimedOut;
             } else if idle_until.is_some_and(|until| now >= until) {
                 ran = Ran::Stalled;
             }
-            if ran != Ran::Ended {
-                process.stop();
+            if matches!(ran, Ran::TimedOut | Ran::Stalled) {
+                match &talk {
+                    Some(talk) => {
+                        talk.cancel();
+                        ended_at = Some(now.after(CANCEL_PATIENCE));
+                    }
+                    None => process.stop(),
+                }
             }
         }
-        let next = program.idle.map_or(program.ends_at, |idle| {
-            program.ends_at.min(last_sign.after(idle))
-        });
-        let wait = next.since(clock::now()).min(LOOK_AGAIN);
+        if ended_at.is_some_and(|at| now >= at || (stands.over && ran != Ran::Ended)) {
+            ended_at = None;
+            process.stop();
+        }
+        let mut next = ends_at;
+        if let Some(idle) = program.idle {
+            next = next.min(last_sign.after(idle));
+        }
+        if let Some(at) = ended_at {
+            next = next.min(at);
+        }
+        let wait = next.since(now).min(LOOK_AGAIN);
+        let waits_for_time = ran == Ran::Ended || ended_at.is_some();
         tokio::select! {
             event = process.next_event() => match event {
                 None | Some(Event::Gone) => break,
@@ -151,7 +209,8 @@ pub(crate) async fn run(
                     current = new;
                 }
             }
-            () = tokio::time::sleep(wait), if ran == Ran::Ended => {}
+            () = tokio::time::sleep(wait), if waits_for_time => {}
+            () = stands_otherwise(&mut standing) => {}
             bytes = &mut over_disk, if ran == Ran::Ended => {
                 ran = Ran::OverDisk(bytes);
                 process.stop();
@@ -167,7 +226,7 @@ pub(crate) async fn run(
         tokio::time::sleep(DISK_PATIENCE).await;
         stop
     };
-    let tail = tokio::select! {
+    let mut tail = tokio::select! {
         tail = &mut pump => tail.unwrap_or_default(),
         stop = patience => {
             pump.abort();
@@ -177,7 +236,30 @@ pub(crate) async fn run(
             Vec::new()
         }
     };
-    Ok(Launched { ran, report, tail })
+    let mut spoken = None;
+    if let Some(talk) = talk {
+        spoken = talk
+            .ended(report.end.clone(), std::mem::take(&mut tail))
+            .await;
+    }
+    Ok(Launched {
+        ran,
+        report,
+        tail,
+        spoken,
+    })
+}
+
+/// Waits until a conversation stands otherwise; for ever where there is none.
+async fn stands_otherwise(standing: &mut Option<watch::Receiver<Standing>>) {
+    let changed = match standing {
+        Some(standing) => standing.changed().await.is_ok(),
+        None => false,
+    };
+    if !changed {
+        *standing = None;
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Waits for the order to stop.
@@ -235,13 +317,22 @@ pub(crate) async fn pump(
     more: Arc<Notify>,
     gone: CancellationToken,
     scribe: Scribe,
+    heard: Option<mpsc::Sender<Heard>>,
 ) -> Vec<u8> {
     let mut tail = Tail::default();
     let mut dropped = 0;
     loop {
         // Before reading: what was written before the end is read after it was seen.
         let is_last = gone.is_cancelled();
-        match drain(&folder, &mut taken, &scribe, &mut tail, &mut dropped).await {
+        match drain(
+            &folder,
+            &mut taken,
+            (&scribe, heard.as_ref()),
+            &mut tail,
+            &mut dropped,
+        )
+        .await
+        {
             Ok(()) => {}
             // Not there before the program has started; damage was told and is the end.
             Err(Error::File { .. }) if !is_last => {}
@@ -266,7 +357,7 @@ pub(crate) async fn pump(
 async fn drain(
     folder: &Path,
     taken: &mut Taken,
-    scribe: &Scribe,
+    (scribe, heard): (&Scribe, Option<&mpsc::Sender<Heard>>),
     tail: &mut Tail,
     dropped: &mut u64,
 ) -> Result<(), Error> {
@@ -274,6 +365,13 @@ async fn drain(
     while let Some(record) = reader.next_record()? {
         taken.position = reader.offset();
         match record.content {
+            Content::Output {
+                stream: Stream::Stdout,
+                bytes,
+            } if let Some(heard) = heard => {
+                // A conversation that is gone has no use for it.
+                let _ = heard.send((bytes, *taken)).await;
+            }
             Content::Output { stream, bytes } => {
                 tail.push(&bytes);
                 let stream = match stream {

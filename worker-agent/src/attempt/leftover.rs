@@ -112,7 +112,7 @@ impl Found {
             let folder = lease_folder.launch(number);
             if supervisor::OutputReader::open(&folder, position).is_ok() {
                 let more = Arc::new(Notify::new());
-                launch::pump(folder, from, more, gone, scribe.clone()).await;
+                launch::pump(folder, from, more, gone, scribe.clone(), None).await;
             }
         }
         if !lease_folder.is_published() {

@@ -1,14 +1,20 @@
 //! The work of one lease, from its grant to its report.
 
 mod allowance;
+mod bounds;
+mod capture;
+mod dialogue;
 mod environment;
 mod folder;
 mod launch;
 mod leftover;
 pub mod machine;
+mod policy;
+mod prompt;
 mod publish;
 mod runner;
 mod scribe;
+mod talk;
 mod verify;
 
 use std::collections::BTreeMap;

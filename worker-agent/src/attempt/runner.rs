@@ -13,16 +13,20 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::allowance::Allowance;
+use super::dialogue::{Dialogue, Subject};
 use super::environment::environment;
 use super::folder::LeaseFolder;
 use super::launch::{self, Launched, Program, Ran};
 use super::machine::{Happened, Next, Phase};
+use super::prompt::{self, Beginning};
 use super::publish::{self, Credential};
 use super::scribe::Scribe;
+use super::talk::Means;
 use super::{FromLease, Orders, Site, Stop};
-use crate::agent::{Place, agent_of};
+use crate::agent::conversation::Opening;
+use crate::agent::{Agent, Place, agent_of};
 use crate::clock::{self, Boottime};
-use crate::document::TaskDocument;
+use crate::document::{Change, TaskDocument};
 use crate::failure::{chain, class, failure};
 use crate::identity::create_private;
 use crate::mask::{Hidden, Mask};
@@ -40,6 +44,8 @@ const KEEP_LIMIT: Duration = Duration::from_secs(30);
 /// Tries of keeping them, and the pause between two.
 const KEEP_TRIES: u32 = 4;
 const KEEP_PAUSE: Duration = Duration::from_millis(500);
+/// Longest summary on the wire.
+const SUMMARY_BYTES_MAX: usize = 4_096;
 /// Limit of work whose grant and document name none.
 const TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
 
@@ -62,6 +68,10 @@ pub(crate) struct Runner {
     hidden: Hidden,
     /// What the agent said last of its work.
     summary: String,
+    /// What the agent consumed.
+    consumed: Usage,
+    /// An attempt that changed nothing has failed.
+    must_change: bool,
 }
 
 impl Runner {
@@ -77,6 +87,8 @@ impl Runner {
             run_time: Duration::ZERO,
             hidden: Hidden::default(),
             summary: String::new(),
+            consumed: Usage::default(),
+            must_change: false,
         }
     }
 
@@ -259,6 +271,10 @@ impl Runner {
         program.cwd.clone_from(&place.work);
         program.ends_at = self.began.after(self.limit(task.timeout_ms));
         program.idle = task.idle_timeout_ms.map(Duration::from_millis);
+        match self.dialogue(&task, agent, &place, scribe) {
+            Ok(dialogue) => program.dialogue = dialogue,
+            Err(failure) => return Happened::Failed(failure),
+        }
         let launched = self.launch(program, scribe).await;
         done.cancel();
         if let Some(wip) = wip {
@@ -268,6 +284,19 @@ impl Runner {
         self.empty_tmp().await;
         match launched {
             Err(happened) => happened,
+            Ok(Launched {
+                spoken: Some(spoken),
+                ..
+            }) => match spoken.result {
+                Ok(said) => {
+                    self.summary = said.message;
+                    let end = self.summary.floor_char_boundary(SUMMARY_BYTES_MAX);
+                    self.summary.truncate(end);
+                    self.must_change = task.change == Change::Required;
+                    Happened::Done
+                }
+                Err(failure) => Happened::Failed(failure),
+            },
             Ok(Launched { report, tail, .. }) => match agent.judge(&report.end, &tail) {
                 Ok(()) => {
                     self.summary = agent.summary(&place);
@@ -342,7 +371,55 @@ impl Runner {
                 folders: vec![self.work_folder(), self.folder.tmp()],
             },
             masked: given.masked.clone(),
+            dialogue: None,
         }
+    }
+
+    /// Prepares the conversation with a task's agent, if there is one.
+    fn dialogue(
+        &self,
+        task: &TaskDocument,
+        agent: &dyn Agent,
+        place: &Place<'_>,
+        scribe: &Scribe,
+    ) -> Result<Option<(Dialogue, Means)>, Failure> {
+        let Some(conversation) = agent.conversation(task) else {
+            return Ok(None);
+        };
+        let resume = self.grant.resume.as_ref();
+        let beginning = resume.map_or(Beginning::Clean, |resume| {
+            Beginning::Unfinished(resume.attempt)
+        });
+        let mut prompt = prompt::first(task, beginning);
+        if let Some(schema) = task
+            .output_schema
+            .as_ref()
+            .filter(|_| !agent.takes_schema())
+        {
+            prompt = prompt::with_schema(&prompt, schema);
+        }
+        // Only this host has the conversation.
+        let resume = resume.filter(|resume| resume.host == self.site.host);
+        let session = resume.map(|resume| resume.session.clone());
+        let subject = Subject {
+            opening: Opening {
+                folder: place.work.clone(),
+                prompt,
+                instructions: task.instructions.clone().unwrap_or_default(),
+                resume: session.filter(|session| !session.is_empty()),
+                output_schema: task.output_schema.clone(),
+            },
+            policy: task.approvals.clone(),
+            work: self.work_folder(),
+        };
+        let means = Means {
+            lease: self.grant.lease,
+            told: self.site.told.clone(),
+            scribe: scribe.clone(),
+            hidden: self.hidden.clone(),
+            orders: self.orders.clone(),
+        };
+        Ok(Some((Dialogue::new(conversation, subject)?, means)))
     }
 
     /// Limit from start to finish: the grant's, else the document's.
@@ -389,6 +466,9 @@ impl Runner {
         };
         let ran_ms = launched.report.times.and_then(|times| times.ran_ms);
         self.run_time += Duration::from_millis(ran_ms.unwrap_or_default());
+        if let Some(spoken) = &launched.spoken {
+            self.consumed = spoken.usage;
+        }
         match launched.ran {
             Ran::Stopped(stop) => Err(Happened::Stopped(stop)),
             Ran::TimedOut => {
@@ -431,6 +511,11 @@ impl Runner {
         match until_stopped(&mut self.orders, publishing).await {
             Err(stop) => Happened::Stopped(stop),
             Ok(Ok(Ok(Some(commit)))) => outcome(outcome::Kind::Commit(commit.to_string())),
+            Ok(Ok(Ok(None))) if self.must_change => {
+                let message = "the agent said that it is done, but changed nothing; the task asks for \
+                               a change";
+                Happened::Failed(failure(class::NO_CHANGE, message, self.summary.as_bytes()))
+            }
             Ok(Ok(Ok(None))) => outcome(outcome::Kind::NoChange(Empty {})),
             Ok(Ok(Err(error))) => Happened::Failed(failure(error.class(), &chain(&error), b"")),
             Ok(Err(_)) => {
@@ -525,7 +610,7 @@ impl Runner {
     fn usage(&self) -> Usage {
         Usage {
             run_time: self.run_time.try_into().ok(),
-            ..Usage::default()
+            ..self.consumed
         }
     }
 }

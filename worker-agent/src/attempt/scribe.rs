@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 enum Entry {
     Lifecycle(agent_event::Kind),
     Output(v1::Output, Taken),
+    Activity(v1::Activity),
+    Capture(v1::Capture, Taken),
     EndOfOutput(u64),
 }
 
@@ -85,6 +87,16 @@ impl Scribe {
         let _ = self.entries.send(Entry::Output(output, taken)).await;
     }
 
+    /// Writes down what a model agent did; waits for the disk.
+    pub(crate) async fn activity(&self, activity: v1::Activity) {
+        let _ = self.entries.send(Entry::Activity(activity)).await;
+    }
+
+    /// Writes raw lines down that end at `taken`; waits for the disk.
+    pub(crate) async fn capture(&self, capture: v1::Capture, taken: Taken) {
+        let _ = self.entries.send(Entry::Capture(capture, taken)).await;
+    }
+
     /// Notes that a launch will write no more, and how much of its output was dropped before.
     pub(crate) async fn end_of_output(&self, dropped: u64) {
         let _ = self.entries.send(Entry::EndOfOutput(dropped)).await;
@@ -103,7 +115,7 @@ async fn write(
         // Lifecycle entries are few and watched by people; output comes in crumbs.
         let only_output = entries
             .iter()
-            .all(|entry| matches!(entry, Entry::Output(..)));
+            .all(|entry| !matches!(entry, Entry::Lifecycle(_)));
         if only_output && !waiting.is_closed() && entries.len() < WAITING_MAX {
             tokio::time::sleep(GATHER).await;
             while entries.len() < WAITING_MAX
@@ -149,6 +161,8 @@ fn push(spool: &mut Spool, entry: Entry) -> Result<(), frames::Error> {
     match entry {
         Entry::Lifecycle(kind) => spool.lifecycle(kind),
         Entry::Output(output, taken) => spool.output(output, taken),
+        Entry::Activity(activity) => spool.activity(activity),
+        Entry::Capture(capture, taken) => spool.capture(capture, taken),
         Entry::EndOfOutput(dropped) => spool.end_of_output(dropped),
     }
 }

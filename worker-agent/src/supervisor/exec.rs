@@ -10,8 +10,10 @@
 //! says why. A successful exec closes the socket and says nothing more.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -23,6 +25,9 @@ use serde::{Deserialize, Serialize};
 use super::cgroup;
 use super::report::{Containment, ExecFailure};
 
+/// Opening a pipe that nobody writes to would wait for ever.
+const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+
 /// Is what the shim is to become.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Request {
@@ -30,6 +35,8 @@ pub(super) struct Request {
     pub(super) cwd: PathBuf,
     pub(super) env: BTreeMap<String, String>,
     pub(super) cgroup: Option<PathBuf>,
+    /// Pipe to read; nothing if absent.
+    pub(super) input: Option<PathBuf>,
     /// Process id of the supervisor.
     pub(super) supervisor: i32,
 }
@@ -85,11 +92,27 @@ fn become_agent(socket: &mut UnixStream) -> ExecFailure {
                     message: "there is no program".to_owned(),
                 };
             };
+            // It does not wait: the worker has opened it, or is gone, and then so is the supervisor soon.
+            let input = request.input.as_ref().map_or(Ok(Stdio::null()), |path| {
+                let pipe = File::options()
+                    .read(true)
+                    .custom_flags(NONBLOCK)
+                    .open(path)?;
+                rustix::io::ioctl_fionbio(&pipe, false)?;
+                Ok::<_, io::Error>(Stdio::from(pipe))
+            });
+            let input = match input {
+                Ok(input) => input,
+                Err(error) => {
+                    let message = format!("its input cannot be opened: {error}");
+                    return ExecFailure::Other { message };
+                }
+            };
             let error = Command::new(program)
                 .args(arguments)
                 .env_clear()
                 .envs(&request.env)
-                .stdin(Stdio::null())
+                .stdin(input)
                 .exec();
             match error.kind() {
                 io::ErrorKind::NotFound => ExecFailure::NotFound,

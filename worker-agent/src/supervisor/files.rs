@@ -25,6 +25,8 @@ pub(super) const LOCKS: [&str; 2] = [GUARD_LOCK, LOCK];
 pub(super) const EXIT: &str = "exit.json";
 /// Spool of what the agent wrote.
 pub(super) const OUTPUT: &str = "agent.out";
+/// Pipe to the agent's standard input; exists only if it has one.
+pub(super) const INPUT: &str = "agent.in";
 /// Path of the tree's cgroup; exists only if there is one.
 pub(super) const CGROUP: &str = "cgroup";
 /// What the supervisor itself complained about.

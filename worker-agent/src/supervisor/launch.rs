@@ -64,6 +64,17 @@ pub enum CgroupUse {
     Never,
 }
 
+/// Says what a program reads from its standard input.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Input {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// What the worker writes into the pipe of [`open_input`](super::open_input).
+    Pipe,
+}
+
 /// Is one launch: what runs, where, with what, and until when.
 ///
 /// It may hold secrets in `env`; its file is readable by the owner alone and `Debug` leaves the
@@ -90,6 +101,9 @@ pub struct Launch {
     /// Names of variables whose values are hidden in everything that is stored of the output.
     #[serde(default)]
     pub masked: BTreeSet<String>,
+    /// What its standard input is.
+    #[serde(default)]
+    pub input: Input,
 }
 
 impl std::fmt::Debug for Launch {
@@ -178,6 +192,7 @@ mod tests {
             cgroup: CgroupUse::IfPossible,
             mark: Mark::random(),
             masked: ["TOKEN".to_owned()].into(),
+            input: Input::Nothing,
         }
     }
 

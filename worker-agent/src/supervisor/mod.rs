@@ -29,6 +29,7 @@ mod error;
 mod exec;
 mod files;
 mod guard;
+mod input;
 mod launch;
 mod leftover;
 mod notices;
@@ -46,7 +47,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub use error::Error;
-pub use launch::{CgroupUse, Launch, MARK_VARIABLE, Mark, TERM_GRACE};
+pub use input::open_input;
+pub use launch::{CgroupUse, Input, Launch, MARK_VARIABLE, Mark, TERM_GRACE};
 pub use leftover::{Leftover, leftover};
 pub use process::{Control, Event, SupervisedProcess};
 pub use report::{

@@ -23,7 +23,7 @@ use rustix::time::{
 use super::cgroup::Cgroup;
 use super::ending::{Ending, Progress};
 use super::exec::{Answer, Request};
-use super::launch::{CgroupUse, Launch, MARK_VARIABLE};
+use super::launch::{CgroupUse, Input, Launch, MARK_VARIABLE};
 use super::notices::Notices;
 use super::protocol::{Lines, Notice, Order};
 use super::report::{Containment, End, ExecFailure, ExitReport, ExitStatus, StopCause, Times};
@@ -250,6 +250,10 @@ impl Supervisor {
             cwd: self.launch.cwd.clone(),
             env,
             cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
+            input: match self.launch.input {
+                Input::Nothing => None,
+                Input::Pipe => Some(self.dir.join(files::INPUT)),
+            },
             supervisor: getpid().as_raw_nonzero().get(),
         };
         let request = serde_json::to_vec(&request)?;

@@ -19,6 +19,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let ttl = Duration::from_millis(ttl_ms.parse()?);
     let launch = Launch {
+        input: worker_agent::supervisor::Input::Nothing,
         argv: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         cwd: folder.into(),
         env: [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into(),

@@ -64,6 +64,7 @@ impl Bench {
     /// Is a launch of a shell script in the folder, with ten minutes to go.
     pub(crate) fn launch(&self, script: &str) -> Launch {
         Launch {
+            input: worker_agent::supervisor::Input::Nothing,
             argv: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
             cwd: self.dir().to_owned(),
             env: [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into(),

@@ -51,8 +51,27 @@ impl State {
         let of_lease = self.reports.iter().filter(|report| report.lease == lease);
         let kinds = of_lease.filter_map(|report| report.kind.as_ref());
         kinds
-            .filter(|kind| !matches!(kind, report::Kind::Started(_)))
+            .filter(|kind| {
+                !matches!(
+                    kind,
+                    report::Kind::Started(_)
+                        | report::Kind::Asked(_)
+                        | report::Kind::QuestionClosed(_)
+                        | report::Kind::SessionOpened(_)
+                )
+            })
             .collect()
+    }
+
+    /// What a lease's agent did.
+    pub(crate) fn activities(&self, lease: u64) -> Vec<muster_proto::v1::activity::Kind> {
+        use muster_proto::v1::agent_event::Kind;
+        let events = self.events.get(&lease).into_iter().flatten();
+        let activities = events.filter_map(|event| match &event.kind {
+            Some(Kind::Activity(activity)) => activity.kind.clone(),
+            _ => None,
+        });
+        activities.collect()
     }
 
     /// What processes of a lease wrote.

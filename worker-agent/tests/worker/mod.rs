@@ -3,5 +3,6 @@
 mod attempts;
 mod bench;
 mod command_line;
+mod conversations;
 mod fake;
 mod sessions;

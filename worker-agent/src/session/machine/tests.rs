@@ -430,6 +430,7 @@ impl Observer {
                 }
                 Output::Drop { lease } => assert!(!self.running.contains_key(lease)),
                 Output::EventsAcknowledged { .. } => {}
+                Output::Answers { .. } => panic!("nobody was asked"),
             }
         }
     }

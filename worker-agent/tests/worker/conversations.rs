@@ -1,0 +1,243 @@
+//! Agents that are talked with: the scripted one, under real supervisors.
+
+use std::time::Duration;
+
+use muster_proto::v1::coordinator_message::Kind as Say;
+use muster_proto::v1::{
+    Answer, Answers, Grant, LeaseAnswers, Outcome, TurnEnd, activity, outcome, report,
+};
+use serde_json::{Value, json};
+
+use super::bench::Bench;
+
+fn task(script: &str, more: &Value) -> Value {
+    let mut task = json!({
+        "name": "t", "agent": {"name": "scripted", "kind": "scripted"}, "run": script, "prompt": "do it",
+    });
+    if let (Value::Object(task), Value::Object(more)) = (&mut task, more) {
+        task.extend(more.clone());
+    }
+    task
+}
+
+fn grant(bench: &Bench, lease: u64, script: &str, more: &Value) -> Grant {
+    bench.attempt(lease, &task(script, more))
+}
+
+fn class_of(kind: report::Kind) -> (String, String) {
+    match kind {
+        report::Kind::Failed(failed) => {
+            let failure = failed.failure.unwrap();
+            (failure.class, failure.message)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn answers(lease: u64, question: u32, choice: &str) -> Say {
+    let answer = Answer {
+        question,
+        choice: choice.to_owned(),
+        text: "because".to_owned(),
+    };
+    Say::Answers(Answers {
+        leases: vec![LeaseAnswers {
+            lease,
+            answers: vec![answer],
+        }],
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_ends_in_a_published_commit_with_what_was_said_and_consumed() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let script = r#"read -r prompt; echo "$prompt" > prompt; echo session s1 model-1
+        echo usage model-1 100 40 20 5; echo say working; echo usage model-1 50 0 10 0
+        echo done all good; cat > rest; echo late > late"#;
+    bench.fake.grant(grant(&bench, 7, script, &json!({}))).await;
+    let report::Kind::Succeeded(succeeded) = bench.fake.last_word(7).await else {
+        panic!("it failed");
+    };
+    assert_eq!(succeeded.summary, "all good");
+    let usage = succeeded.usage.unwrap();
+    assert_eq!((usage.input_tokens, usage.cached_input_tokens), (150, 40));
+    assert_eq!((usage.output_tokens, usage.reasoning_tokens), (30, 5));
+    let Some(Outcome {
+        kind: Some(outcome::Kind::Commit(commit)),
+    }) = succeeded.outcome
+    else {
+        panic!("no commit");
+    };
+    // Its input was closed, and it was waited for.
+    assert_eq!(bench.remote_file(&commit, "late").unwrap(), "late\n");
+    assert_eq!(
+        bench.remote_file(&commit, "prompt").unwrap(),
+        "prompt \"do it\"\n"
+    );
+    bench.forgotten(7).await;
+    bench.fake.with(|state| {
+        let consumed = |kind: &activity::Kind| match kind {
+            activity::Kind::Usage(usage) => Some(usage.input_tokens),
+            _ => None,
+        };
+        let activities = state.activities(7);
+        assert_eq!(
+            activities.iter().filter_map(consumed).collect::<Vec<_>>(),
+            [100, 50]
+        );
+        assert!(activities.iter().any(|kind| matches!(
+            kind, activity::Kind::TurnEnded(turn) if turn.end() == TurnEnd::Completed
+        )));
+        let sessions = state.reports.iter().filter(|report| {
+            matches!(&report.kind, Some(report::Kind::SessionOpened(session)) if session.id == "s1")
+        });
+        assert_eq!(sessions.count(), 1);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_reaches_the_agent_and_no_clock_runs_meanwhile() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let script = r#"read -r prompt; echo ask command make; read -r answer
+        echo "$answer" > answer; echo done"#;
+    let limits =
+        json!({"approvals": {"ask": "always"}, "idle_timeout_ms": 400, "timeout_ms": 1_500});
+    bench.fake.grant(grant(&bench, 7, script, &limits)).await;
+    let asked = bench.fake.until("the question", |state| {
+        state.reports.iter().find_map(|report| match &report.kind {
+            Some(report::Kind::Asked(question)) => Some(question.title.clone()),
+            _ => None,
+        })
+    });
+    assert_eq!(asked.await, "make");
+    // Longer than both limits, as heartbeats count.
+    let now = bench.fake.with(|state| state.heartbeat);
+    bench
+        .fake
+        .until("two seconds of heartbeats", |state| {
+            (state.heartbeat > now + 20).then_some(())
+        })
+        .await;
+    bench.fake.say(answers(7, 1, "allow")).await;
+    // As every session is told until the question is closed.
+    bench.fake.say(answers(7, 1, "deny")).await;
+    let report::Kind::Succeeded(succeeded) = bench.fake.last_word(7).await else {
+        panic!("it failed");
+    };
+    let Some(outcome::Kind::Commit(commit)) = succeeded.outcome.unwrap().kind else {
+        panic!("no commit");
+    };
+    let answer = bench.remote_file(&commit, "answer").unwrap();
+    assert_eq!(answer, "answer 1 allow \"because\"\n");
+    let closed = bench.fake.with(|state| {
+        let closed = state
+            .reports
+            .iter()
+            .filter_map(|report| match &report.kind {
+                Some(report::Kind::QuestionClosed(closed)) => Some(closed.choice.clone()),
+                _ => None,
+            });
+        closed.collect::<Vec<_>>()
+    });
+    assert_eq!(closed, ["allow"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_without_end_is_interrupted_first_and_leaves_nothing() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let script = r#"read -r prompt; sleep 600 & echo $! > "$TMPDIR/../child"
+        read -r word; echo usage m 1 0 1 0; echo say "$word"; echo interrupted; sleep 600"#;
+    let limits = json!({"timeout_ms": 1_000});
+    bench.fake.grant(grant(&bench, 7, script, &limits)).await;
+    let (class, message) = class_of(bench.fake.last_word(7).await);
+    assert_eq!(class, "timed_out", "{message}");
+    bench.forgotten(7).await;
+    let activities = bench.fake.with(|state| state.activities(7));
+    let told = |wanted: &str| {
+        activities
+            .iter()
+            .any(|kind| matches!(kind, activity::Kind::Message(delta) if delta.text == wanted))
+    };
+    assert!(told("cancel"), "{activities:?}");
+    assert!(
+        activities
+            .iter()
+            .any(|kind| matches!(kind, activity::Kind::Usage(_)))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_ends_in_mid_turn_has_crashed_and_its_complaint_is_told() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let script = "read -r prompt; echo say working; echo out of memory >&2; exit 0";
+    bench.fake.grant(grant(&bench, 7, script, &json!({}))).await;
+    let (class, message) = class_of(bench.fake.last_word(7).await);
+    assert_eq!(
+        (class.as_str(), message.as_str()),
+        ("agent_crashed", "out of memory")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_says_done_but_changed_nothing_has_not_succeeded_where_a_change_was_asked_for()
+ {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let script = "read -r prompt; echo done I changed everything";
+    bench
+        .fake
+        .grant(grant(&bench, 7, script, &json!({"change": "required"})))
+        .await;
+    let (class, _) = class_of(bench.fake.last_word(7).await);
+    assert_eq!(class, "no_change");
+    bench.fake.grant(grant(&bench, 8, script, &json!({}))).await;
+    let last = bench.fake.last_word(8).await;
+    assert!(matches!(last, report::Kind::Succeeded(_)), "{last:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_does_not_end_after_its_last_word_is_ended() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let script = "read -r prompt; echo done; trap '' TERM; while :; do sleep 600; done";
+    let began = std::time::Instant::now();
+    bench.fake.grant(grant(&bench, 7, script, &json!({}))).await;
+    let last = bench.fake.last_word(7).await;
+    assert!(matches!(last, report::Kind::Succeeded(_)), "{last:?}");
+    assert!(began.elapsed() >= Duration::from_secs(5));
+    bench.forgotten(7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn raw_lines_are_kept_both_ways() {
+    use muster_proto::v1::{Direction, agent_event::Kind};
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let script = "read -r prompt; echo say hello; echo done";
+    bench.fake.grant(grant(&bench, 7, script, &json!({}))).await;
+    bench.fake.last_word(7).await;
+    bench.forgotten(7).await;
+    let directions = bench.fake.with(|state| {
+        let events = state.events.get(&7).into_iter().flatten();
+        let captures = events.filter_map(|event| match &event.kind {
+            Some(Kind::Capture(capture)) => Some((capture.direction(), capture.bytes)),
+            _ => None,
+        });
+        captures.collect::<Vec<_>>()
+    });
+    let bytes = |wanted: Direction| {
+        let of_it = directions
+            .iter()
+            .filter(|(direction, _)| *direction == wanted);
+        of_it.map(|(_, bytes)| bytes).sum::<u64>()
+    };
+    assert_eq!(bytes(Direction::ToAgent), "prompt \"do it\"\n".len() as u64);
+    assert_eq!(
+        bytes(Direction::FromAgent),
+        "say hello\ndone\n".len() as u64
+    );
+}
