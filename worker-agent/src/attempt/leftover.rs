@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::folder::LeaseFolder;
 use super::launch;
+use super::overheard;
 use super::scribe::Scribe;
 use super::{FromLease, Site};
 use crate::failure::chain;
@@ -85,6 +86,7 @@ impl Found {
     pub(crate) async fn settle(self, site: Arc<Site>) {
         let lease = self.grant.lease;
         let taken = self.spool.taken();
+        let usages = self.spool.usages();
         let Self {
             grant,
             folder: lease_folder,
@@ -110,6 +112,10 @@ impl Found {
                 position,
             };
             let folder = lease_folder.launch(number);
+            let document = &grant.document;
+            if overheard::settle(document, &folder, from, usages, &scribe).await {
+                continue;
+            }
             if supervisor::OutputReader::open(&folder, position).is_ok() {
                 let more = Arc::new(Notify::new());
                 launch::pump(folder, from, more, gone, scribe.clone(), None).await;

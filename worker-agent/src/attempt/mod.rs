@@ -9,6 +9,7 @@ mod folder;
 mod launch;
 mod leftover;
 pub mod machine;
+mod overheard;
 mod policy;
 mod prompt;
 mod publish;

@@ -241,3 +241,31 @@ async fn raw_lines_are_kept_both_ways() {
         "say hello\ndone\n".len() as u64
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_consumed_is_told_once_though_the_worker_is_killed_in_mid_turn() {
+    let consumed = |activities: Vec<activity::Kind>| -> Vec<u64> {
+        let usages = activities.into_iter().filter_map(|kind| match kind {
+            activity::Kind::Usage(usage) => Some(usage.input_tokens),
+            _ => None,
+        });
+        usages.collect()
+    };
+    let bench = Bench::new().await;
+    let worker = bench.worker();
+    // The last call of the model is told while the supervisor ends the agent.
+    let script = r#"trap 'echo usage m 4 0 1 0; exit 0' TERM; read -r prompt
+        echo usage m 1 0 1 0; echo usage m 2 0 1 0; while :; do sleep 0.05; done"#;
+    bench.fake.grant(grant(&bench, 7, script, &json!({}))).await;
+    bench
+        .fake
+        .until("two calls", |state| {
+            (consumed(state.activities(7)).len() == 2).then_some(())
+        })
+        .await;
+    worker.crash().await;
+    let _worker = bench.worker();
+    bench.forgotten(7).await;
+    let all = bench.fake.with(|state| consumed(state.activities(7)));
+    assert_eq!(all, [1, 2, 4]);
+}
