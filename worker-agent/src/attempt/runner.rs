@@ -240,6 +240,21 @@ impl Runner {
             Ok(invoked) => invoked,
             Err(failure) => return Happened::Failed(failure),
         };
+        if let (Some(workspace), Some(hooks)) = (workspace, &task.hooks) {
+            if let Err(error) = workspace.run_hooks_of(hooks).await {
+                let error = chain(&error);
+                self.site.disk.suspect_if_sign(&error);
+                return Happened::Failed(failure(class::WORKSPACE, &error, b""));
+            }
+            let there = workspace.work().join(hooks).is_dir();
+            scribe
+                .note(if there {
+                    format!("commits of this attempt run the hooks in {hooks}")
+                } else {
+                    format!("there is no folder {hooks} to run hooks of when this attempt commits")
+                })
+                .await;
+        }
         let done = CancellationToken::new();
         let _done_with_this = done.clone().drop_guard();
         let wip = match (workspace, &self.grant.source) {

@@ -1,5 +1,6 @@
 //! Where the code of a run comes from, as a commit in a repository of this machine.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use muster_git::{
@@ -11,7 +12,7 @@ use tempfile::TempDir;
 use super::ReadPlan;
 use crate::cli::error::{CliError, Kind, Result};
 use crate::output::Output;
-use crate::plan::{FolderRepo, Repo};
+use crate::plan::{FolderRepo, Hooks, PlanDocument, Repo};
 
 /// When every commit of a folder was made: a repeat must give the same commit. 2000-01-01.
 const FOLDER_COMMIT_TIME: u64 = 946_684_800;
@@ -76,6 +77,42 @@ impl Source {
             }
         };
         Ok(Some(found))
+    }
+
+    /// Checks that the folders whose hooks the plan wants to run are in the base commit.
+    ///
+    /// # Errors
+    /// One is not, so that its hooks would silently not run.
+    pub(crate) async fn has_hooks(&self, document: &PlanDocument) -> Result<()> {
+        let tasks = document.tasks.iter().map(|task| &task.settings);
+        let hooks = tasks.chain([&document.defaults]).filter_map(|settings| {
+            let Some(Hooks::In(folder)) = &settings.hooks else {
+                return None;
+            };
+            Some(folder.path.as_str())
+        });
+        for folder in hooks.collect::<BTreeSet<_>>() {
+            let base = self.base.to_string();
+            let listed = self
+                .repository
+                .command()
+                .env("GIT_LITERAL_PATHSPECS", "1")
+                .args(["ls-tree", "-d", "--full-tree", "--name-only", "-z"])
+                .args(["--end-of-options", base.as_str(), folder])
+                .run_ok()
+                .await?;
+            if listed.stdout.is_empty() {
+                let base = crate::cli::show::short(&base);
+                return Err(CliError::user(format!(
+                    "`hooks`: the commit {base} that the run starts from has no folder {folder:?}"
+                ))
+                .hint(
+                    "commit the folder with its hooks, or write `hooks: never`; those in \
+                     .git/hooks are not part of any commit",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Tells what may keep the repository from being pushed, and the way out.
