@@ -221,7 +221,7 @@ impl Reader<'_> {
 
     /// Takes the events of a log, through broken connections, each once.
     async fn events(&mut self, task: &str, follow: bool, kept: &mut Option<Tail>) -> Result<Read> {
-        let request = v1::ReadLogRequest {
+        let mut request = v1::ReadLogRequest {
             run: self.run.clone(),
             task: task.to_owned(),
             attempt: self.options.attempt.unwrap_or_default(),
@@ -229,9 +229,13 @@ impl Reader<'_> {
             verify: self.options.verify || task.is_empty(),
             after: 0,
             follow,
+            after_lease: 0,
         };
         let mut patience = Patience::new();
         loop {
+            let newest = self.newest.get(task).copied().unwrap_or_default();
+            request.after_lease = newest;
+            request.after = self.seen.get(&newest).copied().unwrap_or_default();
             let error = match self.once(task, &request, kept, &mut patience).await {
                 Ok(read) => return Ok(read),
                 // One of several tasks may not have been verified.
