@@ -156,7 +156,8 @@ async fn events_are_kept_after_the_end_of_their_lease_and_of_their_run() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_of_a_verify_that_was_repeated_gets_each_event_once() {
     let world = World::start().await;
-    let plan = "name: p\nrepo: .\ntasks:\n  - {name: a, run: 'true', agent: command, verify: ['true']}\n";
+    let plan =
+        "name: p\nrepo: .\ntasks:\n  - {name: a, run: 'true', agent: command, verify: ['true']}\n";
     let run = world.submit_with_repository(plan, "key").await;
     let mut worker = Worker::join(&world, "w").await;
     let grant = worker.grant().await;

@@ -40,7 +40,7 @@ mod workspace;
 pub use cache::{Cache, CachedCommit};
 pub use command::{Git, GitCommand, Mode, Output};
 pub use conflict::{Conflict, ConflictKind, Conflicts, Hunk, Hunks, Side, Stage};
-pub use diff::{Change, ChangeKind, Patch};
+pub use diff::{BinaryFiles, Change, ChangeKind, Patch};
 pub use error::GitError;
 pub use history::{Commit, CommitTime, Identity};
 pub use merge::{Fold, Merge, MergeFuture, MergeRequest, Merger, SubprocessMerger, fold};

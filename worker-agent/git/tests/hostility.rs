@@ -1,7 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use muster_git::{Expected, RefName, Workspace};
+use muster_git::{BinaryFiles, Expected, RefName, Workspace};
 
 use crate::world::{Put, World, ada, time};
 
@@ -51,7 +51,7 @@ async fn exercise(world: &World, workspace: &Workspace) {
     let commit = taken.commit.unwrap();
     workspace
         .control()
-        .patch(base, commit, 1 << 20)
+        .patch(base, commit, BinaryFiles::Whole, 1 << 20)
         .await
         .unwrap();
     workspace.control().changes(base, commit).await.unwrap();

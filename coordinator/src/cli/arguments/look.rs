@@ -163,7 +163,14 @@ pub(crate) struct Logs {
 Examples:
   coordinator diff                 the integrated change of the last run
   coordinator diff @last build     what task `build` has changed
-  coordinator diff @last --stat    only the files and numbers of lines")]
+  coordinator diff @last --stat    only the files and numbers of lines
+  coordinator diff @last build > build.patch    for `git apply build.patch`
+  coordinator diff @last --json | jq -r '.files[] | .status + \" \" + .path'
+
+Into a pipe or a file goes the patch that `git apply` needs, byte for byte. In
+JSON, `patch` is that patch as text, or in base64 if `patch_encoding` says so,
+since it is not all UTF-8. The exit code is 0 whether anything has changed or
+not, and 2 if there is nothing to compare yet.")]
 pub(crate) struct Diff {
     /// Run [default: the last one]
     #[arg(value_name = "RUN")]
@@ -177,6 +184,9 @@ pub(crate) struct Diff {
     /// Only the files and numbers of lines
     #[arg(long)]
     pub(crate) stat: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Say why a task is not running, why it ran where it did, and what would change that
