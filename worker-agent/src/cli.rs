@@ -107,10 +107,9 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "SIZE", env = "MUSTER_CACHE_LIMIT", value_parser = size,
         default_value_t = Size(CACHE_BYTES_MAX))]
     cache_limit: Size,
-    /// Most bytes that an attempt's work tree and temporary files may take on disk, unless its task
-    /// has a `disk` of its own.
+    /// Most bytes that an attempt's work tree and temporary files may take on disk.
     ///
-    /// Looked at every few seconds, so it is no quota. An attempt that takes more is stopped and
+    /// A task's own `disk` can be less, and never more. Looked at every few seconds, so it is no quota. An attempt that takes more is stopped and
     /// fails as `disk_allowance`.
     #[arg(long, value_name = "SIZE", env = "MUSTER_DISK_LIMIT", value_parser = size,
         default_value_t = Size(DISK_BYTES_MAX))]

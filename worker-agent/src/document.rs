@@ -27,7 +27,7 @@ pub(crate) struct TaskDocument {
     pub(crate) env_from: BTreeMap<String, ValueFrom>,
     /// Variables for the agent alone, from places on the worker.
     pub(crate) secrets: BTreeMap<String, ValueFrom>,
-    /// Most bytes on disk of work tree and temporary files; the worker's own limit if absent.
+    /// Most bytes on disk of work tree and temporary files, where the worker's own limit is not less.
     pub(crate) disk_bytes: Option<u64>,
     /// Folder within the work tree whose git hooks run when the agent commits.
     pub(crate) hooks: Option<String>,

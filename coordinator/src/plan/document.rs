@@ -109,8 +109,8 @@ pub struct Settings {
     /// what the operator listed with `--secret` can be had.
     #[schemars(default, with = "SecretsSchema")]
     pub secrets: BTreeMap<String, ValueFrom>,
-    /// What the work tree and the temporary files may take on the worker's disk, such as `2 GB`; the
-    /// worker's own limit if absent. Looked at every few seconds.
+    /// What the work tree and the temporary files may take on the worker's disk, such as `2 GB`; at
+    /// most the worker's own limit, which also holds if this is absent. Looked at every few seconds.
     pub disk: Option<Size>,
     /// Folder of the repository whose git hooks run when an attempt commits by itself, or `never`;
     /// default `never`. They are part of the attempt, with its limits and variables, and must be

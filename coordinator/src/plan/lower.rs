@@ -70,7 +70,7 @@ pub struct TaskDocument {
     /// Such variables for the attempt alone.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<String, ValueFrom>,
-    /// Most bytes on disk of work tree and temporary files; the worker's own limit if absent.
+    /// Most bytes on disk of work tree and temporary files, where the worker's own limit is not less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<u64>,
     /// Folder within the work tree whose git hooks run when the agent commits; none run if absent.

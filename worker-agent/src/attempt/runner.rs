@@ -255,6 +255,10 @@ impl Runner {
                 })
                 .await;
         }
+        let disk = self.allowance(&task);
+        if disk.is_below_what_was_asked() {
+            scribe.note(format!("of disk, {disk}")).await;
+        }
         let done = CancellationToken::new();
         let _done_with_this = done.clone().drop_guard();
         let wip = match (workspace, &self.grant.source) {
@@ -352,12 +356,19 @@ impl Runner {
             term_grace: TERM_GRACE.min(ttl.unwrap_or_default() / 12),
             ends_at: self.began.after(TIMEOUT),
             idle: None,
-            disk: Allowance {
-                bytes: task.disk_bytes.unwrap_or(self.site.disk_bytes_max),
-                folders: vec![self.work_folder(), self.folder.tmp()],
-            },
+            disk: self.allowance(task),
             masked: given.masked.clone(),
         }
+    }
+
+    /// What a program of this lease may take on disk: what its task says, and never more than the
+    /// worker's operator allows.
+    fn allowance(&self, task: &TaskDocument) -> Allowance {
+        Allowance::new(
+            task.disk_bytes,
+            self.site.disk_bytes_max,
+            vec![self.work_folder(), self.folder.tmp()],
+        )
     }
 
     /// Limit from start to finish: the grant's, else the document's.
@@ -391,7 +402,7 @@ impl Runner {
             return failed(class::WORKSPACE, &error, b"");
         }
         let (ends_at, idle) = (program.ends_at, program.idle);
-        let disk_bytes_max = program.disk.bytes;
+        let disk_limit = program.disk.to_string();
         let executable = self.site.executable.clone();
         let launched = launch::run(&executable, program, &mut self.orders, scribe).await;
         let launched = match launched {
@@ -418,8 +429,7 @@ impl Runner {
             }
             Ran::OverDisk(bytes) => {
                 let message = format!(
-                    "its work tree and temporary files took {bytes} bytes of disk; {disk_bytes_max} \
-                     are allowed (`disk` of the task, else `--disk-limit` of the worker)"
+                    "its work tree and temporary files took {bytes} bytes of disk; {disk_limit}"
                 );
                 failed(class::DISK_ALLOWANCE, &message, &launched.tail)
             }

@@ -347,9 +347,30 @@ fn choose(listed: &str, base: Option<&str>) -> Option<(Wanted, ObjectFormat)> {
 
 /// Says that what is not committed stays at home; nobody expects that of a tool that runs here.
 async fn warn_of_uncommitted(git: &Git, output: Output, folder: &Path, base: ObjectId) {
-    let asked = git
-        .command(Mode::UserRepository)
-        .directory(folder)
+    let ask = || git.command(Mode::UserRepository).directory(folder);
+    let named = ["config", "--null", "--name-only", "--get-regexp"];
+    let filters = ask()
+        .args(named)
+        .arg(r"^filter\..*\.(clean|process|required)$")
+        .run()
+        .await
+        .map(|output| output.stdout)
+        .unwrap_or_default();
+    // Nor may looking run their programs. A file with a filter that was touched and not changed
+    // counts as changed, then, until the person's own git has looked at it.
+    let without_filters = filters
+        .split(|byte| *byte == 0)
+        .filter_map(|key| std::str::from_utf8(key).ok())
+        .filter(|key| !key.is_empty())
+        .fold(ask(), |command, key| {
+            let value = if key.ends_with(".required") {
+                "false"
+            } else {
+                ""
+            };
+            command.config(key, value)
+        });
+    let asked = without_filters
         // Looking must not even refresh the index.
         .env("GIT_OPTIONAL_LOCKS", "0")
         .args([
