@@ -1,4 +1,6 @@
 //! A terminal with a program in it: a real pseudo-terminal whose screen a test reads as a person does.
+//!
+//! It answers no questions, such as where its cursor is: some terminals do not, others too late.
 
 use std::io::{Read as _, Write as _};
 use std::num::NonZeroU16;
@@ -16,28 +18,6 @@ use rustix::termios::{Termios, tcgetattr};
 use crate::process::Program;
 use crate::wait::until;
 
-/// What a terminal answers to programs that ask.
-struct Answers(Arc<Pty>);
-
-impl vt100::Callbacks for Answers {
-    fn unhandled_csi(
-        &mut self,
-        screen: &mut vt100::Screen,
-        _: Option<u8>,
-        _: Option<u8>,
-        parameters: &[&[u16]],
-        command: char,
-    ) {
-        // Where is the cursor?
-        if command == 'n' && parameters == [[6]] {
-            let (row, column) = screen.cursor_position();
-            let answer = format!("\x1b[{};{}R", row + 1, column + 1);
-            // A program that has ended meanwhile asks no more.
-            let _ = (&*self.0).write_all(answer.as_bytes());
-        }
-    }
-}
-
 /// A terminal, and the program that was started in it as the leader of its session.
 pub struct Terminal {
     pty: Arc<Pty>,
@@ -45,7 +25,7 @@ pub struct Terminal {
     /// whose shell a program returns.
     pts: Pts,
     child: Child,
-    screen: Arc<Mutex<vt100::Parser<Answers>>>,
+    screen: Arc<Mutex<vt100::Parser>>,
     /// How the terminal was before the program came.
     before: Termios,
 }
@@ -79,9 +59,7 @@ impl Terminal {
         let (rows, width) = (NonZeroU16::new(lines), NonZeroU16::new(columns));
         let (rows, width) = rows.zip(width).context("a terminal without room")?;
         let pty = Arc::new(pty);
-        let answers = Answers(Arc::clone(&pty));
-        let parser = vt100::Parser::new_with_callbacks(rows, width, 0, answers);
-        let screen = Arc::new(Mutex::new(parser));
+        let screen = Arc::new(Mutex::new(vt100::Parser::new(rows, width, 0)));
         let (source, seen) = (Arc::clone(&pty), Arc::clone(&screen));
         // It ends when both sides are closed.
         std::thread::spawn(move || {
@@ -209,6 +187,6 @@ impl Drop for Terminal {
     }
 }
 
-fn lock(screen: &Mutex<vt100::Parser<Answers>>) -> MutexGuard<'_, vt100::Parser<Answers>> {
+fn lock(screen: &Mutex<vt100::Parser>) -> MutexGuard<'_, vt100::Parser> {
     screen.lock().unwrap_or_else(PoisonError::into_inner)
 }
