@@ -36,7 +36,7 @@ Examples:
 Exit codes:
     0  it was drained or left as it was told to
     1  an error
-    2  wrong usage: an option, the token file or the folder for its state
+    2  wrong usage: an option, the token file, or a folder for its state that cannot be one
     3  the coordinator refuses it: starting it again would not help
   130  ended at once by a third signal";
 /// Units of sizes, largest first.
@@ -188,6 +188,24 @@ impl Failed {
             code: 1,
         }
     }
+
+    fn of_worker(error: &worker::Error) -> Self {
+        let said = Self::of(error);
+        match error {
+            worker::Error::Refused(_) => Self {
+                code: EXIT_REFUSED,
+                ..said
+            },
+            worker::Error::Identity(error) => Self {
+                text: match error.way_out() {
+                    Some(way_out) => format!("{}; {way_out}", said.text),
+                    None => said.text,
+                },
+                code: if error.is_lasting() { EXIT_USAGE } else { 1 },
+            },
+            _ => said,
+        }
+    }
 }
 
 async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
@@ -204,13 +222,7 @@ async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
             tracing::info!(?ended, "worker ends");
             Ok(())
         }
-        Err(error) => Err(Failed {
-            code: match error {
-                worker::Error::Refused(_) => EXIT_REFUSED,
-                _ => 1,
-            },
-            ..Failed::of(&error)
-        }),
+        Err(error) => Err(Failed::of_worker(&error)),
     }
 }
 
