@@ -1,6 +1,6 @@
 //! Where the code of a run comes from, as a commit in a repository of this machine.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use muster_git::{
     CommitTime, Git, GitError, Identity, Mode, ObjectFormat, ObjectId, RefName, Refspec, Remote,
@@ -122,7 +122,7 @@ impl Source {
                 .run_ok()
         };
         let folder_prefix = ask(["rev-parse", "--show-prefix"]).await?.text();
-        let common = PathBuf::from(ask(["rev-parse", "--git-common-dir"]).await?.text());
+        let common = ask(["rev-parse", "--git-common-dir"]).await?.path();
         let common = folder.join(common);
         let common = common.canonicalize().map_err(|error| {
             CliError::new(Kind::User, error).while_doing(format!("find {}", common.display()))
