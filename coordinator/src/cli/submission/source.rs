@@ -159,7 +159,7 @@ impl Source {
                 .run_ok()
         };
         let folder_prefix = ask(["rev-parse", "--show-prefix"]).await?.text();
-        let common = PathBuf::from(ask(["rev-parse", "--git-common-dir"]).await?.text());
+        let common = ask(["rev-parse", "--git-common-dir"]).await?.path();
         let common = folder.join(common);
         let common = common.canonicalize().map_err(|error| {
             CliError::new(Kind::User, error).while_doing(format!("find {}", common.display()))
