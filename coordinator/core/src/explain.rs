@@ -214,19 +214,20 @@ fn ended(run: &Run, task: &Task) -> Explanation {
     let mut because = None;
     let detail: Box<str> = match &task.state {
         TaskState::Failed { failure, .. } => {
-            format!("{}: {}", failure.class, failure.message).into()
+            format!(": {} ({})", failure.message, failure.class).into()
         }
-        TaskState::Cancelled { by, reason, .. } => format!("by {by}: {reason}").into(),
-        TaskState::Aborted { reason, .. } => reason.clone(),
+        TaskState::Cancelled { by, reason, .. } if reason.is_empty() => format!(" by {by}").into(),
+        TaskState::Cancelled { by, reason, .. } => format!(" by {by}: {reason}").into(),
+        TaskState::Aborted { reason, .. } => format!(": {reason}").into(),
         TaskState::Skipped { because: ix, .. } => {
             because = run.task(*ix).map(|task| Arc::clone(&task.name));
             let task = run.task(*ix);
             match task.map(|task| &task.state) {
                 Some(TaskState::Failed { failure, .. }) => {
-                    format!("failed: {}: {}", failure.class, failure.message).into()
+                    format!("failed: {} ({})", failure.message, failure.class).into()
                 }
-                Some(state) => state.name().into(),
-                None => "gone".into(),
+                Some(state) => format!("is {}", state.name()).into(),
+                None => "is gone".into(),
             }
         }
         _ => "".into(),
@@ -517,12 +518,11 @@ impl fmt::Display for Explanation {
                 state,
                 because: Some(task),
                 detail,
-            } => write!(
-                f,
-                "it was {state} because of task {task}, which is {detail}"
-            ),
-            Self::Final { state, detail, .. } if detail.is_empty() => write!(f, "it {state}"),
-            Self::Final { state, detail, .. } => write!(f, "it is {state} ({detail})"),
+            } => write!(f, "it was {state} because of task {task}, which {detail}"),
+            Self::Final { state, detail, .. } => match *state {
+                "succeeded" | "failed" => write!(f, "it {state}{detail}"),
+                state => write!(f, "it was {state}{detail}"),
+            },
         }
     }
 }

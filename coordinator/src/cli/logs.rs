@@ -246,7 +246,7 @@ impl Reader<'_> {
                 }
                 Err(error) => error,
             };
-            if patience.is_first() {
+            if follow::may_pass(&error) && patience.is_first() {
                 self.away();
             }
             let client = tokio::select! {

@@ -38,11 +38,11 @@ fn a_skipped_and_a_failed_task_name_the_cause() {
     world.fail(&lease, FailureClass::AgentFailed);
     assert_eq!(
         said(&world, run, "c"),
-        "it was skipped because of task a, which is failed: agent_failed: it did not work → retry a"
+        "it was skipped because of task a, which failed: it did not work (agent_failed) → retry a"
     );
     assert_eq!(
         said(&world, run, "a"),
-        "it is failed (agent_failed: it did not work) → retry it"
+        "it failed: it did not work (agent_failed) → retry it"
     );
 }
 
@@ -157,7 +157,7 @@ fn delays_merges_questions_and_verifies_are_named() {
     world.cancel(Target::Run(checked));
     assert_eq!(
         said(&world, checked, "v"),
-        "it is cancelled (by me: enough) → retry it"
+        "it was cancelled by me: enough → retry it"
     );
 }
 
