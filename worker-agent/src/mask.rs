@@ -264,9 +264,16 @@ fn break_length(text: &[u8]) -> usize {
         [0x1b] => 1,
         [0x1b, b'[', rest @ ..] => {
             let most = SEQUENCE_BYTES_MAX - 2;
-            let end = rest.iter().take(most).position(|byte| !(0x20..=0x3f).contains(byte));
+            let end = rest
+                .iter()
+                .take(most)
+                .position(|byte| !(0x20..=0x3f).contains(byte));
             match end {
-                Some(end) if rest.get(end).is_some_and(|byte| (0x40..=0x7e).contains(byte)) => {
+                Some(end)
+                    if rest
+                        .get(end)
+                        .is_some_and(|byte| (0x40..=0x7e).contains(byte)) =>
+                {
                     2 + end + 1
                 }
                 None if rest.len() < most => text.len(),
@@ -334,7 +341,10 @@ mod tests {
         let bytes: Vec<&[u8]> = text.chunks(1).collect();
         assert!(pieces(&["hunter2secret"], &bytes).starts_with("a ***\x1b"));
         // What is no sequence hides nothing behind itself.
-        assert_eq!(whole(&["hunter2secret"], "\x1b[1\x01hunter2secret"), "\x1b[1\x01***");
+        assert_eq!(
+            whole(&["hunter2secret"], "\x1b[1\x01hunter2secret"),
+            "\x1b[1\x01***"
+        );
         let long = format!("\x1b[{}", "1".repeat(10_000));
         let mut masker = Masker::new(Mask::of(["hunter2secret"]));
         let shown = masker.push(long.as_bytes()).len();
