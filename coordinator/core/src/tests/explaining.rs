@@ -66,6 +66,20 @@ fn what_workers_lack_is_counted() {
 }
 
 #[test]
+fn that_no_worker_fits_is_said_before_any_limit_that_passes() {
+    let mut world = World::new();
+    world.join("w", 1);
+    let mut wanted = plan(&["a", "b"]).parallel(1);
+    wanted.0.tasks[1].profile.requirement.agent = text("claude");
+    let run = world.submit(wanted);
+    assert_eq!(
+        said(&world, run, "b"),
+        "it waits: no connected worker fits: 1 without agent claude → \
+         start a worker that has agent claude, or ask for less"
+    );
+}
+
+#[test]
 fn limits_claims_and_resources_are_named() {
     let mut world = World::new();
     let gpu = Offer {
