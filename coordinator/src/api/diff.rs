@@ -195,11 +195,16 @@ fn ends(run: &Run, name: &str, attempt: u32) -> Result<Ends, Status> {
             .iter()
             .rev()
             .find_map(|tried| made(&tried.end)),
-        number => history
-            .attempts
-            .iter()
-            .find(|tried| tried.number == AttemptNo(number))
-            .and_then(|tried| made(&tried.end)),
+        number => {
+            let tried = history
+                .attempts
+                .iter()
+                .find(|tried| tried.number == AttemptNo(number));
+            let tried = tried.ok_or_else(|| {
+                Status::failed_precondition(format!("task {name} has no attempt {number}"))
+            })?;
+            made(&tried.end)
+        }
     };
     Ok(Ends {
         repository,

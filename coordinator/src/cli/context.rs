@@ -126,7 +126,7 @@ impl Context {
 
     /// Connects to the coordinator that runs.
     pub(crate) async fn client(&self) -> Result<Client> {
-        logging::client();
+        logging::client(self.output.talk_paint);
         Ok(self.connect().await?)
     }
 
@@ -157,7 +157,7 @@ impl Context {
     /// So what a past `run` has left can be read and taken home without a running coordinator. One
     /// opened here has no workers: nothing begins to run because someone reads a log.
     pub(crate) async fn session(&self) -> Result<Session> {
-        logging::client();
+        logging::client(self.output.talk_paint);
         let is_home = self.home.join(app::JOURNAL).exists();
         match self.connect().await {
             Err(Trouble::NotRunning(_)) if is_home => {}

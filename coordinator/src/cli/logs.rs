@@ -69,11 +69,28 @@ async fn read(
         reader.several().await?
     } else {
         let task = options.tasks.first().cloned().unwrap_or_default();
-        reader.one(&task).await?
+        let ended = reader.one(&task).await?;
+        if reader.seen.is_empty() {
+            context.output.say(&silence(&task, options.verify));
+        }
+        ended
     };
     let rest = reader.printer.end();
     reader.print(&rest)?;
     Ok(ended)
+}
+
+/// Says that there is nothing to show, and what there may be.
+fn silence(task: &str, verify: bool) -> String {
+    match (task, verify) {
+        ("", _) => {
+            "the integrated result has no verify that printed anything; name a task, or all \
+                    with `--all`"
+                .to_owned()
+        }
+        (task, true) => format!("no verify of task {task} has printed anything"),
+        (task, false) => format!("task {task} has printed nothing"),
+    }
 }
 
 struct Reader<'c> {
@@ -250,7 +267,7 @@ impl Reader<'_> {
                 }
                 Err(error) => error,
             };
-            if patience.is_first() {
+            if follow::may_pass(&error) && patience.is_first() {
                 self.away();
             }
             let client = tokio::select! {
@@ -350,6 +367,13 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_log_says_of_what_it_is() {
+        assert_eq!(silence("", true), silence("", false));
+        assert!(silence("", false).contains("--all"));
+        assert!(silence("lint", true).contains("no verify of task lint"));
+    }
 
     #[test]
     fn since_is_a_time_or_how_long_ago_it_was() {

@@ -257,12 +257,18 @@ fn secrets(reader: &mut Reader<'_>, node: &Node) -> BTreeMap<String, ValueFrom> 
         }
         return secrets;
     }
+    if let Value::Scalar(..) = &node.value {
+        reader.wrong_with(
+            node.at,
+            "`secrets`: expected a list of names or a mapping, found one value",
+            "write `secrets: [NAME]`",
+        );
+        return secrets;
+    }
     for (name, at, value) in variables(reader, "secrets", node) {
         let from = match &value.value {
             Value::Map(_) => value_from(reader, name, value),
-            Value::Scalar(..) | Value::List(_) => reader
-                .text(name, value, SHORT_BYTES_MAX)
-                .map(ValueFrom::Secret),
+            Value::Scalar(..) | Value::List(_) => secret_name(reader, name, value),
         };
         if let Some(from) = from
             && secrets.insert(name.to_owned(), from).is_some()
@@ -271,6 +277,27 @@ fn secrets(reader: &mut Reader<'_>, node: &Node) -> BTreeMap<String, ValueFrom> 
         }
     }
     secrets
+}
+
+/// Reads the name of a secret. What is none may be the value itself, so it is not shown.
+fn secret_name(reader: &mut Reader<'_>, key: &str, node: &Node) -> Option<ValueFrom> {
+    if let Value::List(_) | Value::Map(_) = &node.value {
+        reader.wrong(node.at, &format!("`{key}`: expected the name of a secret"));
+        return None;
+    }
+    let Value::Scalar(text, _) = &node.value else {
+        return None;
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if text.is_empty() || text.len() > SHORT_BYTES_MAX || !text.chars().all(plain) {
+        reader.wrong_with(
+            node.at,
+            &format!("`{key}`: expected the name of a secret, of letters, digits and `_`"),
+            "a plan holds no values of secrets, only the names under which a worker has them",
+        );
+        return None;
+    }
+    Some(ValueFrom::Secret(text.to_string()))
 }
 
 /// Reads where on the worker a value comes from.
@@ -287,10 +314,12 @@ fn value_from(reader: &mut Reader<'_>, name: &str, node: &Node) -> Option<ValueF
         );
         return None;
     };
+    if key == "secret" {
+        return secret_name(reader, key, place);
+    }
     let text = reader.text(key, place, SHORT_BYTES_MAX)?;
     match key {
         "env" => Some(ValueFrom::Env(text)),
-        "secret" => Some(ValueFrom::Secret(text)),
         _ if text.starts_with('/') => Some(ValueFrom::File(text)),
         _ => {
             reader.wrong_with(
@@ -385,7 +414,7 @@ mod tests {
                 "env: {A: b}, secrets: [A]",
                 "under `env` and under `secrets`",
             ),
-            ("secrets: 1", "expected a mapping"),
+            ("secrets: 1", "write `secrets: [NAME]`"),
             ("disk: 5", "a size such as"),
             ("hooks: run", "write `hooks: { path: .githooks }`"),
             ("hooks: true", "expected `never` or a mapping, found true"),

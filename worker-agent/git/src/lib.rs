@@ -41,7 +41,7 @@ pub use cache::{Cache, CachedCommit};
 pub use command::{Git, GitCommand, Mode, Output};
 pub use conflict::{Conflict, ConflictKind, Conflicts, Hunk, Hunks, Side, Stage};
 pub use diff::{BinaryFiles, Change, ChangeKind, Patch};
-pub use error::GitError;
+pub use error::{GitError, megabytes};
 pub use history::{Commit, CommitTime, Identity};
 pub use merge::{Fold, Merge, MergeFuture, MergeRequest, Merger, SubprocessMerger, fold};
 pub use names::{ObjectFormat, ObjectId, RefName, attempt_ref, salvage_ref, wip_ref};

@@ -48,6 +48,8 @@ pub(super) struct Given {
     values: BTreeMap<String, String>,
     /// Those of them whose values nobody may see.
     masked: BTreeSet<String>,
+    /// Values that are hidden likewise, and given to nobody.
+    unseen: Vec<String>,
 }
 
 /// The work of one lease.
@@ -269,6 +271,7 @@ impl Runner {
                     workspace,
                     grant,
                     source.clone(),
+                    self.hidden.clone(),
                     done.clone(),
                 )))
             }
@@ -324,7 +327,22 @@ impl Runner {
         let values =
             found.map_err(|error| failure(class::SECRET_UNAVAILABLE, &chain(&error), b""))?;
         let masked = values.keys().cloned().collect();
-        Ok(Given { values, masked })
+        Ok(Given {
+            values,
+            masked,
+            unseen: Vec::new(),
+        })
+    }
+
+    /// Has the agent's secrets hidden in what a verify tells: the agent may have written them into
+    /// what is verified. Those that this worker does not have are not known to it.
+    pub(super) fn hide_secrets(&self, task: &TaskDocument, given: &mut Given) {
+        let own = |name: &str| std::env::var(name).ok();
+        for (name, from) in &task.secrets {
+            let wanted = BTreeMap::from([(name.clone(), from.clone())]);
+            let found = secrets::look_up(&self.site.secrets, own, &wanted, Shortest::Masked);
+            given.unseen.extend(found.unwrap_or_default().into_values());
+        }
     }
 
     /// Hides what was given in everything that this lease tells.
@@ -332,7 +350,8 @@ impl Runner {
         let values = given
             .masked
             .iter()
-            .filter_map(|name| given.values.get(name));
+            .filter_map(|name| given.values.get(name))
+            .chain(&given.unseen);
         self.hidden.set(Mask::of(values.map(String::as_str)));
     }
 
@@ -358,6 +377,7 @@ impl Runner {
             idle: None,
             disk: self.allowance(task),
             masked: given.masked.clone(),
+            unseen: given.unseen.clone(),
         }
     }
 
@@ -429,7 +449,8 @@ impl Runner {
             }
             Ran::OverDisk(bytes) => {
                 let message = format!(
-                    "its work tree and temporary files took {bytes} bytes of disk; {disk_limit}"
+                    "its work tree and temporary files took {} of disk; {disk_limit}",
+                    muster_git::megabytes(bytes)
                 );
                 failed(class::DISK_ALLOWANCE, &message, &launched.tail)
             }
@@ -481,7 +502,7 @@ impl Runner {
                 match site.push_wip(workspace, grant, &source).await {
                     // The snapshot that was cut off when the agent ended may still hold the ref.
                     Err(error) if tries < KEEP_TRIES && !error.is_about_content() => {
-                        let error = chain(&error);
+                        let error = self.hidden.text(&chain(&error));
                         tracing::info!(lease = grant.lease, error, "keeping edits once more");
                         tries += 1;
                         tokio::time::sleep(KEEP_PAUSE).await;
@@ -511,6 +532,7 @@ impl Runner {
                     |_| "it took too long".to_owned(),
                     |pushed| pushed.err().map(|error| chain(&error)).unwrap_or_default(),
                 );
+                let error = self.hidden.text(&error);
                 tracing::warn!(
                     lease = self.grant.lease,
                     error,
@@ -635,7 +657,7 @@ async fn publish_result(
             Ok(snapshot) => break snapshot,
             // The work is done and must not be done again because a disk is full for a while.
             Err(error) if site.disk.suspect_if_sign(&chain(&error)) => {
-                let error = chain(&error);
+                let error = hidden.text(&chain(&error));
                 tracing::warn!(
                     lease = grant.lease,
                     error,

@@ -23,7 +23,7 @@ pub(crate) struct Status {
     #[arg(value_name = "RUN")]
     pub(crate) run: Option<String>,
     /// Most runs to list
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = values::whole::<u32>)]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = values::from_one::<u32>)]
     pub(crate) limit: u32,
     /// Show instead what the files say that `run --dir` writes into this folder
     #[arg(long, short, value_name = "DIR", conflicts_with_all = ["run", "limit"])]
@@ -138,7 +138,7 @@ pub(crate) struct Logs {
     #[arg(long, conflicts_with_all = ["tasks", "attempt"])]
     pub(crate) all: bool,
     /// Number of the attempt [default: the last one]
-    #[arg(long, value_name = "N", value_parser = values::whole::<u32>)]
+    #[arg(long, value_name = "N", value_parser = values::from_one::<u32>)]
     pub(crate) attempt: Option<u32>,
     /// What the verify printed instead of the agent
     #[arg(long)]
@@ -179,7 +179,7 @@ pub(crate) struct Diff {
     #[arg(value_name = "TASK")]
     pub(crate) task: Option<String>,
     /// Number of the attempt [default: the one that counts]
-    #[arg(long, value_name = "N", requires = "task", value_parser = values::whole::<u32>)]
+    #[arg(long, value_name = "N", requires = "task", value_parser = values::from_one::<u32>)]
     pub(crate) attempt: Option<u32>,
     /// Only the files and numbers of lines
     #[arg(long)]

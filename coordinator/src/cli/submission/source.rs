@@ -1,7 +1,7 @@
 //! Where the code of a run comes from, as a commit in a repository of this machine.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use muster_git::{
     CommitTime, Git, GitError, Identity, Mode, ObjectFormat, ObjectId, RefName, Refspec, Remote,
@@ -224,11 +224,15 @@ impl Source {
     }
 
     async fn of_folder(git: &Git, folder: &Path, plan: &str) -> Result<Self> {
-        let folder = folder.canonicalize().map_err(|error| {
+        let refused = |error: std::io::Error| {
             CliError::new(Kind::User, error)
                 .while_doing(format!("read the folder {}", folder.display()))
                 .hint("`from` is relative to the plan file")
-        })?;
+        };
+        if folder.is_file() {
+            return Err(refused(std::io::ErrorKind::NotADirectory.into()));
+        }
+        let folder = folder.canonicalize().map_err(refused)?;
         let temporary = temporary()?;
         let repository = Repository::init_bare(git, temporary.path(), ObjectFormat::Sha1).await?;
         let within = || {

@@ -338,7 +338,7 @@ async fn full(world: &World) {
 
 fn plan_of(world: &World, repo: &str, base: &str) -> PathBuf {
     let text = format!("repo: {repo}\n{base}\ntasks:\n  - name: one\n    run: \"true\"\n");
-    world.write(&format!("{repo}.yaml"), &text)
+    world.write(&format!("{}.yaml", repo.replace('/', "-")), &text)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -416,6 +416,7 @@ async fn a_base_that_is_no_commit_is_refused_by_name() {
         ("full", "base: --all"),
         ("absent", ""),
         ("home", ""),
+        ("{from: full/a.txt}", ""),
     ] {
         let plan = plan_of(&world, repo, base);
         let error = world.submit(&plan, "k", None).await.unwrap_err();
@@ -440,6 +441,9 @@ async fn a_base_that_is_no_commit_is_refused_by_name() {
     error: cannot open the repository FOLDER/home
       caused by: `git rev-parse --absolute-git-dir` failed (exit code 128): fatal: not a git repository (or any of the parent directories): .git
     hint: `repo: {from: DIR}` makes a fresh repository of a folder that is none
+    error: cannot read the folder FOLDER/full/a.txt
+      caused by: not a directory
+    hint: `from` is relative to the plan file
     "#);
     world.app.stop(Parting::Keep).await.unwrap();
 }
