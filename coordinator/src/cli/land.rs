@@ -5,13 +5,16 @@
 
 use std::path::{Path, PathBuf};
 
-use muster_git::{Git, GitCommand, Mode, ObjectId, Repository};
+use muster_git::{Git, GitCommand, Mode, ObjectId, RefName, Repository};
 use serde_json::json;
 
 use super::arguments::Land;
 use super::context::{Context, Session};
 use super::error::{CliError, Exit, Kind, Result};
+use super::summary::quoted;
 use super::{fetch, find, show};
+
+mod obstacles;
 
 /// Files of a git folder that say what is under way.
 const UNDER_WAY: [(&str, &str); 6] = [
@@ -26,6 +29,8 @@ const UNDER_WAY: [(&str, &str); 6] = [
 const FINISH_OR_ABORT: &str = "`git status` shows how to finish or to abort it";
 /// Key of the person's git configuration that names branches not to be moved from here.
 const PROTECTED: &str = "muster.protected";
+/// Where branches are.
+const HEADS: &str = "refs/heads/";
 /// Files that a refusal names.
 const FILES_MAX: usize = 10;
 
@@ -133,14 +138,15 @@ impl Target {
         repository: Repository,
         into: Option<&str>,
     ) -> Result<Self> {
+        // In full: the short form of a branch is another if a tag has its name.
         let head = repository
             .command()
-            .args(["symbolic-ref", "--quiet", "--short", "HEAD"])
+            .args(["symbolic-ref", "--quiet", "HEAD"])
             .run()
             .await?;
-        let head = Some(head.text()).filter(|name| !name.is_empty());
+        let head = head.text().strip_prefix(HEADS).map(str::to_owned);
         let branch = match (into, &head) {
-            (Some(branch), _) => branch.trim_start_matches("refs/heads/").to_owned(),
+            (Some(branch), _) => branch.strip_prefix(HEADS).unwrap_or(branch).to_owned(),
             (None, Some(branch)) => branch.clone(),
             (None, None) => {
                 // A rebase detaches HEAD for as long as it lasts.
@@ -156,14 +162,24 @@ impl Target {
                 );
             }
         };
-        let before = match repository.rev_parse(&format!("refs/heads/{branch}")).await {
-            Ok(before) => Some(before),
-            Err(_) if head.as_deref() == Some(branch.as_str()) => None,
-            Err(_) => {
-                return Err(CliError::user(format!("there is no branch {branch:?}"))
-                    .hint(format!("`git branch {branch}` makes it")));
+        let is_head = head.as_deref() == Some(branch.as_str());
+        let before = match RefName::parse(&format!("{HEADS}{branch}")) {
+            Ok(name) if branch != "HEAD" => repository.read_ref(&name).await?,
+            // Git takes some names that we do not.
+            _ if is_head => repository.rev_parse("HEAD").await.ok(),
+            _ => {
+                return Err(CliError::user(format!("{branch:?} is no name of a branch"))
+                    .hint("`git branch` lists yours"));
             }
         };
+        if before.is_none() && !is_head {
+            return Err(
+                CliError::user(format!("there is no branch {branch:?}")).hint(format!(
+                    "`git branch` lists yours, and `git branch {}` makes this one",
+                    quoted(&branch)
+                )),
+            );
+        }
         let mut target = Self {
             git: git.clone(),
             repository,
@@ -171,7 +187,7 @@ impl Target {
             work_tree: None,
             before,
         };
-        if head.as_deref() == Some(target.branch.as_str()) {
+        if is_head {
             // A bare repository has a HEAD and no work tree.
             let top = target
                 .git
@@ -181,7 +197,7 @@ impl Target {
                 .run()
                 .await?;
             if top.exit_code == Some(0) && !top.stdout.is_empty() {
-                target.work_tree = Some(PathBuf::from(top.text()));
+                target.work_tree = Some(top.path());
             }
         }
         Ok(target)
@@ -200,11 +216,13 @@ impl Target {
     /// A refusal has touched neither the branch nor the work tree.
     pub(crate) async fn land(&self, commit: ObjectId, run: &str) -> Result<Landed> {
         let Some(before) = self.before else {
+            self.refuse_protected().await?;
             let Some(work_tree) = &self.work_tree else {
-                let problem = format!("branch {} has no commit yet", self.branch);
-                return Err(CliError::user(problem));
+                return self.advance_elsewhere(commit, run).await;
             };
             self.refuse_uncommitted(work_tree).await?;
+            self.refuse_files_in_the_way(work_tree, None, commit)
+                .await?;
             return self.advance(work_tree, commit).await;
         };
         if self.repository.is_ancestor(commit, before).await? {
@@ -217,13 +235,17 @@ impl Target {
                 self.refuse_what_is_under_way()?;
                 self.refuse_uncommitted(work_tree).await?;
                 if forward {
+                    self.refuse_files_in_the_way(work_tree, Some(before), commit)
+                        .await?;
                     self.advance(work_tree, commit).await
                 } else {
-                    self.refuse_conflicts(before, commit).await?;
+                    let merged = self.refuse_conflicts(before, commit).await?;
+                    self.refuse_files_in_the_way(work_tree, Some(before), merged)
+                        .await?;
                     self.merge(work_tree, commit, run).await
                 }
             }
-            None if forward => self.advance_elsewhere(before, commit, run).await,
+            None if forward => self.advance_elsewhere(commit, run).await,
             None => Err(self
                 .refused("it has moved on since the run started, and a merge needs its files")
                 .hint(format!(
@@ -292,8 +314,9 @@ impl Target {
             .hint("commit them, or put them aside with `git stash`"))
     }
 
-    /// Merges without a work tree first: what conflicts there must not be begun here.
-    async fn refuse_conflicts(&self, before: ObjectId, commit: ObjectId) -> Result<()> {
+    /// Merges without a work tree first: what conflicts there must not be begun here. Gives the tree
+    /// that comes of it.
+    async fn refuse_conflicts(&self, before: ObjectId, commit: ObjectId) -> Result<ObjectId> {
         let merged = self
             .repository
             .command()
@@ -302,7 +325,7 @@ impl Target {
             .run()
             .await?;
         match merged.exit_code {
-            Some(0) => Ok(()),
+            Some(0) => Ok(ObjectId::parse(&merged.text())?),
             Some(1) => {
                 let text = merged.text();
                 let files = text.lines().skip(1);
@@ -320,16 +343,53 @@ impl Target {
     }
 
     async fn advance(&self, work_tree: &Path, commit: ObjectId) -> Result<Landed> {
-        self.in_tree(work_tree)
+        let advanced = self
+            .in_tree(work_tree)
             .args(["merge", "--ff-only", "--quiet"])
             .arg(commit.to_string())
             .run_ok()
-            .await
-            .map_err(|error| {
-                CliError::new(Kind::User, error)
-                    .while_doing(format!("move branch {} to {commit}", self.branch))
-            })?;
-        Ok(Landed::FastForward)
+            .await;
+        let Err(error) = advanced else {
+            return Ok(Landed::FastForward);
+        };
+        let said = self.put_back(work_tree, commit).await;
+        let error = CliError::new(Kind::User, error)
+            .while_doing(format!("move branch {} to {commit}", self.branch));
+        Err(match said {
+            Some(said) => error.hint(said),
+            None => error,
+        })
+    }
+
+    /// Takes files back that were written for a branch which then could not be moved: git writes
+    /// them first, and a hook or a lock may keep it from the rest.
+    async fn put_back(&self, work_tree: &Path, commit: ObjectId) -> Option<&'static str> {
+        const PUT_BACK: &str = "the files were put back; nothing has changed";
+        const LEFT: &str = "the files could not be put back: `git status` shows what is left";
+        let in_tree = |arguments: &[&str]| self.in_tree(work_tree).args(arguments);
+        let is_at = async |tree: &str| {
+            let asked = in_tree(&["diff-index", "--cached", "--quiet", tree]);
+            asked
+                .run()
+                .await
+                .ok()
+                .map(|ended| ended.exit_code == Some(0))
+        };
+        let before = match self.before {
+            Some(before) => before.to_string(),
+            // The tree without a file.
+            None => in_tree(&["mktree"]).run_ok().await.ok()?.text(),
+        };
+        if is_at(&before).await? || !is_at(&commit.to_string()).await? {
+            return None;
+        }
+        // Two trees: a file that somebody has changed meanwhile stops it before it begins.
+        let back = in_tree(&["read-tree", "-m", "-u", &commit.to_string(), &before]);
+        Some(if back.run_ok().await.is_ok() {
+            PUT_BACK
+        } else {
+            LEFT
+        })
     }
 
     async fn merge(&self, work_tree: &Path, commit: ObjectId, run: &str) -> Result<Landed> {
@@ -385,39 +445,47 @@ impl Target {
         }
     }
 
-    /// Moves a branch that is checked out nowhere.
-    async fn advance_elsewhere(
-        &self,
-        before: ObjectId,
-        commit: ObjectId,
-        run: &str,
-    ) -> Result<Landed> {
+    /// Moves a branch that is checked out nowhere, or makes it.
+    async fn advance_elsewhere(&self, commit: ObjectId, run: &str) -> Result<Landed> {
         let listed = self
             .repository
             .command()
-            .args(["worktree", "list", "--porcelain"])
+            .args(["worktree", "list", "--porcelain", "-z"])
             .run_ok()
             .await?
             .text();
         let mut place = "";
-        for line in listed.lines() {
+        let head = format!("branch {HEADS}{}", self.branch);
+        for line in listed.split('\0') {
             if let Some(path) = line.strip_prefix("worktree ") {
                 place = path;
             }
-            if line.strip_prefix("branch refs/heads/") == Some(self.branch.as_str()) {
+            if line == head {
                 return Err(self
                     .refused(&format!("it is checked out in {place}"))
                     .hint(format!(
-                        "land there: `coordinator land {run} --repo {place}`"
+                        "land there: `coordinator land {run} --repo {}`",
+                        quoted(place)
                     )));
             }
         }
+        // Whoever rebases a branch moves it at the end, and then must find it where it was.
+        if let Some((what, folder)) = obstacles::holder_of(&self.repository, &self.branch).await? {
+            let where_ = folder.display();
+            return Err(self
+                .refused(&format!("{what} of it is under way ({where_})"))
+                .hint(FINISH_OR_ABORT));
+        }
+        let before = self.before.map_or_else(
+            || "0".repeat(commit.to_string().len()),
+            |before| before.to_string(),
+        );
         self.repository
             .command()
             .args(["update-ref", "-m"])
             .arg(format!("land run {run}"))
-            .arg(format!("refs/heads/{}", self.branch))
-            .args([commit.to_string(), before.to_string()])
+            .arg(format!("{HEADS}{}", self.branch))
+            .args([commit.to_string(), before])
             .run_ok()
             .await
             .map_err(|error| {

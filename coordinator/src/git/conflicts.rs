@@ -193,13 +193,18 @@ pub(crate) async fn touched<T: Copy>(
         let mut paths = BTreeSet::new();
         for change in repository.changes(base, *commit).await? {
             if let ChangeKind::Renamed { from } = change.kind {
-                paths.insert(from);
+                paths.insert(text(&from));
             }
-            paths.insert(change.path);
+            paths.insert(text(&change.path));
         }
         touched.push((*what, paths));
     }
     Ok(touched)
+}
+
+/// Writes a path as conflicts name it: bytes that are not UTF-8 are replaced.
+fn text(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
 }
 
 /// Tells whether somebody who touched these paths has a part in a conflict. A file meets a folder by

@@ -160,6 +160,14 @@ impl Output {
             .trim_end_matches('\n')
             .to_owned()
     }
+
+    /// Gives standard output as a path, whose bytes need not be text, without the line break after it.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        use std::os::unix::ffi::OsStrExt as _;
+        let path = self.stdout.strip_suffix(b"\n").unwrap_or(&self.stdout);
+        PathBuf::from(OsStr::from_bytes(path))
+    }
 }
 
 /// One invocation of git, built step by step and then run.

@@ -337,6 +337,8 @@ impl Remote {
             let resolve = format!("{COORDINATOR_NAME}:{}:{addresses}", dial.port);
             command = command
                 .config("http.curloptResolve", resolve)
+                // A person may have forbidden all that they did not think of.
+                .config("protocol.https.allow", "always")
                 .config("http.proxy", "");
         }
         Ok(command)

@@ -1,6 +1,6 @@
 //! A repository on this disk: revisions, refs that move by compare-and-swap, commits.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::command::{Git, GitCommand, Mode};
@@ -110,7 +110,7 @@ impl Repository {
             .args(["rev-parse", "--absolute-git-dir"])
             .run_ok()
             .await?;
-        let git_dir = path_of_output(&found.stdout);
+        let git_dir = found.path();
         Ok(Self {
             git: git.clone(),
             folder: git_dir.into(),
@@ -429,10 +429,4 @@ pub(crate) fn unexpected(command: String, what: impl Into<String>) -> GitError {
         command,
         what: what.into(),
     }
-}
-
-fn path_of_output(output: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    let output = output.strip_suffix(b"\n").unwrap_or(output);
-    PathBuf::from(std::ffi::OsStr::from_bytes(output))
 }

@@ -56,6 +56,8 @@ pub(crate) struct Program {
     pub(crate) masked: BTreeSet<String>,
     /// The conversation with it, if it is not only started and judged.
     pub(crate) dialogue: Option<(Dialogue, Means)>,
+    /// Values that are hidden likewise although it does not get them.
+    pub(crate) unseen: Vec<String>,
 }
 
 /// Why a program is no more.
@@ -112,6 +114,7 @@ pub(crate) async fn run(
             Some(_) => Input::Pipe,
             None => Input::Nothing,
         },
+        unseen: program.unseen,
     };
     let folder = program.folder;
     let talk = program

@@ -104,6 +104,9 @@ pub struct Launch {
     /// What its standard input is.
     #[serde(default)]
     pub input: Input,
+    /// Values that are hidden likewise although the program does not get them.
+    #[serde(default)]
+    pub unseen: Vec<String>,
 }
 
 impl std::fmt::Debug for Launch {
@@ -122,7 +125,7 @@ impl Launch {
     /// Makes the mask of this launch's output.
     pub(super) fn mask(&self) -> Mask {
         let values = self.masked.iter().filter_map(|name| self.env.get(name));
-        Mask::of(values.map(String::as_str))
+        Mask::of(values.chain(&self.unseen).map(String::as_str))
     }
 
     pub(super) fn term_grace(&self) -> Duration {
@@ -193,6 +196,7 @@ mod tests {
             mark: Mark::random(),
             masked: ["TOKEN".to_owned()].into(),
             input: Input::Nothing,
+            unseen: Vec::new(),
         }
     }
 

@@ -74,6 +74,7 @@ impl Bench {
             cgroup: CgroupUse::Never,
             mark: Mark::random(),
             masked: BTreeSet::new(),
+            unseen: Vec::new(),
         }
     }
 

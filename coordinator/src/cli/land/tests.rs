@@ -372,3 +372,124 @@ async fn a_bare_repository_gets_what_needs_no_files() {
     assert!(error.to_string().contains("needs its files"), "{error}");
     assert_eq!(target().await.tip().await.unwrap(), own);
 }
+
+#[tokio::test]
+async fn a_tag_with_the_name_of_the_branch_changes_nothing() {
+    let world = World::new().await;
+    world.run(&["tag", "main"]).await;
+    world.run(&["config", "muster.protected", "main"]).await;
+    refused(&world, "main: it is protected").await;
+    world.run(&["config", "--unset", "muster.protected"]).await;
+    assert_eq!(world.land().await.unwrap(), Landed::FastForward);
+    let target = world.target(None).await.unwrap();
+    assert_eq!(target.tip().await.unwrap(), world.result);
+}
+
+#[tokio::test]
+async fn an_ignored_file_in_the_way_is_kept() {
+    for moved in [false, true] {
+        let world = World::new().await;
+        if moved {
+            world.commit("own.txt", "own\n").await;
+        }
+        let exclude = world.folder.path().join(".git/info/exclude");
+        std::fs::write(exclude, "new.txt\n").unwrap();
+        let place = world.folder.path().join("new.txt");
+        std::fs::write(&place, "mine\n").unwrap();
+        refused(&world, "in no commit: new.txt").await;
+        assert_eq!(world.read("new.txt").as_deref(), Some("mine\n"));
+        // A folder of ignored files.
+        std::fs::remove_file(&place).unwrap();
+        std::fs::create_dir(&place).unwrap();
+        std::fs::write(place.join("mine"), "mine\n").unwrap();
+        refused(&world, "in no commit: new.txt/mine").await;
+        assert_eq!(world.read("new.txt/mine").as_deref(), Some("mine\n"));
+        std::fs::remove_file(place.join("mine")).unwrap();
+        world.land().await.unwrap();
+        assert_eq!(world.read("new.txt").as_deref(), Some("new\n"));
+    }
+}
+
+#[tokio::test]
+async fn an_ignored_file_where_a_folder_goes_is_kept() {
+    let mut world = World::new().await;
+    world.run(&["switch", "--quiet", "-c", "deeper"]).await;
+    std::fs::create_dir_all(world.folder.path().join("build/deep")).unwrap();
+    world.result = world.commit("build/deep/out", "out\n").await;
+    world.run(&["switch", "--quiet", "main"]).await;
+    let exclude = world.folder.path().join(".git/info/exclude");
+    std::fs::write(exclude, "build\n").unwrap();
+    std::fs::write(world.folder.path().join("build"), "mine\n").unwrap();
+    refused(&world, "in no commit: build").await;
+    assert_eq!(world.read("build").as_deref(), Some("mine\n"));
+    // One that is in a commit may become a folder.
+    std::fs::remove_file(world.folder.path().join("build")).unwrap();
+    world.commit("file", "file\n").await;
+    world.run(&["branch", "--force", "deeper", "HEAD"]).await;
+    world.run(&["switch", "--quiet", "deeper"]).await;
+    std::fs::remove_file(world.folder.path().join("file")).unwrap();
+    std::fs::create_dir(world.folder.path().join("file")).unwrap();
+    world.run(&["rm", "--quiet", "--cached", "file"]).await;
+    world.result = world.commit("file/out", "out\n").await;
+    world.run(&["switch", "--quiet", "main"]).await;
+    assert_eq!(world.land().await.unwrap(), Landed::FastForward);
+    assert_eq!(world.read("file/out").as_deref(), Some("out\n"));
+}
+
+#[tokio::test]
+async fn a_branch_that_a_hook_keeps_from_moving_keeps_its_files() {
+    let world = World::new().await;
+    let before = world.state().await;
+    world.hook(
+        "reference-transaction",
+        "if [ \"$1\" = prepared ] && grep -q refs/heads/main; then echo 'not now' >&2; exit 1; fi",
+    );
+    let error = world.land().await.unwrap_err();
+    assert!(error.to_string().contains("not now"), "{error}");
+    assert_eq!(world.state().await, before);
+    assert_eq!(world.read("new.txt"), None);
+}
+
+#[tokio::test]
+async fn a_branch_that_is_being_rebased_is_not_moved_under_the_rebase() {
+    let world = World::new().await;
+    let rebase = ["rebase", "--quiet", "--exec", "false", "--root"];
+    let command = world.git.command(Mode::UserRepository);
+    let stopped = command.directory(world.folder.path()).args(rebase);
+    assert_ne!(stopped.run().await.unwrap().exit_code, Some(0));
+    let target = world.target(Some("main")).await.unwrap();
+    let error = target.land(world.result, "r-1").await.unwrap_err();
+    assert!(error.to_string().contains("a rebase of it"), "{error}");
+    assert_eq!(target.tip().await.unwrap(), world.base);
+}
+
+#[tokio::test]
+async fn what_is_no_name_of_a_branch_is_not_offered_to_be_made() {
+    let world = World::new().await;
+    for name in ["", "-x", "HEAD", "a b", "a..b"] {
+        let error = world.target(Some(name)).await.err().unwrap();
+        let text = error.to_string();
+        assert!(text.contains("is no name of a branch"), "{text}");
+    }
+    let error = world.target(Some("absent")).await.err().unwrap();
+    assert!(error.to_string().contains("there is no branch"), "{error}");
+}
+
+#[tokio::test]
+async fn a_bare_repository_without_a_commit_gets_its_branch() {
+    let world = World::new().await;
+    let other = tempfile::tempdir().unwrap();
+    let bare = Repository::init_bare(&world.git, other.path(), muster_git::ObjectFormat::Sha1)
+        .await
+        .unwrap();
+    let objects = world.folder.path().join(".git/objects");
+    let alternates = bare.folder().join("objects/info/alternates");
+    std::fs::write(alternates, objects.to_str().unwrap()).unwrap();
+    let repository = fetch::open(&world.git, other.path()).await.unwrap();
+    let target = Target::find(&world.git, other.path(), repository, None)
+        .await
+        .unwrap();
+    let landed = target.land(world.result, "r-1").await.unwrap();
+    assert_eq!(landed, Landed::FastForward);
+    assert_eq!(target.tip().await.unwrap(), world.result);
+}
