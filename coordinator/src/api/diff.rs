@@ -4,7 +4,7 @@ use coordinator_core::event::Outcome;
 use coordinator_core::state::{AttemptEnd, Run, RunPhase};
 use coordinator_core::{AttemptNo, CommitId};
 use muster_git::{BinaryFiles, ChangeKind, ObjectId, Repository};
-use muster_proto::v1::{FileChange, GetDiffRequest, GetDiffResponse};
+use muster_proto::v1::{ChangedFile, GetDiffRequest, GetDiffResponse};
 use tonic::Status;
 
 use super::runs::Runs;
@@ -74,7 +74,7 @@ async fn files(
     repository: &Repository,
     from: ObjectId,
     to: ObjectId,
-) -> Result<(Vec<FileChange>, u64), Status> {
+) -> Result<(Vec<ChangedFile>, u64), Status> {
     let changes = repository
         .changes(from, to)
         .await
@@ -88,7 +88,7 @@ async fn files(
             ChangeKind::TypeChanged => ("type_changed", None),
             ChangeKind::Renamed { from } => ("renamed", Some(from)),
         };
-        FileChange {
+        ChangedFile {
             path: change.path,
             status: status.to_owned(),
             old_path,
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(run(&["write-tree"]).await, wanted);
 
         let (files, total) = files(&repository, from, to).await.unwrap();
-        let change = |path: &[u8], status: &str, lines: Option<(u64, u64)>| FileChange {
+        let change = |path: &[u8], status: &str, lines: Option<(u64, u64)>| ChangedFile {
             path: path.to_vec(),
             status: status.to_owned(),
             old_path: (status == "renamed").then(|| b"long".to_vec()),

@@ -150,7 +150,7 @@ mod tests {
             truncated: false,
             from: "1".to_owned(),
             to: "2".to_owned(),
-            files: vec![v1::FileChange {
+            files: vec![v1::ChangedFile {
                 path: b"caf\xe9".to_vec(),
                 status: "renamed".to_owned(),
                 old_path: Some(b"cafe".to_vec()),
