@@ -3,6 +3,7 @@
 mod allowance;
 mod bounds;
 mod capture;
+mod converse;
 mod dialogue;
 mod environment;
 mod folder;

@@ -13,18 +13,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::allowance::Allowance;
-use super::dialogue::{Dialogue, Subject};
 use super::environment::environment;
 use super::folder::LeaseFolder;
 use super::launch::{self, Launched, Program, Ran};
 use super::machine::{Happened, Next, Phase};
-use super::prompt::{self, Beginning};
 use super::publish::{self, Credential};
 use super::scribe::Scribe;
-use super::talk::Means;
 use super::{FromLease, Orders, Site, Stop};
-use crate::agent::conversation::Opening;
-use crate::agent::{Agent, Place, agent_of};
+use crate::agent::{Place, agent_of};
 use crate::clock::{self, Boottime};
 use crate::document::{Change, TaskDocument};
 use crate::failure::{chain, class, failure};
@@ -67,7 +63,7 @@ pub(crate) struct Runner {
     pub(super) began: Boottime,
     run_time: Duration,
     /// What nobody may see in anything that is told of this lease.
-    hidden: Hidden,
+    pub(super) hidden: Hidden,
     /// What the agent said last of its work.
     summary: String,
     /// What the agent consumed.
@@ -407,6 +403,7 @@ impl Runner {
             disk: self.allowance(task),
             masked: given.masked.clone(),
             unseen: given.unseen.clone(),
+            dialogue: None,
         }
     }
 
@@ -418,55 +415,6 @@ impl Runner {
             self.site.disk_bytes_max,
             vec![self.work_folder(), self.folder.tmp()],
         )
-            dialogue: None,
-        }
-    }
-
-    /// Prepares the conversation with a task's agent, if there is one.
-    fn dialogue(
-        &self,
-        task: &TaskDocument,
-        agent: &dyn Agent,
-        place: &Place<'_>,
-        scribe: &Scribe,
-    ) -> Result<Option<(Dialogue, Means)>, Failure> {
-        let Some(conversation) = agent.conversation(task) else {
-            return Ok(None);
-        };
-        let resume = self.grant.resume.as_ref();
-        let beginning = resume.map_or(Beginning::Clean, |resume| {
-            Beginning::Unfinished(resume.attempt)
-        });
-        let mut prompt = prompt::first(task, beginning);
-        if let Some(schema) = task
-            .output_schema
-            .as_ref()
-            .filter(|_| !agent.takes_schema())
-        {
-            prompt = prompt::with_schema(&prompt, schema);
-        }
-        // Only this host has the conversation.
-        let resume = resume.filter(|resume| resume.host == self.site.host);
-        let session = resume.map(|resume| resume.session.clone());
-        let subject = Subject {
-            opening: Opening {
-                folder: place.work.clone(),
-                prompt,
-                instructions: task.instructions.clone().unwrap_or_default(),
-                resume: session.filter(|session| !session.is_empty()),
-                output_schema: task.output_schema.clone(),
-            },
-            policy: task.approvals.clone(),
-            work: self.work_folder(),
-        };
-        let means = Means {
-            lease: self.grant.lease,
-            told: self.site.told.clone(),
-            scribe: scribe.clone(),
-            hidden: self.hidden.clone(),
-            orders: self.orders.clone(),
-        };
-        Ok(Some((Dialogue::new(conversation, subject)?, means)))
     }
 
     /// Limit from start to finish: the grant's, else the document's.
@@ -481,7 +429,7 @@ impl Runner {
             .unwrap_or(TIMEOUT)
     }
 
-    fn work_folder(&self) -> PathBuf {
+    pub(super) fn work_folder(&self) -> PathBuf {
         self.folder.workspace().join("work")
     }
 
