@@ -266,7 +266,7 @@ fn load_with(
 
     let mut agents = BTreeMap::new();
     for (name, placed) in file.agents {
-        let AgentDefinition { kind, command } = &placed.value;
+        let AgentDefinition { kind, command, env } = &placed.value;
         let what = match command {
             Some(words) => format!("{}: {}", kind.as_str(), words.join(" ")),
             None => kind.as_str().to_owned(),
@@ -276,6 +276,12 @@ fn load_with(
             value: what,
             origin: in_file(placed.line),
         });
+        // Values may be tokens that somebody wrote down in the wrong place.
+        shown.extend(env.keys().map(|variable| Shown {
+            key: format!("agents.{name}.env.{variable}"),
+            value: "(set)".to_owned(),
+            origin: in_file(placed.line),
+        }));
         agents.insert(name, placed.value);
     }
     let mut mirrors = BTreeMap::new();

@@ -1,5 +1,6 @@
 //! Taking a run in: naming it, checking its plan, and admitting it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -18,7 +19,8 @@ use crate::engine::{self, Handle, Readers};
 use crate::git::names;
 use crate::git::refs::valid_component;
 use crate::git::repositories::Repositories;
-use crate::plan::{self, Admission, AgentDefinition, AgentKind};
+use crate::plan::persona::{Persona, Personas};
+use crate::plan::{self, Admission, AgentDefinition};
 use crate::store::Which;
 
 /// Characters of the plan's name that a run's name begins with.
@@ -273,11 +275,11 @@ fn check(
         source: source?,
         submitted_by: by,
         folder_prefix: &request.folder_prefix,
+        personas: Cow::Owned(personas(&request.personas)),
     };
     let lowered = parsed
         .lower(&admission)
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
-    refuse_missing_agents(&lowered.tasks)?;
     refuse_in_place(&lowered.tasks)?;
     let mut documents = Vec::with_capacity(lowered.tasks.len() + 1);
     for document in &lowered.tasks {
@@ -296,6 +298,17 @@ fn check(
     })
 }
 
+fn personas(sent: &[v1::Persona]) -> Personas {
+    let read = |sent: &v1::Persona| {
+        let persona = Persona {
+            instructions: sent.instructions.clone(),
+            skills: sent.skills.clone().into_iter().collect(),
+        };
+        (sent.path.clone(), persona)
+    };
+    sent.iter().map(read).collect()
+}
+
 fn encode(document: &impl serde::Serialize) -> Result<Vec<u8>, Status> {
     serde_json::to_vec(document).map_err(|error| status::internal(&error))
 }
@@ -311,39 +324,6 @@ fn refuse_in_place(tasks: &[plan::TaskDocument]) -> Result<(), Status> {
             task.name
         ))),
     }
-}
-
-/// Refuses what no worker of this version can drive, naming the tasks and the agents.
-fn refuse_missing_agents(tasks: &[plan::TaskDocument]) -> Result<(), Status> {
-    let mut missing: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for task in tasks {
-        if !matches!(task.agent.kind, AgentKind::Command | AgentKind::Codex) {
-            missing
-                .entry(&task.agent.name)
-                .or_default()
-                .push(&task.name);
-        }
-    }
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let list: Vec<String> = missing
-        .into_iter()
-        .map(|(agent, tasks)| {
-            let shown = tasks.iter().take(5).copied().collect::<Vec<_>>().join(", ");
-            let more = tasks.len().saturating_sub(5);
-            let more = if more > 0 {
-                format!(" and {more} more")
-            } else {
-                String::new()
-            };
-            format!("agent {agent:?} (tasks {shown}{more})")
-        })
-        .collect();
-    Err(Status::failed_precondition(format!(
-        "no worker of this version can drive {}; available: \"command\" and \"codex\"",
-        list.join(", ")
-    )))
 }
 
 /// Makes a run's name: a slug of the plan's name and a code of the idempotency key.

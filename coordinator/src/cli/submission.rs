@@ -14,6 +14,7 @@ use muster_proto::v1;
 use super::client::Client;
 use super::error::{CliError, Kind, Result};
 use crate::output::{Output, harmless};
+use crate::plan::persona::{self, Personas};
 use crate::plan::{self, AgentDefinition, Plan};
 
 use source::Source;
@@ -26,6 +27,7 @@ pub(crate) struct ReadPlan {
     pub(crate) plan: Plan,
     bytes: Vec<u8>,
     path: PathBuf,
+    personas: Personas,
 }
 
 /// Reads a plan and checks it; what is wrong becomes an error with `FILE:LINE:COLUMN: …` lines.
@@ -38,7 +40,14 @@ pub(crate) fn read_plan(
     match plan::parse(&shown, &bytes, agents) {
         Ok(mut plan) => {
             copy_instead_of_repository(&mut plan, path);
+            let folder = path.parent().unwrap_or(Path::new(""));
+            let personas = persona::read_all(&plan.document, folder).map_err(|error| {
+                CliError::new(Kind::User, error)
+                    .while_doing(format!("read a persona of {shown}"))
+                    .hint("`persona:` is a path relative to the plan file")
+            })?;
             Ok(ReadPlan {
+                personas,
                 plan,
                 bytes,
                 path: path.to_owned(),
@@ -234,6 +243,7 @@ impl<'r> Submission<'r> {
             folder_prefix: source
                 .map(|source| source.folder_prefix.clone())
                 .unwrap_or_default(),
+            personas: personas(&read.personas),
         };
         let submitted = match (client.operator().submit_run(submit).await, not_pushed) {
             (Ok(submitted), _) => submitted.into_inner(),
@@ -277,6 +287,10 @@ fn fingerprint(
         hasher.update(bytes);
     };
     part(&read.bytes);
+    for (path, persona) in &read.personas {
+        part(path.as_bytes());
+        part(format!("{persona:?}").as_bytes());
+    }
     for (name, agent) in agents {
         part(name.as_bytes());
         part(format!("{agent:?}").as_bytes());
@@ -288,6 +302,15 @@ fn fingerprint(
     }
     let hash = hasher.finalize().to_hex();
     hash.chars().take(FINGERPRINT_DIGITS).collect()
+}
+
+fn personas(read: &Personas) -> Vec<v1::Persona> {
+    let sent = read.iter().map(|(path, persona)| v1::Persona {
+        path: path.clone(),
+        instructions: persona.instructions.clone(),
+        skills: persona.skills.clone().into_iter().collect(),
+    });
+    sent.collect()
 }
 
 async fn push(client: &Client, source: &Source, prepared: &v1::PrepareRunResponse) -> Result<()> {

@@ -279,6 +279,7 @@ impl Reader<'_> {
         };
         let before = self.problems.count();
         let (mut found_kind, mut command) = (None, None);
+        let mut env = BTreeMap::new();
         for (key, value) in keys {
             match key.get_ref().as_ref() {
                 "kind" => {
@@ -297,11 +298,12 @@ impl Reader<'_> {
                     }
                 }
                 "command" => command = self.command(&of, value),
+                "env" => env = self.env(&of, value),
                 _ => self.unknown(key, &of, &AGENT_KEYS),
             }
         }
         if found_kind.is_none() && self.problems.count() == before {
-            let hint = "one of command, codex, claude and acp";
+            let hint = "one of command, codex, claude, acp and scripted";
             self.wrong(value.span(), format!("{of}`kind` is missing"), hint);
         }
         if kinds.contains(&name) {
@@ -318,7 +320,35 @@ impl Reader<'_> {
             self.wrong(value.span(), message, hint);
         }
         let kind = found_kind?;
-        (self.problems.count() == before).then_some(AgentDefinition { kind, command })
+        (self.problems.count() == before).then_some(AgentDefinition { kind, command, env })
+    }
+
+    fn env(&mut self, of: &str, value: &Spanned<DeValue<'_>>) -> BTreeMap<String, String> {
+        let mut env = BTreeMap::new();
+        let Some(table) = value.get_ref().as_table() else {
+            let message = format!(
+                "{of}`env`: expected a table, found {}",
+                kind(value.get_ref())
+            );
+            self.wrong(value.span(), message, "write `env = { NAME = \"value\" }`");
+            return env;
+        };
+        for (name, value) in table {
+            match value.get_ref().as_str() {
+                Some(text) => {
+                    env.insert(name.get_ref().to_string(), text.to_owned());
+                }
+                None => {
+                    let found = kind(value.get_ref());
+                    let message = format!(
+                        "{of}`env.{}`: expected a text, found {found}",
+                        name.get_ref()
+                    );
+                    self.wrong(value.span(), message, "put the value in quotes");
+                }
+            }
+        }
+        env
     }
 
     fn command(&mut self, of: &str, value: &Spanned<DeValue<'_>>) -> Option<Vec<String>> {

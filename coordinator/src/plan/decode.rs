@@ -12,7 +12,9 @@ use super::document::{
 };
 use super::fields::{Fields, Reader, Unknown};
 use super::problem::{Position, quote};
-use super::settings::{SETTINGS_KEYS, SettingsMarks, limit, settings, verify};
+use super::settings::{
+    SETTINGS_KEYS, SettingsMarks, VARIABLE_BYTES_MAX, limit, settings, variables, verify,
+};
 use super::tree::{Meaning, Node, Value};
 
 /// Bytes of a prompt; it travels to a worker in one message.
@@ -33,7 +35,7 @@ pub(super) const PLAN_KEYS: [&str; 8] = [
     "tasks",
     "integrate",
 ];
-pub(super) const TASK_KEYS: [&str; 19] = [
+pub(super) const TASK_KEYS: [&str; 28] = [
     "name",
     "prompt",
     "run",
@@ -53,8 +55,17 @@ pub(super) const TASK_KEYS: [&str; 19] = [
     "secrets",
     "disk",
     "hooks",
+    "model",
+    "sandbox",
+    "persona",
+    "approvals",
+    "change",
+    "acceptance",
+    "output_schema",
+    "images",
+    "add_dirs",
 ];
-pub(super) const AGENT_KEYS: [&str; 2] = ["kind", "command"];
+pub(super) const AGENT_KEYS: [&str; 3] = ["kind", "command", "env"];
 pub(super) const INTEGRATE_KEYS: [&str; 3] = ["verify", "verify_timeout", "on_conflict"];
 pub(super) const FOLDER_KEYS: [&str; 1] = ["from"];
 
@@ -220,6 +231,7 @@ fn agents(reader: &mut Reader<'_>, node: &Node) -> BTreeMap<String, AgentDefinit
         let definition = agent(reader, value).unwrap_or(AgentDefinition {
             kind: AgentKind::Command,
             command: None,
+            env: BTreeMap::new(),
         });
         agents.insert(name.to_owned(), definition);
         reader.context.clear();
@@ -233,7 +245,7 @@ fn agent(reader: &mut Reader<'_>, node: &Node) -> Option<AgentDefinition> {
         reader.wrong_with(
             node.at,
             "`kind` is missing",
-            "one of `command`, `codex`, `claude`, `acp`",
+            "one of `command`, `codex`, `claude`, `acp`, `scripted`",
         );
         return None;
     };
@@ -254,7 +266,19 @@ fn agent(reader: &mut Reader<'_>, node: &Node) -> Option<AgentDefinition> {
         }
         None => None,
     };
-    Some(AgentDefinition { kind, command })
+    let mut env = BTreeMap::new();
+    for (name, at, value) in fields
+        .get("env")
+        .map_or_else(Vec::new, |node| variables(reader, "env", node))
+    {
+        let word = reader.word(name, value, VARIABLE_BYTES_MAX);
+        if let Some(word) = word
+            && env.insert(name.to_owned(), word).is_some()
+        {
+            reader.wrong(at, &format!("`{name}` is given twice"));
+        }
+    }
+    Some(AgentDefinition { kind, command, env })
 }
 
 fn program(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<String>> {

@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 
 use schemars::JsonSchema;
 
+use super::model::ModelSettings;
 use super::values::{Duration, Size};
 
 /// A plan: tasks, what they need, and the order they must keep.
@@ -24,7 +25,7 @@ pub struct PlanDocument {
     /// `env`, `secrets` and `resources` are merged name by name.
     #[schemars(default)]
     pub defaults: Settings,
-    /// Agents of this plan besides the built-in `command`, `codex`, `claude` and `acp`.
+    /// Agents of this plan besides the built-in `command`, `codex`, `claude`, `acp` and `scripted`.
     #[schemars(default)]
     pub agents: BTreeMap<String, AgentDefinition>,
     /// Attempts and verifies of this run that may run at once; as many as fit if absent.
@@ -117,6 +118,8 @@ pub struct Settings {
     /// executable files as git wants them. What Muster commits, merges and pushes runs no hook, and
     /// neither does a verify.
     pub hooks: Option<Hooks>,
+    #[schemars(flatten)]
+    pub model: ModelSettings,
 }
 
 /// Whether an attempt's own commits run hooks that the repository brings.
@@ -213,10 +216,18 @@ pub enum AgentKind {
     Claude,
     /// Any agent that speaks the Agent Client Protocol.
     Acp,
+    /// Any program that speaks a few plain words; see `worker-agent/src/agent/scripted.rs`.
+    Scripted,
 }
 
 impl AgentKind {
-    pub const ALL: [Self; 4] = [Self::Command, Self::Codex, Self::Claude, Self::Acp];
+    pub const ALL: [Self; 5] = [
+        Self::Command,
+        Self::Codex,
+        Self::Claude,
+        Self::Acp,
+        Self::Scripted,
+    ];
 
     /// Gives the name that is also the built-in agent's.
     #[must_use]
@@ -226,6 +237,7 @@ impl AgentKind {
             Self::Codex => "codex",
             Self::Claude => "claude",
             Self::Acp => "acp",
+            Self::Scripted => "scripted",
         }
     }
 }
@@ -239,6 +251,10 @@ pub struct AgentDefinition {
     /// Program and its arguments; the kind's own program if absent.
     #[schemars(with = "Option<ProgramSchema>")]
     pub command: Option<Vec<String>>,
+    /// Variables for the agent's program, such as where its provider is. `${NAME}` stands for a
+    /// variable of the worker; one that the worker does not have is an error.
+    #[schemars(default)]
+    pub env: BTreeMap<String, String>,
 }
 
 /// Whether and how results are merged.

@@ -1,5 +1,6 @@
 //! From the document to what the core and the workers need.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -12,14 +13,20 @@ use super::document::{
     AgentDefinition, AgentKind, Hooks, Integrate, IntegrateSettings, Never, OnConflict,
     PlanDocument, Resources, Settings, TaskEntry, ValueFrom,
 };
+use super::model::ModelDocument;
+use super::persona::Personas;
 
 /// Why a plan cannot be lowered as asked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Error {
     #[error("the plan names a repository, but no base commit was given")]
     SourceMissing,
     #[error("a base commit was given, but the plan names no repository")]
     SourceUnwanted,
+    #[error("the plan names the persona {0:?}, but it was not sent")]
+    PersonaMissing(String),
+    #[error("{0}")]
+    Persona(String),
 }
 
 /// What only the shell knows about a submission.
@@ -34,6 +41,8 @@ pub struct Admission<'a> {
     /// Where the plan's `repo` path is within its repository: empty or ending in `/`, as
     /// `git rev-parse --show-prefix` says. Matters to tasks with a folder of their own.
     pub folder_prefix: &'a str,
+    /// Those that the plan names.
+    pub personas: Cow<'a, Personas>,
 }
 
 /// A plan in the forms that are stored.
@@ -92,6 +101,8 @@ pub struct TaskDocument {
     /// Options for codex, from a codex-par file.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub codex: BTreeMap<String, serde_json::Value>,
+    #[serde(flatten)]
+    pub model: ModelDocument,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -157,6 +168,7 @@ pub(super) fn settle(defaults: &Settings, task: &Settings) -> Settings {
         env_from,
         secrets,
         disk: task.disk.or(defaults.disk),
+        model: task.model.or(&defaults.model),
         hooks: task.hooks.clone().or_else(|| defaults.hooks.clone()),
     }
 }
@@ -184,6 +196,7 @@ pub(super) fn find_agent(
         Some(AgentDefinition {
             kind,
             command: None,
+            env: BTreeMap::new(),
         })
     };
     document
@@ -205,14 +218,15 @@ pub(super) fn lower(
     let mut tasks = Vec::with_capacity(document.tasks.len());
     for entry in &document.tasks {
         let settings = settle(&document.defaults, &entry.settings);
-        let agent = agent_document(document, configured, entry);
+        let (agent, env) = agent_document(document, configured, entry);
         // Workers offer kinds; what a plan calls one is the plan's affair.
         specs.push(task_spec(entry, &settings, agent.kind.as_str()));
         tasks.push(task_document(
             entry,
             settings,
-            agent,
-            admission.folder_prefix,
+            (agent, env),
+            document,
+            admission,
         ));
     }
     let integrate = document.repo.as_ref().and_then(|_| integrate(document));
@@ -244,10 +258,11 @@ fn agent_document(
     document: &PlanDocument,
     configured: &BTreeMap<String, AgentDefinition>,
     entry: &TaskEntry,
-) -> AgentDocument {
+) -> (AgentDocument, BTreeMap<String, String>) {
     let name = agent_name(&document.defaults, entry).unwrap_or_default();
     let definition = find_agent(document, configured, name);
-    AgentDocument {
+    let env = definition.as_ref().map(|agent| agent.env.clone());
+    let agent = AgentDocument {
         name: name.to_owned(),
         kind: definition
             .as_ref()
@@ -255,7 +270,8 @@ fn agent_document(
         command: definition
             .and_then(|agent| agent.command)
             .unwrap_or_default(),
-    }
+    };
+    (agent, env.unwrap_or_default())
 }
 
 fn requirement(settings: &Settings, agent: &str) -> Requirement {
@@ -313,11 +329,21 @@ fn task_spec(entry: &TaskEntry, settings: &Settings, agent: &str) -> TaskSpec {
 fn task_document(
     entry: &TaskEntry,
     settings: Settings,
-    agent: AgentDocument,
-    folder_prefix: &str,
+    (agent, agent_env): (AgentDocument, BTreeMap<String, String>),
+    document: &PlanDocument,
+    admission: &Admission<'_>,
 ) -> TaskDocument {
     let codex = entry.codex.clone().unwrap_or_default();
-    let folder = format!("{folder_prefix}{}", codex.folder);
+    let folder = format!("{}{}", admission.folder_prefix, codex.folder);
+    let persona = settings.model.persona.as_ref();
+    let persona = persona.and_then(|path| admission.personas.get(path));
+    let model = settings.model.lower(
+        entry,
+        agent.kind,
+        document.repo.is_some(),
+        persona,
+        agent_env,
+    );
     let folder = folder.trim_end_matches('/');
     TaskDocument {
         name: entry.name.clone(),
@@ -345,6 +371,7 @@ fn task_document(
         folder: (entry.codex.is_some() && !folder.is_empty()).then(|| folder.to_owned()),
         in_place: codex.in_place,
         codex: codex.options,
+        model,
     }
 }
 

@@ -23,6 +23,8 @@ mod document;
 mod fields;
 mod graph;
 mod lower;
+mod model;
+pub mod persona;
 mod problem;
 mod reference;
 mod rules;
@@ -48,6 +50,7 @@ pub use graph::{Graph, Node, NodeState, TooLarge, WIDTH_DEFAULT};
 pub use lower::{
     Admission, AgentDocument, Error as LowerError, IntegrateDocument, Lowered, TaskDocument,
 };
+pub use model::{Approvals, Ask, Change, ModelDocument, ModelSettings, SandboxMode};
 pub use problem::{PROBLEMS_MAX, Position, Problem, Problems};
 pub(crate) use problem::{nearest, quote};
 pub use reference::reference;
@@ -182,12 +185,20 @@ impl Plan {
         match (&self.document.repo, &admission.source) {
             (Some(_), None) => Err(LowerError::SourceMissing),
             (None, Some(_)) => Err(LowerError::SourceUnwanted),
-            _ => Ok(lower::lower(
-                &self.document,
-                &self.agents,
-                &self.name,
-                admission,
-            )),
+            _ => self
+                .check_personas(&admission.personas)
+                .map(|()| lower::lower(&self.document, &self.agents, &self.name, admission)),
         }
+    }
+
+    fn check_personas(&self, personas: &persona::Personas) -> Result<(), LowerError> {
+        for path in persona::named(&self.document) {
+            let Some(persona) = personas.get(path) else {
+                return Err(LowerError::PersonaMissing(path.to_owned()));
+            };
+            persona::check(path, persona)
+                .map_err(|error| LowerError::Persona(error.to_string()))?;
+        }
+        Ok(())
     }
 }

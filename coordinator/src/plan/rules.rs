@@ -113,6 +113,15 @@ fn agent_fits(
     agent: &str,
     definition: &AgentDefinition,
 ) {
+    if definition.kind == AgentKind::Scripted && definition.command.is_none() {
+        // Its program is the task's script, and the prompt is what that is told.
+        if entry.run.is_none() || entry.prompt.is_none() {
+            let message = format!("{context}`agent: {agent}` needs a `prompt` and a `run`");
+            let hint = "`run:` is the program that speaks, `prompt:` is what it is asked to do";
+            problems.add_with(task, message, hint);
+        }
+        return;
+    }
     let runs_script = definition.kind == AgentKind::Command && definition.command.is_none();
     if runs_script && entry.run.is_none() {
         problems.add_with(

@@ -7,6 +7,7 @@ use coordinator_core::limits;
 use super::decode::{SCRIPT_BYTES_MAX, SHORT_BYTES_MAX};
 use super::document::{Hooks, HooksFolder, Never, Resources, Settings, ValueFrom};
 use super::fields::{Fields, Reader, Unknown};
+use super::model::model_settings;
 use super::problem::{Position, quote};
 use super::tree::{Meaning, Node, Value};
 use super::values::Duration;
@@ -15,11 +16,11 @@ use super::values::Duration;
 pub const VERIFY_COMMANDS_MAX: usize = 256;
 /// Variables of a task, and bytes of one: they share one process's argument space.
 const VARIABLES_MAX: usize = 256;
-const VARIABLE_BYTES_MAX: usize = 32_768;
+pub(super) const VARIABLE_BYTES_MAX: usize = 32_768;
 const LABELS_MAX: usize = 64;
 /// Far above any host; keeps sums far from overflow.
 const RESOURCE_MAX: i64 = 1_000_000;
-pub(super) const SETTINGS_KEYS: [&str; 14] = [
+pub(super) const SETTINGS_KEYS: [&str; 23] = [
     "agent",
     "verify",
     "verify_timeout",
@@ -34,6 +35,15 @@ pub(super) const SETTINGS_KEYS: [&str; 14] = [
     "secrets",
     "disk",
     "hooks",
+    "model",
+    "sandbox",
+    "persona",
+    "approvals",
+    "change",
+    "acceptance",
+    "output_schema",
+    "images",
+    "add_dirs",
 ];
 pub(super) const HOOKS_KEYS: [&str; 1] = ["path"];
 const PLACE_KEYS: [&str; 3] = ["env", "file", "secret"];
@@ -109,6 +119,7 @@ pub(super) fn settings(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (Setting
         marks.hooks = node.at;
         settings.hooks = hooks(reader, node);
     }
+    settings.model = model_settings(reader, fields);
     (settings, marks)
 }
 
@@ -333,7 +344,7 @@ fn value_from(reader: &mut Reader<'_>, name: &str, node: &Node) -> Option<ValueF
 }
 
 /// Gives the variables of a mapping, without those that have no proper name.
-fn variables<'t>(
+pub(super) fn variables<'t>(
     reader: &mut Reader<'_>,
     key: &str,
     node: &'t Node,

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ fn lowered(text: &str) -> Lowered {
         source,
         submitted_by: "me",
         folder_prefix: "",
+        personas: Cow::default(),
     };
     plan.lower(&admission).unwrap()
 }
@@ -236,6 +238,7 @@ fn agents_of_the_configuration_are_known() {
         AgentDefinition {
             kind: AgentKind::Claude,
             command: Some(vec!["house-claude".to_owned()]),
+            env: BTreeMap::new(),
         },
     )]);
     let text = b"tasks: [{name: a, agent: house, prompt: x}]";

@@ -1,5 +1,8 @@
 //! Prepares the conversation of an attempt.
 
+use std::fmt::Write as _;
+use std::path::{Component, Path};
+
 use muster_proto::v1::Failure;
 
 use super::dialogue::{Dialogue, Subject};
@@ -7,9 +10,10 @@ use super::prompt::{self, Beginning};
 use super::runner::Runner;
 use super::scribe::Scribe;
 use super::talk::Means;
-use crate::agent::conversation::Opening;
+use crate::agent::conversation::{ErrorClass, Opening};
 use crate::agent::{Agent, Place};
 use crate::document::TaskDocument;
+use crate::failure::{class, failure};
 
 impl Runner {
     /// Prepares the conversation with a task's agent, if there is one.
@@ -42,7 +46,7 @@ impl Runner {
             opening: Opening {
                 folder: place.work.clone(),
                 prompt,
-                instructions: task.instructions.clone().unwrap_or_default(),
+                instructions: self.instructions(task)?,
                 resume: session.filter(|session| !session.is_empty()),
                 output_schema: task.output_schema.clone(),
             },
@@ -57,5 +61,40 @@ impl Runner {
             orders: self.orders.clone(),
         };
         Ok(Some((Dialogue::new(conversation, subject)?, means)))
+    }
+
+    /// Gives the persona's text, and puts its skills where the agent can read them: not into the work
+    /// tree, where they would become a part of its change.
+    fn instructions(&self, task: &TaskDocument) -> Result<String, Failure> {
+        let mut text = task.instructions.clone().unwrap_or_default();
+        let folder = self.folder.skills();
+        for (path, content) in &task.skills {
+            let plain = Path::new(path)
+                .components()
+                .all(|part| matches!(part, Component::Normal(_)));
+            if !plain {
+                let message = format!("the skill file {path:?} of the persona leads elsewhere");
+                return Err(failure(ErrorClass::InvalidRequest.name(), &message, b""));
+            }
+            let file = folder.join(path);
+            let written = file
+                .parent()
+                .map_or(Ok(()), std::fs::create_dir_all)
+                .and_then(|()| std::fs::write(&file, content));
+            written.map_err(|error| {
+                let message = format!("cannot write {}: {error}", file.display());
+                failure(class::WORKSPACE, &message, b"")
+            })?;
+        }
+        let mains = task.skills.keys().filter(|path| path.ends_with("SKILL.md"));
+        let mut mains = mains.peekable();
+        if mains.peek().is_some() {
+            text.push_str("\n\nYou have skills. Read a file before you do what it is about:\n");
+            for path in mains {
+                // Fails never: it is a string.
+                let _ = writeln!(text, "- {}", folder.join(path).display());
+            }
+        }
+        Ok(text)
     }
 }

@@ -99,6 +99,11 @@ impl LeaseFolder {
         self.path.join("prompt")
     }
 
+    /// Where the persona's skills are.
+    pub(crate) fn skills(&self) -> PathBuf {
+        self.path.join("skills")
+    }
+
     pub(crate) fn last_message(&self) -> PathBuf {
         self.path.join("last-message")
     }

@@ -1,0 +1,318 @@
+//! What a plan says to agents that are models: which one, how it behaves, when it is done.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::codex;
+use super::decode::{PROMPT_BYTES_MAX, SHORT_BYTES_MAX};
+use super::document::{AgentKind, TaskEntry};
+use super::fields::{Fields, Reader, Unknown};
+use super::problem::quote;
+use super::tree::{Node, Value};
+
+/// Criteria, rules, images or folders of one task.
+const ITEMS_MAX: usize = 256;
+/// Longest JSON Schema, as JSON.
+const SCHEMA_BYTES_MAX: usize = 256 << 10;
+const APPROVAL_KEYS: [&str; 3] = ["ask", "allow", "deny"];
+
+/// Settings of tasks whose agent is a model; others ignore them.
+#[derive(Clone, PartialEq, Debug, Default, JsonSchema)]
+pub struct ModelSettings {
+    /// Which model, as the agent names it; the agent's own default if absent.
+    pub model: Option<String>,
+    /// What the agent's commands may touch, for agents that can hold them to it.
+    pub sandbox: Option<SandboxMode>,
+    /// Who the agent is: an `AGENTS.md` file, or a folder with one and perhaps `skills/`, relative to
+    /// the plan file. It is read when the plan is submitted.
+    pub persona: Option<String>,
+    /// Which questions of the agent are answered without a person.
+    pub approvals: Option<Approvals>,
+    /// Whether an attempt that changes nothing has failed. If absent, `required` for tasks of models
+    /// with a repository, unless they only read or answer with an `output_schema`.
+    pub change: Option<Change>,
+    /// What must be true of the work; the agent is told.
+    pub acceptance: Option<Vec<String>>,
+    /// JSON Schema of the agent's answer. An answer that does not fit is asked for again, at most
+    /// twice.
+    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
+    pub output_schema: Option<serde_json::Value>,
+    /// Images for the agent, relative to the work tree.
+    pub images: Option<Vec<String>>,
+    /// Folders of the worker besides the work tree in which the agent may write.
+    pub add_dirs: Option<Vec<String>>,
+}
+
+/// What an agent's commands may touch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SandboxMode {
+    /// They write nothing.
+    ReadOnly,
+    /// They write in the work tree and in temporary files.
+    WorkspaceWrite,
+    /// They may do what the worker's user may.
+    FullAccess,
+}
+
+/// Whether a task must change something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    /// An attempt without a change has failed.
+    Required,
+    /// It may leave everything as it is.
+    Optional,
+}
+
+/// Which questions of an agent are answered without a person: one word for `ask`, or a mapping.
+#[derive(Clone, PartialEq, Eq, Debug, Default, JsonSchema, Serialize, Deserialize)]
+#[schemars(deny_unknown_fields)]
+pub struct Approvals {
+    /// What happens to questions that no rule answers.
+    #[serde(default)]
+    pub ask: Ask,
+    /// Commands that begin with these words are allowed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// Commands that begin with these words are denied, whatever else is allowed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<String>,
+}
+
+/// What happens to a question that no rule answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ask {
+    /// It is allowed; the agent's sandbox and the worker's own rights are what protects.
+    #[default]
+    Never,
+    /// Changes within the work tree are allowed, a person is asked about the rest.
+    Outside,
+    /// A person is asked.
+    Always,
+}
+
+/// What a worker is told of it.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct ModelDocument {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxMode>,
+    /// The persona's text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<String>,
+    /// Files of the persona's skills by their path below `skills/`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skills: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approvals: Option<Approvals>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub acceptance: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_schema: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub add_dirs: Vec<String>,
+    /// Variables for the agent's program.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub agent_env: BTreeMap<String, String>,
+}
+
+impl ModelSettings {
+    /// Fills in what is not said.
+    pub(super) fn or(&self, defaults: &Self) -> Self {
+        fn either<T: Clone>(own: Option<&T>, default: Option<&T>) -> Option<T> {
+            own.or(default).cloned()
+        }
+        Self {
+            model: either(self.model.as_ref(), defaults.model.as_ref()),
+            sandbox: self.sandbox.or(defaults.sandbox),
+            persona: either(self.persona.as_ref(), defaults.persona.as_ref()),
+            approvals: either(self.approvals.as_ref(), defaults.approvals.as_ref()),
+            change: self.change.or(defaults.change),
+            acceptance: either(self.acceptance.as_ref(), defaults.acceptance.as_ref()),
+            output_schema: either(self.output_schema.as_ref(), defaults.output_schema.as_ref()),
+            images: either(self.images.as_ref(), defaults.images.as_ref()),
+            add_dirs: either(self.add_dirs.as_ref(), defaults.add_dirs.as_ref()),
+        }
+    }
+
+    /// Makes what a worker is told; of a task whose agent is no model that is nothing.
+    pub(super) fn lower(
+        self,
+        entry: &TaskEntry,
+        kind: AgentKind,
+        has_repository: bool,
+        persona: Option<&super::persona::Persona>,
+        agent_env: BTreeMap<String, String>,
+    ) -> ModelDocument {
+        if kind == AgentKind::Command {
+            return ModelDocument::default();
+        }
+        let answers = self.output_schema.is_some() || self.sandbox == Some(SandboxMode::ReadOnly);
+        // Files of codex-par know nothing of this.
+        let changes = has_repository && !answers && entry.codex.is_none();
+        let change = self.change.or(changes.then_some(Change::Required));
+        ModelDocument {
+            model: self.model,
+            sandbox: self.sandbox,
+            instructions: persona.map(|persona| persona.instructions.clone()),
+            skills: persona
+                .map(|persona| persona.skills.clone())
+                .unwrap_or_default(),
+            approvals: self.approvals,
+            change,
+            acceptance: self.acceptance.unwrap_or_default(),
+            output_schema: self.output_schema,
+            images: self.images.unwrap_or_default(),
+            add_dirs: self.add_dirs.unwrap_or_default(),
+            agent_env,
+        }
+    }
+}
+
+/// Reads these settings among a task's or the defaults' keys.
+pub(super) fn model_settings(reader: &mut Reader<'_>, fields: &Fields<'_>) -> ModelSettings {
+    let mut settings = ModelSettings::default();
+    for (key, place) in [
+        ("model", &mut settings.model),
+        ("persona", &mut settings.persona),
+    ] {
+        if let Some(node) = fields.get(key) {
+            *place = reader.word(key, node, SHORT_BYTES_MAX);
+        }
+    }
+    if let Some(node) = fields.get("sandbox") {
+        let modes = [
+            ("read-only", SandboxMode::ReadOnly),
+            ("workspace-write", SandboxMode::WorkspaceWrite),
+            ("full-access", SandboxMode::FullAccess),
+        ];
+        settings.sandbox = reader.choice("sandbox", node, &modes);
+    }
+    if let Some(node) = fields.get("change") {
+        let modes = [
+            ("required", Change::Required),
+            ("optional", Change::Optional),
+        ];
+        settings.change = reader.choice("change", node, &modes);
+    }
+    if let Some(node) = fields.get("approvals") {
+        settings.approvals = approvals(reader, node);
+    }
+    for (key, bytes_max, place) in [
+        ("acceptance", PROMPT_BYTES_MAX, &mut settings.acceptance),
+        ("images", SHORT_BYTES_MAX, &mut settings.images),
+        ("add_dirs", SHORT_BYTES_MAX, &mut settings.add_dirs),
+    ] {
+        if let Some(node) = fields.get(key) {
+            *place = words(reader, key, node, bytes_max);
+        }
+    }
+    if let (Some(node), Some(images)) = (fields.get("images"), &settings.images)
+        && let Some(image) = images.iter().find(|image| !is_inside(image))
+    {
+        reader.wrong_with(
+            node.at,
+            &format!("`images`: {} is not within the work tree", quote(image)),
+            "name files of the repository, relative to its root",
+        );
+    }
+    if let (Some(node), Some(folders)) = (fields.get("add_dirs"), &settings.add_dirs)
+        && let Some(folder) = folders.iter().find(|folder| !folder.starts_with('/'))
+    {
+        reader.wrong_with(
+            node.at,
+            &format!("`add_dirs`: {} is no absolute path", quote(folder)),
+            "the folders are on the worker's host; the work tree is the agent's anyway",
+        );
+    }
+    if let Some(node) = fields.get("output_schema") {
+        settings.output_schema = schema(reader, node);
+    }
+    settings
+}
+
+fn words(reader: &mut Reader<'_>, key: &str, node: &Node, bytes_max: usize) -> Option<Vec<String>> {
+    let (words, _) = reader.texts(key, node, |reader, key, item| {
+        reader.word(key, item, bytes_max)
+    })?;
+    if words.len() > ITEMS_MAX {
+        reader.wrong(node.at, &format!("`{key}` has more than {ITEMS_MAX} items"));
+        return None;
+    }
+    Some(words)
+}
+
+fn approvals(reader: &mut Reader<'_>, node: &Node) -> Option<Approvals> {
+    let modes = [
+        ("never", Ask::Never),
+        ("outside", Ask::Outside),
+        ("always", Ask::Always),
+    ];
+    if let Value::Scalar(..) = node.value {
+        return Some(Approvals {
+            ask: reader.choice("approvals", node, &modes)?,
+            ..Approvals::default()
+        });
+    }
+    let fields = reader.fields("approvals", node, &APPROVAL_KEYS, Unknown::Refused, |_| {
+        None
+    })?;
+    let mut approvals = Approvals::default();
+    if let Some(node) = fields.get("ask") {
+        approvals.ask = reader.choice("ask", node, &modes)?;
+    }
+    for (key, place) in [
+        ("allow", &mut approvals.allow),
+        ("deny", &mut approvals.deny),
+    ] {
+        if let Some(node) = fields.get(key) {
+            *place = words(reader, key, node, SHORT_BYTES_MAX)?;
+            if place.iter().any(|rule| rule.trim().is_empty()) {
+                reader.wrong(node.at, &format!("`{key}`: a rule is empty"));
+            }
+        }
+    }
+    Some(approvals)
+}
+
+fn schema(reader: &mut Reader<'_>, node: &Node) -> Option<serde_json::Value> {
+    if !matches!(node.value, Value::Map(_)) {
+        reader.wrong_with(
+            node.at,
+            "`output_schema` is a mapping: the JSON Schema itself",
+            "for instance `output_schema: {type: object, required: [summary]}`",
+        );
+        return None;
+    }
+    let schema = codex::json(node);
+    if schema.to_string().len() > SCHEMA_BYTES_MAX {
+        let message = format!("`output_schema` is longer than {SCHEMA_BYTES_MAX} bytes of JSON");
+        reader.wrong(node.at, &message);
+        return None;
+    }
+    if let Err(error) = jsonschema::validator_for(&schema) {
+        reader.wrong(
+            node.at,
+            &format!("`output_schema` is no JSON Schema: {error}"),
+        );
+        return None;
+    }
+    Some(schema)
+}
+
+fn is_inside(path: &str) -> bool {
+    use std::path::{Component, Path};
+    !path.is_empty()
+        && Path::new(path)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
