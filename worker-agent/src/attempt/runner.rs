@@ -240,8 +240,7 @@ impl Runner {
                 };
                 let invocation = agent.invocation(&task, &place)?;
                 let mut given = self.given(&task, &task.secrets)?;
-                let masked = invocation.masked.iter().map(|name| (*name).to_owned());
-                given.masked.extend(masked);
+                given.masked.extend(invocation.masked);
                 given.values.extend(invocation.env);
                 self.hide(&given);
                 Ok((task, agent, invocation.argv, given, place))
