@@ -79,7 +79,11 @@ mod tests {
         for wanted in ["NOT_THERE", "MUSTER_TOKEN", ""] {
             let failure = expanded(&format!("x${{{wanted}}}")).unwrap_err();
             assert_eq!(failure.class, "secret_unavailable");
-            assert!(failure.message.contains(&format!("`{wanted}`")), "{}", failure.message);
+            assert!(
+                failure.message.contains(&format!("`{wanted}`")),
+                "{}",
+                failure.message
+            );
         }
     }
 }

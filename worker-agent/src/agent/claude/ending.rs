@@ -45,7 +45,10 @@ pub(super) fn turn(result: &Value, hints: &Hints) -> Turn {
     Turn {
         end,
         message: text::clip(message, MESSAGE_BYTES_MAX),
-        structured: result.get("structured_output").filter(|answer| !answer.is_null()).cloned(),
+        structured: result
+            .get("structured_output")
+            .filter(|answer| !answer.is_null())
+            .cloned(),
         error,
     }
 }
@@ -119,7 +122,11 @@ fn by_words(message: &str) -> Option<ErrorClass> {
     if says(&["prompt is too long", "context window", "context limit"]) {
         return Some(ErrorClass::ContextWindow);
     }
-    if says(&["credit balance is too low", "usage limit reached", "hit your limit"]) {
+    if says(&[
+        "credit balance is too low",
+        "usage limit reached",
+        "hit your limit",
+    ]) {
         return Some(ErrorClass::UsageLimit);
     }
     if says(&["not logged in", "invalid api key", "please run /login"]) {
@@ -130,7 +137,9 @@ fn by_words(message: &str) -> Option<ErrorClass> {
 
 /// Judges a retry by what the program says of it.
 pub(super) fn retried(line: &Value) -> AgentError {
-    let status = line["error_status"].as_u64().and_then(|status| u16::try_from(status).ok());
+    let status = line["error_status"]
+        .as_u64()
+        .and_then(|status| u16::try_from(status).ok());
     let kind = text::of(line, "error");
     let class = by_kind(kind, status).or_else(|| status.map(ErrorClass::of_status));
     let message = match status {
@@ -148,7 +157,11 @@ pub(super) fn retried(line: &Value) -> AgentError {
 
 /// Judges a program that ended in a turn, by its end and its last complaint.
 pub(super) fn lost(end: &End, stderr: &str) -> AgentError {
-    let complaint = stderr.lines().rev().map(str::trim).find(|line| !line.is_empty());
+    let complaint = stderr
+        .lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| !line.is_empty());
     let complaint = complaint.unwrap_or("it said nothing about it");
     let how = match end {
         End::Exited { code } => format!("ended with exit code {code}"),

@@ -15,7 +15,9 @@ use super::ending::{self, Hints};
 use super::question::{self, Questions};
 use super::tools::Tools;
 use super::usage::{SYNTHETIC, Usage};
-use crate::agent::conversation::{AgentError, Conversation, Decision, Opening, Step, Turn};
+use crate::agent::conversation::{
+    AgentError, Conversation, Decision, ErrorClass, Opening, Step, Turn,
+};
 use crate::agent::text;
 use crate::supervisor::End;
 
@@ -74,7 +76,8 @@ impl Conversation for Claude {
         if !self.images.is_empty() {
             // It reads images as it reads files.
             let images = self.images.join("\n- ");
-            self.prompt.push_str(&format!("\n\nImages, to be read first:\n- {images}\n"));
+            self.prompt
+                .push_str(&format!("\n\nImages, to be read first:\n- {images}\n"));
         }
         self.resume.clone_from(&opening.resume);
         if self.resume.is_some() {
@@ -91,7 +94,7 @@ impl Conversation for Claude {
         if let Some(schema) = &opening.output_schema {
             request.insert("jsonSchema".to_owned(), schema.clone());
         }
-        vec![self.request(request.into())]
+        vec![self.request(&request.into())]
     }
 
     fn line(&mut self, line: &[u8]) -> Vec<Step> {
@@ -143,7 +146,7 @@ impl Conversation for Claude {
 
     fn cancel(&mut self) -> Vec<Step> {
         match self.phase {
-            Phase::Working => vec![self.request(json!({"subtype": "interrupt"}))],
+            Phase::Working => vec![self.request(&json!({"subtype": "interrupt"}))],
             Phase::Initializing => {
                 self.phase = Phase::Idle;
                 vec![Step::TurnEnded(Turn {
@@ -173,7 +176,7 @@ impl Claude {
         }
     }
 
-    fn request(&mut self, request: Value) -> Step {
+    fn request(&mut self, request: &Value) -> Step {
         self.requests = self.requests.saturating_add(1);
         let id = format!("muster-{}", self.requests);
         let request = json!({"type": "control_request", "request_id": id, "request": request});
@@ -189,11 +192,14 @@ impl Claude {
             return self.prompt(&prompt);
         }
         self.phase = Phase::Idle;
-        let message = format!("Claude Code does not begin: {}", text::of(response, "error"));
+        let message = format!(
+            "Claude Code does not begin: {}",
+            text::of(response, "error")
+        );
         vec![Step::TurnEnded(Turn {
             end: TurnEnd::Failed,
             error: Some(AgentError {
-                class: crate::agent::conversation::ErrorClass::InvalidRequest,
+                class: ErrorClass::InvalidRequest,
                 message: text::clip(&message, text::LINE_BYTES_MAX),
                 http_status: None,
                 retry_after: None,
@@ -214,7 +220,7 @@ impl Claude {
                     attempt: count("attempt"),
                     attempts_max: count("max_retries"),
                     delay: delay.try_into().ok(),
-                    error: Some(wire(&ending::retried(line))),
+                    error: Some(ending::retried(line).to_wire()),
                 }))]
             }
             _ => Vec::new(),
@@ -284,7 +290,11 @@ impl Claude {
         let thought = text::of(delta, "thinking");
         stream.said |= !said.is_empty();
         stream.thought |= !thought.is_empty();
-        let item = format!("{}:{}", stream.id, event["index"].as_u64().unwrap_or_default());
+        let item = format!(
+            "{}:{}",
+            stream.id,
+            event["index"].as_u64().unwrap_or_default()
+        );
         let mut steps = told(&item, said, activity::Kind::Message);
         steps.extend(told(&item, thought, activity::Kind::Reasoning));
         steps
@@ -330,7 +340,10 @@ impl Claude {
         let blocks = line["message"]["content"].as_array().into_iter().flatten();
         let results = blocks.filter(|block| block["type"] == "tool_result");
         let tools = &mut self.tools;
-        results.flat_map(|result| tools.ended(result, line)).map(Step::Tell).collect()
+        results
+            .flat_map(|result| tools.ended(result, line))
+            .map(Step::Tell)
+            .collect()
     }
 
     fn asked(&mut self, line: &Value, bytes: usize) -> Vec<Step> {
@@ -385,14 +398,7 @@ fn told(item: &str, text: &str, kind: fn(TextDelta) -> activity::Kind) -> Vec<St
         item: item.to_owned(),
         text: text.to_owned(),
     };
-    text::pieces(text).map(|piece| Step::Tell(kind(delta(piece)))).collect()
-}
-
-fn wire(error: &AgentError) -> muster_proto::v1::AgentError {
-    muster_proto::v1::AgentError {
-        class: error.class.name().to_owned(),
-        message: error.message.clone(),
-        http_status: error.http_status.unwrap_or_default().into(),
-        retry_after: error.retry_after.and_then(|after| after.try_into().ok()),
-    }
+    text::pieces(text)
+        .map(|piece| Step::Tell(kind(delta(piece))))
+        .collect()
 }

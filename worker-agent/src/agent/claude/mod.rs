@@ -147,6 +147,10 @@ impl Agent for ClaudeAgent {
         true
     }
 
+    fn takes_schema(&self) -> bool {
+        true
+    }
+
     fn judge(&self, end: &End, tail: &[u8]) -> Result<(), Failure> {
         super::command::judge("Claude Code", class::AGENT_FAILED, end, tail)
     }
@@ -171,7 +175,9 @@ fn find(own: Own<'_>) -> Option<String> {
 /// only starts it.
 fn native(found: String) -> String {
     let real = std::fs::canonicalize(&found).unwrap_or_default();
-    let scope = real.ancestors().find(|folder| folder.ends_with("@anthropic-ai"));
+    let scope = real
+        .ancestors()
+        .find(|folder| folder.ends_with("@anthropic-ai"));
     let mut candidates = NATIVE.iter().filter_map(|package| {
         let candidate = scope?.join(package).join("claude");
         may_run(&candidate).then(|| candidate.to_string_lossy().into_owned())
@@ -188,13 +194,14 @@ fn version(program: &Path) -> Option<String> {
         let package: Value = serde_json::from_str(&text).ok()?;
         let name = package["name"].as_str()?;
         let version = package["version"].as_str()?;
-        name.starts_with("@anthropic-ai/claude-code").then(|| version.to_owned())
+        name.starts_with("@anthropic-ai/claude-code")
+            .then(|| version.to_owned())
     });
     package.or_else(|| {
         // The program's own installer names the file by its version.
         let name = real.file_name()?.to_str()?;
-        let is_version = name.split('.').count() == 3
-            && name.chars().all(|c| c.is_ascii_digit() || c == '.');
+        let is_version =
+            name.split('.').count() == 3 && name.chars().all(|c| c.is_ascii_digit() || c == '.');
         is_version.then(|| name.to_owned())
     })
 }
@@ -205,7 +212,10 @@ fn environment(
     profile: profile::Profile,
     own: Own<'_>,
 ) -> (BTreeMap<String, String>, Vec<String>) {
-    let profile::Profile { values: mut env, mut masked } = profile;
+    let profile::Profile {
+        values: mut env,
+        mut masked,
+    } = profile;
     let given = |env: &BTreeMap<String, String>, name: &str| {
         env.contains_key(name) || task.has_variable(name)
     };
@@ -229,7 +239,10 @@ fn environment(
 }
 
 fn is_on(value: &str) -> bool {
-    matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on")
+    matches!(
+        value.to_ascii_lowercase().as_str(),
+        "1" | "true" | "yes" | "on"
+    )
 }
 
 /// Gives everything after the program.
@@ -284,7 +297,10 @@ fn mode(task: &TaskDocument, may_bypass: bool) -> &'static str {
 
 /// Tells whether a rule means the same to the program.
 fn is_plain(rule: &str) -> bool {
-    !rule.is_empty() && rule.chars().all(|c| c.is_ascii_alphanumeric() || " ./_-".contains(c))
+    !rule.is_empty()
+        && rule
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || " ./_-".contains(c))
 }
 
 fn is_session_id(session: &str) -> bool {
@@ -301,7 +317,9 @@ fn has_session(invocation: &Invocation, place: &Place<'_>, session: &str) -> boo
         return false;
     };
     let file = format!("{session}.jsonl");
-    let projects = std::fs::read_dir(folder.join("projects")).into_iter().flatten();
+    let projects = std::fs::read_dir(folder.join("projects"))
+        .into_iter()
+        .flatten();
     let mut projects = projects.filter_map(Result::ok);
     projects.any(|project| project.path().join(&file).is_file())
 }

@@ -105,7 +105,9 @@ impl Questions {
     /// Forgets the question of a request that the agent has taken back.
     pub(super) fn withdraw(&mut self, request: &str) -> Option<u32> {
         let mut open = self.open.iter();
-        let number = open.find(|(_, open)| open.request == request).map(|(number, _)| *number)?;
+        let number = open
+            .find(|(_, open)| open.request == request)
+            .map(|(number, _)| *number)?;
         self.open.remove(&number);
         Some(number)
     }
@@ -126,10 +128,16 @@ fn permission_wanted(tool: &str, request: &Value, folder: &Path, open: &mut Open
         }
         Kind::Edit => {
             let path = tools::edited(input, folder);
-            ("file_change", format!("change {path}"), tools::proposal(tool, input))
+            (
+                "file_change",
+                format!("change {path}"),
+                tools::proposal(tool, input),
+            )
         }
         Kind::Other => {
-            let server = tool.strip_prefix("mcp__").and_then(|tool| tool.split_once("__"));
+            let server = tool
+                .strip_prefix("mcp__")
+                .and_then(|tool| tool.split_once("__"));
             let title = match server {
                 Some((server, tool)) => format!("use {tool} of {server}"),
                 None => format!("use {tool}"),
@@ -182,7 +190,8 @@ fn reason(request: &Value) -> String {
 /// agent would write it into files of the repository or of the worker's user otherwise.
 fn offered(number: usize, suggestion: &Value) -> Option<(Choice, Value)> {
     let mut kept = suggestion.clone();
-    kept.as_object_mut()?.insert("destination".to_owned(), "session".into());
+    kept.as_object_mut()?
+        .insert("destination".to_owned(), "session".into());
     let id = format!("{ALLOW}-{number}");
     let made = match text::of(suggestion, "type") {
         "addRules" if suggestion["behavior"] == "allow" => {
@@ -194,7 +203,11 @@ fn offered(number: usize, suggestion: &Value) -> Option<(Choice, Value)> {
                 }
             });
             let rules = line(&rules.collect::<Vec<_>>().join(", "));
-            let mut made = choice(&id, &format!("Allow always: {rules}"), ChoiceEffect::AllowRule);
+            let mut made = choice(
+                &id,
+                &format!("Allow always: {rules}"),
+                ChoiceEffect::AllowRule,
+            );
             made.rule = rules;
             made
         }
@@ -214,7 +227,11 @@ fn offered(number: usize, suggestion: &Value) -> Option<(Choice, Value)> {
 }
 
 fn words_wanted(input: &Value, open: &mut Open) -> Question {
-    let questions: Vec<&Value> = input["questions"].as_array().into_iter().flatten().collect();
+    let questions: Vec<&Value> = input["questions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .collect();
     let mut choices = Vec::new();
     if let [single] = questions.as_slice()
         && single["multiSelect"] != true
@@ -227,13 +244,17 @@ fn words_wanted(input: &Value, open: &mut Open) -> Question {
                 "" => label.to_owned(),
                 description => format!("{label}: {description}"),
             };
-            open.options.insert(id.clone(), text::clip(label, LINE_BYTES_MAX));
+            open.options
+                .insert(id.clone(), text::clip(label, LINE_BYTES_MAX));
             choices.push(choice(&id, &shown, ChoiceEffect::Text));
         }
     }
     choices.push(choice(TEXT, "Answer in words", ChoiceEffect::Text));
     choices.push(choice(DENY, "Do not answer", ChoiceEffect::Deny));
-    let texts: Vec<&str> = questions.iter().map(|question| text::of(question, "question")).collect();
+    let texts: Vec<&str> = questions
+        .iter()
+        .map(|question| text::of(question, "question"))
+        .collect();
     Question {
         kind: "input".to_owned(),
         title: line(texts.first().unwrap_or(&"The agent asks")),
@@ -268,7 +289,8 @@ fn allowed(request: &str, input: &Value, rule: Option<&Value>) -> String {
 fn answered(request: &str, input: &Value, words: &str) -> String {
     let mut input = input.clone();
     let questions = input["questions"].as_array().into_iter().flatten();
-    let answers = questions.map(|question| (text::of(question, "question").to_owned(), words.into()));
+    let answers =
+        questions.map(|question| (text::of(question, "question").to_owned(), words.into()));
     let answers: serde_json::Map<String, Value> = answers.collect();
     if let Some(input) = input.as_object_mut() {
         input.insert("answers".to_owned(), answers.into());

@@ -25,8 +25,15 @@ pub(super) struct Tools {
 #[derive(Debug)]
 enum Call {
     Command,
-    Edit { path: String, tool: String },
-    Other { server: String, tool: String, arguments: String },
+    Edit {
+        path: String,
+        tool: String,
+    },
+    Other {
+        server: String,
+        tool: String,
+        arguments: String,
+    },
 }
 
 /// What kind of thing a tool does.
@@ -89,7 +96,11 @@ impl Tools {
                     status: "started".to_owned(),
                     result: String::new(),
                 };
-                let call = Call::Other { server, tool, arguments };
+                let call = Call::Other {
+                    server,
+                    tool,
+                    arguments,
+                };
                 (call, activity::Kind::ToolCall(started))
             }
         };
@@ -109,7 +120,7 @@ impl Tools {
         let detail = &line["tool_use_result"];
         let item = text::name(item);
         match call {
-            Call::Command => command_ended(item, &said, failed, declined),
+            Call::Command => command_ended(&item, &said, failed, declined),
             Call::Edit { path, .. } if declined || !failed => {
                 vec![activity::Kind::FileChange(FileChange {
                     item,
@@ -122,7 +133,11 @@ impl Tools {
             }
             Call::Edit { path, tool } => {
                 let arguments = Value::from(path).to_string();
-                let call = Call::Other { server: String::new(), tool, arguments };
+                let call = Call::Other {
+                    server: String::new(),
+                    tool,
+                    arguments,
+                };
                 vec![tool_ended(item, call, &said, "failed")]
             }
             call @ Call::Other { .. } => {
@@ -144,7 +159,7 @@ impl Tools {
     }
 }
 
-fn command_ended(item: String, said: &str, failed: bool, declined: bool) -> Vec<activity::Kind> {
+fn command_ended(item: &str, said: &str, failed: bool, declined: bool) -> Vec<activity::Kind> {
     let code = said.strip_prefix("Exit code ").filter(|_| failed);
     let (code, output) = match code.map(|rest| rest.split_once('\n').unwrap_or((rest, ""))) {
         Some((code, output)) => (code.trim().parse().ok(), output),
@@ -153,12 +168,12 @@ fn command_ended(item: String, said: &str, failed: bool, declined: bool) -> Vec<
     let pieces = text::pieces(if declined { "" } else { output });
     let output = pieces.map(|piece| {
         activity::Kind::CommandOutput(CommandOutput {
-            item: item.clone(),
+            item: item.to_owned(),
             data: piece.as_bytes().to_vec(),
         })
     });
     let ended = activity::Kind::CommandEnded(CommandEnded {
-        item: item.clone(),
+        item: item.to_owned(),
         exit_code: code,
         declined,
     });
@@ -167,7 +182,11 @@ fn command_ended(item: String, said: &str, failed: bool, declined: bool) -> Vec<
 
 fn tool_ended(item: String, call: Call, said: &str, status: &str) -> activity::Kind {
     let (server, tool, arguments) = match call {
-        Call::Other { server, tool, arguments } => (server, tool, arguments),
+        Call::Other {
+            server,
+            tool,
+            arguments,
+        } => (server, tool, arguments),
         Call::Command | Call::Edit { .. } => Default::default(),
     };
     activity::Kind::ToolCall(ToolCall {
@@ -197,7 +216,10 @@ fn content(content: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Array(blocks) => {
             let texts = blocks.iter().map(|block| text::of(block, "text"));
-            texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n")
+            texts
+                .filter(|text| !text.is_empty())
+                .collect::<Vec<_>>()
+                .join("\n")
         }
         _ => String::new(),
     }
@@ -249,7 +271,9 @@ pub(super) fn proposal(tool: &str, input: &Value) -> String {
         "Write" => add('+', text::of(input, "content")),
         "NotebookEdit" => add('+', text::of(input, "new_source")),
         _ => {
-            let edits = input["edits"].as_array().map_or_else(|| vec![input], |edits| edits.iter().collect());
+            let edits = input["edits"]
+                .as_array()
+                .map_or_else(|| vec![input], |edits| edits.iter().collect());
             for edit in edits {
                 add('-', text::of(edit, "old_string"));
                 add('+', text::of(edit, "new_string"));
@@ -265,12 +289,16 @@ fn todo_list(input: &Value) -> activity::Kind {
         text: text::clip(text::of(todo, "content"), text::LINE_BYTES_MAX),
         status: text::name(text::of(todo, "status")),
     });
-    activity::Kind::TodoList(TodoList { items: items.collect() })
+    activity::Kind::TodoList(TodoList {
+        items: items.collect(),
+    })
 }
 
 /// Splits the name of a tool of an MCP server.
 fn server_and_tool(name: &str) -> (String, String) {
-    let mcp = name.strip_prefix("mcp__").and_then(|name| name.split_once("__"));
+    let mcp = name
+        .strip_prefix("mcp__")
+        .and_then(|name| name.split_once("__"));
     let (server, tool) = mcp.unwrap_or(("", name));
     (text::name(server), text::name(tool))
 }

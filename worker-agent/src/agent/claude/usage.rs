@@ -32,7 +32,8 @@ struct Tokens {
 impl Tokens {
     /// Reads what the provider says; what it leaves out stays as it was.
     fn updated(self, usage: &Value) -> Self {
-        let number = |key: &str, before: u64| usage.get(key).and_then(Value::as_u64).unwrap_or(before);
+        let number =
+            |key: &str, before: u64| usage.get(key).and_then(Value::as_u64).unwrap_or(before);
         Self {
             input: number("input_tokens", self.input),
             cache_read: number("cache_read_input_tokens", self.cache_read),
@@ -127,7 +128,8 @@ impl Usage {
         self.remember(text::of(message, "id"));
         if self.running.len() < MESSAGES_MAX {
             let model = model.clone();
-            self.running.insert(text::name(parent), Call { model, tokens });
+            self.running
+                .insert(text::name(parent), Call { model, tokens });
         }
         self.add(&model, tokens, 1)
     }
@@ -228,7 +230,10 @@ impl Usage {
             let since = if tokens.minus(tokens_before).plus(tokens_before) != tokens {
                 (tokens, cost)
             } else {
-                (tokens.minus(tokens_before), cost.saturating_sub(cost_before))
+                (
+                    tokens.minus(tokens_before),
+                    cost.saturating_sub(cost_before),
+                )
             };
             (name, since)
         });
