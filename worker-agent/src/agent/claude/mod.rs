@@ -4,8 +4,12 @@
 //! the worker for every permission; what the worker answers is the task's policy.
 
 mod ending;
+#[cfg(test)]
+mod hostile;
 mod machine;
 mod question;
+#[cfg(test)]
+mod starting;
 #[cfg(test)]
 mod tests;
 mod tools;
