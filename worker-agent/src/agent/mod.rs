@@ -1,5 +1,6 @@
 //! Agents: programs that do a task's work in a work tree.
 
+mod acp;
 mod claude;
 mod codex;
 pub(crate) mod command;
@@ -84,11 +85,12 @@ pub(crate) struct Invocation {
 }
 
 /// All kinds that this version knows.
-const KINDS: [&dyn Agent; 4] = [
+const KINDS: [&dyn Agent; 5] = [
     &command::CommandAgent,
     &codex::CodexAgent,
     &scripted::ScriptedAgent,
     &claude::ClaudeAgent,
+    &acp::AcpAgent,
 ];
 
 /// Finds the agents of this host.
