@@ -81,7 +81,7 @@ impl Agent for CodexAgent {
         Ok(Invocation {
             argv,
             env,
-            masked: KEYS.into(),
+            masked: KEYS.map(str::to_owned).into(),
         })
     }
 

@@ -1,10 +1,14 @@
 //! Agents: programs that do a task's work in a work tree.
 
+mod acp;
+mod claude;
 mod codex;
 pub(crate) mod command;
 pub(crate) mod conversation;
 pub(crate) mod lines;
+mod profile;
 pub(crate) mod scripted;
+mod text;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,6 +31,12 @@ pub(crate) trait Agent: Send + Sync {
 
     /// Says what to start for a task.
     fn invocation(&self, task: &TaskDocument, place: &Place<'_>) -> Result<Invocation, Failure>;
+
+    /// Changes an invocation so that the program goes on with a session of this host, if it is told so
+    /// when it is started; `false` if the session is not there any more, and a new one begins.
+    fn resume(&self, _invocation: &mut Invocation, _place: &Place<'_>, _session: &str) -> bool {
+        true
+    }
 
     /// Judges how the program ended by itself; `tail` is the end of its output.
     fn judge(&self, end: &End, tail: &[u8]) -> Result<(), Failure>;
@@ -71,14 +81,16 @@ pub(crate) struct Invocation {
     /// Variables besides those that every agent has.
     pub(crate) env: BTreeMap<String, String>,
     /// Those of them whose values no output may show.
-    pub(crate) masked: Vec<&'static str>,
+    pub(crate) masked: Vec<String>,
 }
 
 /// All kinds that this version knows.
-const KINDS: [&dyn Agent; 3] = [
+const KINDS: [&dyn Agent; 5] = [
     &command::CommandAgent,
     &codex::CodexAgent,
     &scripted::ScriptedAgent,
+    &claude::ClaudeAgent,
+    &acp::AcpAgent,
 ];
 
 /// Finds the agents of this host.

@@ -39,15 +39,12 @@ impl Runner {
         {
             prompt = prompt::with_schema(&prompt, schema);
         }
-        // Only this host has the conversation.
-        let resume = resume.filter(|resume| resume.host == self.site.host);
-        let session = resume.map(|resume| resume.session.clone());
         let subject = Subject {
             opening: Opening {
                 folder: place.work.clone(),
                 prompt,
                 instructions: self.instructions(task)?,
-                resume: session.filter(|session| !session.is_empty()),
+                resume: self.earlier_session().map(str::to_owned),
                 output_schema: task.output_schema.clone(),
             },
             policy: task.approvals.clone(),
@@ -96,5 +93,12 @@ impl Runner {
             }
         }
         Ok(text)
+    }
+
+    /// Gives the session of an earlier attempt that is to be gone on with. Only its own host has it.
+    pub(super) fn earlier_session(&self) -> Option<&str> {
+        let resume = self.grant.resume.as_ref();
+        let resume = resume.filter(|resume| resume.host == self.site.host)?;
+        Some(resume.session.as_str()).filter(|session| !session.is_empty())
     }
 }

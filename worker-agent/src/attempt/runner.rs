@@ -238,10 +238,13 @@ impl Runner {
                     prompt: self.folder.prompt(),
                     own: &|name| std::env::var(name).ok(),
                 };
-                let invocation = agent.invocation(&task, &place)?;
+                let mut invocation = agent.invocation(&task, &place)?;
+                // If it is not there any more the conversation says so itself.
+                if let Some(session) = self.earlier_session() {
+                    agent.resume(&mut invocation, &place, session);
+                }
                 let mut given = self.given(&task, &task.secrets)?;
-                let masked = invocation.masked.iter().map(|name| (*name).to_owned());
-                given.masked.extend(masked);
+                given.masked.extend(invocation.masked);
                 given.values.extend(invocation.env);
                 self.hide(&given);
                 Ok((task, agent, invocation.argv, given, place))
