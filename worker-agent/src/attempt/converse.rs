@@ -3,6 +3,7 @@
 use muster_proto::v1::Failure;
 
 use super::dialogue::{Dialogue, Subject};
+use super::launch::Program;
 use super::prompt::{self, Beginning};
 use super::runner::Runner;
 use super::scribe::Scribe;
@@ -18,6 +19,7 @@ impl Runner {
         task: &TaskDocument,
         agent: &dyn Agent,
         place: &Place<'_>,
+        program: &Program,
         scribe: &Scribe,
     ) -> Result<Option<(Dialogue, Means)>, Failure> {
         let Some(conversation) = agent.conversation(task) else {
@@ -45,6 +47,7 @@ impl Runner {
                 instructions: task.instructions.clone().unwrap_or_default(),
                 resume: session.filter(|session| !session.is_empty()),
                 output_schema: task.output_schema.clone(),
+                env: program.env.clone(),
             },
             policy: task.approvals.clone(),
             work: self.work_folder(),

@@ -47,7 +47,7 @@ pub(super) fn of_request(what: &str, error: &Value) -> AgentError {
 /// Which try of how many a retry notice is about; zeros if it does not say.
 pub(super) fn tries(message: &str) -> (u32, u32) {
     let numbers = message.split_whitespace().find_map(|word| {
-        let (attempt, max) = word.split_once('/')?;
+        let (attempt, max) = word.trim_end_matches(':').split_once('/')?;
         Some((attempt.parse().ok()?, max.parse().ok()?))
     });
     numbers.unwrap_or_default()
@@ -66,7 +66,11 @@ fn classify(info: Option<&Value>, said: &str, details: &str) -> (ErrorClass, Opt
                 || variant.contains_key("responseStreamDisconnected");
             match status {
                 Some(status) => (Some(ErrorClass::of_status(status)), Some(status)),
-                None if transport => (Some(ErrorClass::Transport), None),
+                // The stream broke because of what the details say.
+                None if transport => match by_words(details) {
+                    (ErrorClass::AgentError, _) => (Some(ErrorClass::Transport), None),
+                    (class, status) => (Some(class), status),
+                },
                 None => (None, None),
             }
         }
@@ -119,6 +123,13 @@ fn by_words(message: &str) -> (ErrorClass, Option<u16>) {
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     let class = if has(&["content_filter", "refus", "safety"]) {
         ErrorClass::Refusal
+    } else if has(&["rate limit"]) {
+        ErrorClass::RateLimit
+    } else if has(&["at capacity", "overloaded"]) {
+        ErrorClass::ProviderCapacity
+    } else if has(&["high demand"]) {
+        // What Codex makes of any answer 500.
+        ErrorClass::ProviderError
     } else if has(&["missing environment variable", "not logged in", "log in"]) {
         ErrorClass::Authentication
     } else if has(&[
@@ -143,7 +154,7 @@ mod tests {
 
     use super::*;
 
-    fn class(info: Value, message: &str) -> (ErrorClass, Option<u16>) {
+    fn class(info: &Value, message: &str) -> (ErrorClass, Option<u16>) {
         let error = of_turn(&json!({"message": message, "codexErrorInfo": info}));
         (error.class, error.http_status)
     }
@@ -211,13 +222,14 @@ mod tests {
             (json!({"later": 1}), "?", (E::AgentError, None)),
             (Value::Null, "", (E::AgentError, None)),
         ] {
-            assert_eq!(class(info.clone(), message), expected, "{info} {message}");
+            assert_eq!(class(&info, message), expected, "{info} {message}");
         }
     }
 
     #[test]
     fn a_retry_says_which_try_it_is() {
         assert_eq!(tries("Reconnecting... 2/5"), (2, 5));
+        assert_eq!(tries("Reconnecting... 2/5: 429"), (2, 5));
         assert_eq!(tries("Reconnecting... 2/5 (last status: 429)"), (2, 5));
         assert_eq!(tries("either/or"), (0, 0));
         assert_eq!(tries(""), (0, 0));

@@ -9,11 +9,13 @@ use super::ask::{self, Request};
 use super::errors;
 use super::items::{self, Items};
 use super::json::{head, text};
-use super::settings::Settings;
+use super::schema::is_strict;
+use super::settings::{API_KEY, Settings};
 use super::usage::Calls;
 use crate::agent::conversation::{
     AgentError, Conversation, Decision, ErrorClass, Opening, Step, Turn,
 };
+use crate::attempt::prompt::with_schema;
 use crate::supervisor::End;
 
 /// Requests that may wait for an answer at once; Codex is refused more.
@@ -106,25 +108,26 @@ impl AppServer {
                 };
                 match message.get("error") {
                     Some(error) => self.refused(sent, error),
-                    None => self.answered(sent, message.get("result").unwrap_or(&Value::Null)),
+                    None => self.answered(&sent, message.get("result").unwrap_or(&Value::Null)),
                 }
             }
             (None, None) => Vec::new(),
         }
     }
 
-    fn answered(&mut self, sent: Sent, result: &Value) -> Vec<Step> {
+    fn answered(&mut self, sent: &Sent, result: &Value) -> Vec<Step> {
         match sent {
             Sent::Initialize => {
                 let mut steps = vec![Step::Send(json!({ "method": "initialized" }).to_string())];
-                if let Some(key) = self.settings.api_key.take() {
+                // As `codex exec` does with it. It lasts as long as the program, see `settings`.
+                if let Some(key) = self.opening.env.remove(API_KEY) {
                     let params = json!({ "type": "apiKey", "apiKey": key });
                     steps.push(self.call(Sent::Login, "account/login/start", &params));
                 }
                 steps.push(self.open_thread());
                 steps
             }
-            Sent::Start | Sent::Resume => self.opened(result, sent == Sent::Resume),
+            Sent::Start | Sent::Resume => self.opened(result, *sent == Sent::Resume),
             Sent::Turn => {
                 let id = result.get("turn").map_or("", |turn| text(turn, "id"));
                 self.began(id)
@@ -210,13 +213,21 @@ impl AppServer {
     }
 
     fn start_turn(&mut self, prompt: &str, images: &[String]) -> Step {
+        let (strict, loose) = match &self.opening.output_schema {
+            Some(schema) if is_strict(schema) => (Some(schema), None),
+            loose => (None, loose.as_ref()),
+        };
+        let prompt = match loose {
+            Some(schema) => &with_schema(prompt, schema),
+            None => prompt,
+        };
         let mut input = vec![json!({ "type": "text", "text": prompt })];
         let folder = &self.opening.folder;
         input.extend(images.iter().map(
             |image| json!({ "type": "localImage", "path": folder.join(image).to_string_lossy() }),
         ));
         let mut params = json!({ "threadId": self.thread, "input": input });
-        if let Some(schema) = &self.opening.output_schema {
+        if let Some(schema) = strict {
             params["outputSchema"] = schema.clone();
         }
         self.items.begin_turn();
@@ -427,6 +438,7 @@ impl AppServer {
 impl Conversation for AppServer {
     fn open(&mut self, opening: &Opening) -> Vec<Step> {
         self.opening = opening.clone();
+        self.opening.env.retain(|name, _| name == API_KEY);
         // Its first turn: it can fail before Codex hears of it.
         self.turn = Some(Running::default());
         let version = env!("CARGO_PKG_VERSION");
@@ -504,11 +516,9 @@ impl Conversation for AppServer {
     }
 
     fn lost(&mut self, end: &End, stderr: &str) -> AgentError {
-        let complaint = stderr
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty());
-        let complaint = head(complaint.last().unwrap_or_default(), STDERR_BYTES_MAX);
+        let mut lines = stderr.lines().rev().map(str::trim);
+        let complaint = lines.find(|line| !line.is_empty());
+        let complaint = head(complaint.unwrap_or_default(), STDERR_BYTES_MAX);
         let never_began = self.sent.values().any(|sent| *sent == Sent::Initialize);
         let (class, how) = match end {
             // It reads its settings before it says anything.

@@ -8,8 +8,11 @@ mod items;
 mod json;
 mod machine;
 mod profile;
+mod schema;
 mod settings;
 mod shell;
+#[cfg(test)]
+mod tests;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -22,13 +25,13 @@ use crate::document::TaskDocument;
 use crate::failure::{class, failure};
 use crate::supervisor::End;
 use machine::AppServer;
-use settings::Settings;
+use settings::{API_KEY, Settings};
 
 const KIND: &str = "codex";
 /// Where Codex keeps its login and how it gets one; of the worker's environment it needs these.
-const LOGIN: [&str; 3] = ["CODEX_API_KEY", "CODEX_HOME", "OPENAI_API_KEY"];
+const LOGIN: [&str; 3] = [API_KEY, "CODEX_HOME", "OPENAI_API_KEY"];
 /// Those that are secret.
-const KEYS: [&str; 2] = ["CODEX_API_KEY", "OPENAI_API_KEY"];
+const KEYS: [&str; 2] = [API_KEY, "OPENAI_API_KEY"];
 
 /// Runs Codex.
 #[derive(Debug)]

@@ -45,6 +45,9 @@ const GONE: [(&str, &str); 3] = [
     ("worktree", "every task has a work tree of its own"),
 ];
 
+/// Variable of a key that Codex logs in with.
+pub(super) const API_KEY: &str = "CODEX_API_KEY";
+
 /// Options of a conversation by `codex app-server`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Settings {
@@ -61,8 +64,6 @@ pub(super) struct Settings {
     pub(super) ephemeral: bool,
     /// What is to be reviewed instead of a prompt.
     pub(super) review: Option<Value>,
-    /// For a login that lasts as long as the program.
-    pub(super) api_key: Option<String>,
 }
 
 impl Settings {
@@ -113,7 +114,6 @@ impl Settings {
             images,
             ephemeral: options.switch("ephemeral")?,
             review: review(task, &options)?,
-            api_key: None,
         })
     }
 
@@ -178,6 +178,10 @@ pub(super) fn arguments(
             names.join(",")
         ));
     }
+    if has_key(task, own) {
+        // The conversation logs in with it, and the user's own login stays what it is.
+        set("cli_auth_credentials_store=\"ephemeral\"");
+    }
     // Those of the task come last and win.
     for value in options.texts("config_overrides")? {
         set(value);
@@ -191,6 +195,11 @@ pub(super) fn arguments(
         }
     }
     Ok(argv)
+}
+
+/// Tells whether the program gets a key to log in with.
+fn has_key(task: &TaskDocument, own: Own<'_>) -> bool {
+    task.has_variable(API_KEY) || own(API_KEY).is_some()
 }
 
 fn sandbox(task: &TaskDocument, options: &Options<'_>) -> Result<&'static str, String> {
