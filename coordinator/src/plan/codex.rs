@@ -251,6 +251,10 @@ fn task(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (TaskEntry, TaskMarks, 
         .iter()
         .filter_map(|key| Some(((*key).to_owned(), json(fields.get(key)?))))
         .collect::<BTreeMap<_, _>>();
+    // Programs of the file's users read what `codex exec --json` writes.
+    codex
+        .options
+        .insert("protocol".to_owned(), Json::from("exec"));
     let folder = fields
         .get("cwd")
         .and_then(|node| reader.text("cwd", node, PATH_BYTES_MAX))

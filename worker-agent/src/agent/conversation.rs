@@ -5,6 +5,7 @@
 //! may load an earlier session. Each agent is a pure machine here: lines of its output go in, steps
 //! come out. Processes, pipes, time and the coordinator are the driver's affair.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub(crate) struct Opening {
     pub(crate) resume: Option<String>,
     /// JSON Schema of the last message, for agents that can be held to one.
     pub(crate) output_schema: Option<Value>,
+    /// Variables of the agent's program, for agents that log in by a message. Some are secret.
+    pub(crate) env: BTreeMap<String, String>,
 }
 
 /// What the driver is to do, in order.

@@ -6,6 +6,7 @@ use std::path::{Component, Path};
 use muster_proto::v1::Failure;
 
 use super::dialogue::{Dialogue, Subject};
+use super::launch::Program;
 use super::prompt::{self, Beginning};
 use super::runner::Runner;
 use super::scribe::Scribe;
@@ -22,6 +23,7 @@ impl Runner {
         task: &TaskDocument,
         agent: &dyn Agent,
         place: &Place<'_>,
+        program: &Program,
         scribe: &Scribe,
     ) -> Result<Option<(Dialogue, Means)>, Failure> {
         let Some(conversation) = agent.conversation(task) else {
@@ -46,6 +48,7 @@ impl Runner {
                 instructions: self.instructions(task)?,
                 resume: self.earlier_session().map(str::to_owned),
                 output_schema: task.output_schema.clone(),
+                env: program.env.clone(),
             },
             policy: task.approvals.clone(),
             work: self.work_folder(),

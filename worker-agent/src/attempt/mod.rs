@@ -12,7 +12,7 @@ mod leftover;
 pub mod machine;
 mod overheard;
 mod policy;
-mod prompt;
+pub(crate) mod prompt;
 mod publish;
 mod runner;
 mod scribe;

@@ -292,7 +292,7 @@ impl Runner {
         program.cwd.clone_from(&place.work);
         program.ends_at = self.began.after(self.limit(task.timeout_ms));
         program.idle = task.idle_timeout_ms.map(Duration::from_millis);
-        match self.dialogue(&task, agent, &place, scribe) {
+        match self.dialogue(&task, agent, &place, &program, scribe) {
             Ok(dialogue) => program.dialogue = dialogue,
             Err(failure) => return Happened::Failed(failure),
         }

@@ -1,28 +1,19 @@
-//! Codex, one `codex exec` for each attempt.
+//! One `codex exec` for each attempt.
 //!
 //! Flags are those of Codex 0.169. What that version has removed is translated: `--full-auto` was a
 //! workspace-write sandbox that asks nobody, which is what `exec` with that sandbox is today.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
 use muster_connect::private_file;
-use muster_proto::v1::{AgentOffer, Failure};
-use serde_json::Value;
+use muster_proto::v1::Failure;
 
-use super::{Agent, Invocation, Own, Place, program};
+use super::settings::Options;
+use crate::agent::Place;
 use crate::document::TaskDocument;
 use crate::failure::{chain, class, failure};
-use crate::supervisor::End;
 
-const KIND: &str = "codex";
-/// Names the program, as codex-par does.
-const PROGRAM_VARIABLE: &str = "CODEX_BIN";
-/// Where Codex keeps its login and how it gets one; of the worker's environment it needs these.
-const LOGIN: [&str; 3] = ["CODEX_API_KEY", "CODEX_HOME", "OPENAI_API_KEY"];
-/// Those that are secret.
-const KEYS: [&str; 2] = ["CODEX_API_KEY", "OPENAI_API_KEY"];
 /// A longer prompt goes through standard input: Linux takes no argument above 128 KiB.
 const PROMPT_ARGUMENT_BYTES_MAX: usize = 120 * 1024;
 /// Runs its arguments with the file `$0` as standard input.
@@ -30,78 +21,39 @@ const WITH_INPUT: &str = r#"exec "$@" <"$0""#;
 /// The last message is a task's summary; the coordinator keeps its first 4 KiB.
 const SUMMARY_BYTES_MAX: u64 = 4_096;
 
-/// Runs `codex exec`, which ends by itself and never asks anybody.
-#[derive(Debug)]
-pub(super) struct CodexAgent;
-
-impl Agent for CodexAgent {
-    fn kind(&self) -> &'static str {
-        KIND
+/// Gives program and arguments of a task that `codex exec` does, which ends by itself and never asks
+/// anybody.
+pub(super) fn argv(
+    program: Vec<String>,
+    task: &TaskDocument,
+    place: &Place<'_>,
+) -> Result<Vec<String>, Failure> {
+    let mut argv = program;
+    let arguments = arguments(task, place);
+    argv.extend(arguments.map_err(|message| failure(class::AGENT_UNAVAILABLE, &message, b""))?);
+    let prompt = task.prompt.as_deref().unwrap_or_default();
+    if prompt.len() > PROMPT_ARGUMENT_BYTES_MAX {
+        private_file::replace(&place.prompt, prompt.as_bytes()).map_err(|error| {
+            let error = chain(&error);
+            failure(
+                class::WORKSPACE,
+                &format!("cannot store the prompt: {error}"),
+                b"",
+            )
+        })?;
+        let input = place.prompt.to_string_lossy().into_owned();
+        let shell = ["/bin/sh", "-c", WITH_INPUT].map(str::to_owned);
+        argv.splice(0..0, shell.into_iter().chain([input]));
+        argv.push("-".to_owned());
+    } else if !prompt.is_empty() {
+        argv.extend(["--".to_owned(), prompt.to_owned()]);
     }
-
-    fn find(&self, own: Own<'_>) -> Option<AgentOffer> {
-        Some(AgentOffer {
-            name: KIND.to_owned(),
-            program: find(own)?,
-            version: String::new(),
-        })
-    }
-
-    fn invocation(&self, task: &TaskDocument, place: &Place<'_>) -> Result<Invocation, Failure> {
-        let unavailable = |message: &str| failure(class::AGENT_UNAVAILABLE, message, b"");
-        let mut argv = match task.agent.command.as_slice() {
-            [] => vec![find(place.own).ok_or_else(|| {
-                unavailable("codex is not there any more: neither CODEX_BIN nor PATH has it")
-            })?],
-            command => command.to_vec(),
-        };
-        argv.extend(arguments(task, place).map_err(|message| unavailable(&message))?);
-        let prompt = task.prompt.as_deref().unwrap_or_default();
-        if prompt.len() > PROMPT_ARGUMENT_BYTES_MAX {
-            private_file::replace(&place.prompt, prompt.as_bytes()).map_err(|error| {
-                let error = chain(&error);
-                failure(
-                    class::WORKSPACE,
-                    &format!("cannot store the prompt: {error}"),
-                    b"",
-                )
-            })?;
-            let input = place.prompt.to_string_lossy().into_owned();
-            let shell = ["/bin/sh", "-c", WITH_INPUT].map(str::to_owned);
-            argv.splice(0..0, shell.into_iter().chain([input]));
-            argv.push("-".to_owned());
-        } else if !prompt.is_empty() {
-            argv.extend(["--".to_owned(), prompt.to_owned()]);
-        }
-        let env = LOGIN
-            .iter()
-            .filter(|name| !task.has_variable(name))
-            .filter_map(|name| Some(((*name).to_owned(), (place.own)(name)?)))
-            .collect::<BTreeMap<_, _>>();
-        Ok(Invocation {
-            argv,
-            env,
-            masked: KEYS.map(str::to_owned).into(),
-        })
-    }
-
-    fn judge(&self, end: &End, tail: &[u8]) -> Result<(), Failure> {
-        super::command::judge("codex", class::AGENT_FAILED, end, tail)
-    }
-
-    fn summary(&self, place: &Place<'_>) -> String {
-        read_head(&place.last_message).unwrap_or_default()
-    }
+    Ok(argv)
 }
 
-/// Finds the program: the one that the worker's environment names, else the one in its path.
-fn find(own: Own<'_>) -> Option<String> {
-    let path = own("PATH").unwrap_or_default();
-    match own(PROGRAM_VARIABLE).filter(|named| !named.is_empty()) {
-        Some(named) if named.contains('/') => super::may_run(Path::new(&named)).then_some(named),
-        Some(named) => program(&named, &path),
-        None => program(KIND, &path),
-    }
+/// Gives what the agent said last.
+pub(super) fn summary(place: &Place<'_>) -> String {
+    read_head(&place.last_message).unwrap_or_default()
 }
 
 /// Gives everything between the program and the prompt, or why an option cannot be passed on.
@@ -141,12 +93,12 @@ fn arguments(task: &TaskDocument, place: &Place<'_>) -> Result<Vec<String>, Stri
     if let Some(schema) = options.text("output_schema")?.filter(|_| !review) {
         flag("--output-schema", schema);
     }
-    if options.switch("ephemeral") {
+    if options.switch("ephemeral")? {
         argv.push("--ephemeral".to_owned());
     }
     if review {
         argv.push("review".to_owned());
-        if options.switch("uncommitted") {
+        if options.switch("uncommitted")? {
             argv.push("--uncommitted".to_owned());
         }
         for (key, name) in [
@@ -160,35 +112,6 @@ fn arguments(task: &TaskDocument, place: &Place<'_>) -> Result<Vec<String>, Stri
         }
     }
     Ok(argv)
-}
-
-/// The options of a task as its plan gave them.
-struct Options<'a>(&'a BTreeMap<String, Value>);
-
-impl<'a> Options<'a> {
-    fn text(&self, key: &str) -> Result<Option<&'a str>, String> {
-        match self.0.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(format!("`{key}` of the task is not a text")),
-        }
-    }
-
-    fn texts(&self, key: &str) -> Result<Vec<&'a str>, String> {
-        let wrong = || format!("`{key}` of the task is not a list of texts");
-        match self.0.get(key) {
-            None | Some(Value::Null) => Ok(Vec::new()),
-            Some(Value::Array(items)) => items
-                .iter()
-                .map(|item| item.as_str().ok_or_else(wrong))
-                .collect(),
-            Some(_) => Err(wrong()),
-        }
-    }
-
-    fn switch(&self, key: &str) -> bool {
-        self.0.get(key) == Some(&Value::Bool(true))
-    }
 }
 
 /// Reads the beginning of a file that the agent wrote; its tail is the agent's affair.
@@ -210,15 +133,18 @@ fn read_head(path: &Path) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
+    use super::super::CodexAgent;
     use super::*;
+    use crate::agent::Agent as _;
     use crate::document::AgentDocument;
 
     fn task(codex: Value) -> TaskDocument {
-        let Value::Object(options) = codex else {
+        let Value::Object(mut options) = codex else {
             panic!("{codex}");
         };
+        options.insert("protocol".into(), "exec".into());
         TaskDocument {
             prompt: Some("do it".into()),
             agent: AgentDocument {
@@ -314,23 +240,6 @@ mod tests {
             std::fs::read(&file).unwrap().len(),
             PROMPT_ARGUMENT_BYTES_MAX + 1
         );
-    }
-
-    #[test]
-    fn the_program_is_the_named_one_else_the_one_in_the_path() {
-        let own = |set: &[(&str, &str)], name: &str| {
-            let found = set.iter().find(|(key, _)| *key == name);
-            found.map(|(_, value)| (*value).to_owned())
-        };
-        let named = [("CODEX_BIN", "/bin/sh"), ("PATH", "/bin")];
-        assert_eq!(find(&|name| own(&named, name)).as_deref(), Some("/bin/sh"));
-        let by_path = [("CODEX_BIN", "sh"), ("PATH", "/bin")];
-        assert_eq!(
-            find(&|name| own(&by_path, name)).as_deref(),
-            Some("/bin/sh")
-        );
-        let gone = [("CODEX_BIN", "/bin/no-such-program"), ("PATH", "/bin")];
-        assert_eq!(find(&|name| own(&gone, name)), None);
     }
 
     #[test]
