@@ -50,6 +50,8 @@ pub enum Explanation {
         /// The failed task because of which it was skipped.
         because: Option<Arc<str>>,
         detail: Box<str>,
+        /// What a person can do about its failure, besides trying again.
+        remedy: Option<&'static str>,
     },
 }
 
@@ -212,8 +214,10 @@ fn running(state: &State, lease: crate::LeaseId, verify: bool) -> Explanation {
 
 fn ended(run: &Run, task: &Task) -> Explanation {
     let mut because = None;
+    let mut remedy = None;
     let detail: Box<str> = match &task.state {
         TaskState::Failed { failure, .. } => {
+            remedy = failure.class.remedy();
             format!("{}: {}", failure.class, failure.message).into()
         }
         TaskState::Cancelled { by, reason, .. } => format!("by {by}: {reason}").into(),
@@ -235,6 +239,7 @@ fn ended(run: &Run, task: &Task) -> Explanation {
         state: task.state.name(),
         because,
         detail,
+        remedy,
     }
 }
 
@@ -404,6 +409,10 @@ impl Explanation {
                 because: Some(task),
                 ..
             } => Some(format!("retry {task}")),
+            Self::Final {
+                remedy: Some(remedy),
+                ..
+            } => Some(format!("{remedy}, and retry it")),
             Self::Final { state, .. } if *state != "succeeded" => Some("retry it".into()),
             Self::Unknown
             | Self::Blocked { .. }
@@ -517,6 +526,7 @@ impl fmt::Display for Explanation {
                 state,
                 because: Some(task),
                 detail,
+                ..
             } => write!(
                 f,
                 "it was {state} because of task {task}, which is {detail}"
