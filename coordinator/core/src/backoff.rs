@@ -9,9 +9,19 @@ use crate::time::Span;
 /// Doubles from `first` up to [`limits::BACKOFF_MAX`]; the upper half is jittered, so that tasks
 /// that failed together do not come back together. The same arguments give the same delay.
 pub(crate) fn delay(first: Span, failures: u32, seed: u64) -> Span {
+    up_to(limits::BACKOFF_MAX, first, failures, seed)
+}
+
+/// Gives the delay before a provider that failed so often (from 1) is called again.
+pub(crate) fn of_provider(failures: u32, seed: u64) -> Span {
+    let first = limits::PROVIDER_BACKOFF_FIRST;
+    up_to(limits::PROVIDER_BACKOFF_MAX, first, failures, seed)
+}
+
+fn up_to(max: Span, first: Span, failures: u32, seed: u64) -> Span {
     let doublings = failures.saturating_sub(1).min(32);
     let full = first.ms().saturating_mul(1 << doublings);
-    let full = full.min(limits::BACKOFF_MAX.ms());
+    let full = full.min(max.ms());
     let half = full / 2;
     Span::from_ms(full - half + mix(seed) % (half + 1))
 }
@@ -45,6 +55,14 @@ mod tests {
                     "{got} of {full} for {failures}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_provider_is_left_alone_for_longer() {
+        for (failures, least, most) in [(1, 5, 10), (2, 10, 20), (40, 300, 600)] {
+            let got = of_provider(failures, 7);
+            assert!(got >= Span::from_secs(least) && got <= Span::from_secs(most));
         }
     }
 

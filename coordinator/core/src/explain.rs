@@ -50,6 +50,8 @@ pub enum Explanation {
         /// The failed task because of which it was skipped.
         because: Option<Arc<str>>,
         detail: Box<str>,
+        /// What a person can do about its failure, besides trying again.
+        remedy: Option<&'static str>,
     },
 }
 
@@ -212,8 +214,10 @@ fn running(state: &State, lease: crate::LeaseId, verify: bool) -> Explanation {
 
 fn ended(run: &Run, task: &Task) -> Explanation {
     let mut because = None;
+    let mut remedy = None;
     let detail: Box<str> = match &task.state {
         TaskState::Failed { failure, .. } => {
+            remedy = failure.class.remedy();
             format!(": {} ({})", failure.message, failure.class).into()
         }
         TaskState::Cancelled { by, reason, .. } if reason.is_empty() => format!(" by {by}").into(),
@@ -236,6 +240,7 @@ fn ended(run: &Run, task: &Task) -> Explanation {
         state: task.state.name(),
         because,
         detail,
+        remedy,
     }
 }
 
@@ -415,6 +420,10 @@ impl Explanation {
                 because: Some(task),
                 ..
             } => Some(format!("retry {task}")),
+            Self::Final {
+                remedy: Some(remedy),
+                ..
+            } => Some(format!("{remedy}, and retry it")),
             Self::Final { state, .. } if *state != "succeeded" => Some("retry it".into()),
             Self::Unknown
             | Self::Blocked { .. }
@@ -528,6 +537,7 @@ impl fmt::Display for Explanation {
                 state,
                 because: Some(task),
                 detail,
+                ..
             } => write!(f, "it was {state} because of task {task}, which {detail}"),
             Self::Final { state, detail, .. } => match *state {
                 "succeeded" | "failed" => write!(f, "it {state}{detail}"),

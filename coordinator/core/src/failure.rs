@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::time::Span;
+
 /// Typed cause of a failure.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum FailureClass {
@@ -42,11 +44,37 @@ pub enum FailureClass {
     DiskAllowance,
     /// The worker does not have, or does not hand out, a secret that the task asks for.
     SecretUnavailable,
+    /// The provider does not know the agent, or does not let it in: nobody is logged in on the worker.
+    Authentication,
+    /// The provider takes no more calls of this account for now.
+    RateLimit,
+    /// The provider is overloaded.
+    ProviderCapacity,
+    /// The provider failed to answer (its status was in the five hundreds).
+    ProviderError,
+    /// The provider could not be reached, or the connection broke.
+    Transport,
+    /// What the account may use is used up until a later time.
+    UsageLimit,
+    /// The provider refused the request itself: no such model, a setting it does not take.
+    InvalidRequest,
+    /// The conversation is longer than the model can read.
+    ContextWindow,
+    /// The model declined the task.
+    Refusal,
+    /// The agent's program ended in the middle of its work.
+    AgentCrashed,
+    /// The agent reported an error that has no class of its own.
+    AgentError,
+    /// The structured answer does not fit its schema, after repairs.
+    OutputInvalid,
+    /// The agent said that it was done and changed nothing, though a change was asked for.
+    NoChange,
 }
 
 impl FailureClass {
     /// Every class, for tables and tests.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 30] = [
         Self::AgentFailed,
         Self::AgentUnavailable,
         Self::VerifyFailed,
@@ -64,9 +92,25 @@ impl FailureClass {
         Self::Internal,
         Self::DiskAllowance,
         Self::SecretUnavailable,
+        Self::Authentication,
+        Self::RateLimit,
+        Self::ProviderCapacity,
+        Self::ProviderError,
+        Self::Transport,
+        Self::UsageLimit,
+        Self::InvalidRequest,
+        Self::ContextWindow,
+        Self::Refusal,
+        Self::AgentCrashed,
+        Self::AgentError,
+        Self::OutputInvalid,
+        Self::NoChange,
     ];
 
     /// Tells whether another attempt could end differently.
+    ///
+    /// Whoever pays for attempts should pay for none that must end alike: a login that is missing
+    /// and a request that the provider refuses are a person's to put right, and `retry` goes on.
     #[must_use]
     pub const fn retryable(self) -> bool {
         match self {
@@ -80,20 +124,35 @@ impl FailureClass {
             | Self::Walltime
             | Self::Workspace
             | Self::Publish
-            | Self::AgentUnavailable => true,
+            | Self::AgentUnavailable
+            | Self::RateLimit
+            | Self::ProviderCapacity
+            | Self::ProviderError
+            | Self::Transport
+            | Self::UsageLimit
+            | Self::ContextWindow
+            | Self::Refusal
+            | Self::AgentCrashed
+            | Self::AgentError
+            | Self::OutputInvalid
+            | Self::NoChange => true,
             Self::ChangeTooLarge
             | Self::BaseConflict
             | Self::IntegrationConflict
             | Self::NotPlaced
             | Self::Internal
-            | Self::SecretUnavailable => false,
+            | Self::SecretUnavailable
+            | Self::Authentication
+            | Self::InvalidRequest => false,
         }
     }
 
-    /// Tells whether the failure uses up one of the task's retries.
+    /// Tells whether the failure uses up one of the task's retries: those that the agent's own work
+    /// led to, and that cost what a whole attempt costs.
     ///
-    /// Those that do not are bounded by [`crate::limits::CRASH_LIMIT`] instead, since a task can
-    /// be what kills its worker.
+    /// Those that do not are bounded by [`crate::limits::PROVIDER_LIMIT`] if it was the provider's
+    /// fault ([`Self::is_providers`]), else by [`crate::limits::CRASH_LIMIT`], since a task can be
+    /// what kills its worker.
     #[must_use]
     pub const fn counts(self) -> bool {
         match self {
@@ -102,7 +161,13 @@ impl FailureClass {
             | Self::TimedOut
             | Self::Stalled
             | Self::DiskAllowance
-            | Self::ChangeTooLarge => true,
+            | Self::ChangeTooLarge
+            | Self::ContextWindow
+            | Self::Refusal
+            | Self::AgentCrashed
+            | Self::AgentError
+            | Self::OutputInvalid
+            | Self::NoChange => true,
             Self::AgentUnavailable
             | Self::WorkerLost
             | Self::Preempted
@@ -113,8 +178,69 @@ impl FailureClass {
             | Self::IntegrationConflict
             | Self::NotPlaced
             | Self::Internal
-            | Self::SecretUnavailable => false,
+            | Self::SecretUnavailable
+            | Self::Authentication
+            | Self::RateLimit
+            | Self::ProviderCapacity
+            | Self::ProviderError
+            | Self::Transport
+            | Self::UsageLimit
+            | Self::InvalidRequest => false,
         }
+    }
+
+    /// Tells whether the provider of the model kept the agent from its work for a while. The task
+    /// had no part in it, so waiting helps: patiently, and longer than for a worker that was lost.
+    #[must_use]
+    pub const fn is_providers(self) -> bool {
+        matches!(
+            self,
+            Self::RateLimit
+                | Self::ProviderCapacity
+                | Self::ProviderError
+                | Self::Transport
+                | Self::UsageLimit
+        )
+    }
+
+    /// Says what a person can do about it, as one line; `None` where trying again is all there is.
+    #[must_use]
+    pub const fn remedy(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Authentication => {
+                "log the agent in on the worker (or give the task its key as a secret)"
+            }
+            Self::InvalidRequest => "correct the task's model or settings",
+            Self::UsageLimit => "wait until the account may be used again, or use another",
+            Self::ContextWindow => "split the task, or give it a model that reads more",
+            Self::Refusal => "put the task in other words, or give it another model",
+            Self::OutputInvalid => "ease the task's output schema, or give it another model",
+            Self::NoChange => {
+                "say in the prompt what is to change, or in the plan that nothing has to"
+            }
+            Self::RateLimit | Self::ProviderCapacity => "run fewer of its agents at once",
+            Self::Transport => "see that the worker reaches the provider",
+            Self::AgentUnavailable => "install the agent on the worker",
+            Self::SecretUnavailable => "give the worker the secret",
+            Self::AgentFailed
+            | Self::VerifyFailed
+            | Self::TimedOut
+            | Self::Stalled
+            | Self::WorkerLost
+            | Self::Preempted
+            | Self::Walltime
+            | Self::Workspace
+            | Self::Publish
+            | Self::ChangeTooLarge
+            | Self::BaseConflict
+            | Self::IntegrationConflict
+            | Self::NotPlaced
+            | Self::Internal
+            | Self::DiskAllowance
+            | Self::ProviderError
+            | Self::AgentCrashed
+            | Self::AgentError => return None,
+        })
     }
 
     /// Gives the stable name used in the journal, on the wire and in JSON.
@@ -138,6 +264,19 @@ impl FailureClass {
             Self::Internal => "internal",
             Self::DiskAllowance => "disk_allowance",
             Self::SecretUnavailable => "secret_unavailable",
+            Self::Authentication => "authentication",
+            Self::RateLimit => "rate_limit",
+            Self::ProviderCapacity => "provider_capacity",
+            Self::ProviderError => "provider_error",
+            Self::Transport => "transport",
+            Self::UsageLimit => "usage_limit",
+            Self::InvalidRequest => "invalid_request",
+            Self::ContextWindow => "context_window",
+            Self::Refusal => "refusal",
+            Self::AgentCrashed => "agent_crashed",
+            Self::AgentError => "agent_error",
+            Self::OutputInvalid => "output_invalid",
+            Self::NoChange => "no_change",
         }
     }
 
@@ -163,6 +302,9 @@ pub struct Failure {
     /// End of the output of what failed; empty when there is none. Bounded by
     /// [`crate::limits::FAILURE_OUTPUT_BYTES`]; handed to the next attempt.
     pub output: Box<str>,
+    /// What the provider asked for: not to be called again for so long. Honoured up to
+    /// [`crate::limits::RETRY_AFTER_MAX`] if the task is tried again.
+    pub retry_after: Option<Span>,
 }
 
 impl Failure {
@@ -173,6 +315,7 @@ impl Failure {
             class,
             message: message.into(),
             output: "".into(),
+            retry_after: None,
         }
     }
 }

@@ -124,6 +124,9 @@ fn check_history(run: &Run, task: &Task) -> Checked {
     })?;
     ensure(history.crashes <= limits::CRASH_LIMIT, || {
         format!("{} uncounted failures", history.crashes)
+    })?;
+    ensure(history.deferrals <= limits::PROVIDER_LIMIT, || {
+        format!("{} failures of the provider", history.deferrals)
     })
 }
 

@@ -25,6 +25,16 @@ pub const SLOTS_PER_WORKER: u32 = 4_096;
 pub const RETRIES_MAX: u32 = 100;
 /// Uncounted losses after which a task fails all the same: it may be what kills its workers.
 pub const CRASH_LIMIT: u32 = 5;
+/// Failures of one task by its model's provider after which the task fails: with
+/// [`PROVIDER_BACKOFF_MAX`] between them some six hours, longer than common limits of use last.
+pub const PROVIDER_LIMIT: u32 = 40;
+/// First delay after a failure of the provider. The agent itself has already tried again for a while.
+pub const PROVIDER_BACKOFF_FIRST: Span = Span::from_secs(10);
+/// Longest delay after a failure of the provider, if the provider itself does not ask for more.
+pub const PROVIDER_BACKOFF_MAX: Span = Span::from_secs(600);
+/// Longest wish of a provider that is honoured at once; one that asks for more is asked again then.
+/// Bounds for how long a worker can put off a task.
+pub const RETRY_AFTER_MAX: Span = Span::from_secs(24 * 3_600);
 /// Lost verifies of one attempt after which the attempt fails.
 pub const VERIFY_CRASH_LIMIT: u32 = 5;
 /// One line about a failure.

@@ -119,6 +119,7 @@ fn shortfall(run: &Run) -> Option<RunOutcome> {
             class: failure.class,
             message: message.into(),
             output: failure.output.clone(),
+            retry_after: None,
         }));
     }
     let cancelled = run.tasks.iter().filter_map(|task| match &task.state {

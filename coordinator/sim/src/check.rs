@@ -262,12 +262,12 @@ impl World<'_> {
         )?;
         let none = History::default();
         let history = task.history.as_deref().unwrap_or(&none);
-        let counts = (history.counted, history.crashes);
+        let counts = (history.counted, history.crashes, history.deferrals);
         self.ensure(
-            counts == (known.counted, known.crashes),
+            counts == (known.counted, known.crashes, known.deferrals),
             "failures are counted right",
             || {
-                let expected = (known.counted, known.crashes);
+                let expected = (known.counted, known.crashes, known.deferrals);
                 format!("{key} has {counts:?} counted and other failures, not {expected:?}")
             },
         )

@@ -5,8 +5,8 @@ use coordinator_core::event::{LeaseEnd, Work};
 use coordinator_core::{Failure, FailureClass, Incarnation, RunId, TaskKey, WorkerId};
 
 use crate::reference::{
-    Asked, CRASHES_MAX, Judged, Lease, PARK_MS, Reference, Stands, class, class_is_timeout, ensure,
-    known_final,
+    Asked, CRASHES_MAX, Counted, DEFERRALS_MAX, Judged, Lease, PARK_MS, Reference, Stands, class,
+    class_is_timeout, ensure, known_final,
 };
 
 impl Reference {
@@ -207,14 +207,21 @@ impl Reference {
     }
 
     pub(crate) fn count(&mut self, key: TaskKey, of: FailureClass, again: bool) -> Judged {
-        let (retryable, counts) = class(of);
+        let (retryable, counted) = class(of);
         let task = self.known(key)?;
-        let allowed = if counts {
-            task.counted += 1;
-            task.counted <= task.retries
-        } else {
-            task.crashes += 1;
-            task.crashes < CRASHES_MAX
+        let allowed = match counted {
+            Counted::Own => {
+                task.counted += 1;
+                task.counted <= task.retries
+            }
+            Counted::Crash => {
+                task.crashes += 1;
+                task.crashes < CRASHES_MAX
+            }
+            Counted::Provider => {
+                task.deferrals += 1;
+                task.deferrals < DEFERRALS_MAX
+            }
         };
         let expected = retryable && allowed;
         task.falls = !expected;

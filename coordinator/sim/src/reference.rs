@@ -16,6 +16,7 @@ use crate::remote::{Credential, Ref};
 
 /// Uncounted losses after which a task, or a verify, fails all the same.
 pub(crate) const CRASHES_MAX: u32 = 5;
+pub(crate) const DEFERRALS_MAX: u32 = 40;
 /// Time after which a question that nobody answers parks its task.
 pub(crate) const PARK_MS: u64 = 600_000;
 
@@ -62,6 +63,7 @@ pub(crate) struct Task {
     pub(crate) stands: Stands,
     pub(crate) counted: u32,
     pub(crate) crashes: u32,
+    pub(crate) deferrals: u32,
     pub(crate) verifies_lost: u32,
     pub(crate) attempts: u32,
     pub(crate) generation: u32,
@@ -111,16 +113,27 @@ pub(crate) struct Reference {
     pub(crate) epoch: u64,
 }
 
-/// Tells whether another attempt could end differently, and whether the failure counts.
-pub(crate) fn class(class: FailureClass) -> (bool, bool) {
+/// What a failure is counted as.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Counted {
+    Own,
+    Crash,
+    Provider,
+}
+
+/// Tells whether another attempt could end differently, and as what the failure counts.
+pub(crate) fn class(class: FailureClass) -> (bool, Counted) {
     match class.name() {
-        "agent_failed" | "verify_failed" | "timed_out" | "stalled" | "disk_allowance" => {
-            (true, true)
-        }
+        "agent_failed" | "verify_failed" | "timed_out" | "stalled" | "disk_allowance"
+        | "context_window" | "refusal" | "agent_crashed" | "agent_error" | "output_invalid"
+        | "no_change" => (true, Counted::Own),
         "worker_lost" | "preempted" | "walltime" | "workspace" | "publish"
-        | "agent_unavailable" => (true, false),
-        "change_too_large" => (false, true),
-        _ => (false, false),
+        | "agent_unavailable" => (true, Counted::Crash),
+        "rate_limit" | "provider_capacity" | "provider_error" | "transport" | "usage_limit" => {
+            (true, Counted::Provider)
+        }
+        "change_too_large" => (false, Counted::Own),
+        _ => (false, Counted::Crash),
     }
 }
 
@@ -347,6 +360,7 @@ impl Reference {
             stands: Stands::Waiting,
             counted: 0,
             crashes: 0,
+            deferrals: 0,
             verifies_lost: 0,
             attempts: 0,
             generation: 1,
@@ -392,6 +406,7 @@ impl Reference {
                     task.stands = Stands::Waiting;
                     task.counted = 0;
                     task.crashes = 0;
+                    task.deferrals = 0;
                     task.verifies_lost = 0;
                     task.made = false;
                     task.falls = false;

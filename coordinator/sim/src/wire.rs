@@ -2,13 +2,19 @@
 
 use coordinator_core::command::Report;
 use coordinator_core::event::{Outcome, Usage};
-use coordinator_core::{CommitId, Failure, FailureClass};
+use coordinator_core::{CommitId, Failure, FailureClass, Span};
 use muster_proto::v1;
 
 fn failure_of(failure: Option<v1::Failure>) -> Failure {
     let failure = failure.unwrap_or_default();
     let class = FailureClass::from_name(&failure.class).unwrap_or(FailureClass::AgentFailed);
-    Failure::new(class, failure.message)
+    Failure {
+        retry_after: failure.retry_after.map(|wish| {
+            let seconds = u64::try_from(wish.seconds).unwrap_or(0);
+            Span::from_ms(seconds.saturating_mul(1_000))
+        }),
+        ..Failure::new(class, failure.message)
+    }
 }
 
 /// Reads a report; `None` when it is malformed.

@@ -99,7 +99,7 @@ pub fn failure(failure: &Failure) -> v1::Failure {
         class: failure.class.name().to_owned(),
         message: failure.message.to_string(),
         output: failure.output.to_string(),
-        retry_after: None,
+        retry_after: failure.retry_after.map(duration),
     }
 }
 
@@ -112,6 +112,7 @@ pub fn failure_of(failure: Option<v1::Failure>) -> Failure {
         class,
         message: clip(&failure.message, limits::FAILURE_MESSAGE_BYTES).into(),
         output: clip_start(&failure.output, limits::FAILURE_OUTPUT_BYTES).into(),
+        retry_after: failure.retry_after.as_ref().map(span),
     }
 }
 
@@ -295,6 +296,18 @@ mod tests {
             ..v1::Failure::default()
         }));
         assert_eq!(failure.class, FailureClass::AgentFailed);
+    }
+
+    #[test]
+    fn what_a_provider_asked_for_goes_both_ways() {
+        let sent = v1::Failure {
+            class: "rate_limit".into(),
+            retry_after: Some(duration(Span::from_ms(1_500))),
+            ..v1::Failure::default()
+        };
+        let read = failure_of(Some(sent.clone()));
+        assert_eq!(read.retry_after, Some(Span::from_ms(1_500)));
+        assert_eq!(failure(&read), sent);
     }
 
     proptest::proptest! {

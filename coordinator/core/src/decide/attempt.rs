@@ -11,7 +11,7 @@ use crate::ids::{AttemptNo, LeaseId, TaskIx, TaskKey, WorkerId};
 use crate::index::Said;
 use crate::limits;
 use crate::state::{AttemptEnd, Lease, Run, State};
-use crate::time::Timestamp;
+use crate::time::{Span, Timestamp};
 
 pub(super) fn report(
     state: &State,
@@ -229,6 +229,7 @@ fn workers(failure: &Failure) -> Failure {
         class,
         message: head(&failure.message, limits::FAILURE_MESSAGE_BYTES),
         output: tail(&failure.output, limits::FAILURE_OUTPUT_BYTES),
+        retry_after: failure.retry_after,
     }
 }
 
@@ -244,7 +245,7 @@ pub(super) fn fail(
     let lease = held.id;
     match held.work {
         Work::Attempt { task, attempt } => {
-            let retry_at = retry_at(run, task, attempt, now, failure.class);
+            let retry_at = retry_at(run, task, attempt, now, &failure);
             events.push(EventKind::AttemptFailed {
                 run: run.id,
                 lease,
@@ -258,7 +259,7 @@ pub(super) fn fail(
         }
         Work::Verify { task, attempt } if failure.class.counts() => {
             let failure = as_verify_failed(failure);
-            let retry_at = retry_at(run, task, attempt, now, failure.class);
+            let retry_at = retry_at(run, task, attempt, now, &failure);
             events.push(EventKind::VerifyFailed {
                 run: run.id,
                 lease,
@@ -341,28 +342,39 @@ fn verifies_lost(run: &Run, held: &Lease) -> u32 {
     }
 }
 
-/// Gives when the task may be tried again after one more failure; `None` when it fails.
+/// Gives when the task may be tried again after one more failure; `None` when it fails. Never before
+/// the provider wants to be called again, within what is bearable.
 fn retry_at(
     run: &Run,
     task: TaskIx,
     attempt: AttemptNo,
     now: Timestamp,
-    class: FailureClass,
+    failure: &Failure,
 ) -> Option<Timestamp> {
+    let class = failure.class;
     if !class.retryable() {
         return None;
     }
     let profile = run.profile(task)?;
     let history = run.task(task)?.history.as_ref();
     let (counted, crashes) = history.map_or((0, 0), |h| (h.counted, h.crashes));
+    let deferrals = history.map_or(0, |h| h.deferrals).saturating_add(1);
     let allowed = if class.counts() {
         counted < profile.retries
+    } else if class.is_providers() {
+        deferrals < limits::PROVIDER_LIMIT
     } else {
         crashes.saturating_add(1) < limits::CRASH_LIMIT
     };
-    let failures = counted.saturating_add(crashes).saturating_add(1);
     let seed = backoff::seed(TaskKey { run: run.id, task }, attempt);
-    allowed.then(|| now + backoff::delay(profile.backoff, failures, seed))
+    let delay = if class.is_providers() {
+        backoff::of_provider(deferrals, seed)
+    } else {
+        let failures = counted.saturating_add(crashes).saturating_add(1);
+        backoff::delay(profile.backoff, failures, seed)
+    };
+    let wished = failure.retry_after.unwrap_or(Span::ZERO);
+    allowed.then(|| now + delay.max(wished.min(limits::RETRY_AFTER_MAX)))
 }
 
 /// Adds the end of a lease that was lost: its work failed through no fault of its own.

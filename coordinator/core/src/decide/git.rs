@@ -112,6 +112,7 @@ fn conflicted(run: &Run, class: FailureClass, what: &str, conflict: &MergeConfli
         class,
         message: head(&text, limits::FAILURE_MESSAGE_BYTES),
         output: tail(&conflict.detail, limits::FAILURE_OUTPUT_BYTES),
+        retry_after: None,
     }
 }
 

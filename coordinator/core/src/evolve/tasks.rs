@@ -56,6 +56,7 @@ impl State {
             if let Some(history) = &mut task.history {
                 history.counted = 0;
                 history.crashes = 0;
+                history.deferrals = 0;
                 history.last_failure = None;
                 history.base = None;
             }
@@ -260,6 +261,8 @@ impl State {
             let history: &mut History = task.history.get_or_insert_default();
             if failure.class.counts() {
                 history.counted = history.counted.saturating_add(1);
+            } else if failure.class.is_providers() {
+                history.deferrals = history.deferrals.saturating_add(1);
             } else {
                 history.crashes = history.crashes.saturating_add(1);
             }

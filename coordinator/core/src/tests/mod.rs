@@ -3,6 +3,7 @@
 mod batching;
 mod deadlines;
 mod explaining;
+mod failing;
 mod properties;
 mod reports;
 mod retrying;

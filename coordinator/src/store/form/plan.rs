@@ -343,6 +343,8 @@ pub(super) struct FailureV1<'a> {
     message: Text<'a>,
     #[serde(default, skip_serializing_if = "str::is_empty")]
     output: Text<'a>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u64>,
 }
 
 impl<'a> From<&'a Failure> for FailureV1<'a> {
@@ -351,6 +353,7 @@ impl<'a> From<&'a Failure> for FailureV1<'a> {
             class: text(failure.class.name()),
             message: text(&failure.message),
             output: text(&failure.output),
+            retry_after: failure.retry_after.map(Span::ms),
         }
     }
 }
@@ -367,6 +370,7 @@ impl TryFrom<FailureV1<'_>> for Failure {
             class,
             message: boxed(form.message),
             output: boxed(form.output),
+            retry_after: form.retry_after.map(Span::from_ms),
         })
     }
 }

@@ -51,8 +51,23 @@ variants!(ATTEMPT_ENDS, attempt_end_name, AttemptEnd:
 variants!(RUN_PHASES, run_phase_name, RunPhase: Active, Integrating, Verifying, Ended);
 
 /// Classes of failure that are younger than the first form: its files do not hold them.
-pub(crate) const LATER_CLASSES: [FailureClass; 2] =
-    [FailureClass::DiskAllowance, FailureClass::SecretUnavailable];
+pub(crate) const LATER_CLASSES: [FailureClass; 15] = [
+    FailureClass::DiskAllowance,
+    FailureClass::SecretUnavailable,
+    FailureClass::Authentication,
+    FailureClass::RateLimit,
+    FailureClass::ProviderCapacity,
+    FailureClass::ProviderError,
+    FailureClass::Transport,
+    FailureClass::UsageLimit,
+    FailureClass::InvalidRequest,
+    FailureClass::ContextWindow,
+    FailureClass::Refusal,
+    FailureClass::AgentCrashed,
+    FailureClass::AgentError,
+    FailureClass::OutputInvalid,
+    FailureClass::NoChange,
+];
 
 pub(in crate::store) const RUN: RunId = RunId(7);
 pub(in crate::store) const EPOCH: Epoch = Epoch(3);
@@ -77,6 +92,7 @@ fn failure(class: FailureClass) -> Failure {
         class,
         message: "tests failed: \"two\"\nof nine".into(),
         output: "…end of the output\u{0}\u{1b}[31m".into(),
+        retry_after: None,
     }
 }
 
@@ -520,6 +536,7 @@ fn history() -> History {
             .collect(),
         counted: 1,
         crashes: 2,
+        deferrals: 0,
         last_failure: Some(failure(FailureClass::Stalled)),
     }
 }

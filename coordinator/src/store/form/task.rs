@@ -295,6 +295,8 @@ struct HistoryV1<'a> {
     counted: u32,
     #[serde(default, skip_serializing_if = "is_zero")]
     crashes: u32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    deferrals: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last_failure: Option<FailureV1<'a>>,
 }
@@ -306,6 +308,7 @@ impl<'a> From<&'a History> for HistoryV1<'a> {
             attempts: history.attempts.iter().map(AttemptV1::from).collect(),
             counted: history.counted,
             crashes: history.crashes,
+            deferrals: history.deferrals,
             last_failure: history.last_failure.as_ref().map(FailureV1::from),
         }
     }
@@ -324,6 +327,7 @@ impl TryFrom<HistoryV1<'_>> for History {
                 .collect::<Result<_, _>>()?,
             counted: form.counted,
             crashes: form.crashes,
+            deferrals: form.deferrals,
             last_failure: form.last_failure.map(Failure::try_from).transpose()?,
         })
     }

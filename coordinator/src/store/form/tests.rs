@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use coordinator_core::event::Placement;
 use coordinator_core::state::Run;
-use coordinator_core::{Event, EventKind, Failure};
+use coordinator_core::{Event, EventKind, Failure, Span};
 use serde::Serialize;
 
 use super::*;
@@ -187,6 +187,20 @@ fn failures_of_younger_classes_are_kept_too() {
         let array = format!("[{}]", event_json(&event).unwrap());
         assert_eq!(decode_events(1, array.as_bytes()).unwrap(), [event]);
     }
+}
+
+#[test]
+fn what_a_provider_asked_for_and_how_often_it_failed_are_kept() {
+    let mut run = samples::run_image().run;
+    let history = run
+        .tasks
+        .iter_mut()
+        .find_map(|task| task.history.as_mut())
+        .unwrap();
+    history.deferrals = 7;
+    history.last_failure.as_mut().unwrap().retry_after = Some(Span::from_secs(90));
+    let body = encode_run(&run).unwrap();
+    assert_eq!(decode_run(1, &body).unwrap(), RunImage { run });
 }
 
 #[test]
