@@ -17,7 +17,7 @@ pub(crate) fn room_needed(disk_bytes: u64) -> u64 {
 }
 
 /// Everything that a start makes in a home before it has succeeded.
-const MADE_BY_A_START: [&str; 14] = [
+const MADE_BY_A_START: [&str; 17] = [
     LOCK,
     "address.json",
     "admin.token",
@@ -31,6 +31,9 @@ const MADE_BY_A_START: [&str; 14] = [
     "secret.key",
     "tls",
     "tokens.db",
+    "usage.db",
+    "usage.db-shm",
+    "usage.db-wal",
     "worker.log",
 ];
 /// The lock file is replaced only by a start that failed; more often means something else.
