@@ -37,6 +37,7 @@ use crate::git::projection::Projection;
 use crate::git::repositories::Repositories;
 use crate::home::{self, Home};
 use crate::ledger::Ledger;
+use crate::ledger::prices::Prices;
 use crate::plan::AgentDefinition;
 use crate::pool::local::{self, Parting};
 use crate::store;
@@ -88,6 +89,8 @@ pub struct Options {
     pub agents: BTreeMap<String, AgentDefinition>,
     /// Where branches are copied to, by the names of hosted repositories.
     pub mirrors: BTreeMap<String, MirrorSettings>,
+    /// What models cost.
+    pub prices: Prices,
     /// This program: what git's hook and the local worker run.
     pub executable: PathBuf,
 }
