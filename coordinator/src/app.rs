@@ -36,6 +36,8 @@ use crate::git::mirror::{self, MirrorSettings, Mirrors};
 use crate::git::projection::Projection;
 use crate::git::repositories::Repositories;
 use crate::home::{self, Home};
+use crate::ledger::Ledger;
+use crate::ledger::prices::Prices;
 use crate::plan::AgentDefinition;
 use crate::pool::local::{self, Parting};
 use crate::store;
@@ -89,6 +91,8 @@ pub struct Options {
     pub agents: BTreeMap<String, AgentDefinition>,
     /// Where branches are copied to, by the names of hosted repositories.
     pub mirrors: BTreeMap<String, MirrorSettings>,
+    /// What models cost.
+    pub prices: Prices,
     /// This program: what git's hook and the local worker run.
     pub executable: PathBuf,
 }
@@ -137,6 +141,7 @@ pub struct App {
     keeper: Option<tokio::task::JoinHandle<()>>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
+    ledger: Ledger,
     /// What is known of the mirrors, and how often branches were moved; none that only reads.
     mirrors: Option<(Mirrors, watch::Receiver<u64>)>,
 }
@@ -172,7 +177,12 @@ impl App {
             epoch,
             thread,
         } = engine::start(Box::new(store), engine_options)?;
-        let transcripts = Transcripts::start(home.path().join("transcripts"))?;
+        let ledger = Ledger::start(home.path()).map_err(|source| Error::Io {
+            action: "start the thread that keeps the ledger of usage",
+            source: source.into(),
+        })?;
+        let transcripts =
+            Transcripts::start_with(home.path().join("transcripts"), Some(ledger.inbox()))?;
 
         let ending = CancellationToken::new();
         let port = CancellationToken::new();
@@ -323,6 +333,7 @@ impl App {
             keeper,
             shutdown,
             tasks,
+            ledger,
             mirrors: (options.mode != Mode::Read).then_some((copied, moved)),
         })
     }
@@ -437,6 +448,7 @@ impl App {
         {
             warn!("the engine did not end in time");
         }
+        self.ledger.close().await;
         // Clients that find no file say that no coordinator runs; one that stays only costs them a
         // refused connection.
         drop(std::fs::remove_file(AddressFile::path(self.home.path())));

@@ -3,7 +3,7 @@
 
 mod file;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
@@ -15,6 +15,7 @@ use coordinator_core::state::LeaseClocks;
 use serde::Serialize;
 
 use crate::git::mirror::MirrorSettings;
+use crate::ledger::prices::{self, Prices};
 use crate::plan::{AgentDefinition, Duration, Problems};
 
 /// Name of the file in the home.
@@ -49,6 +50,8 @@ pub struct Config {
     pub agents: BTreeMap<String, AgentDefinition>,
     /// Where branches are copied to, by the names of hosted repositories.
     pub mirrors: BTreeMap<String, MirrorSettings>,
+    /// What models cost.
+    pub prices: Prices,
 }
 
 /// Where a value came from.
@@ -57,6 +60,12 @@ pub struct Config {
 pub enum Origin {
     /// Nobody has said anything else.
     Default,
+    /// Nobody has said anything else, and this is what was so at a time.
+    #[serde(rename = "default")]
+    AsOf {
+        /// The day.
+        date: &'static str,
+    },
     /// The configuration file.
     File {
         /// The file.
@@ -80,6 +89,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => formatter.write_str("default"),
+            Self::AsOf { date } => write!(formatter, "default of {date}"),
             Self::File { name, line } => write!(formatter, "{}:{line}", name.display()),
             Self::Environment { name } => write!(formatter, "${name}"),
             Self::Flag { name } => formatter.write_str(name),
@@ -295,6 +305,21 @@ fn load_with(
         }
         mirrors.insert(name, placed.value);
     }
+    let mut prices = Prices::default();
+    let said: BTreeSet<String> = file.prices.keys().map(|model| prices::key(model)).collect();
+    for (model, price) in prices::built_in() {
+        if !said.contains(&prices::key(model)) {
+            let date = prices::BUILT_IN_DATE;
+            let key = format!("prices.{model}");
+            shown.push(entry(&key, price.to_string(), Origin::AsOf { date }));
+        }
+    }
+    for (model, placed) in file.prices {
+        let key = format!("prices.{model}");
+        let origin = in_file(placed.line);
+        shown.push(entry(&key, placed.value.to_string(), origin));
+        prices.set(&model, placed.value);
+    }
     let config = Config {
         listen,
         slots,
@@ -303,6 +328,7 @@ fn load_with(
         heartbeat_interval,
         agents,
         mirrors,
+        prices,
     };
     Ok(Loaded { config, shown })
 }
@@ -374,7 +400,7 @@ mod tests {
             loaded
                 .shown
                 .iter()
-                .all(|shown| shown.origin == Origin::Default)
+                .all(|shown| matches!(shown.origin, Origin::Default | Origin::AsOf { .. }))
         );
     }
 
@@ -414,6 +440,34 @@ mod tests {
             Some(&["lint".to_owned(), "--fix".to_owned()][..])
         );
         assert_eq!(config.agents["big"].kind, AgentKind::Codex);
+    }
+
+    #[test]
+    fn prices_are_built_in_with_their_date_and_a_file_may_say_otherwise() {
+        let home = home_with(
+            "[prices.\"GPT 5.4\"]\ninput = 3\nreasoning = 0.000001\n\
+             [prices.\"my-model\"]\ninput = \"0.1\"\noutput = 0.25\ncached-input = 0\n",
+        );
+        let Loaded { config, shown } = load_with(home.path(), Flags::default(), none).unwrap();
+        let price = |model| config.prices.find(model).unwrap().to_string();
+        assert_eq!(
+            price("gpt-5.4"),
+            "input 3, cached-input 0.25, cache-write 2.5, output 15, reasoning 0.000001 more"
+        );
+        assert_eq!(
+            price("My_Model"),
+            "input 0.1, cached-input 0, cache-write 0.1, output 0.25"
+        );
+        assert!(config.prices.find("her-model").is_none());
+        let of = |key: &str| {
+            let shown = shown.iter().find(|shown| shown.key == key);
+            shown.map(|shown| shown.origin.to_string())
+        };
+        assert_eq!(of("prices.gpt-5.4"), None);
+        let file = home.path().join(FILE_NAME).display().to_string();
+        assert_eq!(of("prices.GPT 5.4"), Some(format!("{file}:1")));
+        let date = format!("default of {}", prices::BUILT_IN_DATE);
+        assert_eq!(of("prices.gpt-5"), Some(date));
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub(crate) fn room_needed(disk_bytes: u64) -> u64 {
 }
 
 /// Everything that a start makes in a home before it has succeeded.
-const MADE_BY_A_START: [&str; 20] = [
+const MADE_BY_A_START: [&str; 23] = [
     LOCK,
     "address.json",
     "admin.token",
@@ -37,6 +37,9 @@ const MADE_BY_A_START: [&str; 20] = [
     "tokens.db-shm",
     "tokens.db-wal",
     "transcripts",
+    "usage.db",
+    "usage.db-shm",
+    "usage.db-wal",
     "worker.log",
 ];
 /// What the worker beside an embedded coordinator makes.

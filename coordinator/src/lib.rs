@@ -12,6 +12,7 @@ pub mod engine;
 mod file_system;
 pub mod git;
 pub mod home;
+pub mod ledger;
 pub mod output;
 pub mod plan;
 pub mod pool;

@@ -648,7 +648,7 @@ async fn store_lease(
     loop {
         match inner
             .transcripts
-            .append(place.clone(), events.clone())
+            .append(place.clone(), worker.as_str(), events.clone())
             .await
         {
             Ok(appended) => return Ok(appended.stored),

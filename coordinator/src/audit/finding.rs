@@ -192,6 +192,10 @@ codes! {
     TranscriptAhead = "transcript-ahead", Damage, "the worker's disk has lost events that were sent: check it";
     /// The damaged part of a transcript, kept when the rest was mended.
     TranscriptSetAside = "transcript-set-aside", Note, "remove it by hand when it is of no use";
+    /// The ledger of usage says something else than the transcripts.
+    UsageDiffers = "usage-differs", Damage, "remove `usage.db` by hand while no coordinator runs: the next start makes it anew";
+    /// The ledger of usage cannot be read.
+    UsageUnreadable = "usage-unreadable", Damage, "remove `usage.db` by hand while no coordinator runs: the next start makes it anew";
     /// A file that Muster did not make.
     FileUnknown = "file-unknown", Note, "look at it, and remove it by hand";
 
@@ -386,6 +390,8 @@ pub enum Repair {
     RemoveUnfinished { path: PathBuf },
     /// Keeps every sound record of a transcript and says where records are missing.
     MendTranscript { path: PathBuf },
+    /// Makes the ledger of usage anew from the transcripts.
+    RebuildUsage,
     /// Forgets a snapshot; what it holds follows from an older one and the journal.
     DropSnapshot { upto: BatchSeq },
     /// Puts a run into the archive as its events have left it.

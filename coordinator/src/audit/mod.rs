@@ -16,6 +16,7 @@ pub(crate) mod refs;
 pub mod repair;
 mod report;
 mod transcripts;
+mod usage;
 mod workers;
 
 use std::path::{Path, PathBuf};
@@ -109,7 +110,11 @@ fn files(home: &Path, beside: Beside) -> Files {
     let mut report = Report::default();
     // Before all else: what happens later is not in it, and everything else is looked at later.
     let facts = journal::check(&home.join(JOURNAL), beside, &mut report);
-    let last = transcripts::check(&home.join("transcripts"), facts.as_ref(), &mut report);
+    // Before the transcripts, which are ahead of it beside a running coordinator.
+    let mut usage = usage::Ledger::open(home, beside, &mut report);
+    let root = home.join("transcripts");
+    let last = transcripts::check(&root, facts.as_ref(), &mut usage, &mut report);
+    usage.finish(&mut report);
     home::check(home, beside, &mut report);
     (report, facts, last)
 }

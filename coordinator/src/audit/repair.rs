@@ -19,6 +19,7 @@ use crate::backup;
 use crate::causes::chain;
 use crate::git::repository;
 use crate::home::Home;
+use crate::ledger;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{BatchSeq, Progress, Store as _};
 use crate::transcript::mend;
@@ -101,7 +102,7 @@ fn order(repair: &Repair) -> u8 {
         Repair::Chmod { .. } | Repair::SetAside { .. } | Repair::RemoveUnfinished { .. } => 0,
         Repair::DropSnapshot { .. } | Repair::Archive { .. } => 1,
         Repair::MendTranscript { .. } => 2,
-        Repair::SetRef { .. } | Repair::LoseRef { .. } => 3,
+        Repair::SetRef { .. } | Repair::LoseRef { .. } | Repair::RebuildUsage => 3,
     }
 }
 
@@ -153,6 +154,7 @@ impl<'a> Mender<'a> {
                     to.display()
                 ))
             }
+            Repair::RebuildUsage => self.rebuild_usage(),
             Repair::DropSnapshot { upto } => self.drop_snapshot(upto),
             Repair::Archive { image } => self.archive(&image),
             Repair::SetRef {
@@ -182,6 +184,21 @@ impl<'a> Mender<'a> {
         }
         self.made = true;
         Ok(to)
+    }
+
+    fn rebuild_usage(&mut self) -> Result<String, Error> {
+        let mut kept = String::new();
+        for path in ledger::files(self.home) {
+            if path.exists() {
+                let to = self.place(&path)?;
+                fs::rename(&path, &to).map_err(at("move", &path))?;
+                if kept.is_empty() {
+                    kept = format!("; as it was: {}", to.display());
+                }
+            }
+        }
+        ledger::rebuild(self.home)?;
+        Ok(format!("made anew from the transcripts{kept}"))
     }
 
     fn store(&self) -> Result<SqliteStore, Error> {

@@ -9,7 +9,9 @@ use coordinator_core::event::Work;
 use super::finding::{Code, Finding, Place, Repair};
 use super::journal::{Facts, transcript_name};
 use super::report::Report;
+use super::usage::Ledger;
 use crate::causes::chain;
+use crate::ledger::Entry;
 use crate::transcript::lease_of;
 use crate::transcript::mend::{self, Flaw, SET_ASIDE};
 
@@ -17,18 +19,21 @@ use crate::transcript::mend::{self, Flaw, SET_ASIDE};
 pub(super) fn check(
     root: &Path,
     facts: Option<&Facts>,
+    usage: &mut Ledger,
     report: &mut Report,
 ) -> BTreeMap<LeaseId, u64> {
     let mut last = BTreeMap::new();
     for run in folders(root, report) {
         let name = file_name(&run);
         for path in files(&run, report) {
-            one(&path, &name, None, facts, report, &mut last);
+            let of = (name.as_str(), None);
+            one(&path, of, facts, usage, report, &mut last);
         }
         for task in folders(&run.join("tasks"), report) {
             let task_name = file_name(&task);
             for path in files(&task, report) {
-                one(&path, &name, Some(&task_name), facts, report, &mut last);
+                let of = (name.as_str(), Some(task_name.as_str()));
+                one(&path, of, facts, usage, report, &mut last);
             }
         }
     }
@@ -40,9 +45,9 @@ pub(super) fn check(
 
 fn one(
     path: &Path,
-    run: &str,
-    task: Option<&str>,
+    (run, task): (&str, Option<&str>),
     facts: Option<&Facts>,
+    usage: &mut Ledger,
     report: &mut Report,
     last: &mut BTreeMap<LeaseId, u64>,
 ) {
@@ -93,9 +98,11 @@ fn one(
     }
     // One that cannot be read is not missing.
     last.insert(lease, 0);
-    let look = match mend::look(path) {
+    let mut entries = Vec::new();
+    let look = match mend::look_at_each(path, |event| entries.extend(Entry::of(event))) {
         Ok(look) => look,
         Err(error) => {
+            usage.skip(lease);
             return report.find(Finding::new(
                 Code::TranscriptUnreadable,
                 place,
@@ -110,6 +117,11 @@ fn one(
         Some(task) => format!("{run}/tasks/{task}/{name}"),
         None => format!("{run}/{name}"),
     };
+    if is_strange || look.is_damaged() {
+        usage.skip(lease);
+    } else {
+        usage.compare((lease, Path::new(&here)), &entries, &place, report);
+    }
     // Transcripts of the first format do not say whose they are.
     if let Some(of) = look.of.as_ref().filter(|of| **of != here && !is_strange) {
         let what = format!("it says that it is {of}");

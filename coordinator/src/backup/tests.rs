@@ -66,7 +66,7 @@ impl World {
             kind: Some(Kind::Note("hello".to_owned())),
         };
         let transcripts = Transcripts::start(world.home().join("transcripts")).unwrap();
-        transcripts.append(place(), vec![event]).await.unwrap();
+        transcripts.append(place(), "w", vec![event]).await.unwrap();
         world
     }
 

@@ -257,6 +257,7 @@ impl Context {
             heartbeat_interval: config.heartbeat_interval,
             agents: config.agents,
             mirrors: config.mirrors,
+            prices: config.prices,
             executable,
         };
         match Box::pin(App::start(options)).await {

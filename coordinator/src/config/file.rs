@@ -13,10 +13,11 @@ use toml::de::{DeTable, DeValue};
 use super::Error;
 use crate::git::mirror::MirrorSettings;
 use crate::git::refs::valid_component;
+use crate::ledger::prices::{self, Price, Prices, Rate};
 use crate::plan::{AgentDefinition, AgentKind, Position, Problems, nearest, quote};
 
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "listen",
     "slots",
     "log",
@@ -25,9 +26,17 @@ const KEYS: [&str; 8] = [
     "heartbeat-interval",
     "agents",
     "mirrors",
+    "prices",
 ];
 const MIRROR_KEYS: [&str; 2] = ["url", "credential-file"];
 const AGENT_KEYS: [&str; 2] = ["kind", "command"];
+const PRICE_KEYS: [&str; 5] = [
+    "input",
+    "cached-input",
+    "cache-write",
+    "output",
+    "reasoning",
+];
 
 /// A value and the line that it stands in.
 #[derive(Clone, Debug)]
@@ -42,6 +51,8 @@ pub(super) struct File {
     values: BTreeMap<&'static str, Placed<String>>,
     pub(super) agents: BTreeMap<String, Placed<AgentDefinition>>,
     pub(super) mirrors: BTreeMap<String, Placed<MirrorSettings>>,
+    /// By the names of models as they are written.
+    pub(super) prices: BTreeMap<String, Placed<Price>>,
 }
 
 impl File {
@@ -124,6 +135,10 @@ impl Reader<'_> {
         }
         if name == "mirrors" {
             self.mirrors(value, file);
+            return;
+        }
+        if name == "prices" {
+            self.prices(value, file);
             return;
         }
         let Some(known) = KEYS.into_iter().find(|known| *known == name) else {
@@ -262,6 +277,102 @@ impl Reader<'_> {
         Some(MirrorSettings {
             url: url?,
             credential_file,
+        })
+    }
+
+    fn prices(&mut self, value: &Spanned<DeValue<'_>>, file: &mut File) {
+        let Some(models) = value.get_ref().as_table() else {
+            let message = format!("`prices`: expected tables, found {}", kind(value.get_ref()));
+            let hint = "write `[prices.\"MODEL\"]` above the prices of each";
+            self.wrong(value.span(), message, hint);
+            return;
+        };
+        let mut keys: BTreeMap<String, String> = BTreeMap::new();
+        for (name, value) in models {
+            let model = name.get_ref().to_string();
+            let key = prices::key(&model);
+            if key.is_empty() {
+                let message = format!("price of {}: it has no letters or digits", quote(&model));
+                self.wrong(name.span(), message, "name a model as its agent does");
+                continue;
+            }
+            if let Some(other) = keys.get(&key) {
+                let message = format!(
+                    "price of {}: {} is the same model, since case and punctuation do not count",
+                    quote(&model),
+                    quote(other)
+                );
+                self.wrong(name.span(), message, "remove one of them");
+                continue;
+            }
+            keys.insert(key, model.clone());
+            if let Some(value) = self.price(&model, value) {
+                let line = place(self.text, name.span().start).line;
+                file.prices.insert(model, Placed { value, line });
+            }
+        }
+    }
+
+    /// Reads the price of a model. What is not said stays as it is built in; of a model that is not,
+    /// what goes through a cache costs what other input does.
+    fn price(&mut self, model: &str, value: &Spanned<DeValue<'_>>) -> Option<Price> {
+        let of = format!("price of {}: ", quote(model));
+        let Some(keys) = value.get_ref().as_table() else {
+            let message = format!("{of}expected a table, found {}", kind(value.get_ref()));
+            let hint = "write `input` and `output` below `[prices.\"MODEL\"]`";
+            self.wrong(value.span(), message, hint);
+            return None;
+        };
+        let before = self.problems.count();
+        let mut said: BTreeMap<&str, Rate> = BTreeMap::new();
+        for (key, value) in keys {
+            let name = key.get_ref().as_ref();
+            let Some(known) = PRICE_KEYS.into_iter().find(|known| *known == name) else {
+                self.unknown(key, &of, &PRICE_KEYS);
+                continue;
+            };
+            let rate = match value.get_ref() {
+                DeValue::Integer(number) if number.radix() == 10 => Rate::parse(number.as_str()),
+                DeValue::Float(number) => Rate::parse(number.as_str()),
+                DeValue::String(text) => Rate::parse(text),
+                _ => None,
+            };
+            if let Some(rate) = rate {
+                said.insert(known, rate);
+            } else {
+                let found = kind(value.get_ref());
+                let message = format!("{of}`{known}`: expected a price, found {found}");
+                let hint = "write dollars per million tokens, such as 2.5, with at most six decimal \
+                            places";
+                self.wrong(value.span(), message, hint);
+            }
+        }
+        if self.problems.count() > before {
+            return None;
+        }
+        let built_in = Prices::default().find(model).copied();
+        let of_key = |key: &str, usual: fn(&Price) -> Rate| {
+            said.get(key).copied().or(built_in.as_ref().map(usual))
+        };
+        let (input, output) = (
+            of_key("input", |price| price.input),
+            of_key("output", |price| price.output),
+        );
+        let (Some(input), Some(output)) = (input, output) else {
+            let message = format!("{of}`input` and `output` are needed");
+            let hint = "say what a million tokens of each cost, in dollars";
+            self.wrong(value.span(), message, hint);
+            return None;
+        };
+        let cached_input = of_key("cached-input", |price| price.cached_input);
+        let cache_write = of_key("cache-write", |price| price.cache_write);
+        let reasoning = of_key("reasoning", |price| price.reasoning);
+        Some(Price {
+            input,
+            cached_input: cached_input.unwrap_or(input),
+            cache_write: cache_write.unwrap_or(input),
+            output,
+            reasoning: reasoning.unwrap_or_default(),
         })
     }
 

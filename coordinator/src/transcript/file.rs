@@ -16,8 +16,20 @@ use super::{Error, Position, mend};
 pub(super) const HEADER: usize = 8;
 /// An event's bytes; a longer length is damage.
 pub(super) const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Begins the note of the first record; the rest of it is whose transcript it is.
-const HEADING: &str = "muster transcript 2: ";
+/// Begins the note of the first record; the rest of it is whose transcript it is, and on a line of
+/// its own which worker said it.
+const HEADING: &str = "muster transcript 3: ";
+/// The same without the worker, as it was written before usage was counted.
+const HEADING_WITHOUT_WORKER: &str = "muster transcript 2: ";
+
+/// Whose a transcript is, by its own first record.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Heading {
+    /// Its path below the transcripts' folder.
+    pub(crate) of: Option<String>,
+    /// The worker that held the lease.
+    pub(crate) worker: Option<String>,
+}
 /// What one read takes from the file.
 const CHUNK: usize = 256 * 1024;
 
@@ -33,6 +45,8 @@ pub(super) struct Transcript {
     synced: (u64, u64, bool),
     /// The file holds more than that, which was taken back.
     ragged: bool,
+    /// What was read of it before may not be in it any more.
+    pub(super) rewritten: bool,
     #[cfg(test)]
     pub(super) refused_syncs: u32,
 }
@@ -56,6 +70,7 @@ impl Transcript {
             std::fs::create_dir_all(folder).map_err(io("make", folder))?;
         }
         let mut position = end(path)?;
+        let mut rewritten = false;
         let is_longer = |found: std::fs::Metadata| found.len() > position.offset;
         if std::fs::metadata(path).is_ok_and(is_longer) && mend::look(path)?.is_damaged() {
             let aside = mend::beside(path);
@@ -64,6 +79,7 @@ impl Transcript {
                 "a transcript is damaged; it is set aside and its sound events stay"
             );
             mend::mend(path, &aside)?;
+            rewritten = true;
             position = end(path)?;
         }
         let file = OpenOptions::new()
@@ -80,6 +96,7 @@ impl Transcript {
             truncated: false,
             synced: (position.number, position.offset, false),
             ragged: false,
+            rewritten,
             #[cfg(test)]
             refused_syncs: 0,
         })
@@ -90,6 +107,7 @@ impl Transcript {
     pub(super) fn take_back(&mut self, path: &Path) {
         (self.last, self.bytes, self.truncated) = self.synced;
         self.ragged = true;
+        self.rewritten = true;
         self.trim_if_possible(path);
     }
 
@@ -109,14 +127,16 @@ impl Transcript {
 
     /// Tells whether the file alone says what is in this transcript.
     pub(super) fn is_tidy(&self) -> bool {
-        !self.ragged
+        !self.ragged && !self.rewritten
     }
 
-    /// Appends an event; one too large for any reader leaves a note of its size instead.
-    pub(super) fn append(&mut self, path: &Path, event: &AgentEvent) -> Result<(), Error> {
+    /// Appends an event; one too large for any reader leaves a note of its size instead. Tells whether
+    /// it is there itself.
+    pub(super) fn append(&mut self, path: &Path, event: &AgentEvent) -> Result<bool, Error> {
         self.trim(path)?;
         let mut body = event.encode_to_vec();
-        if body.len() > EVENT_BYTES_MAX - HEADER {
+        let fits = body.len() <= EVENT_BYTES_MAX - HEADER;
+        if !fits {
             let bytes = body.len() as u64;
             let note = AgentEvent {
                 kind: Some(Kind::OutputTruncated(OutputTruncated { bytes })),
@@ -134,17 +154,17 @@ impl Transcript {
         }
         self.bytes += record.len() as u64;
         self.last = event.number;
-        Ok(())
+        Ok(fits)
     }
 
     /// Begins an empty file with a record that says whose it is.
-    pub(super) fn begin(&mut self, path: &Path, of: &Path) -> Result<(), Error> {
+    pub(super) fn begin(&mut self, path: &Path, of: &Path, worker: &str) -> Result<(), Error> {
         let event = AgentEvent {
             number: 0,
             at_ms: 0,
-            kind: Some(Kind::Note(format!("{HEADING}{}", of.display()))),
+            kind: Some(Kind::Note(format!("{HEADING}{}\n{worker}", of.display()))),
         };
-        self.append(path, &event)
+        self.append(path, &event).map(|_| ())
     }
 
     pub(super) fn sync(&mut self, path: &Path) -> Result<(), Error> {
@@ -340,13 +360,36 @@ pub(super) fn record_length(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Parses the record that says whose transcript it is; `None` if the file begins with another.
-pub(super) fn heading(bytes: &[u8]) -> Option<(Option<String>, usize)> {
+pub(super) fn heading(bytes: &[u8]) -> Option<(Heading, usize)> {
     let (event, size) = parse(bytes).filter(|(event, _)| event.number == 0)?;
-    let of = match event.kind {
-        Some(Kind::Note(note)) => note.strip_prefix(HEADING).map(str::to_owned),
-        _ => None,
+    let mut heading = Heading::default();
+    if let Some(Kind::Note(note)) = event.kind {
+        if let Some((of, worker)) = note
+            .strip_prefix(HEADING)
+            .and_then(|rest| rest.split_once('\n'))
+        {
+            heading.of = Some(of.to_owned());
+            heading.worker = Some(worker.to_owned());
+        } else {
+            let of = note.strip_prefix(HEADING_WITHOUT_WORKER);
+            heading.of = of.map(str::to_owned);
+        }
+    }
+    Some((heading, size))
+}
+
+/// Reads the record that says whose transcript a file is; one that says nothing gives nothing.
+pub(super) fn read_heading(path: &Path) -> Result<Heading, Error> {
+    let file = File::open(path).map_err(io("open", path))?;
+    let found = match record_at(&file, 0).map_err(io("read", path))? {
+        Found::Sound(event, _) if event.number == 0 => {
+            let mut record = Vec::new();
+            encode(&mut record, &event.encode_to_vec());
+            heading(&record)
+        }
+        Found::Sound(..) | Found::Damaged(_) | Found::Nothing => None,
     };
-    Some((of, size))
+    Ok(found.map(|(heading, _)| heading).unwrap_or_default())
 }
 
 /// Parses one whole record; `None` when it is torn or damaged.
@@ -528,9 +571,12 @@ mod tests {
         let path = folder.path().join("a.events");
         let of = Path::new("r/tasks/t/a.events");
         let mut transcript = Transcript::open(&path).unwrap();
-        transcript.begin(&path, of).unwrap();
+        transcript.begin(&path, of, "builder-1").unwrap();
         transcript.sync(&path).unwrap();
         assert_eq!(numbers(&path), [0; 0]);
+        let heading = read_heading(&path).unwrap();
+        assert_eq!(heading.of.as_deref(), of.to_str());
+        assert_eq!(heading.worker.as_deref(), Some("builder-1"));
         let mut transcript = Transcript::open(&path).unwrap();
         assert_eq!(transcript.last, 0);
         for number in 1..=2 {
@@ -546,7 +592,7 @@ mod tests {
         assert_eq!(named.of.as_deref(), of.to_str());
         assert_eq!((named.events, named.is_damaged()), (2, false));
         // Whatever hits it, the events are what they were.
-        let (_, size) = heading(&whole).unwrap();
+        let (_, size) = super::heading(&whole).unwrap();
         for place in 0..size {
             let mut spoiled = whole.clone();
             spoiled[place] ^= 0x10;

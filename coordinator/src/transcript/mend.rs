@@ -62,8 +62,16 @@ impl Look {
 /// # Errors
 /// The file cannot be read, or is none that this program has written: no file, or far too long.
 pub fn look(path: &Path) -> Result<Look, Error> {
+    look_at_each(path, |_| {})
+}
+
+/// Looks through a transcript's file, and at each of its sound events.
+///
+/// # Errors
+/// As [`look`].
+pub(crate) fn look_at_each(path: &Path, mut each: impl FnMut(&AgentEvent)) -> Result<Look, Error> {
     let bytes = whole(path)?;
-    Ok(walk(&bytes, |_, _| {}))
+    Ok(walk(&bytes, |event, _| each(event)))
 }
 
 /// Reads a transcript. A pipe would be waited for without end, and a file of any length would not
@@ -146,8 +154,8 @@ fn walk(bytes: &[u8], mut each: impl FnMut(&AgentEvent, Range<usize>)) -> Look {
     };
     let mut at = 0;
     let mut budget = SEARCH_BYTES_MAX;
-    if let Some((of, size)) = heading(bytes) {
-        look.of = of;
+    if let Some((heading, size)) = heading(bytes) {
+        look.of = heading.of;
         at = size;
     }
     while at < bytes.len() {

@@ -5,8 +5,9 @@
 //! stored once, and a gap is noted.
 //!
 //! A file begins with a record that has number 0 and says whose it is, as its path below the
-//! transcripts' folder: a file that was put under another's name is found by an audit. Files of the
-//! first format have no such record and are read and continued as they are.
+//! transcripts' folder, and which worker held the lease: a file that was put under another's name is
+//! found by an audit, and usage is counted for its worker. Files of earlier formats, which say less or
+//! nothing, are read and continued as they are.
 
 mod file;
 pub mod mend;
@@ -21,6 +22,7 @@ use coordinator_core::event::Work;
 use muster_proto::v1::agent_event::Kind;
 use muster_proto::v1::{AgentEvent, OutputTruncated};
 
+pub(crate) use file::Heading;
 pub use writer::{Appended, Transcripts, Writes};
 
 /// Bytes that one lease's transcript may take. Workers bound their spools below it; what a
@@ -106,7 +108,7 @@ pub fn read(
 }
 
 /// Where a transcript's reader continues: a hint that saves reading from the start.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     pub(crate) offset: u64,
     /// Number of the last event before `offset`.
@@ -124,6 +126,20 @@ pub fn read_on(
     bytes: usize,
 ) -> Result<Vec<AgentEvent>, Error> {
     file::read_on(&place.path(root), position, bytes)
+}
+
+/// Reads on from a position in a file, as [`read_on`].
+pub(crate) fn read_file_on(
+    path: &Path,
+    position: &mut Position,
+    bytes: usize,
+) -> Result<Vec<AgentEvent>, Error> {
+    file::read_on(path, position, bytes)
+}
+
+/// Reads what a transcript's file says of itself.
+pub(crate) fn heading(path: &Path) -> Result<Heading, Error> {
+    file::read_heading(path)
 }
 
 /// Lists the leases of an attempt or verify that have a transcript, oldest first.

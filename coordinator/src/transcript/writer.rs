@@ -10,7 +10,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
 use super::file::Transcript;
-use super::{Error, Place, TRANSCRIPT_BYTES_MAX, missing};
+use super::{Error, Place, Position, TRANSCRIPT_BYTES_MAX, missing};
+use crate::ledger::{Entry, Grown, Inbox};
 
 /// Appends that may wait; senders wait beyond it, and with them their worker's event window.
 const QUEUE: usize = 1_024;
@@ -30,6 +31,7 @@ pub struct Appended {
 
 struct Append {
     place: Place,
+    worker: String,
     events: Vec<AgentEvent>,
     answer: oneshot::Sender<Result<Appended, Error>>,
 }
@@ -49,6 +51,14 @@ impl Transcripts {
     /// # Errors
     /// The thread cannot be started.
     pub fn start(root: PathBuf) -> Result<Self, Error> {
+        Self::start_with(root, None)
+    }
+
+    /// Starts the writer's thread, which tells a ledger of usage that is safely on disk.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub(crate) fn start_with(root: PathBuf, ledger: Option<Inbox>) -> Result<Self, Error> {
         let (appends, inbox) = mpsc::channel(QUEUE);
         let grown = watch::Sender::new(0);
         let root: Arc<Path> = root.into();
@@ -58,6 +68,8 @@ impl Transcripts {
             open: BTreeMap::new(),
             grown: grown.clone(),
             ends: ends.clone(),
+            ledger,
+            unsaid: BTreeMap::new(),
         };
         std::thread::Builder::new()
             .name("transcripts".into())
@@ -85,11 +97,17 @@ impl Transcripts {
     ///
     /// # Errors
     /// The disk.
-    pub async fn append(&self, place: Place, events: Vec<AgentEvent>) -> Result<Appended, Error> {
+    pub async fn append(
+        &self,
+        place: Place,
+        worker: &str,
+        events: Vec<AgentEvent>,
+    ) -> Result<Appended, Error> {
         let (answer, result) = oneshot::channel();
         self.appends
             .send(Append {
                 place,
+                worker: worker.to_owned(),
                 events,
                 answer,
             })
@@ -166,6 +184,9 @@ struct Writer {
     open: BTreeMap<Place, Transcript>,
     grown: watch::Sender<u64>,
     ends: Arc<Mutex<Ends>>,
+    ledger: Option<Inbox>,
+    /// What was appended and the ledger was not told yet, since no sync has covered it.
+    unsaid: BTreeMap<Place, Grown>,
 }
 
 impl Writer {
@@ -187,10 +208,10 @@ impl Writer {
     fn write(&mut self, group: Vec<Append>) {
         let mut written = Vec::with_capacity(group.len());
         for append in group {
-            let result = self.append(&append.place, append.events);
+            let result = self.append(&append.place, &append.worker, append.events);
             written.push((append.place, append.answer, result));
         }
-        let mut synced: BTreeMap<&Place, bool> = BTreeMap::new();
+        let mut synced: BTreeMap<Place, bool> = BTreeMap::new();
         for (place, _, result) in &written {
             // One that was only asked for may not even be there.
             if result.is_ok() && !synced.contains_key(place) && self.open.contains_key(place) {
@@ -202,13 +223,16 @@ impl Writer {
                     }
                     synced.is_ok()
                 });
-                synced.insert(place, done);
+                synced.insert(place.clone(), done);
             }
+        }
+        for (place, done) in &synced {
+            self.tell_ledger(place, *done);
         }
         let failed: Vec<Place> = synced
             .iter()
             .filter(|(_, done)| !**done)
-            .map(|(place, _)| (*place).clone())
+            .map(|(place, _)| place.clone())
             .collect();
         for (place, answer, result) in written {
             let result = match result {
@@ -227,7 +251,23 @@ impl Writer {
         self.grown.send_modify(|count| *count += 1);
     }
 
-    fn append(&mut self, place: &Place, events: Vec<AgentEvent>) -> Result<Appended, Error> {
+    /// Passes on what a sync has covered; what it refused was taken back and never was.
+    fn tell_ledger(&mut self, place: &Place, is_synced: bool) {
+        let (Some(ledger), Some(mut grown)) = (&self.ledger, self.unsaid.remove(place)) else {
+            return;
+        };
+        if let Some(transcript) = self.open.get_mut(place).filter(|_| is_synced) {
+            grown.rewritten = std::mem::take(&mut transcript.rewritten);
+            ledger.grown(grown);
+        }
+    }
+
+    fn append(
+        &mut self,
+        place: &Place,
+        worker: &str,
+        events: Vec<AgentEvent>,
+    ) -> Result<Appended, Error> {
         let path = place.path(&self.root);
         if !self.open.contains_key(place) {
             if events.is_empty() && !path.exists() {
@@ -238,10 +278,15 @@ impl Writer {
         let Some(transcript) = self.open.get_mut(place) else {
             return Err(Error::Stopped);
         };
-        let mut written = Ok(());
+        let from = Position {
+            offset: transcript.bytes,
+            number: transcript.last,
+        };
         if transcript.bytes == 0 && !events.is_empty() {
-            transcript.begin(&path, &place.path(Path::new("")))?;
+            transcript.begin(&path, &place.path(Path::new("")), worker)?;
         }
+        let mut written = Ok(true);
+        let mut entries = Vec::new();
         for event in events {
             if event.number <= transcript.last {
                 continue;
@@ -258,6 +303,9 @@ impl Writer {
             }
             if !full {
                 written = transcript.append(&path, &event);
+                if matches!(written, Ok(true)) {
+                    entries.extend(Entry::of(&event));
+                }
             } else {
                 let number = event.number;
                 if !transcript.truncated {
@@ -271,7 +319,16 @@ impl Writer {
             }
         }
         let stored = transcript.last;
-        written.map(|()| Appended { stored })
+        if self.ledger.is_some() && transcript.bytes > from.offset {
+            let grown = self.unsaid.entry(place.clone());
+            let grown = grown.or_insert_with(|| Grown::new(place, worker, from));
+            grown.entries.append(&mut entries);
+            grown.to = Position {
+                offset: transcript.bytes,
+                number: stored,
+            };
+        }
+        written.map(|_| Appended { stored })
     }
 }
 
@@ -310,8 +367,14 @@ mod tests {
     async fn repeated_events_are_stored_once() {
         let folder = tempfile::tempdir().unwrap();
         let transcripts = Transcripts::start(folder.path().to_owned()).unwrap();
-        transcripts.append(place(), notes(1..=3)).await.unwrap();
-        let answer = transcripts.append(place(), notes(2..=5)).await.unwrap();
+        transcripts
+            .append(place(), "w", notes(1..=3))
+            .await
+            .unwrap();
+        let answer = transcripts
+            .append(place(), "w", notes(2..=5))
+            .await
+            .unwrap();
         assert_eq!(answer, Appended { stored: 5 });
         let read = transcript::read(folder.path(), &place(), 0, usize::MAX).unwrap();
         let numbers: Vec<u64> = read.iter().map(|event| event.number).collect();
@@ -322,8 +385,14 @@ mod tests {
     async fn a_gap_is_noted_and_what_follows_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let transcripts = Transcripts::start(folder.path().to_owned()).unwrap();
-        transcripts.append(place(), notes(1..=1)).await.unwrap();
-        let answer = transcripts.append(place(), notes(4..=5)).await.unwrap();
+        transcripts
+            .append(place(), "w", notes(1..=1))
+            .await
+            .unwrap();
+        let answer = transcripts
+            .append(place(), "w", notes(4..=5))
+            .await
+            .unwrap();
         assert_eq!(answer, Appended { stored: 5 });
         let read = transcript::read(folder.path(), &place(), 0, usize::MAX).unwrap();
         let numbers: Vec<u64> = read.iter().map(|event| event.number).collect();
@@ -335,10 +404,13 @@ mod tests {
     async fn a_worker_learns_what_is_there_before_it_sends_and_nothing_is_made_for_the_question() {
         let folder = tempfile::tempdir().unwrap();
         let transcripts = Transcripts::start(folder.path().to_owned()).unwrap();
-        let ask = || transcripts.append(place(), Vec::new());
+        let ask = || transcripts.append(place(), "w", Vec::new());
         assert_eq!(ask().await.unwrap(), Appended { stored: 0 });
         assert!(!place().path(folder.path()).exists());
-        transcripts.append(place(), notes(1..=3)).await.unwrap();
+        transcripts
+            .append(place(), "w", notes(1..=3))
+            .await
+            .unwrap();
         assert_eq!(ask().await.unwrap(), Appended { stored: 3 });
     }
 
@@ -346,7 +418,10 @@ mod tests {
     async fn the_transcripts_of_an_attempt_are_found_by_their_leases() {
         let folder = tempfile::tempdir().unwrap();
         let transcripts = Transcripts::start(folder.path().to_owned()).unwrap();
-        transcripts.append(place(), notes(1..=1)).await.unwrap();
+        transcripts
+            .append(place(), "w", notes(1..=1))
+            .await
+            .unwrap();
         let found = transcript::leases(folder.path(), "r", "t", place().work).unwrap();
         assert_eq!(found, [LeaseId(9)]);
     }

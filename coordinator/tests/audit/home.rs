@@ -79,6 +79,15 @@ pub(super) const CASES: &[Case] = &[
         let path = place.transcript("a");
         std::fs::copy(&path, format!("{}.damaged-1", path.display())).unwrap();
     }),
+    case(Code::UsageDiffers, Clean, |place| {
+        let ledger = rusqlite::Connection::open(place.home().join("usage.db")).unwrap();
+        let row = "INSERT INTO usage SELECT lease, 1, 0, 1, 'm', 'm', 5, 0, 0, 1, 0, 1, NULL
+             FROM lease LIMIT 1";
+        assert_eq!(ledger.execute(row, []).unwrap(), 1);
+    }),
+    case(Code::UsageUnreadable, Clean, |place| {
+        std::fs::write(place.home().join("usage.db"), [b'x'; 5000]).unwrap();
+    }),
     case(Code::FileUnknown, Stays, |place| {
         std::fs::write(place.transcript("a").with_file_name("x"), "").unwrap();
     }),

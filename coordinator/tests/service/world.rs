@@ -273,6 +273,7 @@ pub(crate) fn options(home: &Path) -> Options {
         heartbeat_interval: Span::from_ms(200),
         agents: Default::default(),
         mirrors: Default::default(),
+        prices: Default::default(),
         executable: env!("CARGO_BIN_EXE_coordinator").into(),
     }
 }

@@ -32,6 +32,7 @@ impl World {
             heartbeat_interval: config.heartbeat_interval,
             agents: config.agents,
             mirrors: config.mirrors,
+            prices: config.prices,
             // What git's hook runs, and it consents: no lease is tested here.
             executable: "/bin/true".into(),
         })

@@ -199,7 +199,7 @@ async fn a_transcript_of_the_first_format_is_read_and_goes_on() {
     let path = golden("v1.events");
     let transcripts = Transcripts::start(folder.path().to_owned()).unwrap();
     if is_wanted(&path) {
-        transcripts.append(place(), said()).await.unwrap();
+        transcripts.append(place(), "w", said()).await.unwrap();
         std::fs::copy(&file, &path).unwrap();
     }
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -210,7 +210,7 @@ async fn a_transcript_of_the_first_format_is_read_and_goes_on() {
         number: 5,
         ..said().remove(3)
     };
-    transcripts.append(place(), vec![next]).await.unwrap();
+    transcripts.append(place(), "w", vec![next]).await.unwrap();
     assert_eq!(read().len(), 5);
 }
 

@@ -26,6 +26,7 @@ use coordinator_core::Epoch;
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior};
 
 pub use copy::{check, copy, restored};
+pub(crate) use schema::immutable;
 
 use super::{Error, Place, form};
 

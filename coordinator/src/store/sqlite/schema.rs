@@ -160,6 +160,12 @@ pub(super) fn connect_to_read(path: &Path, is_immutable: bool) -> Result<Connect
     if !is_immutable {
         return connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY);
     }
+    let mode = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    connect(Path::new(&immutable(path)), mode)
+}
+
+/// Names a file so that SQLite takes it as one that nobody changes.
+pub(crate) fn immutable(path: &Path) -> String {
     let mut uri = String::from("file:");
     for byte in path.as_os_str().as_bytes() {
         match byte {
@@ -170,8 +176,7 @@ pub(super) fn connect_to_read(path: &Path, is_immutable: bool) -> Result<Connect
         }
     }
     uri.push_str("?immutable=1");
-    let mode = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-    connect(Path::new(&uri), mode)
+    uri
 }
 
 /// Makes a store under another name and renames it, so that a file under the real name is always
