@@ -280,7 +280,7 @@ fn site(programs: &Programs) -> Result<()> {
             .admin(&["token", "list", "--json"])
             .run(&logs, SOON)?
             .success()?;
-        let id = listed.json()?.as_array().and_then(|tokens| {
+        let id = listed.json()?["tokens"].as_array().and_then(|tokens| {
             let of_site = tokens
                 .iter()
                 .find(|token| token["name"] == "workers of the site")?;
