@@ -520,7 +520,7 @@ fn absolute(folder: &Path) -> Result<PathBuf> {
 }
 
 /// Names the first files of a list.
-fn some<'a>(files: impl Iterator<Item = &'a str>) -> String {
+pub(crate) fn some<'a>(files: impl Iterator<Item = &'a str>) -> String {
     let files: Vec<&str> = files.filter(|file| !file.is_empty()).collect();
     let mut text = files
         .iter()
