@@ -198,18 +198,20 @@ pub(crate) async fn touched<T: Copy>(
     Ok(touched)
 }
 
+/// A way to have a part in a conflict, by the paths that somebody touched.
+type Way<'a> = dyn Fn(&BTreeSet<String>) -> bool + 'a;
+
 /// Finds those who have a part in a conflict, of all who touched something.
 ///
 /// Who renames a folder meets what others put into it without having touched that: if nobody touched
 /// the file itself, then it is who touched its neighbours, or anybody who can be.
 pub(crate) fn who_meets<T: Copy>(touched: &[(T, BTreeSet<String>)], conflict: &Conflict) -> Vec<T> {
-    let all = |_: &BTreeSet<String>| true;
-    let ways: [&dyn Fn(&BTreeSet<String>) -> bool; 3] = [
+    let ways: [&Way<'_>; 3] = [
         &|paths| meets(paths, conflict),
         &|paths| paths.iter().any(|path| is_beside(path, conflict)),
-        &all,
+        &|_| true,
     ];
-    let found = |way: &dyn Fn(&BTreeSet<String>) -> bool| -> Vec<T> {
+    let found = |way: &Way<'_>| -> Vec<T> {
         let mut found = Vec::new();
         for (who, paths) in touched {
             if way(paths) {
