@@ -57,6 +57,8 @@ const SUBMIT: &str = "/muster.v1.OperatorService/SubmitRun";
 const WATCH: &str = "/muster.v1.OperatorService/WatchRun";
 /// File of the journal in the home.
 pub(crate) const JOURNAL: &str = "journal.db";
+/// Tokens that every home has: the local administrator's and the local worker's.
+const OWN_TOKENS: usize = 2;
 /// Pool of the workers that the coordinator starts itself.
 pub const LOCAL_POOL: &str = "local";
 
@@ -121,6 +123,8 @@ pub enum Error {
 /// A running coordinator.
 pub struct App {
     home: Home,
+    mode: Mode,
+    auth: Arc<Authenticator>,
     address: SocketAddr,
     engine: Handle,
     engine_thread: Option<JoinHandle<Result<(), engine::Fatal>>>,
@@ -308,6 +312,8 @@ impl App {
         info!(%address, home = %home.path().display(), "the coordinator serves");
         Ok(Self {
             home,
+            mode: options.mode,
+            auth,
             address,
             engine,
             engine_thread: Some(thread),
@@ -387,8 +393,25 @@ impl App {
         }
     }
 
+    /// Tells whether this coordinator was started for a run that did not come to be, on a home that
+    /// was made for it: nothing there is worth a folder that somebody would wonder about.
+    async fn was_for_nothing(&self) -> bool {
+        if self.mode != Mode::Embedded || !self.home.is_new() {
+            return false;
+        }
+        // A token that a person has made may be in use elsewhere already.
+        let tokens = self.auth.tokens().list();
+        if !tokens.is_ok_and(|tokens| tokens.len() <= OWN_TOKENS) {
+            return false;
+        }
+        // An engine that does not answer cannot say that it holds nothing.
+        let had_runs = self.engine.query(|state, _| state.has_had_runs()).await;
+        matches!(had_runs, Ok(false))
+    }
+
     /// Ends the coordinator: the local worker first as `parting` says, then streams, reconcilers
-    /// and the port, and the engine after its last commit.
+    /// and the port, and the engine after its last commit. A home that was made for one command
+    /// goes with it, unless a run was admitted.
     ///
     /// # Errors
     /// The reason for which the engine had ended by itself.
@@ -404,6 +427,10 @@ impl App {
         self.port.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+        // Behind the port's end: nobody can submit any more.
+        if self.was_for_nothing().await {
+            self.home.give_up();
+        }
         if tokio::time::timeout(ENGINE_ENDS, self.engine.stop())
             .await
             .is_err()

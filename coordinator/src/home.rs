@@ -17,13 +17,16 @@ pub(crate) fn room_needed(disk_bytes: u64) -> u64 {
 }
 
 /// Everything that a start makes in a home before it has succeeded.
-const MADE_BY_A_START: [&str; 14] = [
+const MADE_BY_A_START: [&str; 20] = [
     LOCK,
     "address.json",
     "admin.token",
     "coordinator.log",
     "git-hooks",
     "journal.db",
+    "journal.db-new",
+    "journal.db-new-shm",
+    "journal.db-new-wal",
     "journal.db-shm",
     "journal.db-wal",
     "local-worker.token",
@@ -31,8 +34,13 @@ const MADE_BY_A_START: [&str; 14] = [
     "secret.key",
     "tls",
     "tokens.db",
+    "tokens.db-shm",
+    "tokens.db-wal",
+    "transcripts",
     "worker.log",
 ];
+/// What the worker beside an embedded coordinator makes.
+const MADE_BY_A_WORKER: &str = "worker";
 /// The lock file is replaced only by a start that failed; more often means something else.
 const LOCK_TRIES: u32 = 100;
 
@@ -40,8 +48,9 @@ const LOCK_TRIES: u32 = 100;
 #[derive(Debug)]
 pub struct Home {
     path: PathBuf,
-    /// What to undo when it is dropped before it is kept.
+    /// What to undo when it is dropped before it is kept, or after it was given up.
     begun: Option<Begun>,
+    kept: bool,
     _lock: File,
 }
 
@@ -175,6 +184,7 @@ impl Home {
         let mut lock = locked(&path)?;
         let home = Self {
             begun: was_new.then_some(Begun { folders }),
+            kept: false,
             path,
             _lock: lock.try_clone().map_err(io("lock the home"))?,
         };
@@ -194,7 +204,19 @@ impl Home {
 
     /// Keeps what was made: the coordinator has started.
     pub fn keep(&mut self) {
-        self.begun = None;
+        self.kept = true;
+    }
+
+    /// Lets everything in a home that was empty be removed when this is dropped, the local worker's
+    /// state too: the coordinator has ended and its home holds nothing that anybody wanted kept.
+    pub fn give_up(&mut self) {
+        self.kept = false;
+    }
+
+    /// Tells whether nothing was there before this start.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.begun.is_some()
     }
 
     /// Gives the folder.
@@ -207,11 +229,11 @@ impl Home {
 impl Drop for Home {
     /// Undoes a start that failed in a home that was empty, while it is still locked.
     fn drop(&mut self) {
-        let Some(Begun { folders }) = self.begun.take() else {
+        let Some(Begun { folders }) = self.begun.take().filter(|_| !self.kept) else {
             return;
         };
         // What cannot be removed is found by the next start, which goes on with it.
-        for name in MADE_BY_A_START {
+        for name in MADE_BY_A_START.into_iter().chain([MADE_BY_A_WORKER]) {
             let path = self.path.join(name);
             let _ = match std::fs::symlink_metadata(&path) {
                 Ok(found) if found.is_dir() => std::fs::remove_dir_all(&path),
@@ -377,10 +399,20 @@ mod tests {
 
         let mut home = Home::own(&path).unwrap();
         home.keep();
+        std::fs::create_dir_all(path.join("worker/0")).unwrap();
+        home.give_up();
+        drop(home);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+
+        let mut home = Home::own(&path).unwrap();
+        home.keep();
         drop(home);
         assert!(path.join(LOCK).exists());
         std::fs::write(path.join("journal.db"), "much").unwrap();
-        drop(Home::own(&path).unwrap());
+        let mut home = Home::own(&path).unwrap();
+        assert!(!home.is_new());
+        home.give_up();
+        drop(home);
         assert!(path.join("journal.db").exists());
     }
 

@@ -20,7 +20,7 @@ pub enum ColorChoice {
 
 /// Standard output cannot be written to.
 #[derive(Debug, thiserror::Error)]
-#[error("write to standard output")]
+#[error("cannot write to standard output")]
 pub struct Error(#[from] io::Error);
 
 impl Error {

@@ -16,6 +16,7 @@ pub mod proxy;
 pub mod repository;
 pub mod run;
 pub mod shim;
+pub mod terminal;
 pub mod traces;
 pub mod wait;
 

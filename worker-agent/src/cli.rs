@@ -36,7 +36,7 @@ Examples:
 Exit codes:
     0  it was drained or left as it was told to
     1  an error
-    2  wrong usage: an option, the token file or the folder for its state
+    2  wrong usage: an option, the token file, or a folder for its state that cannot be one
     3  the coordinator refuses it: starting it again would not help
   130  ended at once by a third signal";
 /// Units of sizes, largest first.
@@ -107,10 +107,9 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "SIZE", env = "MUSTER_CACHE_LIMIT", value_parser = size,
         default_value_t = Size(CACHE_BYTES_MAX))]
     cache_limit: Size,
-    /// Most bytes that an attempt's work tree and temporary files may take on disk, unless its task
-    /// has a `disk` of its own.
+    /// Most bytes that an attempt's work tree and temporary files may take on disk.
     ///
-    /// Looked at every few seconds, so it is no quota. An attempt that takes more is stopped and
+    /// A task's own `disk` can be less, and never more. Looked at every few seconds, so it is no quota. An attempt that takes more is stopped and
     /// fails as `disk_allowance`.
     #[arg(long, value_name = "SIZE", env = "MUSTER_DISK_LIMIT", value_parser = size,
         default_value_t = Size(DISK_BYTES_MAX))]
@@ -189,6 +188,24 @@ impl Failed {
             code: 1,
         }
     }
+
+    fn of_worker(error: &worker::Error) -> Self {
+        let said = Self::of(error);
+        match error {
+            worker::Error::Refused(_) => Self {
+                code: EXIT_REFUSED,
+                ..said
+            },
+            worker::Error::Identity(error) => Self {
+                text: match error.way_out() {
+                    Some(way_out) => format!("{}; {way_out}", said.text),
+                    None => said.text,
+                },
+                code: if error.is_lasting() { EXIT_USAGE } else { 1 },
+            },
+            _ => said,
+        }
+    }
 }
 
 async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
@@ -205,13 +222,7 @@ async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
             tracing::info!(?ended, "worker ends");
             Ok(())
         }
-        Err(error) => Err(Failed {
-            code: match error {
-                worker::Error::Refused(_) => EXIT_REFUSED,
-                _ => 1,
-            },
-            ..Failed::of(&error)
-        }),
+        Err(error) => Err(Failed::of_worker(&error)),
     }
 }
 

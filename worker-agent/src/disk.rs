@@ -14,8 +14,9 @@ use tokio::sync::{Notify, watch};
 
 /// How often the disk is looked at.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Room below which no new work is begun: enough for reports, spools and the commits of what runs.
-const FREE_BYTES_MIN: u64 = 16 << 20;
+/// Room, in bytes, below which a worker begins no new work: enough for reports, spools and the
+/// commits of what runs.
+pub const FREE_BYTES_MIN: u64 = 16 << 20;
 /// What is written and synced to find out whether the disk works again.
 const PROBE_BYTES: usize = 64 * 1024;
 /// Name of that file.

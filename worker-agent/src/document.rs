@@ -27,8 +27,10 @@ pub(crate) struct TaskDocument {
     pub(crate) env_from: BTreeMap<String, ValueFrom>,
     /// Variables for the agent alone, from places on the worker.
     pub(crate) secrets: BTreeMap<String, ValueFrom>,
-    /// Most bytes on disk of work tree and temporary files; the worker's own limit if absent.
+    /// Most bytes on disk of work tree and temporary files, where the worker's own limit is not less.
     pub(crate) disk_bytes: Option<u64>,
+    /// Folder within the work tree whose git hooks run when the agent commits.
+    pub(crate) hooks: Option<String>,
     /// Limit of an attempt from start to finish, in milliseconds; that of the grant comes first.
     pub(crate) timeout_ms: Option<u64>,
     /// Longest silence of the agent, in milliseconds.
@@ -82,11 +84,11 @@ impl TaskDocument {
     /// Reads a grant's document.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let document: Self = serde_json::from_slice(bytes)?;
-        if let Some(folder) = &document.folder {
+        for folder in document.folder.iter().chain(&document.hooks) {
             let inside = Path::new(folder)
                 .components()
                 .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-            if !inside {
+            if !inside || folder.contains(char::is_control) {
                 return Err(Error::Outside(folder.clone()));
             }
         }
@@ -100,7 +102,7 @@ pub(crate) enum Error {
     /// It is not JSON of the right shape.
     #[error("understand the task's document")]
     Json(#[from] serde_json::Error),
-    /// Its folder is not within the work tree.
+    /// A folder of it is not within the work tree.
     #[error("the task's folder {0:?} is not within the work tree")]
     Outside(String),
 }
@@ -125,6 +127,8 @@ mod tests {
     fn a_folder_outside_of_the_work_tree_is_refused() {
         for folder in ["../x", "/etc", "a/../../b"] {
             let json = format!(r#"{{"folder":"{folder}"}}"#);
+            assert!(TaskDocument::parse(json.as_bytes()).is_err(), "{folder}");
+            let json = format!(r#"{{"hooks":"{folder}"}}"#);
             assert!(TaskDocument::parse(json.as_bytes()).is_err(), "{folder}");
         }
         assert!(TaskDocument::parse(br#"{"folder":"a/b"}"#).is_ok());

@@ -323,6 +323,40 @@ pub enum Error {
 }
 
 impl Error {
+    /// Tells whether only a person can mend it: another start alone would find the same.
+    pub(crate) fn is_lasting(&self) -> bool {
+        use io::ErrorKind::{
+            AlreadyExists, IsADirectory, NotADirectory, PermissionDenied, ReadOnlyFilesystem,
+        };
+        match self {
+            Self::NoHome | Self::NotOurs(_) | Self::Garbled { .. } | Self::NewerFormat { .. } => {
+                true
+            }
+            Self::Taken(_) | Self::NoPlace(_) => false,
+            Self::File { source, .. } => matches!(
+                source.kind(),
+                AlreadyExists
+                    | IsADirectory
+                    | NotADirectory
+                    | PermissionDenied
+                    | ReadOnlyFilesystem
+            ),
+        }
+    }
+
+    /// Says what to do, where the message does not.
+    pub(crate) fn way_out(&self) -> Option<&'static str> {
+        let Self::File { source, .. } = self else {
+            return None;
+        };
+        Some(match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "free some space there, or name a folder on another disk with --state-dir"
+            }
+            _ => "name a folder that you may write with --state-dir",
+        })
+    }
+
     fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File {
             doing,

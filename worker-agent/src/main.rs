@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Leases tasks from a Muster coordinator and runs coding agents.
 #[derive(Debug, Parser)]
-#[command(name = "worker-agent", version)]
+#[command(name = "worker-agent", version, max_term_width = 80)]
 struct Arguments {
     #[command(flatten)]
     worker: worker_agent::cli::WorkerArgs,
@@ -23,7 +23,15 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(may_colour())
         .init();
     worker_agent::cli::main(arguments.worker)
+}
+
+/// Tells whether the log may be coloured, as <https://no-color.org> has it.
+fn may_colour() -> bool {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    std::io::stderr().is_terminal()
+        && set("NO_COLOR").is_none()
+        && set("TERM").is_none_or(|term| term != "dumb")
 }

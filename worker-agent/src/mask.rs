@@ -1,7 +1,7 @@
 //! Hides values in texts, also in a stream that cuts them anywhere.
 //!
-//! A value is found as it is, broken over lines, line by line if it has several, within a JSON
-//! text, and in base64 at each of its three alignments. Who wants to print it otherwise can: this
+//! A value is found as it is, broken over lines, with colours in it, line by line if it has several,
+//! within a JSON text, and in base64 at each of its three alignments. Who wants to print it otherwise can: this
 //! guards against accidents, not against an agent that means harm.
 
 use std::collections::BTreeSet;
@@ -18,8 +18,10 @@ const STARS: &[u8] = b"***";
 /// The end of a line that could begin a value is shown at once if it is shorter than this, since
 /// one line in ten ends so; if the value does go on in the next line, its rest is still hidden.
 const LINE_END_BYTES_MIN: usize = 4;
-/// Longest run of line breaks within a broken value.
+/// Longest run of line breaks and terminal sequences within a broken value.
 const BREAKS_MAX: usize = 4;
+/// Longest terminal sequence that is taken for one, in bytes.
+const SEQUENCE_BYTES_MAX: usize = 24;
 
 /// The forms in which values are looked for.
 #[derive(Clone, Debug, Default)]
@@ -132,8 +134,7 @@ fn add_forms(forms: &mut BTreeSet<Vec<u8>>, value: &str) {
     if value.len() < VALUE_BYTES_MIN {
         return;
     }
-    let joined = |text: &str| text.replace(['\r', '\n'], "").into_bytes();
-    forms.insert(joined(value));
+    forms.insert(without_breaks(value.as_bytes()).0);
     forms.extend(value.lines().map(|line| line.trim().as_bytes().to_vec()));
     // Texts always have a JSON form.
     if let Ok(json) = serde_json::to_string(value) {
@@ -150,8 +151,8 @@ fn add_forms(forms: &mut BTreeSet<Vec<u8>>, value: &str) {
     }
 }
 
-/// Hides values in a stream. It holds back only an end that may become a value: less than five
-/// times the longest form.
+/// Hides values in a stream. It holds back only an end that may become a value: less than a hundred
+/// times the longest form, and less than five times where nothing is coloured.
 #[derive(Debug)]
 pub(crate) struct Masker {
     mask: Mask,
@@ -234,21 +235,53 @@ impl Masker {
     }
 }
 
-/// Leaves out short runs of line breaks; gives the rest, and where each byte of it was.
+/// Leaves out short runs of line breaks and of the terminal sequences that colour a text; gives the
+/// rest, and where each byte of it was.
 fn without_breaks(raw: &[u8]) -> (Vec<u8>, Vec<usize>) {
-    let is_break = |byte: u8| byte == b'\n' || byte == b'\r';
     let mut text = Vec::with_capacity(raw.len());
     let mut places = Vec::with_capacity(raw.len());
     let mut run = 0;
-    for (place, &byte) in raw.iter().enumerate() {
-        run = if is_break(byte) { run + 1 } else { 0 };
+    let mut place = 0;
+    while let Some(rest) = raw.get(place..).filter(|rest| !rest.is_empty()) {
+        let length = break_length(rest);
+        run = if length > 0 { run + 1 } else { 0 };
+        let length = length.max(1);
         // A longer run is a gap in which no value goes on.
         if run == 0 || run > BREAKS_MAX {
-            text.push(byte);
-            places.push(place);
+            text.extend(rest.iter().take(length));
+            places.extend(place..place + length);
         }
+        place += length;
     }
     (text, places)
+}
+
+/// Gives the length of the line break or terminal sequence that a text begins with, also of one
+/// that its end cuts off; 0 if it begins with neither.
+fn break_length(text: &[u8]) -> usize {
+    match text {
+        [b'\n' | b'\r', ..] => 1,
+        [0x1b] => 1,
+        [0x1b, b'[', rest @ ..] => {
+            let most = SEQUENCE_BYTES_MAX - 2;
+            let end = rest
+                .iter()
+                .take(most)
+                .position(|byte| !(0x20..=0x3f).contains(byte));
+            match end {
+                Some(end)
+                    if rest
+                        .get(end)
+                        .is_some_and(|byte| (0x40..=0x7e).contains(byte)) =>
+                {
+                    2 + end + 1
+                }
+                None if rest.len() < most => text.len(),
+                Some(_) | None => 0,
+            }
+        }
+        _ => 0,
+    }
 }
 
 #[cfg(test)]
@@ -295,6 +328,27 @@ mod tests {
             whole(&[key], "grep: MIIEpAIBAAKCAQEA found"),
             "grep: *** found"
         );
+    }
+
+    #[test]
+    fn a_value_with_colours_in_it_is_hidden_wherever_it_is_cut() {
+        let text = b"a hunt\x1b[01;31mer2\x1b[m\x1b[Ksecret\x1b[0m b\x1b[31m\n";
+        for cut in 0..text.len() {
+            let (left, right) = text.split_at(cut);
+            let shown = pieces(&["hunter2secret"], &[left, right]);
+            assert_eq!(shown, "a ***\x1b[0m b\x1b[31m\n", "cut at {cut}");
+        }
+        let bytes: Vec<&[u8]> = text.chunks(1).collect();
+        assert!(pieces(&["hunter2secret"], &bytes).starts_with("a ***\x1b"));
+        // What is no sequence hides nothing behind itself.
+        assert_eq!(
+            whole(&["hunter2secret"], "\x1b[1\x01hunter2secret"),
+            "\x1b[1\x01***"
+        );
+        let long = format!("\x1b[{}", "1".repeat(10_000));
+        let mut masker = Masker::new(Mask::of(["hunter2secret"]));
+        let shown = masker.push(long.as_bytes()).len();
+        assert_eq!(shown + masker.finish().len(), long.len());
     }
 
     #[test]
@@ -358,7 +412,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_cut_shows_a_value(
-            text in "([ab]{1,12}\n{0,2}){0,8}", value in "[ab]{6,9}", other in "[ab]{6,9}",
+            text in "([ab]{1,12}(\n|\x1b\\[3[12]m){0,2}){0,8}", value in "[ab]{6,9}", other in "[ab]{6,9}",
             cuts in proptest::collection::vec(0_usize..110, 0..6),
         ) {
             let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
@@ -366,10 +420,10 @@ mod tests {
             cuts.sort_unstable();
             let parts: Vec<&[u8]> = cuts.windows(2).map(|w| &text.as_bytes()[w[0]..w[1]]).collect();
             let shown = pieces(&[&value, &other], &parts);
-            if !text.contains('\n') {
+            if !text.contains(['\n', '\x1b']) {
                 prop_assert_eq!(&shown, &whole(&[&value, &other], &text));
             }
-            let shown = shown.replace('\n', "");
+            let shown = shown.replace('\n', "").replace("\x1b[31m", "").replace("\x1b[32m", "");
             prop_assert!(!shown.contains(&value) && !shown.contains(&other));
         }
     }

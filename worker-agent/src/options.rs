@@ -40,8 +40,8 @@ pub struct Options {
     pub change_bytes_max: u64,
     /// Most bytes that the cache of repositories holds, apart from what is in use.
     pub cache_bytes_max: u64,
-    /// Most bytes on disk of an attempt's work tree and temporary files, unless its task says
-    /// otherwise; looked at every few seconds.
+    /// Most bytes on disk of an attempt's work tree and temporary files; a task may say less, and not
+    /// more. Looked at every few seconds.
     pub disk_bytes_max: u64,
     /// Values that tasks may have.
     pub secrets: Vec<Secret>,

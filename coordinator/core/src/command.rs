@@ -275,7 +275,7 @@ pub enum PlanError {
         name: Box<str>,
         reason: &'static str,
     },
-    #[error("task name {name:?} is used twice (names differ in more than case)")]
+    #[error("task name {name:?} is used twice; names must differ in more than case")]
     DuplicateName {
         task: TaskIx,
         first: TaskIx,

@@ -102,7 +102,7 @@ pub struct Placement {
     /// Workers that had a slot free, this one included.
     pub available: u32,
     /// Of those, how many were looked at first, since they had as many or more slots free, and did
-    /// not fit.
+    /// not fit or were passed by a verify that had come to nothing.
     pub passed: u32,
     /// It has the conversation that goes on.
     pub continues: bool,

@@ -214,19 +214,20 @@ fn ended(run: &Run, task: &Task) -> Explanation {
     let mut because = None;
     let detail: Box<str> = match &task.state {
         TaskState::Failed { failure, .. } => {
-            format!("{}: {}", failure.class, failure.message).into()
+            format!(": {} ({})", failure.message, failure.class).into()
         }
-        TaskState::Cancelled { by, reason, .. } => format!("by {by}: {reason}").into(),
-        TaskState::Aborted { reason, .. } => reason.clone(),
+        TaskState::Cancelled { by, reason, .. } if reason.is_empty() => format!(" by {by}").into(),
+        TaskState::Cancelled { by, reason, .. } => format!(" by {by}: {reason}").into(),
+        TaskState::Aborted { reason, .. } => format!(": {reason}").into(),
         TaskState::Skipped { because: ix, .. } => {
             because = run.task(*ix).map(|task| Arc::clone(&task.name));
             let task = run.task(*ix);
             match task.map(|task| &task.state) {
                 Some(TaskState::Failed { failure, .. }) => {
-                    format!("failed: {}: {}", failure.class, failure.message).into()
+                    format!("failed: {} ({})", failure.message, failure.class).into()
                 }
-                Some(state) => state.name().into(),
-                None => "gone".into(),
+                Some(state) => format!("is {}", state.name()).into(),
+                None => "is gone".into(),
             }
         }
         _ => "".into(),
@@ -285,6 +286,10 @@ fn unplaced(
     let Some(RunEntry { run, aux }) = state.runs.get(&key.run) else {
         return Waiting::Soon;
     };
+    // First, since no waiting helps.
+    if let Some(lacks) = none_fits(state, requirement) {
+        return Waiting::NoneFits { lacks };
+    }
     if !may_grow(run, aux) {
         let max = run.max_parallel.map_or(0, |max| max.get());
         return Waiting::RunLimit { max };
@@ -302,19 +307,13 @@ fn unplaced(
             .map_or_else(|| "?".into(), |task| Arc::clone(&task.name));
         return Waiting::PathHeld { by, path };
     }
-    let connected = state.workers.values();
-    let connected: Vec<&WorkerEntry> = connected
-        .filter(|entry| matches!(entry.worker.link, Link::Up { .. }))
-        .collect();
-    if connected.is_empty() {
+    if connected(state).next().is_none() {
         return Waiting::NoWorkers;
     }
-    let mut lacks: BTreeMap<Lack, usize> = BTreeMap::new();
     let (mut full, mut draining, mut resources, mut free) = (0, 0, 0, 0);
-    for entry in &connected {
-        if let Some(lack) = never_fits(&entry.worker.offer, requirement).and_then(Lack::of) {
-            *lacks.entry(lack).or_default() += 1;
-        } else if drains(entry) {
+    let fits = |entry: &&WorkerEntry| never_fits(&entry.worker.offer, requirement).is_none();
+    for entry in connected(state).filter(fits) {
+        if drains(entry) {
             draining += 1;
         } else if entry.aux.listed.is_none() || !heard(state, entry, now) {
             full += 1;
@@ -323,12 +322,6 @@ fn unplaced(
         } else {
             free += 1;
         }
-    }
-    if full + draining + resources + free == 0 {
-        let mut lacks: Vec<(Lack, usize)> = lacks.into_iter().collect();
-        lacks.sort_by_key(|(_, workers)| std::cmp::Reverse(*workers));
-        lacks.truncate(NAMED);
-        return Waiting::NoneFits { lacks };
     }
     if free > 0 {
         return Waiting::Soon;
@@ -339,6 +332,24 @@ fn unplaced(
         resources,
         ahead: ahead(run, aux, key),
     }
+}
+
+fn connected(state: &State) -> impl Iterator<Item = &WorkerEntry> {
+    let all = state.workers.values();
+    all.filter(|entry| matches!(entry.worker.link, Link::Up { .. }))
+}
+
+/// Tells what the connected workers lack if there are some and none could ever do the work.
+fn none_fits(state: &State, requirement: &Requirement) -> Option<Vec<(Lack, usize)>> {
+    let mut lacks: BTreeMap<Lack, usize> = BTreeMap::new();
+    for entry in connected(state) {
+        let lack = never_fits(&entry.worker.offer, requirement).and_then(Lack::of)?;
+        *lacks.entry(lack).or_default() += 1;
+    }
+    let mut lacks: Vec<(Lack, usize)> = lacks.into_iter().collect();
+    lacks.sort_by_key(|(_, workers)| std::cmp::Reverse(*workers));
+    lacks.truncate(NAMED);
+    (!lacks.is_empty()).then_some(lacks)
 }
 
 fn drains(entry: &WorkerEntry) -> bool {
@@ -517,12 +528,11 @@ impl fmt::Display for Explanation {
                 state,
                 because: Some(task),
                 detail,
-            } => write!(
-                f,
-                "it was {state} because of task {task}, which is {detail}"
-            ),
-            Self::Final { state, detail, .. } if detail.is_empty() => write!(f, "it {state}"),
-            Self::Final { state, detail, .. } => write!(f, "it is {state} ({detail})"),
+            } => write!(f, "it was {state} because of task {task}, which {detail}"),
+            Self::Final { state, detail, .. } => match *state {
+                "succeeded" | "failed" => write!(f, "it {state}{detail}"),
+                state => write!(f, "it was {state}{detail}"),
+            },
         }
     }
 }

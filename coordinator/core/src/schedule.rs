@@ -2,7 +2,8 @@
 //!
 //! One round grants until no work fits. Each grant goes to the class of work whose first run has
 //! the fewest live leases, within that run to verifies before attempts, then by priority and
-//! critical path, and to the fitting worker with most free slots. A class that no worker can take
+//! critical path, and to the fitting worker with most free slots; a verify that came back without a
+//! verdict goes to the next one. A class that no worker can take
 //! is left for the rest of the round, so that a blocked class costs one look at the free workers
 //! and not one for each of its tasks.
 
@@ -13,7 +14,7 @@ use crate::event::{Event, EventKind, Placement, Work};
 use crate::ids::{AttemptNo, RunId, TaskIx, TaskKey, WorkerId};
 use crate::index::{ClassId, Rank, RunEntry, WorkerEntry};
 use crate::limits;
-use crate::state::{AttemptEnd, Link, Run, State};
+use crate::state::{AttemptEnd, Link, Run, RunPhase, State, TaskState, VerifyPhase};
 use crate::time::Timestamp;
 use crate::worker::{Offer, Requirement};
 
@@ -181,18 +182,44 @@ fn place(
         };
         return Some((worker.clone(), placement));
     }
-    for (passed, (Reverse(free), id)) in state.index.available.iter().enumerate() {
+    let available = state.index.available.iter().enumerate();
+    let mut fitting = available.filter_map(|(passed, (Reverse(free), id))| {
         let entry = state.workers.get(id)?;
-        if heard(state, entry, now) && misfit(entry, requirement).is_none() {
-            let placement = Placement {
-                free: *free,
-                passed: u32::try_from(passed).unwrap_or(u32::MAX),
-                ..seen
-            };
-            return Some((id.clone(), placement));
+        let fits = heard(state, entry, now) && misfit(entry, requirement).is_none();
+        fits.then_some((passed, *free, id))
+    });
+    let (passed, free, id) = match lost(state, run, work) {
+        0 => fitting.next()?,
+        // Another may have what a worker lacked that a verify came back from: it cannot tell before.
+        lost => {
+            let candidates: Vec<_> = fitting.take(lost.saturating_add(1)).collect();
+            *candidates.get(lost.checked_rem(candidates.len())?)?
         }
-    }
-    None
+    };
+    let placement = Placement {
+        free,
+        passed: u32::try_from(passed).unwrap_or(u32::MAX),
+        ..seen
+    };
+    Some((id.clone(), placement))
+}
+
+/// Counts how often a verify was begun and came to no verdict; at most
+/// [`limits::VERIFY_CRASH_LIMIT`].
+fn lost(state: &State, run: RunId, work: Work) -> usize {
+    let verify = match work {
+        Work::Attempt { .. } => None,
+        Work::Verify { task, .. } => match state.task(TaskKey { run, task }).map(|t| &t.state) {
+            Some(TaskState::Verifying { verify, .. }) => Some(verify),
+            _ => None,
+        },
+        Work::FinalVerify => match state.run(run).map(|run| &run.phase) {
+            Some(RunPhase::Verifying { verify, .. }) => Some(verify),
+            _ => None,
+        },
+    };
+    let lost = verify.map_or(0, VerifyPhase::lost);
+    usize::try_from(lost).unwrap_or(0)
 }
 
 /// Tells whether the worker was heard lately. A grant answers the worker's last heartbeat, and the

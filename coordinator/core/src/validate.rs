@@ -331,7 +331,7 @@ mod tests {
         }
         assert_eq!(
             said(&plan(&["Build", "build"]).0),
-            [r#"task name "build" is used twice (names differ in more than case)"#]
+            [r#"task name "build" is used twice; names must differ in more than case"#]
         );
     }
 

@@ -3,8 +3,8 @@
 use coordinator_core::event::Outcome;
 use coordinator_core::state::{AttemptEnd, Run, RunPhase};
 use coordinator_core::{AttemptNo, CommitId};
-use muster_git::{ObjectId, Repository};
-use muster_proto::v1::{GetDiffRequest, GetDiffResponse};
+use muster_git::{BinaryFiles, ChangeKind, ObjectId, Repository};
+use muster_proto::v1::{ChangedFile, GetDiffRequest, GetDiffResponse};
 use tonic::Status;
 
 use super::runs::Runs;
@@ -13,6 +13,9 @@ use crate::git::repositories::Repositories;
 
 /// Bytes of a patch in one answer.
 const PATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Changed files in one answer.
+const FILES_MAX: usize = 10_000;
 
 /// Columns of a list of changed files: those of the narrowest terminal that is common.
 const STAT_WIDTH: &str = "--stat=80";
@@ -38,13 +41,62 @@ pub(super) async fn of(
         .await??;
     let repository = repositories.open(&ends.repository).await?;
     let (from, to) = (id(&ends.from)?, id(&ends.to)?);
-    let (patch, truncated) = patch(&repository, from, to, request.stat).await?;
+    let shape = match (request.stat, request.binary) {
+        (true, _) => Shape::Stat,
+        (false, true) => Shape::Patch(BinaryFiles::Whole),
+        (false, false) => Shape::Patch(BinaryFiles::Named),
+    };
+    let (patch, truncated) = patch(&repository, from, to, shape).await?;
+    let (files, files_total) = if request.files {
+        files(&repository, from, to).await?
+    } else {
+        (Vec::new(), 0)
+    };
     Ok(GetDiffResponse {
         patch,
         truncated,
         from: ends.from.to_string(),
         to: ends.to.to_string(),
+        files,
+        files_total,
     })
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    Stat,
+    Patch(BinaryFiles),
+}
+
+/// Lists changed files, at most [`FILES_MAX`], and tells how many there are.
+async fn files(
+    repository: &Repository,
+    from: ObjectId,
+    to: ObjectId,
+) -> Result<(Vec<ChangedFile>, u64), Status> {
+    let changes = repository
+        .changes(from, to)
+        .await
+        .map_err(|error| status::internal(&error))?;
+    let total = u64::try_from(changes.len()).unwrap_or(u64::MAX);
+    let files = changes.into_iter().take(FILES_MAX).map(|change| {
+        let (status, old_path) = match change.kind {
+            ChangeKind::Added => ("added", None),
+            ChangeKind::Deleted => ("deleted", None),
+            ChangeKind::Modified => ("modified", None),
+            ChangeKind::TypeChanged => ("type_changed", None),
+            ChangeKind::Renamed { from } => ("renamed", Some(from)),
+        };
+        ChangedFile {
+            path: change.path,
+            status: status.to_owned(),
+            old_path,
+            added: change.lines.map(|(added, _)| added),
+            removed: change.lines.map(|(_, removed)| removed),
+        }
+    });
+    Ok((files.collect(), total))
 }
 
 fn id(commit: &CommitId) -> Result<ObjectId, Status> {
@@ -55,9 +107,9 @@ async fn patch(
     repository: &Repository,
     from: ObjectId,
     to: ObjectId,
-    stat: bool,
+    shape: Shape,
 ) -> Result<(Vec<u8>, bool), Status> {
-    if stat {
+    let Shape::Patch(binary) = shape else {
         let output = repository
             .command()
             // The newer side must not choose what a reader sees.
@@ -79,12 +131,12 @@ async fn patch(
             )));
         }
         return Ok((output.stdout, output.truncated));
-    }
+    };
     let patch = repository
-        .patch(from, to, PATCH_BYTES_MAX)
+        .patch(from, to, binary, PATCH_BYTES_MAX)
         .await
         .map_err(|error| status::internal(&error))?;
-    Ok((patch.text.into_bytes(), patch.truncated))
+    Ok((patch.bytes, patch.truncated))
 }
 
 fn ends(run: &Run, name: &str, attempt: u32) -> Result<Ends, Status> {
@@ -143,11 +195,16 @@ fn ends(run: &Run, name: &str, attempt: u32) -> Result<Ends, Status> {
             .iter()
             .rev()
             .find_map(|tried| made(&tried.end)),
-        number => history
-            .attempts
-            .iter()
-            .find(|tried| tried.number == AttemptNo(number))
-            .and_then(|tried| made(&tried.end)),
+        number => {
+            let tried = history
+                .attempts
+                .iter()
+                .find(|tried| tried.number == AttemptNo(number));
+            let tried = tried.ok_or_else(|| {
+                Status::failed_precondition(format!("task {name} has no attempt {number}"))
+            })?;
+            made(&tried.end)
+        }
     };
     Ok(Ends {
         repository,
@@ -158,6 +215,8 @@ fn ends(run: &Run, name: &str, attempt: u32) -> Result<Ends, Status> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt as _;
+
     use muster_git::{Git, Mode};
 
     use super::*;
@@ -194,7 +253,7 @@ mod tests {
         let repository = Repository::open_user(&git, folder.path()).await.unwrap();
         let from = repository.rev_parse("HEAD~1").await.unwrap();
         let to = repository.rev_parse("HEAD").await.unwrap();
-        let (listed, truncated) = patch(&repository, from, to, true).await.unwrap();
+        let (listed, truncated) = patch(&repository, from, to, Shape::Stat).await.unwrap();
         let listed = String::from_utf8(listed).unwrap();
         assert!(!truncated);
         for line in listed.lines() {
@@ -210,6 +269,75 @@ mod tests {
             assert!(listed.contains(wanted), "{wanted}: {listed}");
         }
         let missing = ObjectId::parse(&"1".repeat(40)).unwrap();
-        assert!(patch(&repository, from, missing, true).await.is_err());
+        assert!(
+            patch(&repository, from, missing, Shape::Stat)
+                .await
+                .is_err()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_patch_of_any_encoding_is_what_git_apply_needs() {
+        let folder = tempfile::tempdir().unwrap();
+        let git = Git::find().await.unwrap();
+        let work = folder.path().join("work");
+        std::fs::create_dir(&work).unwrap();
+        let run = async |arguments: &[&str]| {
+            git.command(Mode::UserRepository)
+                .directory(&work)
+                .config("user.name", "Ann")
+                .config("user.email", "ann@example.org")
+                .config("core.autocrlf", "false")
+                .args(arguments)
+                .run_ok()
+                .await
+                .unwrap()
+                .text()
+        };
+        let odd = work.join(std::ffi::OsStr::from_bytes(b"caf\xe9.txt"));
+        let commit = async || {
+            run(&["add", "--all"]).await;
+            run(&["commit", "--quiet", "-m", "x"]).await;
+        };
+        run(&["init", "--quiet"]).await;
+        std::fs::write(work.join("latin"), b"caf\xe9\nbar\r\n").unwrap();
+        std::fs::write(work.join("long"), "line\n".repeat(20)).unwrap();
+        std::fs::write(work.join("gone"), "x\n").unwrap();
+        commit().await;
+        std::fs::write(work.join("latin"), b"th\xe9\nbar\r\nno end").unwrap();
+        std::fs::write(work.join("picture"), b"\0\x01\xff").unwrap();
+        std::fs::write(&odd, b"\xe9\n").unwrap();
+        std::fs::rename(work.join("long"), work.join("renamed")).unwrap();
+        std::fs::remove_file(work.join("gone")).unwrap();
+        commit().await;
+        let repository = Repository::open_user(&git, &work).await.unwrap();
+        let from = repository.rev_parse("HEAD~1").await.unwrap();
+        let to = repository.rev_parse("HEAD").await.unwrap();
+        let whole = Shape::Patch(BinaryFiles::Whole);
+        let (patch, truncated) = patch(&repository, from, to, whole).await.unwrap();
+        assert!(!truncated && std::str::from_utf8(&patch).is_err());
+        let file = folder.path().join("patch");
+        std::fs::write(&file, patch).unwrap();
+        run(&["checkout", "--quiet", "HEAD~1"]).await;
+        run(&["apply", "--index", file.to_str().unwrap()]).await;
+        let wanted = run(&["rev-parse", &format!("{to}^{{tree}}")]).await;
+        assert_eq!(run(&["write-tree"]).await, wanted);
+
+        let (files, total) = files(&repository, from, to).await.unwrap();
+        let change = |path: &[u8], status: &str, lines: Option<(u64, u64)>| ChangedFile {
+            path: path.to_vec(),
+            status: status.to_owned(),
+            old_path: (status == "renamed").then(|| b"long".to_vec()),
+            added: lines.map(|(added, _)| added),
+            removed: lines.map(|(_, removed)| removed),
+        };
+        let wanted = [
+            change(b"caf\xe9.txt", "added", Some((1, 0))),
+            change(b"gone", "deleted", Some((0, 1))),
+            change(b"latin", "modified", Some((2, 1))),
+            change(b"picture", "added", None),
+            change(b"renamed", "renamed", Some((0, 0))),
+        ];
+        assert_eq!((files, total), (wanted.to_vec(), 5));
     }
 }

@@ -1,7 +1,7 @@
 //! One line for people about each journal event.
 
 use coordinator_core::event::{LeaseEnd, Outcome, RunOutcome, Work};
-use coordinator_core::{EventKind, Failure, LeaseId, TaskIx};
+use coordinator_core::{EventKind, Failure, FailureClass, LeaseId, TaskIx};
 
 /// What an event is about, besides its run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -170,7 +170,13 @@ pub(super) fn text(kind: &EventKind, task: impl Fn(TaskIx) -> String) -> String 
             } else {
                 ""
             };
-            format!("the verify was lost: {}{again}", failed(failure))
+            let what = match failure.class {
+                FailureClass::WorkerLost | FailureClass::Preempted | FailureClass::Walltime => {
+                    "was lost"
+                }
+                _ => "came to no verdict",
+            };
+            format!("the verify {what}: {}{again}", failed(failure))
         }
         EventKind::LeaseRevoked { .. } => "its processes are being stopped".to_owned(),
         EventKind::LeaseClosed { end, .. } => match end {

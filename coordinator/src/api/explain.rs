@@ -6,7 +6,7 @@ use coordinator_core::event::{Placement, Work};
 use coordinator_core::explain::{Explanation, explain, movable, placed};
 use coordinator_core::state::{Run, TaskState};
 use coordinator_core::{
-    AttemptNo, EventKind, LeaseId, RunId, State, TaskIx, TaskKey, Timestamp, WorkerId,
+    AttemptNo, EventKind, FailureClass, LeaseId, RunId, State, TaskIx, TaskKey, Timestamp, WorkerId,
 };
 use muster_proto::v1::ExplainTaskResponse;
 use tonic::Status;
@@ -92,7 +92,8 @@ fn live_task(
     let explanation = explain(state, now, key);
     let (ran, elsewhere) = history(run, ix);
     let mut reasons = vec![explanation.to_string()];
-    let mut remedies: Vec<String> = explanation.help().into_iter().collect();
+    let mut remedies =
+        ended_remedies(run, ix).unwrap_or_else(|| explanation.help().into_iter().collect());
     let concerned = concerning(state, key, troubles);
     for (worker, what) in concerned.iter().take(TROUBLES_NAMED) {
         reasons.push(format!("worker {worker} takes nothing new: {what}"));
@@ -161,7 +162,14 @@ fn whole(state: &State, now: Timestamp, run: &Run) -> ExplainTaskResponse {
                 if names.len() < NAMED {
                     names.push(task.name.to_string());
                 }
-                if let Some(help) = other.help().filter(|help| !remedies.contains(help)) {
+                let help = match other {
+                    Explanation::Final { .. } => Some(format!(
+                        "`coordinator retry {}` opens what did not succeed again",
+                        run.name
+                    )),
+                    other => other.help(),
+                };
+                if let Some(help) = help.filter(|help| !remedies.contains(help)) {
                     remedies.push(help);
                 }
             }
@@ -270,13 +278,11 @@ fn archived(run: &Run, name: &str) -> Result<Said, Status> {
     }
     let ix = task_named(run, name)?;
     let task = run.task(ix).ok_or_else(|| no_task(run, name))?;
-    let retry = format!("`coordinator retry {} {name}` opens it again", run.name);
-    let (reason, remedy) = match &task.state {
-        TaskState::Succeeded { .. } => ("it succeeded".to_owned(), None),
-        TaskState::Failed { failure, .. } => (
-            format!("it failed: {} ({})", failure.message, failure.class),
-            Some(retry),
-        ),
+    let reason = match &task.state {
+        TaskState::Succeeded { .. } => "it succeeded".to_owned(),
+        TaskState::Failed { failure, .. } => {
+            format!("it failed: {} ({})", failure.message, failure.class)
+        }
         TaskState::Skipped { because, .. } => {
             let because = run.task(*because);
             let name = because
@@ -288,35 +294,101 @@ fn archived(run: &Run, name: &str) -> Result<Said, Status> {
                 }
                 _ => " did not succeed".to_owned(),
             };
-            let remedy = format!("`coordinator retry {} {name}` opens both again", run.name);
-            (
-                format!("it was skipped because of {name}{why}"),
-                Some(remedy),
-            )
+            format!("it was skipped because of {name}{why}")
         }
         TaskState::Cancelled { by, reason, .. } if reason.is_empty() => {
-            (format!("it was cancelled by {by}"), Some(retry))
+            format!("it was cancelled by {by}")
         }
-        TaskState::Cancelled { by, reason, .. } => {
-            (format!("it was cancelled by {by}: {reason}"), Some(retry))
-        }
-        TaskState::Aborted { reason, .. } => (format!("it was aborted: {reason}"), Some(retry)),
+        TaskState::Cancelled { by, reason, .. } => format!("it was cancelled by {by}: {reason}"),
+        TaskState::Aborted { reason, .. } => format!("it was aborted: {reason}"),
         TaskState::Blocked { .. }
         | TaskState::Basing { .. }
         | TaskState::Ready { .. }
         | TaskState::Leased { .. }
         | TaskState::Verifying { .. }
-        | TaskState::Parked(_) => ("the run had ended before it began".to_owned(), Some(retry)),
+        | TaskState::Parked(_) => "the run had ended before it began".to_owned(),
     };
     let (ran, elsewhere) = history(run, ix);
     let said = ExplainTaskResponse {
         state: view::task_state(task).to_owned(),
         reasons: vec![reason],
-        remedies: remedy.into_iter().collect(),
+        remedies: ended_remedies(run, ix).unwrap_or_else(|| vec![again(run, name)]),
         placements: vec![],
         elsewhere,
     };
     Ok((said, run.id, ran))
+}
+
+/// Says what can be done about a task that has ended; `None` for one that has not.
+fn ended_remedies(run: &Run, ix: TaskIx) -> Option<Vec<String>> {
+    let task = run.task(ix)?;
+    let remedies = match &task.state {
+        TaskState::Succeeded { .. } => vec![],
+        TaskState::Failed { failure, .. } => {
+            let advice = advice(failure.class, run, &task.name);
+            advice.into_iter().chain([again(run, &task.name)]).collect()
+        }
+        TaskState::Skipped { because, .. } => {
+            let because = run.task(*because).map_or("", |task| &task.name);
+            vec![format!(
+                "`coordinator retry {} {because}` opens both again; `coordinator explain {} \
+                 {because}` says more",
+                run.name, run.name
+            )]
+        }
+        TaskState::Cancelled { .. } | TaskState::Aborted { .. } => vec![again(run, &task.name)],
+        TaskState::Blocked { .. }
+        | TaskState::Basing { .. }
+        | TaskState::Ready { .. }
+        | TaskState::Leased { .. }
+        | TaskState::Verifying { .. }
+        | TaskState::Parked(_) => return None,
+    };
+    Some(remedies)
+}
+
+fn again(run: &Run, task: &str) -> String {
+    format!("`coordinator retry {} {task}` opens it again", run.name)
+}
+
+/// Gives what to look at or to change before a failed task is tried again, if that is known.
+fn advice(class: FailureClass, run: &Run, task: &str) -> Option<String> {
+    let plan = |change: &str| {
+        let beginning =
+            "a retry does the same task under the same limits, so begin another run with";
+        Some(format!("{beginning} {change}"))
+    };
+    match class {
+        FailureClass::AgentFailed => Some(format!(
+            "`coordinator logs {} {task}` shows what it printed",
+            run.name
+        )),
+        FailureClass::VerifyFailed => Some(format!(
+            "`coordinator logs {} {task} --verify` shows what the verify printed",
+            run.name
+        )),
+        FailureClass::TimedOut => plan("a longer `timeout` or `verify_timeout` in the plan"),
+        FailureClass::Stalled => plan("a longer `idle_timeout` in the plan"),
+        FailureClass::DiskAllowance => plan("more `disk` in the plan, if it needs that much"),
+        FailureClass::AgentUnavailable => {
+            Some("install the agent on the workers, or correct its `command`".to_owned())
+        }
+        FailureClass::SecretUnavailable => {
+            Some("start the worker with that secret, or correct its name in the plan".to_owned())
+        }
+        FailureClass::BaseConflict => {
+            plan("one of the two tasks depending on the other, or with `paths` that both claim")
+        }
+        FailureClass::WorkerLost
+        | FailureClass::Preempted
+        | FailureClass::Walltime
+        | FailureClass::Workspace
+        | FailureClass::Publish
+        | FailureClass::ChangeTooLarge
+        | FailureClass::IntegrationConflict
+        | FailureClass::NotPlaced
+        | FailureClass::Internal => None,
+    }
 }
 
 /// Says how a run has ended.

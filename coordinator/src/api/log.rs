@@ -1,10 +1,13 @@
 //! The output of one attempt or verify.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use coordinator_core::event::Work;
-use coordinator_core::state::{Run, Task};
+use coordinator_core::state::{Run, RunPhase, Task, TaskState};
 use coordinator_core::{AttemptNo, LeaseId, TaskIx};
 use muster_proto::v1::{ReadLogRequest, ReadLogResponse};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -20,6 +23,9 @@ const BYTES_PER_RESPONSE: usize = 64 * 1024;
 /// A log that was found: the transcripts of its leases, oldest first.
 #[derive(Clone, Debug)]
 pub(super) struct Log {
+    run: Arc<str>,
+    task: Arc<str>,
+    work: Work,
     places: Vec<Place>,
 }
 
@@ -35,32 +41,61 @@ pub(super) async fn find(runs: &Runs, request: &ReadLogRequest) -> Result<Log, S
         })
         .await?;
     let (task, work, known) = found?;
-    let (run, of) = (name.clone(), task.clone());
-    let leases = runs
-        .read_transcript(move |root| transcript::leases(root, &run, &of, work))
-        .await?;
-    let leases = if leases.is_empty() {
-        known.into_iter().collect()
-    } else {
-        leases
+    let mut log = Log {
+        run: name,
+        task,
+        work,
+        places: Vec::new(),
     };
-    let places = leases
-        .into_iter()
-        .map(|lease| Place {
-            run: name.clone(),
-            task: task.clone(),
-            work,
-            lease,
-        })
-        .collect();
-    Ok(Log { places })
+    log.look(runs).await?;
+    if log.places.is_empty() {
+        log.places = known.into_iter().map(|lease| log.place(lease)).collect();
+    }
+    Ok(log)
 }
 
-type Wanted = (std::sync::Arc<str>, Work, Option<LeaseId>);
+impl Log {
+    fn place(&self, lease: LeaseId) -> Place {
+        Place {
+            run: self.run.clone(),
+            task: self.task.clone(),
+            work: self.work,
+            lease,
+        }
+    }
+
+    /// Looks for leases that have said something.
+    async fn look(&mut self, runs: &Runs) -> Result<(), Status> {
+        let (run, task, work) = (self.run.clone(), self.task.clone(), self.work);
+        let leases = runs
+            .read_transcript(move |root| transcript::leases(root, &run, &task, work))
+            .await?;
+        self.places = leases.into_iter().map(|lease| self.place(lease)).collect();
+        Ok(())
+    }
+
+    /// Tells whether the work has come to no end yet, so that another lease may carry it on.
+    async fn goes_on(&self, runs: &Runs) -> Result<bool, Status> {
+        let work = self.work;
+        runs.read(&self.run, move |run, _| match work {
+            // Another lease is another attempt.
+            Work::Attempt { .. } => false,
+            Work::Verify { task, attempt } => run.task(task).is_some_and(|task| {
+                let last = task.attempts().last();
+                matches!(task.state, TaskState::Verifying { .. })
+                    && last.is_some_and(|last| last.number == attempt)
+            }),
+            Work::FinalVerify => matches!(run.phase, RunPhase::Verifying { .. }),
+        })
+        .await
+    }
+}
+
+type Wanted = (Arc<str>, Work, Option<LeaseId>);
 
 fn work(run: &Run, name: &str, attempt: u32, verify: bool) -> Result<Wanted, Status> {
     if name.is_empty() {
-        return Ok((std::sync::Arc::from(""), Work::FinalVerify, None));
+        return Ok((Arc::from(""), Work::FinalVerify, None));
     }
     let (ix, task) = run
         .tasks
@@ -109,11 +144,12 @@ fn no_attempt(task: &Task, attempt: u32) -> Status {
     }
 }
 
-/// Sends a log, and with `follow` what is added until the run ends.
+/// Sends a log from behind an event of a lease on, and with `follow` what is added until the work
+/// is over.
 pub(super) async fn send(
     runs: Runs,
     log: Log,
-    after: u64,
+    after: (LeaseId, u64),
     follow: bool,
     out: mpsc::Sender<Result<ReadLogResponse, Status>>,
     connection: Option<Connection>,
@@ -125,27 +161,100 @@ pub(super) async fn send(
 
 async fn send_all(
     runs: &Runs,
-    log: Log,
-    after: u64,
+    mut log: Log,
+    (lease, number): (LeaseId, u64),
     follow: bool,
     out: &mpsc::Sender<Result<ReadLogResponse, Status>>,
 ) -> Result<(), Status> {
-    let mut grown = runs.transcripts().grown();
-    let mut committed = runs.engine().notices().committed();
-    for place in log.places {
+    let mut sending = Sending {
+        runs,
+        follow,
+        out,
+        grown: runs.transcripts().grown(),
+        committed: runs.engine().notices().committed(),
+    };
+    // What older leases said is known.
+    let mut next = lease;
+    let counted_in = match (lease, log.places.first()) {
+        (LeaseId(0), Some(oldest)) => oldest.lease,
+        _ => lease,
+    };
+    loop {
+        for place in std::mem::take(&mut log.places) {
+            if place.lease < next {
+                continue;
+            }
+            next = LeaseId(place.lease.0.saturating_add(1));
+            let after = if place.lease == counted_in { number } else { 0 };
+            if sending.transcript(&place, after).await? == Reader::Gone {
+                return Ok(());
+            }
+        }
+        sending.mark_unchanged();
+        // Asked before it is looked for more: what begins in between is found next time.
+        let goes_on = follow && log.goes_on(runs).await?;
+        if follow {
+            log.look(runs).await?;
+        }
+        if log.places.iter().any(|place| place.lease >= next) {
+            continue;
+        }
+        if !goes_on || sending.wait(None).await == Reader::Gone {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether anybody still wants to hear more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    There,
+    Gone,
+}
+
+/// A log on its way to its reader.
+struct Sending<'a> {
+    runs: &'a Runs,
+    follow: bool,
+    out: &'a mpsc::Sender<Result<ReadLogResponse, Status>>,
+    grown: watch::Receiver<u64>,
+    committed: watch::Receiver<u64>,
+}
+
+impl Sending<'_> {
+    fn mark_unchanged(&mut self) {
+        self.grown.mark_unchanged();
+        self.committed.mark_unchanged();
+    }
+
+    /// Waits until something may have been added, but not longer than `patience`.
+    async fn wait(&mut self, patience: Option<Duration>) -> Reader {
+        // Every agent of every run wakes it.
+        tokio::time::sleep(AGENTS_PACE).await;
+        tokio::select! {
+            _ = self.grown.changed() => Reader::There,
+            _ = self.committed.changed() => Reader::There,
+            () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => Reader::There,
+            () = self.out.closed() => Reader::Gone,
+        }
+    }
+
+    /// Sends what a lease has said behind an event, to its end if it is to be followed.
+    async fn transcript(&mut self, place: &Place, after: u64) -> Result<Reader, Status> {
         let mut position = Position::default();
         let (mut heard_out, mut last_words) = (false, None);
         loop {
-            grown.mark_unchanged();
-            committed.mark_unchanged();
+            self.mark_unchanged();
             let lease = place.lease;
-            let over = runs
+            let over = self
+                .runs
                 .engine()
                 .query(move |state, _| state.lease(lease).is_none())
                 .await
                 .map_err(status::of)?;
             let read_place = place.clone();
-            let (mut events, moved) = runs
+            let (mut events, moved) = self
+                .runs
                 .read_transcript(move |root| {
                     let events =
                         transcript::read_on(root, &read_place, &mut position, BYTES_PER_RESPONSE);
@@ -161,29 +270,23 @@ async fn send_all(
                     events,
                     lease: lease.0,
                 };
-                slow::offer(response, out, "log", "go on behind the last event").await?;
+                slow::offer(response, self.out, "log", "go on behind the last event").await?;
             }
             if read_any {
                 continue;
             }
-            if !follow {
-                break;
+            if !self.follow {
+                return Ok(Reader::There);
             }
             if over {
                 let until = *last_words.get_or_insert_with(|| Instant::now() + LAST_WORDS);
                 if heard_out || Instant::now() >= until {
-                    break;
+                    return Ok(Reader::There);
                 }
             }
-            // Every agent of every run wakes it.
-            tokio::time::sleep(AGENTS_PACE).await;
-            tokio::select! {
-                _ = grown.changed() => {}
-                _ = committed.changed() => {}
-                () = tokio::time::sleep(LAST_WORDS), if over => {}
-                () = out.closed() => return Ok(()),
+            if self.wait(over.then_some(LAST_WORDS)).await == Reader::Gone {
+                return Ok(Reader::Gone);
             }
         }
     }
-    Ok(())
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use coordinator_core::command::Target;
 use coordinator_core::event::Work;
 use coordinator_core::state::{Link, Run};
-use coordinator_core::{Command, Epoch, Reply, Span, State, TaskKey, Timestamp, WorkerId};
+use coordinator_core::{Command, Epoch, LeaseId, Reply, Span, State, TaskKey, Timestamp, WorkerId};
 use futures::{Stream, StreamExt as _};
 use muster_connect::TokenId;
 use muster_proto::v1::operator_service_server::OperatorService;
@@ -364,7 +364,7 @@ impl OperatorService for Operators {
         let produce = log::send(
             self.runs.clone(),
             log,
-            request.after,
+            (LeaseId(request.after_lease), request.after),
             request.follow,
             out.clone(),
             connection.clone(),

@@ -123,7 +123,11 @@ fn failure(run: &v1::Run, program: &str) -> Concern {
         text = format!("{text} (and {} more)", show::counted(others - 1, "task"));
     }
     let remedy = match task {
-        Some(task) => format!("{program} logs {} {}", run.run, task.name),
+        Some(task) => {
+            let is_verify = failure.is_some_and(|failure| failure.class.starts_with("verify"));
+            let verify = if is_verify { " --verify" } else { "" };
+            format!("{program} logs {} {}{verify}", run.run, task.name)
+        }
         None => format!("{program} status {}", run.run),
     };
     Concern {

@@ -12,7 +12,7 @@ use super::logging;
 use crate::backup::{self, Error, Figures};
 
 pub(crate) async fn backup(context: &Context, options: Backup) -> Result<Exit> {
-    logging::client();
+    logging::client(context.output.talk_paint);
     let Some(home) = context.local_home() else {
         return Err(CliError::user(
             "`backup` reads the files of a home, so `--coordinator` has no meaning",

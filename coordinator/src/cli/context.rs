@@ -126,7 +126,7 @@ impl Context {
 
     /// Connects to the coordinator that runs.
     pub(crate) async fn client(&self) -> Result<Client> {
-        logging::client();
+        logging::client(self.output.talk_paint);
         Ok(self.connect().await?)
     }
 
@@ -157,7 +157,7 @@ impl Context {
     /// So what a past `run` has left can be read and taken home without a running coordinator. One
     /// opened here has no workers: nothing begins to run because someone reads a log.
     pub(crate) async fn session(&self) -> Result<Session> {
-        logging::client();
+        logging::client(self.output.talk_paint);
         let is_home = self.home.join(app::JOURNAL).exists();
         match self.connect().await {
             Err(Trouble::NotRunning(_)) if is_home => {}
@@ -243,6 +243,9 @@ impl Context {
         config: Config,
     ) -> Result<Started> {
         let what = || format!("start a coordinator on {}", self.home.display());
+        if mode == app::Mode::Embedded && local_slots > 0 {
+            room_to_work(&self.home).map_err(|error| error.while_doing(what()))?;
+        }
         let executable = std::env::current_exe()
             .map_err(|error| CliError::internal(error).while_doing(what()))?;
         let options = app::Options {
@@ -331,6 +334,27 @@ pub(crate) fn full_disk(path: &Path) -> String {
         "the disk of {} is full: free some space there (`df -h` shows it), or use another `--home`",
         path.display()
     )
+}
+
+/// Refuses a home on whose disk the worker beside the coordinator would begin nothing: a run there
+/// would wait for ever. Nothing is made for that.
+fn room_to_work(home: &Path) -> Result<()> {
+    let there = home::nearest_folder(home).map_err(of_home)?;
+    // A disk that does not tell is found out by whoever writes there.
+    let Some(Ok(found)) = there.map(rustix::fs::statvfs) else {
+        return Ok(());
+    };
+    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    if free >= worker_agent::FREE_BYTES_MIN {
+        return Ok(());
+    }
+    Err(CliError::user(format!(
+        "the disk of {} is nearly full: {} KiB are free, and below {} MiB no task is begun",
+        home.display(),
+        free >> 10,
+        worker_agent::FREE_BYTES_MIN >> 20
+    ))
+    .hint("free some space there (`df -h` shows it), or use another `--home`"))
 }
 
 /// Tells whether a full disk, or a used-up quota, is the cause.

@@ -51,6 +51,8 @@ impl From<Exit> for ExitCode {
 pub(crate) enum Kind {
     /// We: a bug, or a machine that refuses.
     Internal,
+    /// Whoever owns what standard output goes to: it is full, or broken.
+    Output,
     /// The person who typed the command or wrote the plan.
     User,
     /// Whoever wrote the configuration file.
@@ -64,7 +66,7 @@ pub(crate) enum Kind {
 impl Kind {
     pub(crate) const fn code(self) -> u8 {
         match self {
-            Self::Internal => 1,
+            Self::Internal | Self::Output => 1,
             Self::User => 2,
             Self::Config => 3,
             Self::Connection => 4,
@@ -76,7 +78,7 @@ impl Kind {
     const fn label(self) -> &'static str {
         match self {
             Self::Internal => "internal error",
-            Self::User | Self::BrokenPipe => "error",
+            Self::User | Self::Output | Self::BrokenPipe => "error",
             Self::Config => "configuration error",
             Self::Connection => "connection error",
         }
@@ -210,7 +212,7 @@ impl From<output::Error> for CliError {
         let kind = if error.is_broken_pipe() {
             Kind::BrokenPipe
         } else {
-            Kind::Internal
+            Kind::Output
         };
         Self::new(kind, error)
     }

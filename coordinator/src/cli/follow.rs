@@ -192,7 +192,7 @@ async fn once(
 }
 
 /// Tells whether trying again may help: the coordinator is away, or the stream was cut.
-fn may_pass(error: &CliError) -> bool {
+pub(crate) fn may_pass(error: &CliError) -> bool {
     error.kind() == Kind::Connection && error.status() != Some(Code::Unauthenticated)
         || matches!(
             error.status(),

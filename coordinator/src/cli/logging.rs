@@ -8,15 +8,18 @@ use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::output::Paint;
+
 /// File of the home that holds the log of embedded coordinators.
 pub(crate) const FILE_NAME: &str = "coordinator.log";
 /// A log that has grown beyond this is put aside once, when the next coordinator starts.
 const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Logs to standard error: as text to a terminal, else as JSON.
-pub(crate) fn serve(filter: &str) {
+pub(crate) fn serve(filter: &str, paint: Paint) {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(parsed(filter))
+        .with_ansi(paint.is_enabled())
         .with_writer(io::stderr);
     // Only the first of a process counts; tests may have set one.
     if io::stderr().is_terminal() {
@@ -60,12 +63,12 @@ fn opened(path: &Path) -> io::Result<File> {
 }
 
 /// Says only warnings, as part of the talk.
-pub(crate) fn client() {
+pub(crate) fn client(paint: Paint) {
     drop(
         tracing_subscriber::fmt()
             .with_env_filter(EnvFilter::new("warn"))
             .with_writer(io::stderr)
-            .with_ansi(io::stderr().is_terminal())
+            .with_ansi(paint.is_enabled())
             .without_time()
             .with_target(false)
             .try_init(),

@@ -69,11 +69,28 @@ async fn read(
         reader.several().await?
     } else {
         let task = options.tasks.first().cloned().unwrap_or_default();
-        reader.one(&task).await?
+        let ended = reader.one(&task).await?;
+        if reader.seen.is_empty() {
+            context.output.say(&silence(&task, options.verify));
+        }
+        ended
     };
     let rest = reader.printer.end();
     reader.print(&rest)?;
     Ok(ended)
+}
+
+/// Says that there is nothing to show, and what there may be.
+fn silence(task: &str, verify: bool) -> String {
+    match (task, verify) {
+        ("", _) => {
+            "the integrated result has no verify that printed anything; name a task, or all \
+                    with `--all`"
+                .to_owned()
+        }
+        (task, true) => format!("no verify of task {task} has printed anything"),
+        (task, false) => format!("task {task} has printed nothing"),
+    }
 }
 
 struct Reader<'c> {
@@ -221,7 +238,7 @@ impl Reader<'_> {
 
     /// Takes the events of a log, through broken connections, each once.
     async fn events(&mut self, task: &str, follow: bool, kept: &mut Option<Tail>) -> Result<Read> {
-        let request = v1::ReadLogRequest {
+        let mut request = v1::ReadLogRequest {
             run: self.run.clone(),
             task: task.to_owned(),
             attempt: self.options.attempt.unwrap_or_default(),
@@ -229,9 +246,13 @@ impl Reader<'_> {
             verify: self.options.verify || task.is_empty(),
             after: 0,
             follow,
+            after_lease: 0,
         };
         let mut patience = Patience::new();
         loop {
+            let newest = self.newest.get(task).copied().unwrap_or_default();
+            request.after_lease = newest;
+            request.after = self.seen.get(&newest).copied().unwrap_or_default();
             let error = match self.once(task, &request, kept, &mut patience).await {
                 Ok(read) => return Ok(read),
                 // One of several tasks may not have been verified.
@@ -246,7 +267,7 @@ impl Reader<'_> {
                 }
                 Err(error) => error,
             };
-            if patience.is_first() {
+            if follow::may_pass(&error) && patience.is_first() {
                 self.away();
             }
             let client = tokio::select! {
@@ -346,6 +367,13 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_log_says_of_what_it_is() {
+        assert_eq!(silence("", true), silence("", false));
+        assert!(silence("", false).contains("--all"));
+        assert!(silence("lint", true).contains("no verify of task lint"));
+    }
 
     #[test]
     fn since_is_a_time_or_how_long_ago_it_was() {

@@ -51,6 +51,7 @@ mod watch;
 pub mod worker;
 mod workers;
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -67,9 +68,17 @@ pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
+            let printed = error.print();
             // Help that nobody reads to its end is fine.
-            drop(error.print());
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+            let is_told = printed
+                .as_ref()
+                .err()
+                .is_none_or(|error| error.kind() == io::ErrorKind::BrokenPipe);
+            return ExitCode::from(match (error.use_stderr(), is_told) {
+                (true, _) => 2,
+                (false, true) => 0,
+                (false, false) => 1,
+            });
         }
     };
     let output = Output::of_process(arguments.global.color, arguments.global.quiet);

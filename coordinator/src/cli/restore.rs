@@ -12,7 +12,7 @@ use super::logging;
 use crate::backup::{self, Error};
 
 pub(crate) async fn restore(context: &Context, options: Restore) -> Result<Exit> {
-    logging::client();
+    logging::client(context.output.talk_paint);
     let Some(home) = context.local_home() else {
         return Err(CliError::user(
             "`restore` writes the files of a home, so `--coordinator` has no meaning",

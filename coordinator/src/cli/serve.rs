@@ -29,7 +29,7 @@ pub(crate) async fn serve(context: &Context, options: Serve) -> Result<Exit> {
         ..Flags::default()
     };
     let config = context.config(flags)?.config;
-    logging::serve(&config.log);
+    logging::serve(&config.log, context.output.talk_paint);
     let mut interrupts = Interrupts::listen()?;
     let listen = config.listen;
     let mut tries = 0;

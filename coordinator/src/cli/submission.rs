@@ -123,6 +123,9 @@ impl<'r> Submission<'r> {
     ) -> Result<Self> {
         say_warnings(output, read);
         let source = Source::find(git, output, read, repo).await?;
+        if let Some(source) = &source {
+            source.has_hooks(&read.plan.document).await?;
+        }
         let fingerprint = fingerprint(read, source.as_ref(), agents);
         Ok(Self {
             output,

@@ -200,7 +200,7 @@ fn failures(text: &mut String, run: &v1::Run, place: &Place, paint: Paint) {
     if failed.len() > FAILURES_MAX {
         let _ = writeln!(
             text,
-            "\n{} more tasks failed: {} status {}",
+            "\n{} more failed, as the table shows: {} explain {} TASK",
             failed.len() - FAILURES_MAX,
             place.program,
             run.run

@@ -189,9 +189,9 @@ pub(crate) async fn touched<T: Copy>(
         let mut paths = BTreeSet::new();
         for change in repository.changes(base, *commit).await? {
             if let ChangeKind::Renamed { from } = change.kind {
-                paths.insert(from);
+                paths.insert(text(&from));
             }
-            paths.insert(change.path);
+            paths.insert(text(&change.path));
         }
         touched.push((*what, paths));
     }
@@ -231,6 +231,11 @@ fn is_beside(path: &str, conflict: &Conflict) -> bool {
             .and_then(|(folder, _)| path.strip_prefix(folder))
             .is_some_and(|rest| rest.starts_with('/'))
     })
+}
+
+/// Writes a path as conflicts name it: bytes that are not UTF-8 are replaced.
+fn text(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
 }
 
 /// Tells whether somebody who touched these paths has a part in a conflict. A file meets a folder by

@@ -62,6 +62,26 @@ const KEPT: [&str; 18] = [
 ];
 /// Options of `kind: review` alone.
 const REVIEW: [&str; 4] = ["uncommitted", "base", "commit", "review_title"];
+/// What a review looks at.
+const SCOPE: [&str; 3] = ["uncommitted", "base", "commit"];
+const TEXTS: [&str; 8] = [
+    "model",
+    "profile",
+    "output_schema",
+    "agent_id",
+    "thread_id",
+    "base",
+    "commit",
+    "review_title",
+];
+const LISTS: [&str; 5] = [
+    "config_overrides",
+    "images",
+    "add_dirs",
+    "enable_features",
+    "disable_features",
+];
+const SWITCHES: [&str; 2] = ["ephemeral", "uncommitted"];
 const PATH_BYTES_MAX: usize = 4_096;
 
 /// True for a file whose only top-level key is `tasks` and whose tasks all have `cwd`.
@@ -159,27 +179,35 @@ fn task(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (TaskEntry, TaskMarks, 
             "delete it; say what the agent may do with `sandbox`",
         );
     }
-    if let Some(node) = fields.get("full_auto") {
-        reader.warnings.add_with(
-            node.at,
-            format!("{}`full_auto` has no effect", reader.context),
-            "tasks always run without a person at the keyboard; `sandbox` says what they may do",
-        );
-        reader.switch("full_auto", node);
-    }
     let review = match fields.get("kind") {
         Some(node) => reader
             .choice("kind", node, &[("exec", false), ("review", true)])
             .unwrap_or(false),
         None => false,
     };
+    let mut reads_only = false;
     if let Some(node) = fields.get("sandbox") {
         let levels = [
-            ("read-only", ()),
-            ("read-write", ()),
-            ("danger-full-access", ()),
+            ("read-only", true),
+            ("read-write", false),
+            ("danger-full-access", false),
         ];
-        reader.choice("sandbox", node, &levels);
+        reads_only = reader.choice("sandbox", node, &levels).unwrap_or(false);
+    }
+    if let Some(node) = fields.get("full_auto") {
+        if reader.switch("full_auto", node) == Some(true) && reads_only {
+            reader.wrong_with(
+                node.at,
+                "`full_auto: true` writes, and `sandbox: read-only` does not allow that",
+                "leave `full_auto` away, or say `full_auto: false`",
+            );
+        } else {
+            reader.warnings.add_with(
+                node.at,
+                format!("{}`full_auto` has no effect", reader.context),
+                "tasks always run without a person at the keyboard; `sandbox` says what they may do",
+            );
+        }
     }
     for key in REVIEW {
         if let Some(node) = fields.get(key)
@@ -188,14 +216,23 @@ fn task(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (TaskEntry, TaskMarks, 
             reader.wrong(node.at, &format!("`{key}` needs `kind: review`"));
         }
     }
+    options(reader, fields);
+    let scope = SCOPE.iter().find(|key| is_given(fields.get(key)));
     match fields.get("prompt") {
         // A review of a given scope has an empty prompt.
-        Some(node) if review && node.meaning() == Some(Meaning::Text("")) => {}
+        Some(node) if review && scope.is_some() && node.meaning() == Some(Meaning::Text("")) => {}
         Some(node) => {
+            if let Some(scope) = scope.filter(|_| review) {
+                reader.wrong_with(
+                    node.at,
+                    &format!("a review has either `{scope}` or a prompt"),
+                    "codex takes one of them; make the prompt `\"\"`, or leave the scope away",
+                );
+            }
             entry.prompt = reader.text("prompt", node, super::decode::PROMPT_BYTES_MAX);
             marks.whole = entry.prompt.is_some();
         }
-        None if review => {}
+        None if review && scope.is_some() => {}
         None => {
             marks.whole = false;
             reader.wrong(fields.at, "`prompt` is missing");
@@ -223,6 +260,32 @@ fn task(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (TaskEntry, TaskMarks, 
     }
     entry.codex = Some(codex);
     (entry, marks, folder)
+}
+
+/// Checks the types of the options that are kept as they are.
+fn options(reader: &mut Reader<'_>, fields: &Fields<'_>) {
+    for key in TEXTS {
+        if let Some(node) = fields.get(key) {
+            reader.text(key, node, PATH_BYTES_MAX);
+        }
+    }
+    for key in LISTS {
+        if let Some(node) = fields.get(key) {
+            reader.texts(key, node, |reader, key, item| {
+                reader.text(key, item, PATH_BYTES_MAX)
+            });
+        }
+    }
+    for key in SWITCHES {
+        if let Some(node) = fields.get(key) {
+            reader.switch(key, node);
+        }
+    }
+}
+
+/// Tells whether an option asks for something: `false` does not.
+fn is_given(node: Option<&Node>) -> bool {
+    node.is_some_and(|node| node.meaning() != Some(Meaning::Bool(false)))
 }
 
 /// Splits a path and resolves `.` and `..` by their names.

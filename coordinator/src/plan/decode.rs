@@ -33,7 +33,7 @@ pub(super) const PLAN_KEYS: [&str; 8] = [
     "tasks",
     "integrate",
 ];
-pub(super) const TASK_KEYS: [&str; 18] = [
+pub(super) const TASK_KEYS: [&str; 19] = [
     "name",
     "prompt",
     "run",
@@ -52,6 +52,7 @@ pub(super) const TASK_KEYS: [&str; 18] = [
     "env",
     "secrets",
     "disk",
+    "hooks",
 ];
 pub(super) const AGENT_KEYS: [&str; 2] = ["kind", "command"];
 pub(super) const INTEGRATE_KEYS: [&str; 3] = ["verify", "verify_timeout", "on_conflict"];

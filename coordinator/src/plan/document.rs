@@ -109,9 +109,37 @@ pub struct Settings {
     /// what the operator listed with `--secret` can be had.
     #[schemars(default, with = "SecretsSchema")]
     pub secrets: BTreeMap<String, ValueFrom>,
-    /// What the work tree and the temporary files may take on the worker's disk, such as `2 GB`; the
-    /// worker's own limit if absent. Looked at every few seconds.
+    /// What the work tree and the temporary files may take on the worker's disk, such as `2 GB`; at
+    /// most the worker's own limit, which also holds if this is absent. Looked at every few seconds.
     pub disk: Option<Size>,
+    /// Folder of the repository whose git hooks run when an attempt commits by itself, or `never`;
+    /// default `never`. They are part of the attempt, with its limits and variables, and must be
+    /// executable files as git wants them. What Muster commits, merges and pushes runs no hook, and
+    /// neither does a verify.
+    pub hooks: Option<Hooks>,
+}
+
+/// Whether an attempt's own commits run hooks that the repository brings.
+#[derive(Clone, PartialEq, Eq, Debug, JsonSchema)]
+#[schemars(untagged)]
+pub enum Hooks {
+    Never(Never),
+    In(HooksFolder),
+}
+
+/// Says that something is not done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+pub enum Never {
+    Never,
+}
+
+/// The folder that holds hooks.
+#[derive(Clone, PartialEq, Eq, Debug, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct HooksFolder {
+    /// Path relative to the repository's root, where it is committed.
+    pub path: String,
 }
 
 /// Where on a worker a value comes from.

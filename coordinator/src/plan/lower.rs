@@ -9,8 +9,8 @@ use coordinator_core::worker::Requirement;
 use serde::{Deserialize, Serialize};
 
 use super::document::{
-    AgentDefinition, AgentKind, Integrate, IntegrateSettings, OnConflict, PlanDocument, Resources,
-    Settings, TaskEntry, ValueFrom,
+    AgentDefinition, AgentKind, Hooks, Integrate, IntegrateSettings, Never, OnConflict,
+    PlanDocument, Resources, Settings, TaskEntry, ValueFrom,
 };
 
 /// Why a plan cannot be lowered as asked.
@@ -70,9 +70,12 @@ pub struct TaskDocument {
     /// Such variables for the attempt alone.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<String, ValueFrom>,
-    /// Most bytes on disk of work tree and temporary files; the worker's own limit if absent.
+    /// Most bytes on disk of work tree and temporary files, where the worker's own limit is not less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<u64>,
+    /// Folder within the work tree whose git hooks run when the agent commits; none run if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<String>,
     /// Time limit of an attempt, from start to finish.
     pub timeout_ms: u64,
     /// Longest silence of the agent.
@@ -154,6 +157,7 @@ pub(super) fn settle(defaults: &Settings, task: &Settings) -> Settings {
         env_from,
         secrets,
         disk: task.disk.or(defaults.disk),
+        hooks: task.hooks.clone().or_else(|| defaults.hooks.clone()),
     }
 }
 
@@ -325,6 +329,10 @@ fn task_document(
         env_from: settings.env_from,
         secrets: settings.secrets,
         disk_bytes: settings.disk.map(|size| size.0),
+        hooks: match settings.hooks {
+            Some(Hooks::In(folder)) => Some(folder.path),
+            Some(Hooks::Never(Never::Never)) | None => None,
+        },
         timeout_ms: settings
             .timeout
             .map_or(limits::TASK_TIMEOUT, |limit| limit.0)

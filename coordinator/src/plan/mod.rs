@@ -40,8 +40,9 @@ use std::path::Path;
 
 pub use decode::{PROMPT_BYTES_MAX, SCRIPT_BYTES_MAX};
 pub use document::{
-    AgentDefinition, AgentKind, CodexEntry, FolderRepo, Integrate, IntegrateSettings, OnConflict,
-    PlanDocument, Repo, Resources, Settings, TaskEntry, ValueFrom,
+    AgentDefinition, AgentKind, CodexEntry, FolderRepo, Hooks, HooksFolder, Integrate,
+    IntegrateSettings, Never, OnConflict, PlanDocument, Repo, Resources, Settings, TaskEntry,
+    ValueFrom,
 };
 pub use graph::{Graph, Node, NodeState, TooLarge, WIDTH_DEFAULT};
 pub use lower::{

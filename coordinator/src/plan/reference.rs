@@ -24,7 +24,7 @@ of them ends, and a test runs them all.
 
 /// The maps of a plan that have keys of their own: heading, pointer into the schema, and what is said
 /// before the table.
-const PARTS: [(&str, &str, &str); 7] = [
+const PARTS: [(&str, &str, &str); 8] = [
     ("The plan", "", ""),
     ("A task", "/$defs/TaskEntry", "One of `tasks`."),
     (
@@ -33,13 +33,14 @@ const PARTS: [(&str, &str, &str); 7] = [
         "`defaults` takes these keys of a task:",
     ),
     ("Resources", "/$defs/Resources", ""),
+    ("Hooks", "/$defs/HooksFolder", ""),
     ("A folder as repository", "/$defs/FolderRepo", ""),
     ("Integrate", "/$defs/IntegrateSettings", ""),
     ("An agent", "/$defs/AgentDefinition", "One of `agents`."),
 ];
 
 /// A way to write each key, where its type alone does not show one.
-const EXAMPLES: [(&str, &str); 29] = [
+const EXAMPLES: [(&str, &str); 31] = [
     ("agent", "codex"),
     (
         "agents",
@@ -54,6 +55,7 @@ const EXAMPLES: [(&str, &str); 29] = [
     ("env", "{ RUST_LOG: debug }"),
     ("from", "./first"),
     ("gpus", "1"),
+    ("hooks", "{ path: .githooks }"),
     ("idle_timeout", "10m"),
     ("integrate", "{ verify: [cargo test] }"),
     ("labels", "[gpu, disk=fast]"),
@@ -61,6 +63,7 @@ const EXAMPLES: [(&str, &str); 29] = [
     ("memory", "4 GiB"),
     ("name", "add-auth"),
     ("paths", "[src/db, docs/db.md]"),
+    ("path", ".githooks"),
     ("pool", "gpu"),
     ("priority", "10"),
     ("prompt", "Add the users table."),
@@ -152,6 +155,7 @@ fn kind(schema: &Value, of: &Value) -> String {
             ("Settings", _) => "[map](#defaults)".to_owned(),
             ("TaskEntry", _) => "[map](#a-task)".to_owned(),
             ("Resources", _) => "[map](#resources)".to_owned(),
+            ("HooksFolder", _) => "[map](#hooks)".to_owned(),
             ("FolderRepo", _) => "[map](#a-folder-as-repository)".to_owned(),
             ("IntegrateSettings", _) => "[map](#integrate)".to_owned(),
             ("AgentDefinition", _) => "[map](#an-agent)".to_owned(),
@@ -286,6 +290,7 @@ mod tests {
                     "A task" => format!("tasks:\n- name: a\n  {entry}"),
                     "Defaults" => format!("defaults:\n  {entry}\ntasks: [{{ name: a, run: x }}]"),
                     "Resources" => format!("tasks:\n- name: a\n  resources:\n    {entry}"),
+                    "Hooks" => format!("tasks:\n- name: a\n  hooks:\n    {entry}"),
                     "A folder as repository" => {
                         format!("repo:\n  {entry}\ntasks: [{{ name: a, run: x }}]")
                     }

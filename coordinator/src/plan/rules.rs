@@ -7,7 +7,7 @@ use coordinator_core::ids::TaskIx;
 use coordinator_core::validate::validate;
 
 use super::decode::Marks;
-use super::document::{AgentDefinition, AgentKind, Integrate, PlanDocument, TaskEntry};
+use super::document::{AgentDefinition, AgentKind, Hooks, Integrate, PlanDocument, TaskEntry};
 use super::lower::{Admission, agent_name, find_agent, lower};
 use super::problem::{Position, Problems, nearest, quote};
 
@@ -144,8 +144,18 @@ fn without_repository(document: &PlanDocument, marks: &Marks, problems: &mut Pro
         let message = "defaults: `verify` checks a commit, so it needs a `repo`";
         problems.add_with(marks.defaults.verify, message, HINT);
     }
+    let runs_hooks = |hooks: &Option<Hooks>| matches!(hooks, Some(Hooks::In(_)));
+    if runs_hooks(&document.defaults.hooks) {
+        let message = "defaults: `hooks` are folders of a repository, so they need a `repo`";
+        problems.add_with(marks.defaults.hooks, message, HINT);
+    }
     for (entry, place) in document.tasks.iter().zip(&marks.tasks) {
         let context = format!("task {}: ", quote(&entry.name));
+        if runs_hooks(&entry.settings.hooks) {
+            let message =
+                format!("{context}`hooks` are folders of a repository, so they need a `repo`");
+            problems.add_with(place.settings.hooks, message, HINT);
+        }
         if verifies(&entry.settings.verify) {
             let message = format!("{context}`verify` checks a commit, so it needs a `repo`");
             problems.add_with(place.settings.verify, message, HINT);

@@ -59,6 +59,7 @@ pub(super) mod tests {
             ("AgentDefinition", &decode::AGENT_KEYS),
             ("IntegrateSettings", &decode::INTEGRATE_KEYS),
             ("FolderRepo", &decode::FOLDER_KEYS),
+            ("HooksFolder", &settings::HOOKS_KEYS),
         ] {
             assert_eq!(
                 keys(&format!("/$defs/{name}/properties")),
@@ -77,6 +78,8 @@ pub(super) mod tests {
             "tasks: [{run: echo}]",
             "tasks: []",
             "repo: {form: x}\ntasks: [{name: a, run: echo}]",
+            "repo: .\ntasks: [{name: a, run: echo, hooks: yes}]",
+            "repo: .\ntasks: [{name: a, run: echo, hooks: {pth: x}}]",
             "repo: .\nintegrate: {on_conflict: no}\ntasks: [{name: a, run: echo}]",
         ] {
             let checked = super::super::parse("p", text.as_bytes(), &BTreeMap::new());

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use coordinator_core::limits;
 
 use super::decode::{SCRIPT_BYTES_MAX, SHORT_BYTES_MAX};
-use super::document::{Resources, Settings, ValueFrom};
+use super::document::{Hooks, HooksFolder, Never, Resources, Settings, ValueFrom};
 use super::fields::{Fields, Reader, Unknown};
 use super::problem::{Position, quote};
-use super::tree::{Node, Value};
+use super::tree::{Meaning, Node, Value};
 use super::values::Duration;
 
 /// Shell commands of one verify.
@@ -19,7 +19,7 @@ const VARIABLE_BYTES_MAX: usize = 32_768;
 const LABELS_MAX: usize = 64;
 /// Far above any host; keeps sums far from overflow.
 const RESOURCE_MAX: i64 = 1_000_000;
-pub(super) const SETTINGS_KEYS: [&str; 13] = [
+pub(super) const SETTINGS_KEYS: [&str; 14] = [
     "agent",
     "verify",
     "verify_timeout",
@@ -33,7 +33,9 @@ pub(super) const SETTINGS_KEYS: [&str; 13] = [
     "env",
     "secrets",
     "disk",
+    "hooks",
 ];
+pub(super) const HOOKS_KEYS: [&str; 1] = ["path"];
 const PLACE_KEYS: [&str; 3] = ["env", "file", "secret"];
 pub(super) const RESOURCE_KEYS: [&str; 3] = ["cpus", "memory", "gpus"];
 
@@ -42,6 +44,7 @@ pub(super) const RESOURCE_KEYS: [&str; 3] = ["cpus", "memory", "gpus"];
 pub(super) struct SettingsMarks {
     pub(super) agent: Position,
     pub(super) verify: Position,
+    pub(super) hooks: Position,
 }
 
 /// Reads the settings among a task's or the defaults' keys.
@@ -102,7 +105,51 @@ pub(super) fn settings(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (Setting
     if let Some(node) = fields.get("disk") {
         settings.disk = reader.size("disk", node);
     }
+    if let Some(node) = fields.get("hooks") {
+        marks.hooks = node.at;
+        settings.hooks = hooks(reader, node);
+    }
     (settings, marks)
+}
+
+/// Reads which folder's hooks run.
+fn hooks(reader: &mut Reader<'_>, node: &Node) -> Option<Hooks> {
+    if node.meaning() == Some(Meaning::Text("never")) {
+        return Some(Hooks::Never(Never::Never));
+    }
+    let Value::Map(_) = &node.value else {
+        let message = format!(
+            "`hooks`: expected `never` or a mapping, found {}",
+            node.found()
+        );
+        let hint = "write `hooks: { path: .githooks }` with the folder of the repository that holds \
+                    them: those in `.git/hooks` are not part of what was committed";
+        reader.wrong_with(node.at, &message, hint);
+        return None;
+    };
+    let fields = reader.fields("hooks", node, &HOOKS_KEYS, Unknown::Refused, |_| None)?;
+    let Some(place) = fields.get("path") else {
+        reader.wrong(
+            node.at,
+            "`hooks`: `path` with a folder of the repository is missing",
+        );
+        return None;
+    };
+    let path = reader.text("path", place, SHORT_BYTES_MAX)?;
+    let trimmed = path.trim_end_matches('/');
+    let inside = trimmed
+        .split('/')
+        .all(|part| !matches!(part, "" | "." | "..") && !part.eq_ignore_ascii_case(".git"));
+    if !inside || path.contains(char::is_control) {
+        reader.wrong_with(
+            place.at,
+            &format!("`hooks`: {} is no folder within the repository", quote(&path)),
+            "name a folder that is committed, relative to the repository's root, such as `.githooks`",
+        );
+        return None;
+    }
+    let path = trimmed.to_owned();
+    Some(Hooks::In(HooksFolder { path }))
 }
 
 /// Reads a time limit.
@@ -210,12 +257,18 @@ fn secrets(reader: &mut Reader<'_>, node: &Node) -> BTreeMap<String, ValueFrom> 
         }
         return secrets;
     }
+    if let Value::Scalar(..) = &node.value {
+        reader.wrong_with(
+            node.at,
+            "`secrets`: expected a list of names or a mapping, found one value",
+            "write `secrets: [NAME]`",
+        );
+        return secrets;
+    }
     for (name, at, value) in variables(reader, "secrets", node) {
         let from = match &value.value {
             Value::Map(_) => value_from(reader, name, value),
-            Value::Scalar(..) | Value::List(_) => reader
-                .text(name, value, SHORT_BYTES_MAX)
-                .map(ValueFrom::Secret),
+            Value::Scalar(..) | Value::List(_) => secret_name(reader, name, value),
         };
         if let Some(from) = from
             && secrets.insert(name.to_owned(), from).is_some()
@@ -224,6 +277,27 @@ fn secrets(reader: &mut Reader<'_>, node: &Node) -> BTreeMap<String, ValueFrom> 
         }
     }
     secrets
+}
+
+/// Reads the name of a secret. What is none may be the value itself, so it is not shown.
+fn secret_name(reader: &mut Reader<'_>, key: &str, node: &Node) -> Option<ValueFrom> {
+    if let Value::List(_) | Value::Map(_) = &node.value {
+        reader.wrong(node.at, &format!("`{key}`: expected the name of a secret"));
+        return None;
+    }
+    let Value::Scalar(text, _) = &node.value else {
+        return None;
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if text.is_empty() || text.len() > SHORT_BYTES_MAX || !text.chars().all(plain) {
+        reader.wrong_with(
+            node.at,
+            &format!("`{key}`: expected the name of a secret, of letters, digits and `_`"),
+            "a plan holds no values of secrets, only the names under which a worker has them",
+        );
+        return None;
+    }
+    Some(ValueFrom::Secret(text.to_string()))
 }
 
 /// Reads where on the worker a value comes from.
@@ -240,10 +314,12 @@ fn value_from(reader: &mut Reader<'_>, name: &str, node: &Node) -> Option<ValueF
         );
         return None;
     };
+    if key == "secret" {
+        return secret_name(reader, key, place);
+    }
     let text = reader.text(key, place, SHORT_BYTES_MAX)?;
     match key {
         "env" => Some(ValueFrom::Env(text)),
-        "secret" => Some(ValueFrom::Secret(text)),
         _ if text.starts_with('/') => Some(ValueFrom::File(text)),
         _ => {
             reader.wrong_with(
@@ -338,8 +414,26 @@ mod tests {
                 "env: {A: b}, secrets: [A]",
                 "under `env` and under `secrets`",
             ),
-            ("secrets: 1", "expected a mapping"),
+            ("secrets: 1", "write `secrets: [NAME]`"),
             ("disk: 5", "a size such as"),
+            ("hooks: run", "write `hooks: { path: .githooks }`"),
+            ("hooks: true", "expected `never` or a mapping, found true"),
+            (
+                "hooks: {}",
+                "`path` with a folder of the repository is missing",
+            ),
+            ("hooks: {pth: x}", "did you mean `path`?"),
+            ("hooks: {path: 1}", "put it in quotes"),
+            ("hooks: {path: ../x}", "no folder within the repository"),
+            ("hooks: {path: /etc}", "no folder within the repository"),
+            (
+                "hooks: {path: .git/hooks}",
+                "name a folder that is committed",
+            ),
+            (
+                "hooks: {path: .githooks}",
+                "`hooks` are folders of a repository",
+            ),
         ] {
             let problems = read(task).unwrap_err();
             assert!(problems.contains(said), "{task}: {problems}");

@@ -220,6 +220,11 @@ fn explain(problem: Option<&mut Problem>, text: &str, at: Position, open: Option
         problem
             .hints
             .push("remove the NUL character: a plan is plain text".to_owned());
+    } else if let Some(marked) = text.lines().position(is_conflict_marker) {
+        problem.hints.push(format!(
+            "line {} is a conflict marker of git: the file was not merged to its end",
+            marked + 1
+        ));
     } else if line.trim_start_matches(' ').starts_with('\t') {
         problem
             .hints
@@ -234,6 +239,10 @@ fn explain(problem: Option<&mut Problem>, text: &str, at: Position, open: Option
             .hints
             .push("text that contains `: ` needs quotes, or a block: `key: |`".to_owned());
     }
+}
+
+fn is_conflict_marker(line: &str) -> bool {
+    line.starts_with("<<<<<<< ") || line.starts_with(">>>>>>> ")
 }
 
 fn text_of<'a>(bytes: &'a [u8], problems: &mut Problems) -> Option<&'a str> {

@@ -8,7 +8,7 @@ use muster_proto::v1::operator_service_client::OperatorServiceClient;
 use muster_proto::v1::worker_message::Kind as Said;
 use tonic::Code;
 
-use super::world::{Worker, World, done, events_of, within};
+use super::world::{Worker, World, done, events_of, made_commit, within};
 
 /// What a session is told once it is ended.
 async fn ended(worker: &mut Worker) -> tonic::Status {
@@ -151,6 +151,83 @@ async fn events_are_kept_after_the_end_of_their_lease_and_of_their_run() {
         numbers.extend(part.events.iter().map(|event| event.number));
     }
     assert_eq!(numbers, [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_a_verify_that_was_repeated_gets_each_event_once() {
+    let world = World::start().await;
+    let plan =
+        "name: p\nrepo: .\ntasks:\n  - {name: a, run: 'true', agent: command, verify: ['true']}\n";
+    let run = world.submit_with_repository(plan, "key").await;
+    let mut worker = Worker::join(&world, "w").await;
+    let grant = worker.grant().await;
+    let commit = world.publish(&grant);
+    let report = vec![(grant.lease, made_commit(&commit))];
+    worker.report(report).await;
+    let first = worker.grant().await;
+    worker.notes(events_of(&first), &[1, 2, 3]).await;
+    let request = v1::ReadLogRequest {
+        run: run.clone(),
+        task: "a".to_owned(),
+        verify: true,
+        ..v1::ReadLogRequest::default()
+    };
+    let follow = v1::ReadLogRequest {
+        follow: true,
+        ..request.clone()
+    };
+    let following = world.operator.clone().read_log(follow).await.unwrap();
+    let failure = v1::Failure {
+        class: "workspace".to_owned(),
+        ..v1::Failure::default()
+    };
+    let failed = v1::report::Kind::Failed(v1::Failed {
+        failure: Some(failure),
+        usage: None,
+    });
+    worker.report(vec![(first.lease, Some(failed))]).await;
+    let second = worker.grant().await;
+    assert!(second.lease > first.lease);
+    worker.notes(events_of(&second), &[1, 2]).await;
+    let passed = v1::report::Kind::VerifyPassed(v1::Empty {});
+    worker.report(vec![(second.lease, Some(passed))]).await;
+
+    let (one, two) = (first.lease, second.lease);
+    let all = [(one, 1), (one, 2), (one, 3), (two, 1), (two, 2)];
+    assert_eq!(taken(following.into_inner()).await, all);
+    world.until(&run, |run| run.archived).await;
+    for (after_lease, after, behind) in [
+        (0, 0, 0),
+        // As those ask who know of no leases.
+        (0, 2, 2),
+        (one, 2, 2),
+        (one, 3, 3),
+        (two, 0, 3),
+        (two, 1, 4),
+        (two, 2, 5),
+        (two + 1, 0, 5),
+    ] {
+        let request = v1::ReadLogRequest {
+            after,
+            after_lease,
+            ..request.clone()
+        };
+        let log = world.operator.clone().read_log(request).await.unwrap();
+        assert_eq!(
+            taken(log.into_inner()).await,
+            all[behind..],
+            "{after_lease}:{after}"
+        );
+    }
+}
+
+/// Takes all that a log sends, as leases and numbers.
+async fn taken(mut log: tonic::Streaming<v1::ReadLogResponse>) -> Vec<(u64, u64)> {
+    let mut taken = Vec::new();
+    while let Some(part) = within(log.message()).await.unwrap() {
+        taken.extend(part.events.iter().map(|event| (part.lease, event.number)));
+    }
+    taken
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use muster_tests::Programs;
 use muster_tests::repository::Repository;
+use muster_tests::wait::LONG;
 use serde_json::json;
 
 use crate::{Scenario, with_cluster};
@@ -19,6 +20,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
     (
         "a_wrong_plan_is_explained_at_its_place_and_stores_nothing",
         wrong_plan,
+    ),
+    (
+        "a_run_that_its_own_coordinator_refuses_leaves_no_home_behind",
+        refused_by_its_own,
     ),
     (
         "the_plans_of_the_repository_and_its_readme_are_right",
@@ -175,6 +180,46 @@ fn conflict(programs: &Programs) -> Result<()> {
                 "{refs:?}"
             );
         }
+        Ok(())
+    })
+}
+
+fn refused_by_its_own(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        cluster.seed()?;
+        let text = "name: small\nrepo: { from: ./seed }\ntasks:\n  - { name: a, run: 'true' }\n";
+        let plan = cluster.write_plan("small.yaml", text)?;
+        let plan = plan.to_string_lossy().into_owned();
+        let (absent, long) = (cluster.folder().join("state/muster"), "k".repeat(300));
+        // Found out only by the coordinator: the first before, the second after a run is looked for.
+        let refused = [
+            vec!["run", &plan, "--slots", "1", "--idempotency-key", &long],
+            vec!["run", "--slots", "1", "--resume", "nosuch-aaaaaaa"],
+        ];
+        for arguments in &refused {
+            let call = cluster.call(arguments.clone()).var("MUSTER_HOME", &absent);
+            let said = call.run(&cluster.logs(), LONG)?;
+            ensure!((1..=99).contains(&said.code()), "{}", said.err);
+            ensure!(
+                said.err.contains("started a coordinator"),
+                "it was found out elsewhere: {}",
+                said.err
+            );
+            let left = cluster.folder().join("state");
+            ensure!(!left.exists(), "{} is left behind", left.display());
+        }
+        // A configuration is somebody's; a home that holds runs is everybody's.
+        let config = cluster.home().join("config.toml");
+        std::fs::write(&config, "")?;
+        cluster.ask(refused[0].clone())?;
+        let left = std::fs::read_dir(cluster.home())?.count();
+        ensure!(left == 1 && config.exists(), "{left} files are left");
+        cluster.ask(["run", &plan, "--slots", "1"])?.success()?;
+        let refused = cluster.ask(refused[0].clone())?;
+        ensure!((1..=99).contains(&refused.code()), "{}", refused.err);
+        let listed = cluster.ask(["status", "--json"])?.success()?.json()?;
+        let runs = listed["runs"].as_array().map(Vec::len);
+        ensure!(runs == Some(1), "{listed}");
         Ok(())
     })
 }

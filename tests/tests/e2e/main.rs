@@ -22,6 +22,7 @@ mod repositories;
 mod restored;
 mod several_hosts;
 mod straggler;
+mod terminal;
 mod wire;
 
 use std::path::Path;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         repositories::SCENARIOS,
         changes::SCENARIOS,
         programs::SCENARIOS,
+        terminal::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()

@@ -265,7 +265,7 @@ impl GitCommand {
     /// deadline ends only git itself.
     pub fn in_foreground(mut self) -> Self {
         self.in_foreground = true;
-        self
+        self.env("SSH_ASKPASS_REQUIRE", "never")
     }
 
     /// Bounds how long the command may run; the default is 15 minutes.

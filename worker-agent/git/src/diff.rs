@@ -20,27 +20,36 @@ pub enum ChangeKind {
     TypeChanged,
     /// It has another name, and perhaps other content.
     Renamed {
-        /// The name it had.
-        from: String,
+        /// The name it had, as git has it.
+        from: Vec<u8>,
     },
 }
 
 /// One changed file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Its path; bytes that are not UTF-8 are replaced.
-    pub path: String,
+    /// Its path, as git has it; not always UTF-8.
+    pub path: Vec<u8>,
     /// What happened to it.
     pub kind: ChangeKind,
     /// How many lines were added and deleted; `None` for binary files.
     pub lines: Option<(u64, u64)>,
 }
 
-/// A patch as text, perhaps cut.
+/// What a patch holds of files that are not text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BinaryFiles {
+    /// That they differ.
+    Named,
+    /// What has changed, so that the patch can be applied.
+    Whole,
+}
+
+/// A patch, perhaps cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Patch {
-    /// The unified diff; bytes that are not UTF-8 are replaced.
-    pub text: String,
+    /// The unified diff, in the encoding of the files; not always UTF-8.
+    pub bytes: Vec<u8>,
     /// Whether there was more than the allowed length.
     pub truncated: bool,
 }
@@ -62,9 +71,15 @@ impl Repository {
         &self,
         from: ObjectId,
         to: ObjectId,
+        binary: BinaryFiles,
         bytes_max: usize,
     ) -> Result<Patch, GitError> {
         let flags = ["-M", "-p", "--no-ext-diff", "--no-textconv", "--no-color"];
+        let binary: &[&str] = match binary {
+            BinaryFiles::Named => &[],
+            BinaryFiles::Whole => &["--binary"],
+        };
+        let flags = [&flags[..], binary].concat();
         let command = self.diff_command(from, to, &flags).stdout_limit(bytes_max);
         let described = command.describe();
         let output = command.run_truncated().await?;
@@ -76,9 +91,8 @@ impl Repository {
                 stderr,
             });
         }
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
         Ok(Patch {
-            text,
+            bytes: output.stdout,
             truncated: output.truncated,
         })
     }
@@ -107,12 +121,12 @@ fn parse_changes(output: &[u8]) -> Option<Vec<Change>> {
     let mut changes = Vec::new();
     while let Some(raw) = fields.next_if(|field| field.starts_with(b":")) {
         let status = *raw.rsplit(|byte| *byte == b' ').next()?.first()?;
-        let path = text(fields.next()?);
+        let path = fields.next()?.to_vec();
         let (path, kind) = match status {
             b'A' => (path, ChangeKind::Added),
             b'D' => (path, ChangeKind::Deleted),
             b'T' => (path, ChangeKind::TypeChanged),
-            b'R' => (text(fields.next()?), ChangeKind::Renamed { from: path }),
+            b'R' => (fields.next()?.to_vec(), ChangeKind::Renamed { from: path }),
             _ => (path, ChangeKind::Modified),
         };
         changes.push(Change {
@@ -137,10 +151,6 @@ fn number(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::{Change, ChangeKind, parse_changes};
@@ -150,7 +160,7 @@ mod tests {
         let output = b":100644 100644 a b M\0x\0:100644 100644 a b R090\0old\0new\0\
             :000000 100644 0 b A\0pic\0\x31\t2\tx\0\x33\t4\t\0old\0new\0-\t-\tpic\0";
         let change = |path: &str, kind, lines| Change {
-            path: path.to_owned(),
+            path: path.as_bytes().to_vec(),
             kind,
             lines,
         };
@@ -161,7 +171,7 @@ mod tests {
                 change(
                     "new",
                     ChangeKind::Renamed {
-                        from: "old".to_owned()
+                        from: b"old".to_vec()
                     },
                     Some((3, 4))
                 ),

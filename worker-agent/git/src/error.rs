@@ -183,7 +183,8 @@ pub enum GitError {
 }
 
 /// Gives a size for people; at least one, so that nothing looks like nothing.
-pub(crate) fn megabytes(bytes: u64) -> String {
+#[must_use]
+pub fn megabytes(bytes: u64) -> String {
     if bytes < 10_000_000 {
         format!("{} kB", bytes.div_ceil(1_000))
     } else {

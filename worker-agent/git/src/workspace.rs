@@ -183,6 +183,17 @@ impl Workspace {
         &self.control
     }
 
+    /// Lets the agent's own repository run the hooks in a folder of its work tree, given relative to
+    /// its root; without this it has none.
+    ///
+    /// Whatever commits there runs them, as a part of the agent. `control.git`, through which Muster
+    /// commits and pushes, never does. To be called before the agent runs: afterwards the
+    /// configuration is the agent's, and may be anything.
+    pub async fn run_hooks_of(&self, folder: &str) -> Result<(), GitError> {
+        let section = format!("[core]\n\thooksPath = \"{}\"\n", escaped(folder));
+        append(&self.work.join(".git/config"), &section).await
+    }
+
     /// Pushes a commit to one ref of a remote.
     ///
     /// See [`Remote::push`] for what is known after an error.
@@ -338,9 +349,13 @@ async fn lender_of(git_dir: &Path) -> Result<PathBuf, GitError> {
 
 /// Writes who the agent commits as, in the form of git's configuration.
 fn user_section(identity: &Identity) -> String {
-    let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
-    let (name, email) = (quoted(identity.name()), quoted(identity.email()));
+    let (name, email) = (escaped(identity.name()), escaped(identity.email()));
     format!("[user]\n\tname = \"{name}\"\n\temail = \"{email}\"\n")
+}
+
+/// Writes a value of one line so that it may stand between quotes in git's configuration.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"")
 }
 
 async fn append(path: &Path, text: &str) -> Result<(), GitError> {

@@ -1,7 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use muster_git::{Expected, RefName, Workspace};
+use muster_git::{BinaryFiles, Expected, RefName, Workspace};
 
 use crate::world::{Put, World, ada, time};
 
@@ -51,7 +51,7 @@ async fn exercise(world: &World, workspace: &Workspace) {
     let commit = taken.commit.unwrap();
     workspace
         .control()
-        .patch(base, commit, 1 << 20)
+        .patch(base, commit, BinaryFiles::Whole, 1 << 20)
         .await
         .unwrap();
     workspace.control().changes(base, commit).await.unwrap();
@@ -136,4 +136,45 @@ async fn no_setting_of_a_submodule_or_nested_repository_runs_a_program() {
         "{}",
         std::fs::read_to_string(&trace).unwrap()
     );
+}
+
+#[tokio::test]
+async fn an_agents_own_commits_run_the_repositorys_hooks_only_if_that_was_asked_for() {
+    let world = World::new().await;
+    let (program, trace) = trap(&world);
+    let script = std::fs::read_to_string(program).unwrap();
+    let folder = r#"tools/ho"o\ks"#;
+    let hooks = ["pre-commit", "post-commit", "reference-transaction"];
+    let hooks: Vec<_> = hooks
+        .iter()
+        .map(|hook| format!("{folder}/{hook}"))
+        .collect();
+    let mut files: Vec<_> = hooks
+        .iter()
+        .map(|hook| (hook.as_str(), Put::Program(&script)))
+        .collect();
+    files.push(("a.txt", Put::Text("1")));
+    let base = world.commit_of(&[], &files).await;
+    let workspace = world.workspace(base).await;
+    let commit = async || {
+        world
+            .as_agent(
+                workspace.work(),
+                &["commit", "-q", "--allow-empty", "-m", "x"],
+            )
+            .await;
+        trace.exists()
+    };
+    assert!(!commit().await);
+    workspace.run_hooks_of(folder).await.unwrap();
+    assert!(commit().await);
+    let ran = std::fs::read_to_string(&trace).unwrap();
+    assert!(
+        ran.contains("pre-commit") && ran.contains("post-commit"),
+        "{ran}"
+    );
+    std::fs::remove_file(&trace).unwrap();
+    std::fs::write(workspace.work().join("a.txt"), "2").unwrap();
+    exercise(&world, &workspace).await;
+    assert!(!trace.exists());
 }

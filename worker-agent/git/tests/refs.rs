@@ -1,6 +1,6 @@
 use muster_git::{
-    Change, ChangeKind, Expected, GitError, ObjectFormat, ObjectId, RefName, RefUpdate, Repository,
-    Update,
+    BinaryFiles, Change, ChangeKind, Expected, GitError, ObjectFormat, ObjectId, RefName,
+    RefUpdate, Repository, Update,
 };
 
 use crate::world::{Put, World};
@@ -172,7 +172,7 @@ async fn changes_have_names_kinds_and_numbers() {
     ];
     let new = world.commit_of(&[old], &new).await;
     let change = |path: &str, kind, lines| Change {
-        path: path.to_owned(),
+        path: path.as_bytes().to_vec(),
         kind,
         lines,
     };
@@ -183,7 +183,7 @@ async fn changes_have_names_kinds_and_numbers() {
             change(
                 "moved",
                 ChangeKind::Renamed {
-                    from: "long".to_owned()
+                    from: b"long".to_vec()
                 },
                 Some((0, 0))
             ),
@@ -191,13 +191,18 @@ async fn changes_have_names_kinds_and_numbers() {
             change("text", ChangeKind::Modified, Some((2, 1))),
         ]
     );
-    let patch = world.origin.patch(old, new, 1 << 20).await.unwrap();
-    assert!(
-        patch.text.contains("rename from long") && !patch.truncated,
-        "{patch:?}"
-    );
-    let patch = world.origin.patch(old, new, 40).await.unwrap();
-    assert!(patch.text.len() == 40 && patch.truncated, "{patch:?}");
+    let patch = async |binary, bytes_max| {
+        let patch = world.origin.patch(old, new, binary, bytes_max).await;
+        let patch = patch.unwrap();
+        (String::from_utf8(patch.bytes).unwrap(), patch.truncated)
+    };
+    let (text, truncated) = patch(BinaryFiles::Named, 1 << 20).await;
+    assert!(text.contains("rename from long") && !truncated, "{text}");
+    assert!(text.contains("pic differ"), "{text}");
+    let (text, _) = patch(BinaryFiles::Whole, 1 << 20).await;
+    assert!(text.contains("GIT binary patch"), "{text}");
+    let (text, truncated) = patch(BinaryFiles::Named, 40).await;
+    assert!(text.len() == 40 && truncated, "{text}");
 }
 
 #[tokio::test]

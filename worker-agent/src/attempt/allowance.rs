@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::CString;
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -26,11 +27,27 @@ const BLOCK_BYTES: u64 = 512;
 /// What is looked at, and how much it may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Allowance {
-    pub(crate) bytes: u64,
-    pub(crate) folders: Vec<PathBuf>,
+    bytes: u64,
+    /// What the task says.
+    asked: Option<u64>,
+    folders: Vec<PathBuf>,
 }
 
 impl Allowance {
+    /// Allows what was asked for, but never more than `bytes_max`, which the worker's operator set.
+    pub(crate) fn new(asked: Option<u64>, bytes_max: u64, folders: Vec<PathBuf>) -> Self {
+        Self {
+            bytes: asked.unwrap_or(bytes_max).min(bytes_max),
+            asked,
+            folders,
+        }
+    }
+
+    /// Tells whether the worker's maximum is what counts, though the task asks for more.
+    pub(super) fn is_below_what_was_asked(&self) -> bool {
+        self.asked.is_some_and(|asked| asked > self.bytes)
+    }
+
     /// Waits until the folders take more, and tells how much was found by then.
     pub(super) async fn exceeded(self) -> u64 {
         let cancel = CancellationToken::new();
@@ -46,6 +63,22 @@ impl Allowance {
                 return found;
             }
             tokio::time::sleep(began.elapsed() * SHARE).await;
+        }
+    }
+}
+
+/// Says how much is allowed, and by whom.
+impl fmt::Display for Allowance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.bytes;
+        match self.asked {
+            Some(asked) if asked > bytes => write!(
+                f,
+                "{bytes} are allowed (`--disk-limit` of the worker, which is the most there; `disk` \
+                 of the task asks for {asked})"
+            ),
+            Some(_) => write!(f, "{bytes} are allowed (`disk` of the task)"),
+            None => write!(f, "{bytes} are allowed (`--disk-limit` of the worker)"),
         }
     }
 }
@@ -126,6 +159,27 @@ mod tests {
 
     fn all(folder: &Path) -> u64 {
         taken(&[folder.to_owned()], u64::MAX, &|| false)
+    }
+
+    #[test]
+    fn a_task_may_lower_the_workers_limit_and_not_raise_it() {
+        let allowance = |asked| Allowance::new(asked, 50, Vec::new());
+        for (asked, bytes, lowered, said) in [
+            (None, 50, false, "(`--disk-limit` of the worker)"),
+            (Some(8), 8, false, "(`disk` of the task)"),
+            (Some(50), 50, false, "(`disk` of the task)"),
+            (Some(51), 50, true, "`disk` of the task asks for 51)"),
+        ] {
+            let allowance = allowance(asked);
+            assert_eq!(allowance.bytes, bytes);
+            assert_eq!(allowance.is_below_what_was_asked(), lowered);
+            let said_here = allowance.to_string();
+            assert!(
+                said_here.starts_with(&format!("{bytes} are allowed")),
+                "{said_here}"
+            );
+            assert!(said_here.ends_with(said), "{said_here}");
+        }
     }
 
     #[test]

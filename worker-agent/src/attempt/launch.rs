@@ -45,6 +45,8 @@ pub(crate) struct Program {
     pub(crate) disk: Allowance,
     /// Variables whose values are hidden in its output.
     pub(crate) masked: BTreeSet<String>,
+    /// Values that are hidden likewise although it does not get them.
+    pub(crate) unseen: Vec<String>,
 }
 
 /// Why a program is no more.
@@ -92,6 +94,7 @@ pub(crate) async fn run(
         cgroup: CgroupUse::IfPossible,
         mark: Mark::random(),
         masked: program.masked,
+        unseen: program.unseen,
     };
     let folder = program.folder;
     let mut process = SupervisedProcess::spawn(executable, launch, &folder).await?;

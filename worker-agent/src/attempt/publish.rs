@@ -267,6 +267,7 @@ impl Site {
         workspace: Arc<Workspace>,
         grant: Arc<Grant>,
         source: GitSource,
+        hidden: Hidden,
         done: CancellationToken,
     ) {
         let mut kept = None;
@@ -290,7 +291,7 @@ impl Site {
                 Some(Ok(Some(tree))) => kept = Some(tree),
                 Some(Ok(None)) => {}
                 Some(Err(error)) => {
-                    let error = chain(&error);
+                    let error = hidden.text(&chain(&error));
                     tracing::warn!(lease = grant.lease, error, "cannot keep work in progress");
                 }
             }
@@ -321,7 +322,7 @@ impl Site {
                 }
                 Err(error) => {
                     let is_final = error.is_about_content();
-                    let error = chain(&error);
+                    let error = scribe.masked(&chain(&error));
                     tracing::warn!(lease = grant.lease, error, "cannot salvage edits yet");
                     if is_final {
                         break;

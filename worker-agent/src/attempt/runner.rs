@@ -48,6 +48,8 @@ pub(super) struct Given {
     values: BTreeMap<String, String>,
     /// Those of them whose values nobody may see.
     masked: BTreeSet<String>,
+    /// Values that are hidden likewise, and given to nobody.
+    unseen: Vec<String>,
 }
 
 /// The work of one lease.
@@ -240,6 +242,25 @@ impl Runner {
             Ok(invoked) => invoked,
             Err(failure) => return Happened::Failed(failure),
         };
+        if let (Some(workspace), Some(hooks)) = (workspace, &task.hooks) {
+            if let Err(error) = workspace.run_hooks_of(hooks).await {
+                let error = chain(&error);
+                self.site.disk.suspect_if_sign(&error);
+                return Happened::Failed(failure(class::WORKSPACE, &error, b""));
+            }
+            let there = workspace.work().join(hooks).is_dir();
+            scribe
+                .note(if there {
+                    format!("commits of this attempt run the hooks in {hooks}")
+                } else {
+                    format!("there is no folder {hooks} to run hooks of when this attempt commits")
+                })
+                .await;
+        }
+        let disk = self.allowance(&task);
+        if disk.is_below_what_was_asked() {
+            scribe.note(format!("of disk, {disk}")).await;
+        }
         let done = CancellationToken::new();
         let _done_with_this = done.clone().drop_guard();
         let wip = match (workspace, &self.grant.source) {
@@ -250,6 +271,7 @@ impl Runner {
                     workspace,
                     grant,
                     source.clone(),
+                    self.hidden.clone(),
                     done.clone(),
                 )))
             }
@@ -305,7 +327,22 @@ impl Runner {
         let values =
             found.map_err(|error| failure(class::SECRET_UNAVAILABLE, &chain(&error), b""))?;
         let masked = values.keys().cloned().collect();
-        Ok(Given { values, masked })
+        Ok(Given {
+            values,
+            masked,
+            unseen: Vec::new(),
+        })
+    }
+
+    /// Has the agent's secrets hidden in what a verify tells: the agent may have written them into
+    /// what is verified. Those that this worker does not have are not known to it.
+    pub(super) fn hide_secrets(&self, task: &TaskDocument, given: &mut Given) {
+        let own = |name: &str| std::env::var(name).ok();
+        for (name, from) in &task.secrets {
+            let wanted = BTreeMap::from([(name.clone(), from.clone())]);
+            let found = secrets::look_up(&self.site.secrets, own, &wanted, Shortest::Masked);
+            given.unseen.extend(found.unwrap_or_default().into_values());
+        }
     }
 
     /// Hides what was given in everything that this lease tells.
@@ -313,7 +350,8 @@ impl Runner {
         let values = given
             .masked
             .iter()
-            .filter_map(|name| given.values.get(name));
+            .filter_map(|name| given.values.get(name))
+            .chain(&given.unseen);
         self.hidden.set(Mask::of(values.map(String::as_str)));
     }
 
@@ -337,12 +375,20 @@ impl Runner {
             term_grace: TERM_GRACE.min(ttl.unwrap_or_default() / 12),
             ends_at: self.began.after(TIMEOUT),
             idle: None,
-            disk: Allowance {
-                bytes: task.disk_bytes.unwrap_or(self.site.disk_bytes_max),
-                folders: vec![self.work_folder(), self.folder.tmp()],
-            },
+            disk: self.allowance(task),
             masked: given.masked.clone(),
+            unseen: given.unseen.clone(),
         }
+    }
+
+    /// What a program of this lease may take on disk: what its task says, and never more than the
+    /// worker's operator allows.
+    fn allowance(&self, task: &TaskDocument) -> Allowance {
+        Allowance::new(
+            task.disk_bytes,
+            self.site.disk_bytes_max,
+            vec![self.work_folder(), self.folder.tmp()],
+        )
     }
 
     /// Limit from start to finish: the grant's, else the document's.
@@ -376,7 +422,7 @@ impl Runner {
             return failed(class::WORKSPACE, &error, b"");
         }
         let (ends_at, idle) = (program.ends_at, program.idle);
-        let disk_bytes_max = program.disk.bytes;
+        let disk_limit = program.disk.to_string();
         let executable = self.site.executable.clone();
         let launched = launch::run(&executable, program, &mut self.orders, scribe).await;
         let launched = match launched {
@@ -403,8 +449,8 @@ impl Runner {
             }
             Ran::OverDisk(bytes) => {
                 let message = format!(
-                    "its work tree and temporary files took {bytes} bytes of disk; {disk_bytes_max} \
-                     are allowed (`disk` of the task, else `--disk-limit` of the worker)"
+                    "its work tree and temporary files took {} of disk; {disk_limit}",
+                    muster_git::megabytes(bytes)
                 );
                 failed(class::DISK_ALLOWANCE, &message, &launched.tail)
             }
@@ -456,7 +502,7 @@ impl Runner {
                 match site.push_wip(workspace, grant, &source).await {
                     // The snapshot that was cut off when the agent ended may still hold the ref.
                     Err(error) if tries < KEEP_TRIES && !error.is_about_content() => {
-                        let error = chain(&error);
+                        let error = self.hidden.text(&chain(&error));
                         tracing::info!(lease = grant.lease, error, "keeping edits once more");
                         tries += 1;
                         tokio::time::sleep(KEEP_PAUSE).await;
@@ -486,6 +532,7 @@ impl Runner {
                     |_| "it took too long".to_owned(),
                     |pushed| pushed.err().map(|error| chain(&error)).unwrap_or_default(),
                 );
+                let error = self.hidden.text(&error);
                 tracing::warn!(
                     lease = self.grant.lease,
                     error,
@@ -610,7 +657,7 @@ async fn publish_result(
             Ok(snapshot) => break snapshot,
             // The work is done and must not be done again because a disk is full for a while.
             Err(error) if site.disk.suspect_if_sign(&chain(&error)) => {
-                let error = chain(&error);
+                let error = hidden.text(&chain(&error));
                 tracing::warn!(
                     lease = grant.lease,
                     error,

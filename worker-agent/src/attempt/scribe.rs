@@ -72,6 +72,11 @@ impl Scribe {
         self.lifecycle(agent_event::Kind::Note(text)).await;
     }
 
+    /// Hides what no phase or note may show, for the worker's own log.
+    pub(crate) fn masked(&self, text: &str) -> String {
+        self.hidden.text(text)
+    }
+
     async fn lifecycle(&self, kind: agent_event::Kind) {
         let entry = Entry::Lifecycle(kind);
         if self.entries.send_timeout(entry, PATIENCE).await.is_err() {

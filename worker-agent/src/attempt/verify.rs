@@ -27,10 +27,11 @@ impl Runner {
         if let Err(happened) = self.prepare().await {
             return ended(happened);
         }
-        let given = match self.given(&task, &BTreeMap::new()) {
+        let mut given = match self.given(&task, &BTreeMap::new()) {
             Ok(given) => given,
             Err(failure) => return failed(failure),
         };
+        self.hide_secrets(&task, &mut given);
         self.hide(&given);
         let ends_at = self.began.after(self.limit(task.verify_timeout_ms));
         for (number, command) in (1..).zip(&task.verify) {

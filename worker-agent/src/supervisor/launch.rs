@@ -90,6 +90,9 @@ pub struct Launch {
     /// Names of variables whose values are hidden in everything that is stored of the output.
     #[serde(default)]
     pub masked: BTreeSet<String>,
+    /// Values that are hidden likewise although the program does not get them.
+    #[serde(default)]
+    pub unseen: Vec<String>,
 }
 
 impl std::fmt::Debug for Launch {
@@ -108,7 +111,7 @@ impl Launch {
     /// Makes the mask of this launch's output.
     pub(super) fn mask(&self) -> Mask {
         let values = self.masked.iter().filter_map(|name| self.env.get(name));
-        Mask::of(values.map(String::as_str))
+        Mask::of(values.chain(&self.unseen).map(String::as_str))
     }
 
     pub(super) fn term_grace(&self) -> Duration {
@@ -178,6 +181,7 @@ mod tests {
             cgroup: CgroupUse::IfPossible,
             mark: Mark::random(),
             masked: ["TOKEN".to_owned()].into(),
+            unseen: Vec::new(),
         }
     }
 

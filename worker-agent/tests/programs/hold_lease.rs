@@ -28,6 +28,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         cgroup: CgroupUse::Never,
         mark: Mark::random(),
         masked: [].into(),
+        unseen: Vec::new(),
     };
     let mut process =
         SupervisedProcess::spawn(Path::new(executable), launch, Path::new(folder)).await?;

@@ -73,6 +73,7 @@ impl Bench {
             cgroup: CgroupUse::Never,
             mark: Mark::random(),
             masked: BTreeSet::new(),
+            unseen: Vec::new(),
         }
     }
 

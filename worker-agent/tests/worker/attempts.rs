@@ -293,8 +293,9 @@ async fn a_task_has_the_values_that_the_operator_listed_and_nobody_sees_them() {
     let events = bench.fake.with(|state| format!("{:?}", state.events));
     assert!(!events.contains("file-value-1"), "{events}");
 
-    // A verify has what `env` names, and no secret.
-    let mut verify = bench.verify(8, &["test -z \"$KEY\" && test \"$P\" = \"$PATH\"; env"]);
+    // A verify has what `env` names, and no secret; one that the agent left in a file is hidden.
+    let script = "test -z \"$KEY\" && test \"$P\" = \"$PATH\"; env; echo left: file-value-1";
+    let mut verify = bench.verify(8, &[script]);
     let mut json: serde_json::Value = serde_json::from_slice(&verify.document).unwrap();
     json["secrets"] = document["secrets"].clone();
     json["env_from"] = document["env_from"].clone();
@@ -305,6 +306,9 @@ async fn a_task_has_the_values_that_the_operator_listed_and_nobody_sees_them() {
     bench.forgotten(8).await;
     let output = bench.fake.with(|state| state.output(8));
     assert!(output.contains("P=***\n"), "{output}");
+    assert!(output.contains("left: ***\n"), "{output}");
+    let events = bench.fake.with(|state| format!("{:?}", state.events));
+    assert!(!events.contains("file-value-1"), "{events}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,10 @@ use muster_proto::v1::Grant;
 use super::bench::{Bench, until};
 
 fn start(bench: &Bench) -> Child {
+    start_in(bench, &bench.state())
+}
+
+fn start_in(bench: &Bench, state: &Path) -> Child {
     let token = bench.folder.path().join("token");
     std::fs::write(&token, bench.fake.token.reveal()).unwrap();
     Command::new(env!("CARGO_BIN_EXE_worker-agent"))
@@ -26,7 +30,7 @@ fn start(bench: &Bench) -> Child {
         .arg("--token-file")
         .arg(token)
         .arg("--state-dir")
-        .arg(bench.state())
+        .arg(state)
         .stderr(Stdio::piped())
         .spawn()
         .unwrap()
@@ -78,6 +82,24 @@ async fn a_refusal_has_its_own_exit_code_and_says_why() {
     let (code, text) = ended(start(&bench)).await;
     assert_eq!(code, Some(3), "{text}");
     assert!(text.contains("it was revoked"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_cannot_hold_its_state_is_wrong_usage_and_says_what_to_name_instead() {
+    let bench = Bench::new().await;
+    let file = bench.folder.path().join("file");
+    std::fs::write(&file, "not a folder").unwrap();
+    // Root may write anywhere but here.
+    for place in [file.clone(), file.join("below"), "/proc/muster".into()] {
+        let (code, text) = ended(start_in(&bench, &place)).await;
+        assert_eq!(code, Some(2), "{text}");
+        let wanted = [&*place.to_string_lossy(), "name a folder", "--state-dir"];
+        for wanted in wanted {
+            assert!(text.contains(wanted), "{text}");
+        }
+    }
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "not a folder");
+    assert!(bench.fake.with(|state| state.hellos.is_empty()));
 }
 
 /// An agent that says so once it runs, and the place of its process id.

@@ -80,7 +80,11 @@ fn cancel_task(
         | TaskState::Failed { .. }
         | TaskState::Aborted { .. }
         | TaskState::Skipped { .. } => {
-            let text = format!("task {} is already {}", task.name, task.state.name());
+            let text = format!(
+                "task {} cannot be cancelled: its state is {}",
+                task.name,
+                task.state.name()
+            );
             return Err(Rejection::NotNow(text.into()));
         }
     };

@@ -62,7 +62,11 @@ fn whole(run: &Run) -> Result<BTreeSet<TaskIx>, Rejection> {
 fn subtree(run: &Run, target: TaskIx) -> Result<BTreeSet<TaskIx>, Rejection> {
     let task = run.task(target).ok_or(Rejection::UnknownTarget)?;
     if !lacking(run, target) {
-        let text = format!("task {} is {}", task.name, task.state.name());
+        let text = format!(
+            "task {} cannot be retried: its state is {}",
+            task.name,
+            task.state.name()
+        );
         return Err(Rejection::NotNow(text.into()));
     }
     if let Some(because) = run.doom(task) {

@@ -44,6 +44,12 @@ impl State {
         self.runs.get(&id).map(|entry| &entry.run)
     }
 
+    /// Tells whether a run was ever admitted, also one that is archived by now.
+    #[must_use]
+    pub fn has_had_runs(&self) -> bool {
+        self.next_run > RunId(1)
+    }
+
     /// Tells whether an idempotency key is that of a run, live or archived.
     #[must_use]
     pub fn knows_key(&self, key: &str) -> bool {

@@ -38,11 +38,11 @@ fn a_skipped_and_a_failed_task_name_the_cause() {
     world.fail(&lease, FailureClass::AgentFailed);
     assert_eq!(
         said(&world, run, "c"),
-        "it was skipped because of task a, which is failed: agent_failed: it did not work → retry a"
+        "it was skipped because of task a, which failed: it did not work (agent_failed) → retry a"
     );
     assert_eq!(
         said(&world, run, "a"),
-        "it is failed (agent_failed: it did not work) → retry it"
+        "it failed: it did not work (agent_failed) → retry it"
     );
 }
 
@@ -61,6 +61,20 @@ fn what_workers_lack_is_counted() {
     assert_eq!(
         said(&world, run, "a"),
         "it waits: no connected worker fits: 2 without agent claude → \
+         start a worker that has agent claude, or ask for less"
+    );
+}
+
+#[test]
+fn that_no_worker_fits_is_said_before_any_limit_that_passes() {
+    let mut world = World::new();
+    world.join("w", 1);
+    let mut wanted = plan(&["a", "b"]).parallel(1);
+    wanted.0.tasks[1].profile.requirement.agent = text("claude");
+    let run = world.submit(wanted);
+    assert_eq!(
+        said(&world, run, "b"),
+        "it waits: no connected worker fits: 1 without agent claude → \
          start a worker that has agent claude, or ask for less"
     );
 }
@@ -157,7 +171,7 @@ fn delays_merges_questions_and_verifies_are_named() {
     world.cancel(Target::Run(checked));
     assert_eq!(
         said(&world, checked, "v"),
-        "it is cancelled (by me: enough) → retry it"
+        "it was cancelled by me: enough → retry it"
     );
 }
 

@@ -108,7 +108,10 @@ fn a_skipped_task_is_not_retried_before_what_kept_it_back() {
     let by = text("me");
     let b = Target::Task(world.key(run, "b"));
     let refused = world.refused(&Command::Retry { target: b, by });
-    assert_eq!(refused.to_string(), "task b is succeeded");
+    assert_eq!(
+        refused.to_string(),
+        "task b cannot be retried: its state is succeeded"
+    );
 }
 
 #[test]

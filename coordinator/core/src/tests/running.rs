@@ -220,6 +220,47 @@ fn a_lost_verifier_repeats_the_verify_and_not_the_attempt() {
 }
 
 #[test]
+fn a_verify_that_lacks_something_on_one_worker_is_tried_on_the_others() {
+    let mut world = World::new();
+    world.join("able", 1);
+    let run = world.submit(plan(&["a"]).verified());
+    let attempt = world.only();
+    // With more slots free it comes first.
+    world.join("lacks-it", 2);
+    world.succeed(&attempt);
+    let verify = world.only();
+    assert_eq!(verify.worker, worker("lacks-it"));
+    world.fail(&verify, FailureClass::SecretUnavailable);
+    assert_eq!(world.states(run), "a=verifying");
+    world.pass_beating(Span::from_secs(30), &["able", "lacks-it"]);
+    let verify = world.only();
+    assert_eq!(verify.worker, worker("able"));
+    world.succeed(&verify);
+    assert_eq!(world.states(run), "a=succeeded");
+    world.replayed();
+}
+
+#[test]
+fn a_verify_that_no_worker_can_begin_fails_its_task_in_its_own_class() {
+    let mut world = World::new();
+    world.join("w", 1);
+    let run = world.submit(plan(&["a"]).verified().retries(3));
+    let attempt = world.only();
+    world.succeed(&attempt);
+    for _ in 0..limits::VERIFY_CRASH_LIMIT {
+        let verify = world.only();
+        world.fail(&verify, FailureClass::SecretUnavailable);
+        world.pass_beating(Span::from_secs(60), &["w"]);
+    }
+    assert_eq!(world.states(run), "a=failed");
+    let TaskState::Failed { failure, .. } = world.task_state(run, "a") else {
+        panic!("{:?}", world.task_state(run, "a"));
+    };
+    assert_eq!(failure.class, FailureClass::SecretUnavailable);
+    assert!(world.live().is_empty());
+}
+
+#[test]
 fn succeeded_tasks_are_integrated_in_topological_order_and_verified() {
     let mut world = World::new();
     world.join("w", 2);

@@ -23,7 +23,7 @@ pub(crate) struct Status {
     #[arg(value_name = "RUN")]
     pub(crate) run: Option<String>,
     /// Most runs to list
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = values::whole::<u32>)]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = values::from_one::<u32>)]
     pub(crate) limit: u32,
     /// Show instead what the files say that `run --dir` writes into this folder
     #[arg(long, short, value_name = "DIR", conflicts_with_all = ["run", "limit"])]
@@ -138,7 +138,7 @@ pub(crate) struct Logs {
     #[arg(long, conflicts_with_all = ["tasks", "attempt"])]
     pub(crate) all: bool,
     /// Number of the attempt [default: the last one]
-    #[arg(long, value_name = "N", value_parser = values::whole::<u32>)]
+    #[arg(long, value_name = "N", value_parser = values::from_one::<u32>)]
     pub(crate) attempt: Option<u32>,
     /// What the verify printed instead of the agent
     #[arg(long)]
@@ -163,7 +163,14 @@ pub(crate) struct Logs {
 Examples:
   coordinator diff                 the integrated change of the last run
   coordinator diff @last build     what task `build` has changed
-  coordinator diff @last --stat    only the files and numbers of lines")]
+  coordinator diff @last --stat    only the files and numbers of lines
+  coordinator diff @last build > build.patch    for `git apply build.patch`
+  coordinator diff @last --json | jq -r '.files[] | .status + \" \" + .path'
+
+Into a pipe or a file goes the patch that `git apply` needs, byte for byte. In
+JSON, `patch` is that patch as text, or in base64 if `patch_encoding` says so,
+since it is not all UTF-8. The exit code is 0 whether anything has changed or
+not, and 2 if there is nothing to compare yet.")]
 pub(crate) struct Diff {
     /// Run [default: the last one]
     #[arg(value_name = "RUN")]
@@ -172,11 +179,14 @@ pub(crate) struct Diff {
     #[arg(value_name = "TASK")]
     pub(crate) task: Option<String>,
     /// Number of the attempt [default: the one that counts]
-    #[arg(long, value_name = "N", requires = "task", value_parser = values::whole::<u32>)]
+    #[arg(long, value_name = "N", requires = "task", value_parser = values::from_one::<u32>)]
     pub(crate) attempt: Option<u32>,
     /// Only the files and numbers of lines
     #[arg(long)]
     pub(crate) stat: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Say why a task is not running, why it ran where it did, and what would change that

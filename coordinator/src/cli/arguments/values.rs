@@ -11,6 +11,14 @@ pub(super) fn whole<T: FromStr>(text: &str) -> Result<T, String> {
         .map_err(|_| "a whole number is needed, such as 1 or 50".to_owned())
 }
 
+/// Reads a whole number from 1 on.
+pub(super) fn from_one<T: FromStr + PartialOrd + From<u8>>(text: &str) -> Result<T, String> {
+    let number = text.parse().ok();
+    number
+        .filter(|number| *number >= T::from(1))
+        .ok_or_else(|| "a whole number from 1 on is needed".to_owned())
+}
+
 /// Reads how many slots there are to be, at least one.
 pub(super) fn slots(text: &str) -> Result<u32, String> {
     slots_from(1, text)

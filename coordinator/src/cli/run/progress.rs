@@ -19,6 +19,8 @@ const REFRESH_SHARE: u32 = 10;
 
 /// A run that stands still for so long is explained.
 const STANDSTILL: Duration = Duration::from_secs(3);
+/// Reasons that are told of a standstill, and remedies.
+const REASONS_MAX: usize = 3;
 
 /// What is shown of a run.
 pub(crate) struct Progress {
@@ -147,15 +149,7 @@ impl Progress {
         let Ok(said) = self.client.operator().explain_task(request).await else {
             return;
         };
-        let said = said.into_inner();
-        let text = said
-            .reasons
-            .first()
-            .zip(said.remedies.first())
-            .map(|(why, help)| {
-                let (task, why, help) = (one_line(task), one_line(why), one_line(help));
-                format!("{task}: {why}\nwhat would help: {help}")
-            });
+        let text = standstill(task, &said.into_inner());
         if let Some(text) = text.as_ref().filter(|_| self.painter.is_none())
             && self.standstill.as_ref() != Some(text)
         {
@@ -185,6 +179,17 @@ impl Progress {
         }
         self.client
     }
+}
+
+/// Says in two lines why a task waits and what would help; `None` if nothing is known.
+fn standstill(task: &str, said: &v1::ExplainTaskResponse) -> Option<String> {
+    let joined = |texts: &[String]| {
+        let texts = texts.iter().take(REASONS_MAX).map(|text| one_line(text));
+        texts.collect::<Vec<_>>().join("; ")
+    };
+    let (why, help) = (joined(&said.reasons), joined(&said.remedies));
+    let known = !why.is_empty() && !help.is_empty();
+    known.then(|| format!("{}: {why}\nwhat would help: {help}", one_line(task)))
 }
 
 /// Gives the first task that is ready while none of its run is at work.
@@ -222,5 +227,23 @@ mod tests {
             ..still
         };
         assert_eq!(standing_still(&ended), None);
+    }
+
+    #[test]
+    fn a_standstill_is_told_with_all_its_reasons() {
+        let said = |reasons: &[&str], remedies: &[&str]| v1::ExplainTaskResponse {
+            reasons: reasons.iter().map(ToString::to_string).collect(),
+            remedies: remedies.iter().map(ToString::to_string).collect(),
+            ..v1::ExplainTaskResponse::default()
+        };
+        let full = said(
+            &["the workers are busy", "its disk is full"],
+            &["wait", "mend it"],
+        );
+        assert_eq!(
+            standstill("a", &full).unwrap(),
+            "a: the workers are busy; its disk is full\nwhat would help: wait; mend it"
+        );
+        assert_eq!(standstill("a", &said(&["it is over"], &[])), None);
     }
 }

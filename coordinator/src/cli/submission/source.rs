@@ -1,9 +1,10 @@
 //! Where the code of a run comes from, as a commit in a repository of this machine.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use muster_git::{
-    CommitTime, Git, GitCommand, GitError, Identity, Mode, ObjectFormat, ObjectId, Output, RefName,
+    CommitTime, Git, GitCommand, GitError, Identity, Mode, ObjectFormat, ObjectId, RefName,
     Refspec, Remote, Repository,
 };
 use tempfile::TempDir;
@@ -12,8 +13,8 @@ use super::ReadPlan;
 use crate::cli::error::{CliError, Kind, Result};
 use crate::cli::fetch::not_opened;
 use crate::cli::land::some;
-use crate::output::Output as Terminal;
-use crate::plan::{FolderRepo, Repo};
+use crate::output::Output;
+use crate::plan::{FolderRepo, Hooks, PlanDocument, Repo};
 
 /// When every commit of a folder was made: a repeat must give the same commit. 2000-01-01.
 const FOLDER_COMMIT_TIME: u64 = 946_684_800;
@@ -43,7 +44,7 @@ impl Source {
     /// `None` if the plan has no repository.
     pub(crate) async fn find(
         git: &Git,
-        output: Terminal,
+        output: Output,
         read: &ReadPlan,
         instead: Option<&str>,
     ) -> Result<Option<Self>> {
@@ -82,6 +83,42 @@ impl Source {
         Ok(Some(found))
     }
 
+    /// Checks that the folders whose hooks the plan wants to run are in the base commit.
+    ///
+    /// # Errors
+    /// One is not, so that its hooks would silently not run.
+    pub(crate) async fn has_hooks(&self, document: &PlanDocument) -> Result<()> {
+        let tasks = document.tasks.iter().map(|task| &task.settings);
+        let hooks = tasks.chain([&document.defaults]).filter_map(|settings| {
+            let Some(Hooks::In(folder)) = &settings.hooks else {
+                return None;
+            };
+            Some(folder.path.as_str())
+        });
+        for folder in hooks.collect::<BTreeSet<_>>() {
+            let base = self.base.to_string();
+            let listed = self
+                .repository
+                .command()
+                .env("GIT_LITERAL_PATHSPECS", "1")
+                .args(["ls-tree", "-d", "--full-tree", "--name-only", "-z"])
+                .args(["--end-of-options", base.as_str(), folder])
+                .run_ok()
+                .await?;
+            if listed.stdout.is_empty() {
+                let base = crate::cli::show::short(&base);
+                return Err(CliError::user(format!(
+                    "`hooks`: the commit {base} that the run starts from has no folder {folder:?}"
+                ))
+                .hint(
+                    "commit the folder with its hooks, or write `hooks: never`; those in \
+                     .git/hooks are not part of any commit",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Tells what may keep the repository from being pushed, and the way out.
     pub(crate) async fn hint_for_push(&self) -> &'static str {
         let says = |arguments: &'static [&'static str]| async move {
@@ -102,12 +139,7 @@ impl Source {
         "see whether the repository is whole with `git fsck`"
     }
 
-    async fn of_path(
-        git: &Git,
-        output: Terminal,
-        folder: &Path,
-        base: Option<&str>,
-    ) -> Result<Self> {
+    async fn of_path(git: &Git, output: Output, folder: &Path, base: Option<&str>) -> Result<Self> {
         let shown = folder.display();
         if !folder.is_dir() {
             return Err(CliError::user(format!(
@@ -195,11 +227,15 @@ impl Source {
     }
 
     async fn of_folder(git: &Git, folder: &Path, plan: &str) -> Result<Self> {
-        let folder = folder.canonicalize().map_err(|error| {
+        let refused = |error: std::io::Error| {
             CliError::new(Kind::User, error)
                 .while_doing(format!("read the folder {}", folder.display()))
                 .hint("`from` is relative to the plan file")
-        })?;
+        };
+        if folder.is_file() {
+            return Err(refused(std::io::ErrorKind::NotADirectory.into()));
+        }
+        let folder = folder.canonicalize().map_err(refused)?;
         let temporary = temporary()?;
         let repository = Repository::init_bare(git, temporary.path(), ObjectFormat::Sha1).await?;
         let within = || {
@@ -250,7 +286,7 @@ impl Source {
 
 /// Lists the repositories that git has found inside a folder when it was to add all of it: those
 /// without a commit it refuses, and of others it would keep nothing but the commit's id.
-async fn nested_in(added: &Output, within: GitCommand) -> Result<Vec<String>> {
+async fn nested_in(added: &muster_git::Output, within: GitCommand) -> Result<Vec<String>> {
     let refused = added.stderr.lines().filter_map(|line| {
         let line = line.strip_prefix("error: '")?;
         line.strip_suffix("/' does not have a commit checked out")
@@ -351,10 +387,31 @@ fn choose(listed: &str, base: Option<&str>) -> Option<(Wanted, ObjectFormat)> {
 }
 
 /// Says that what is not committed stays at home; nobody expects that of a tool that runs here.
-async fn warn_of_uncommitted(git: &Git, output: Terminal, folder: &Path, base: ObjectId) {
-    let asked = git
-        .command(Mode::UserRepository)
-        .directory(folder)
+async fn warn_of_uncommitted(git: &Git, output: Output, folder: &Path, base: ObjectId) {
+    let ask = || git.command(Mode::UserRepository).directory(folder);
+    let named = ["config", "--null", "--name-only", "--get-regexp"];
+    let filters = ask()
+        .args(named)
+        .arg(r"^filter\..*\.(clean|process|required)$")
+        .run()
+        .await
+        .map(|output| output.stdout)
+        .unwrap_or_default();
+    // Nor may looking run their programs. A file with a filter that was touched and not changed
+    // counts as changed, then, until the person's own git has looked at it.
+    let without_filters = filters
+        .split(|byte| *byte == 0)
+        .filter_map(|key| std::str::from_utf8(key).ok())
+        .filter(|key| !key.is_empty())
+        .fold(ask(), |command, key| {
+            let value = if key.ends_with(".required") {
+                "false"
+            } else {
+                ""
+            };
+            command.config(key, value)
+        });
+    let asked = without_filters
         // Looking must not even refresh the index.
         .env("GIT_OPTIONAL_LOCKS", "0")
         .args([

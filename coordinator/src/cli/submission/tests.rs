@@ -139,6 +139,57 @@ async fn a_repository_is_submitted_as_it_was_committed_and_not_written_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn submitting_runs_no_filter_and_no_hook_of_the_person() {
+    let world = World::new().await;
+    world.repository().await;
+    let trace = world.folder.path().join("trace");
+    let script = format!("#!/bin/sh\necho $0 >> '{}'\ncat\n", trace.display());
+    let program = world.write("program", &script);
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, executable).unwrap();
+    for hook in ["pre-push", "post-index-change", "reference-transaction"] {
+        std::fs::copy(&program, world.write(&format!("app/.git/hooks/{hook}"), "")).unwrap();
+    }
+    let program = program.to_str().unwrap();
+    for (key, value) in [("clean", program), ("required", "true")] {
+        let key = format!("filter.C.d.{key}");
+        world.run("app", &["config", &key, value]).await;
+    }
+    world.write("app/.git/info/attributes", "* filter=C.d\n");
+    world.write("app/a.txt", "two\n");
+    // The person's own git does run it.
+    world.run("app", &["status", "--porcelain"]).await;
+    assert!(trace.exists());
+    std::fs::remove_file(&trace).unwrap();
+    world.write("app/a.txt", "six\n");
+    let plan = plan_of(&world, "app", "base: main");
+    world.submit(&plan, "key", None).await.unwrap();
+    assert!(
+        !trace.exists(),
+        "{}",
+        std::fs::read_to_string(&trace).unwrap()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hooks_that_are_not_committed_are_refused_before_anything_is_sent() {
+    let world = World::new().await;
+    world.repository().await;
+    world.write("app/.githooks/pre-commit", "#!/bin/sh\n");
+    let text = "repo: ./app\ntasks: [{name: a, run: echo, hooks: {path: .githooks}}]\n";
+    let plan = world.write("plan.yaml", text);
+    let refused = world.submit(&plan, "key", None).await.unwrap_err();
+    let refused = format!("{refused:?}");
+    assert!(refused.contains("has no folder \".githooks\""), "{refused}");
+    assert!(refused.contains("hooks: never"), "{refused}");
+    world.run("app", &["add", "."]).await;
+    world
+        .run("app", &["commit", "--quiet", "-m", "hooks"])
+        .await;
+    world.submit(&plan, "key", None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_folder_becomes_the_same_commit_each_time() {
     let world = World::new().await;
     world.write("code/a.txt", "one\n");
@@ -287,7 +338,7 @@ async fn full(world: &World) {
 
 fn plan_of(world: &World, repo: &str, base: &str) -> PathBuf {
     let text = format!("repo: {repo}\n{base}\ntasks:\n  - name: one\n    run: \"true\"\n");
-    world.write(&format!("{repo}.yaml"), &text)
+    world.write(&format!("{}.yaml", repo.replace('/', "-")), &text)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -365,6 +416,7 @@ async fn a_base_that_is_no_commit_is_refused_by_name() {
         ("full", "base: --all"),
         ("absent", ""),
         ("home", ""),
+        ("{from: full/a.txt}", ""),
     ] {
         let plan = plan_of(&world, repo, base);
         let error = world.submit(&plan, "k", None).await.unwrap_err();
@@ -389,6 +441,9 @@ async fn a_base_that_is_no_commit_is_refused_by_name() {
     error: cannot open the repository FOLDER/home
       caused by: `git rev-parse --absolute-git-dir` failed (exit code 128): fatal: not a git repository (or any of the parent directories): .git
     hint: `repo: {from: DIR}` makes a fresh repository of a folder that is none
+    error: cannot read the folder FOLDER/full/a.txt
+      caused by: not a directory
+    hint: `from` is relative to the plan file
     "#);
     world.app.stop(Parting::Keep).await.unwrap();
 }

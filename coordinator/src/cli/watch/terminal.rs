@@ -61,7 +61,10 @@ impl Screen {
     /// # Errors
     /// The terminal has gone.
     pub(super) fn clear(&mut self) -> io::Result<()> {
-        self.terminal.clear()
+        // Not `clear`, which asks the terminal where its cursor is: whoever reads the keys would get
+        // the answer, and some terminals give none.
+        let size = self.terminal.size()?;
+        self.terminal.resize(size.into())
     }
 
     /// Draws what has changed.

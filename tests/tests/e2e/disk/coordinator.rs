@@ -10,7 +10,7 @@ use muster_tests::Programs;
 use muster_tests::cluster::{Cluster, Options};
 use muster_tests::disk::{self, Faults, Mounted, Rule};
 use muster_tests::process::Program;
-use muster_tests::wait::{SOON, until_true};
+use muster_tests::wait::{LONG, SOON, until_true};
 
 use super::{
     AtWork, at_work, bitten, ended_by_itself, faulty_coordinator, notes, once_each, plan, says,
@@ -322,6 +322,51 @@ pub(super) fn embedded(programs: &Programs) -> Result<()> {
             &["write the journal", &home.to_string_lossy(), "run --resume"],
         )?;
         cluster.ask(["run", "--resume"])?.success()?;
+        once_each(&ledger, &["a"])
+    })
+}
+
+pub(super) fn first_start(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        let small = cluster.folder().join("small");
+        std::fs::create_dir(&small)?;
+        // Each breaks off at another step of the first start, and for all the worker lacks room.
+        for kilobytes in [8, 32, 64, 96, 112, 144, 176, 208] {
+            let disk = Mounted::small(&small, kilobytes << 10)?;
+            let home = small.join("state/muster");
+            let mut server = cluster.server();
+            server = server.var("MUSTER_HOME", &home);
+            let refused = server.run(&cluster.logs(), SOON)?.expect(2)?;
+            says(
+                &refused.err,
+                &[&home.to_string_lossy(), "full", "free some space"],
+            )?;
+            let left: Vec<_> = std::fs::read_dir(&small)?.collect::<Result<_, _>>()?;
+            ensure!(left.is_empty(), "{kilobytes} kB: left behind: {left:?}");
+            drop(disk);
+        }
+        Ok(())
+    })
+}
+
+pub(super) fn nearly_full_run(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        let (ledger, gates) = notes(cluster)?;
+        let plan = plan(cluster, &ledger, &gates, &[("a", false)])?;
+        let disk = small_home(cluster, 14 << 20)?;
+        let run = cluster.call(["run", &plan.to_string_lossy(), "--slots", "1"]);
+        let refused = run.run(&cluster.logs(), SOON)?.expect(2)?;
+        let home = cluster.home();
+        says(
+            &refused.err,
+            &[&home.to_string_lossy(), "nearly full", "free some space"],
+        )?;
+        let left: Vec<_> = std::fs::read_dir(&home)?.collect::<Result<_, _>>()?;
+        ensure!(left.is_empty(), "left behind: {left:?}");
+        ensure!(ledger.lines()?.is_empty(), "a task has begun");
+        // With room it is as if nothing had been.
+        drop(disk);
+        run.run(&cluster.logs(), LONG)?.success()?;
         once_each(&ledger, &["a"])
     })
 }

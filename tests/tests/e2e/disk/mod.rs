@@ -65,6 +65,14 @@ const MOUNTED: &[(&str, Scenario)] = &[
         coordinator::full_home,
     ),
     (
+        "disk::a_first_start_on_a_full_disk_says_so_and_leaves_nothing",
+        coordinator::first_start,
+    ),
+    (
+        "disk::a_run_on_a_nearly_full_disk_is_refused_before_anything_is_made",
+        coordinator::nearly_full_run,
+    ),
+    (
         "disk::a_home_on_a_read_only_disk_is_refused_by_name",
         coordinator::read_only_at_start,
     ),
