@@ -82,7 +82,7 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Label that tasks can ask for; may be repeated.
-    #[arg(long = "label", value_name = "KEY[=VALUE]")]
+    #[arg(long = "label", value_name = "KEY[=VALUE]", value_parser = label)]
     labels: Vec<String>,
     /// Amount that tasks can ask for, such as `cpus=4`; may be repeated.
     #[arg(long = "resource", value_name = "NAME=AMOUNT", value_parser = resource)]
@@ -300,6 +300,16 @@ fn slots(text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("a whole number from 1 to {SLOTS_MAX} is needed"))
 }
 
+fn label(text: &str) -> Result<String, String> {
+    let key = text.split('=').next().unwrap_or_default();
+    if key.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(
+            "write it as key or key=value, without spaces: plans ask for no other".to_owned(),
+        );
+    }
+    Ok(text.to_owned())
+}
+
 fn resource(text: &str) -> Result<(String, u64), String> {
     let (name, amount) = text.split_once('=').ok_or("write it as name=amount")?;
     if name.is_empty() {
@@ -344,6 +354,14 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_are_those_that_plans_can_ask_for() {
+        assert_eq!(label("gpu=a100"), Ok("gpu=a100".to_owned()));
+        for wrong in ["", "=a", "a b", "a\u{1b}[31m"] {
+            assert!(label(wrong).unwrap_err().contains("key=value"), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn sizes_need_a_unit() {

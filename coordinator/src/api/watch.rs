@@ -214,6 +214,9 @@ impl<'a> Watch<'a> {
                     self.cursor.seq = cursor.seq;
                 }
             }
+            if self.cursor.seq >= cursor.seq {
+                break;
+            }
             let ended = |head: &Head| head.ended || head.seq > self.cursor.seq;
             match tokio::time::timeout(CATCH_UP, head.wait_for(ended)).await {
                 Ok(Ok(head)) if head.seq > self.cursor.seq => {}

@@ -346,7 +346,8 @@ fn room_to_work(home: &Path) -> Result<()> {
         return Ok(());
     };
     let free = found.f_bavail.saturating_mul(found.f_frsize);
-    if free >= worker_agent::FREE_BYTES_MIN {
+    // Nor do file systems of the kernel's own.
+    if free >= worker_agent::FREE_BYTES_MIN || found.f_blocks == 0 {
         return Ok(());
     }
     Err(CliError::user(format!(

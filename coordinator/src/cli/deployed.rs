@@ -103,15 +103,163 @@ fn units_start_the_programs_with_options_that_they_take() {
     assert!(found >= 4, "only {found} units start one of the programs");
 }
 
+/// The words of a JSON list, as a Dockerfile has them and a compose file may.
+fn list(value: &serde_json::Value) -> Vec<String> {
+    let words = value.as_array().into_iter().flatten();
+    words
+        .map(|word| word.as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// What stands behind a word at the beginning of lines, with lines that go on joined.
+fn instructions(file: &str, word: &str) -> Vec<String> {
+    let joined = file.replace("\\\n", " ");
+    let start = format!("{word} ");
+    let found = joined.lines().filter_map(|line| line.strip_prefix(&start));
+    found.map(ToOwned::to_owned).collect()
+}
+
+/// Finds the word behind an option.
+fn option<'w>(words: &'w [String], name: &str) -> &'w str {
+    let at = words.iter().position(|word| word == name);
+    at.and_then(|at| words.get(at + 1)).map_or("", |word| word)
+}
+
+#[test]
+fn containers_agree_on_ports_folders_and_secrets() {
+    let compose = json_of_yaml(read(&root().join("deploy/compose.yaml")).as_bytes());
+    let file = read(&root().join("deploy/Dockerfile"));
+    let port = instructions(&file, "EXPOSE").concat();
+    let home = instructions(&file, "VOLUME").concat();
+    assert_eq!(instructions(&file, "ENV"), [format!("MUSTER_HOME={home}")]);
+    let known_to_all = ["name", "services", "volumes", "secrets"];
+    for key in compose.as_object().unwrap().keys() {
+        assert!(known_to_all.contains(&key.as_str()), "{key}");
+    }
+    // Those of the compose specification that are used.
+    let known = [
+        "build",
+        "cap_drop",
+        "command",
+        "depends_on",
+        "healthcheck",
+        "image",
+        "ports",
+        "read_only",
+        "restart",
+        "secrets",
+        "security_opt",
+        "stop_grace_period",
+        "tmpfs",
+        "ulimits",
+        "volumes",
+    ];
+    let services = compose["services"].as_object().unwrap();
+    for (name, service) in services {
+        for key in service.as_object().unwrap().keys() {
+            assert!(known.contains(&key.as_str()), "{name}: {key}");
+        }
+        assert_eq!(service["image"], "muster", "{name}");
+        for needed in service["depends_on"].as_object().into_iter().flatten() {
+            assert!(
+                services[needed.0]["healthcheck"].is_object(),
+                "{name}: {}",
+                needed.0
+            );
+        }
+    }
+    let coordinator = &services["coordinator"];
+    let command = list(&coordinator["command"]);
+    assert_eq!(option(&command, "--listen"), format!("0.0.0.0:{port}"));
+    let published = list(&coordinator["ports"]);
+    assert_eq!(published, [format!("127.0.0.1:{port}:{port}")]);
+    for volume in list(&coordinator["volumes"]) {
+        let (name, at) = volume.split_once(':').unwrap();
+        assert!(compose["volumes"][name].is_object(), "{volume}");
+        assert_eq!(at, home);
+    }
+    let build = &coordinator["build"];
+    let context = root()
+        .join("deploy")
+        .join(build["context"].as_str().unwrap());
+    assert!(
+        context
+            .join(build["dockerfile"].as_str().unwrap())
+            .is_file()
+    );
+
+    let worker = &services["worker"];
+    let command = list(&worker["command"]);
+    assert_eq!(
+        option(&command, "--coordinator"),
+        format!("coordinator:{port}")
+    );
+    assert!(option(&command, "--state-dir").starts_with(&home));
+    let secret = option(&command, "--token-file").strip_prefix("/run/secrets/");
+    let secret = secret.unwrap();
+    assert_eq!(list(&worker["secrets"]), [secret]);
+    // The guide's redirection writes that very file.
+    let from = compose["secrets"][secret]["file"].as_str().unwrap();
+    let from = format!("> deploy/{}", from.trim_start_matches("./"));
+    assert!(
+        read(&root().join("deploy/README.md")).contains(&from),
+        "{from}"
+    );
+}
+
+#[test]
+fn the_image_is_built_of_what_is_there() {
+    let file = read(&root().join("deploy/Dockerfile"));
+    let toolchain = read(&root().join("rust-toolchain.toml"));
+    let from = instructions(&file, "FROM");
+    let version = from[0].strip_prefix("rust:").unwrap();
+    let version = version.split(['-', ' ']).next().unwrap();
+    assert!(
+        toolchain.contains(&format!("channel = \"{version}")),
+        "{version}"
+    );
+    let build = instructions(&file, "RUN").concat();
+    assert!(
+        build.contains("cargo build --release --locked --workspace --bins"),
+        "{build}"
+    );
+    // Both programs are made by that, each by the package of its name, and kept.
+    let kept = instructions(&file, "COPY").concat();
+    for program in ["coordinator", "worker-agent"] {
+        assert!(
+            kept.contains(&format!("/target/release/{program} ")),
+            "{program}: {kept}"
+        );
+        assert!(root().join(program).join("src/main.rs").is_file());
+        let package = read(&root().join(program).join("Cargo.toml"));
+        assert!(
+            package.contains(&format!("name = \"{program}\"")),
+            "{program}"
+        );
+    }
+    let entry = instructions(&file, "ENTRYPOINT").concat();
+    let entry: serde_json::Value = serde_json::from_str(&entry).unwrap();
+    let (program, installed) = (list(&entry)[0].replace("/usr/bin/", ""), build);
+    assert!(
+        installed.contains(&format!(" {program} ")),
+        "{program}: {installed}"
+    );
+    // Everything is kept from the build but what it reads.
+    let ignored = read(&root().join("deploy/Dockerfile.dockerignore"));
+    assert_eq!(ignored.lines().next(), Some("*"));
+    let manifest = read(&root().join("Cargo.toml"));
+    let members = manifest.lines().find(|line| line.starts_with("members = "));
+    let folders = members.unwrap().split('"').skip(1).step_by(2);
+    let folders = folders.map(|member| member.split('/').next().unwrap());
+    for name in folders.chain(["Cargo.toml", "Cargo.lock", "rust-toolchain.toml"]) {
+        let given = ignored.lines().any(|line| line == format!("!{name}"));
+        assert!(given && root().join(name).exists(), "{name}");
+    }
+}
+
 #[test]
 fn containers_start_the_programs_with_options_that_they_take() {
     let compose = json_of_yaml(read(&root().join("deploy/compose.yaml")).as_bytes());
-    let list = |value: &serde_json::Value| -> Vec<String> {
-        let words = value.as_array().into_iter().flatten();
-        words
-            .map(|word| word.as_str().unwrap().to_owned())
-            .collect()
-    };
     let services = compose["services"].as_object().unwrap();
     for (name, service) in services {
         assert_eq!(takes(&list(&service["command"])), Ok(true), "{name}");

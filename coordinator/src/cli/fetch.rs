@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use muster_git::{Git, ObjectId, RefName, Refspec, Repository};
+use muster_git::{Git, GitError, ObjectId, RefName, Refspec, Repository};
 use serde_json::json;
 
 use super::arguments::Fetch;
@@ -72,10 +72,22 @@ async fn bring(context: &Context, session: &Session, options: &Fetch) -> Result<
 /// Opens the person's repository.
 pub(crate) async fn open(git: &Git, folder: &Path) -> Result<Repository> {
     Repository::open_user(git, folder).await.map_err(|error| {
-        CliError::new(Kind::User, error)
-            .while_doing(format!("open the repository {}", folder.display()))
-            .hint("go to your repository, or name it with `--repo PATH`")
+        let hint = "go to your repository, or name it with `--repo PATH`";
+        not_opened(error, &folder.display().to_string(), hint)
     })
+}
+
+/// Says why a folder could not be opened as a repository, with the way out if git names none.
+pub(crate) fn not_opened(error: GitError, shown: &str, hint: &str) -> CliError {
+    // One that belongs to somebody else: git says what to do.
+    let is_explained = error.to_string().contains("safe.directory");
+    let error =
+        CliError::new(Kind::User, error).while_doing(format!("open the repository {shown}"));
+    if is_explained {
+        error
+    } else {
+        error.hint(hint)
+    }
 }
 
 /// Gives the integrated branch of a run and its commit.
@@ -98,6 +110,12 @@ pub(crate) fn integrated(run: &muster_proto::v1::Run) -> Result<(String, ObjectI
         _ if run.state == "cancelled" => Err(none("it was cancelled".to_owned()).hint(format!(
             "`coordinator fetch {name} TASK` fetches the work of one task"
         ))),
+        None if run.state == "succeeded" => {
+            let why = "its plan says `integrate: false`, so each task has a branch of its own";
+            Err(none(why.to_owned()).hint(format!(
+                "`coordinator fetch {name} TASK` fetches the work of one task"
+            )))
+        }
         _ => Err(none(format!("it {}", run.state)).hint(format!(
             "`coordinator fetch {name} TASK` fetches the work of one task"
         ))),
@@ -136,5 +154,25 @@ pub(crate) async fn into_remotes(
             ))
             .hint("the branch has moved just now; try again"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::canned;
+
+    #[test]
+    fn a_run_that_does_not_integrate_says_so_instead_of_its_success() {
+        let run = muster_proto::v1::Run {
+            integration: None,
+            ..canned::succeeded()
+        };
+        let error = integrated(&run).unwrap_err().to_string();
+        assert!(
+            error.contains("its plan says `integrate: false`"),
+            "{error}"
+        );
+        assert!(error.contains("TASK` fetches"), "{error}");
     }
 }

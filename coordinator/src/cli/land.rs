@@ -345,6 +345,7 @@ impl Target {
     async fn advance(&self, work_tree: &Path, commit: ObjectId) -> Result<Landed> {
         let advanced = self
             .in_tree(work_tree)
+            .in_foreground()
             .args(["merge", "--ff-only", "--quiet"])
             .arg(commit.to_string())
             .run_ok()
@@ -395,6 +396,7 @@ impl Target {
     async fn merge(&self, work_tree: &Path, commit: ObjectId, run: &str) -> Result<Landed> {
         let merged = self
             .in_tree(work_tree)
+            .in_foreground()
             .args(["merge", "--no-ff", "--no-edit", "--quiet", "-m"])
             .arg(format!("Merge run {run}"))
             .arg(commit.to_string())
@@ -520,7 +522,7 @@ fn absolute(folder: &Path) -> Result<PathBuf> {
 }
 
 /// Names the first files of a list.
-fn some<'a>(files: impl Iterator<Item = &'a str>) -> String {
+pub(crate) fn some<'a>(files: impl Iterator<Item = &'a str>) -> String {
     let files: Vec<&str> = files.filter(|file| !file.is_empty()).collect();
     let mut text = files
         .iter()

@@ -14,6 +14,8 @@ use crate::output::{Paint, harmless, one_line};
 
 /// Lines of a failed task's output that are shown.
 const OUTPUT_LINES: usize = 10;
+/// Files of a conflict that are listed.
+const FILES_MAX: usize = 10;
 /// Failures that are shown whole; the table names the others.
 const FAILURES_MAX: usize = 5;
 /// Tasks that are listed; with more only those are that did not simply succeed.
@@ -264,8 +266,13 @@ fn result(text: &mut String, run: &v1::Run, place: &Place, paint: Paint) {
                 paint.red("conflict:"),
                 of.conflict_tasks.join(" and ")
             );
-            for file in &of.conflict_files {
+            for file in of.conflict_files.iter().take(FILES_MAX) {
                 let _ = writeln!(text, "  {}", one_line(file));
+            }
+            let more = of.conflict_files.len().saturating_sub(FILES_MAX);
+            if more > 0 {
+                // The list that the coordinator keeps has a bound of its own.
+                let _ = writeln!(text, "  … and at least {more} more");
             }
             for task in &of.conflict_tasks {
                 let _ = writeln!(
@@ -357,6 +364,16 @@ mod tests {
             ..canned::live()
         };
         assert_eq!(exit(&cancelled), Exit::Cancelled);
+    }
+
+    #[test]
+    fn of_many_files_that_conflict_the_first_are_listed() {
+        let mut run = canned::conflicting();
+        let integration = run.integration.as_mut().unwrap();
+        integration.conflict_files = (0..100).map(|number| format!("f{number}")).collect();
+        let text = shown(&run);
+        assert!(text.contains("f9\n  … and at least 90 more\n"), "{text}");
+        assert!(!text.contains("f10"), "{text}");
     }
 
     #[test]

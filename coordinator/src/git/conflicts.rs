@@ -164,11 +164,7 @@ async fn answer(repository: &Repository, question: &Question) -> Result<Option<A
         }
         met.push(Met {
             message: readable(&conflict.message, &conflicts, task),
-            earlier: touched
-                .iter()
-                .filter(|(_, paths)| meets(paths, conflict))
-                .map(|(at, _)| *at)
-                .collect(),
+            earlier: who_meets(&touched, conflict),
             conflict: conflict.clone(),
             hunks,
         });
@@ -202,6 +198,41 @@ pub(crate) async fn touched<T: Copy>(
     Ok(touched)
 }
 
+/// A way to have a part in a conflict, by the paths that somebody touched.
+type Way<'a> = dyn Fn(&BTreeSet<String>) -> bool + 'a;
+
+/// Finds those who have a part in a conflict, of all who touched something.
+///
+/// Who renames a folder meets what others put into it without having touched that: if nobody touched
+/// the file itself, then it is who touched its neighbours, or anybody who can be.
+pub(crate) fn who_meets<T: Copy>(touched: &[(T, BTreeSet<String>)], conflict: &Conflict) -> Vec<T> {
+    let ways: [&Way<'_>; 3] = [
+        &|paths| meets(paths, conflict),
+        &|paths| paths.iter().any(|path| is_beside(path, conflict)),
+        &|_| true,
+    ];
+    let found = |way: &Way<'_>| -> Vec<T> {
+        let mut found = Vec::new();
+        for (who, paths) in touched {
+            if way(paths) {
+                found.push(*who);
+            }
+        }
+        found
+    };
+    let mut ways = ways.into_iter().map(found);
+    ways.find(|found| !found.is_empty()).unwrap_or_default()
+}
+
+/// Tells whether a path is in the folder of one of the paths of a conflict.
+fn is_beside(path: &str, conflict: &Conflict) -> bool {
+    conflict.paths().any(|of| {
+        of.rsplit_once('/')
+            .and_then(|(folder, _)| path.strip_prefix(folder))
+            .is_some_and(|rest| rest.starts_with('/'))
+    })
+}
+
 /// Writes a path as conflicts name it: bytes that are not UTF-8 are replaced.
 fn text(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
@@ -209,7 +240,7 @@ fn text(path: &[u8]) -> String {
 
 /// Tells whether somebody who touched these paths has a part in a conflict. A file meets a folder by
 /// what is inside it.
-pub(crate) fn meets(touched: &BTreeSet<String>, conflict: &Conflict) -> bool {
+fn meets(touched: &BTreeSet<String>, conflict: &Conflict) -> bool {
     conflict.paths().any(|path| {
         let folder = format!("{path}/");
         touched.contains(path)
@@ -227,4 +258,53 @@ pub(crate) fn readable(message: &str, conflicts: &Conflicts, task: &str) -> Stri
         .replace(&format!("~{}", conflicts.theirs), "")
         .replace(&conflicts.ours.to_string(), "what was merged before")
         .replace(&conflicts.theirs.to_string(), &format!("task {task}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use muster_git::Git;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_renames_a_folder_meets_who_puts_a_file_into_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let shell = |script: &str| {
+            let ended = Command::new("/bin/sh")
+                .args(["-ec", script])
+                .current_dir(folder.path())
+                .output()
+                .unwrap();
+            assert!(ended.status.success(), "{ended:?}");
+            String::from_utf8(ended.stdout).unwrap().trim().to_owned()
+        };
+        shell(
+            "git init -q -b main; git config user.name Ann; git config user.email ann@example.org
+            git config commit.gpgSign false; mkdir d; echo f > d/f; git add .; git commit -qm base
+            git switch -qc other main; echo o > o; git add .; git commit -qm other
+            git switch -qc left main; git mv d e; git commit -qm left
+            git switch -qc right main; echo n > d/new; git add .; git commit -qm right",
+        );
+        let commit =
+            |name: &str| ObjectId::parse(&shell(&format!("git rev-parse {name}"))).unwrap();
+        let task = |index, name: &str| (TaskIx(index), name.to_owned(), commit(name));
+        let question = Question {
+            repository: "r".to_owned(),
+            run: "run".to_owned(),
+            base: commit("main"),
+            commits: vec![task(0, "other"), task(1, "left"), task(2, "right")],
+            seconds: 1,
+            suspects: Vec::new(),
+        };
+        let git = Git::find().await.unwrap();
+        let repository = Repository::open_bare(&git, &folder.path().join(".git"))
+            .await
+            .unwrap();
+        let found = answer(&repository, &question).await.unwrap().unwrap();
+        assert_eq!(found.index, 2);
+        let earlier: Vec<_> = found.conflicts.iter().map(|met| &met.earlier).collect();
+        assert_eq!(earlier, [&vec![1]], "{found:?}");
+    }
 }

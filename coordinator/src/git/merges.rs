@@ -4,6 +4,7 @@
 //! only makes it sooner. Merges are deterministic, so one that was made and not reported before a
 //! restart is simply made again.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use coordinator_core::command::GitStepFailure;
@@ -16,7 +17,7 @@ use muster_git::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::conflicts::{meets, readable, touched};
+use super::conflicts::{readable, touched, who_meets};
 use super::names;
 use super::repositories::Repositories;
 use crate::api::convert::clip;
@@ -242,12 +243,13 @@ async fn make(
                 .take(index)
                 .map(|((ix, ..), (commit, _))| (*ix, *commit))
                 .collect();
-            let mut tasks = Vec::new();
-            for (ix, paths) in touched(&repository, base, &earlier).await? {
-                if conflicts.list.iter().any(|found| meets(&paths, found)) {
-                    tasks.push(ix);
-                }
-            }
+            let touched = touched(&repository, base, &earlier).await?;
+            let meeting = conflicts.list.iter();
+            let meeting: BTreeSet<TaskIx> = meeting
+                .flat_map(|found| who_meets(&touched, found))
+                .collect();
+            let earlier = earlier.iter().map(|(ix, _)| *ix);
+            let mut tasks: Vec<TaskIx> = earlier.filter(|ix| meeting.contains(ix)).collect();
             // The latest to touch the file comes first to mind; keep the list short.
             let from = tasks.len().saturating_sub(EARLIER_TASKS);
             tasks.drain(..from);

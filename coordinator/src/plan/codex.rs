@@ -255,10 +255,11 @@ fn task(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (TaskEntry, TaskMarks, 
     codex
         .options
         .insert("protocol".to_owned(), Json::from("exec"));
-    let folder = fields
+    let cwd = fields
         .get("cwd")
-        .and_then(|node| reader.text("cwd", node, PATH_BYTES_MAX))
-        .map(|path| parts(&path));
+        .and_then(|node| reader.text("cwd", node, PATH_BYTES_MAX));
+    let folder = cwd.as_deref().map(parts);
+    codex.cwd = cwd.unwrap_or_default();
     if folder.is_none() && fields.get("cwd").is_none() {
         reader.wrong(fields.at, "`cwd` is empty");
     }

@@ -198,6 +198,8 @@ pub struct TaskEntry {
 /// The part of a codex-par task that a plan has no words for.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct CodexEntry {
+    /// Folder of the task as the file has it, for the files that codex-par would write.
+    pub cwd: String,
     /// Folder of the task, relative to the plan's `repo`; empty for that folder itself.
     pub folder: String,
     /// The task works in the user's folder instead of a work tree.

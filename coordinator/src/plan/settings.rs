@@ -138,8 +138,13 @@ fn hooks(reader: &mut Reader<'_>, node: &Node) -> Option<Hooks> {
         reader.wrong_with(node.at, &message, hint);
         return None;
     };
+    let before = reader.problems.count();
     let fields = reader.fields("hooks", node, &HOOKS_KEYS, Unknown::Refused, |_| None)?;
     let Some(place) = fields.get("path") else {
+        // Another key stands for it, then, and that was said.
+        if reader.problems.count() > before {
+            return None;
+        }
         reader.wrong(
             node.at,
             "`hooks`: `path` with a folder of the repository is missing",

@@ -216,6 +216,27 @@ async fn a_watch_from_an_event_shows_no_words_of_leases_that_had_closed_by_then(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watch_from_the_last_event_shows_at_once_what_a_silent_agent_has_said() {
+    let world = World::start().await;
+    let run = world.submit(ONE, "key").await.unwrap();
+    let mut worker = Worker::join(&world, "w").await;
+    let grant = worker.grant().await;
+    worker.notes(events_of(&grant), &[1]).await;
+    let request = v1::WatchRunRequest {
+        run: run.clone(),
+        after_seq: world.get(&run).await.last_seq,
+        agent_events: true,
+        ..v1::WatchRunRequest::default()
+    };
+    let begun = std::time::Instant::now();
+    let stream = world.operator.clone().watch_run(request).await.unwrap();
+    let first = within(stream.into_inner().message()).await.unwrap();
+    assert!(matches!(first.unwrap().item, Some(Item::Agent(_))));
+    // A cursor of a lost future is waited for; this one is of now.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(8));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_role_may_do_what_its_name_says_and_no_more() {
     let world = World::start().await;
     world.submit(ONE, "key").await.unwrap();

@@ -9,6 +9,7 @@ mod clocks;
 mod codex_par;
 mod cutoff;
 mod deaths;
+mod deployed;
 mod disk;
 mod documents;
 mod examples;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         failures::SCENARIOS,
         foreign::SCENARIOS,
         deaths::SCENARIOS,
+        deployed::SCENARIOS,
         straggler::SCENARIOS,
         repeat::SCENARIOS,
         restored::SCENARIOS,

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode as FileMode, OFlags};
 
 use crate::command::Mode;
-use crate::error::GitError;
-use crate::names::{ObjectId, RefName};
+use crate::error::{GitError, megabytes};
+use crate::names::{ObjectId, RefName, quoted};
 use crate::remote::{Refspec, Remote};
-use crate::repository::{Expected, RefUpdate, Repository, Update};
+use crate::repository::{Expected, RefUpdate, Repository, Update, unexpected};
 use crate::workspace::{Workspace, borrow_objects};
 
 /// Longest file that holds one ref.
@@ -227,7 +227,13 @@ impl Workspace {
             .await;
         remove(&import).await?;
         fetched?;
-        if self.control.is_ancestor(self.base(), tip).await? {
+        let begins_at_base = self.control.is_ancestor(self.base(), tip).await?;
+        let bytes = if begins_at_base {
+            self.bytes_since_base(tip).await?
+        } else {
+            0
+        };
+        if begins_at_base && bytes <= self.change_bytes_max {
             return Ok(AgentHistory::Kept(tip));
         }
         let forget = RefUpdate {
@@ -236,12 +242,37 @@ impl Workspace {
             expected: Expected::Any,
         };
         let (Update::Done | Update::Refused { .. }) = self.control.update_refs(&[forget]).await?;
+        if begins_at_base {
+            return Ok(AgentHistory::Left(format!(
+                "they hold {} of data, above the limit of {}",
+                megabytes(bytes),
+                megabytes(self.change_bytes_max)
+            )));
+        }
         let reason = if self.control.is_ancestor(tip, self.base()).await? {
             "it went back to a commit before its base"
         } else {
             "they do not begin at the base of the task"
         };
         Ok(AgentHistory::Left(reason.to_owned()))
+    }
+}
+
+impl Workspace {
+    /// Tells how many bytes on disk the objects take that lead from the base to a commit.
+    async fn bytes_since_base(&self, tip: ObjectId) -> Result<u64, GitError> {
+        if self.change_bytes_max == u64::MAX {
+            return Ok(0);
+        }
+        let command = self
+            .control
+            .command()
+            .args(["rev-list", "--objects", "--disk-usage"])
+            .args([tip.to_string(), format!("^{}", self.base())]);
+        let described = command.describe();
+        let text = command.run_ok().await?.text();
+        text.parse()
+            .map_err(|_| unexpected(described, format!("{:?} is no size", quoted(&text))))
     }
 }
 

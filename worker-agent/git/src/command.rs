@@ -131,6 +131,7 @@ impl Git {
             stdout_bytes_max: STDOUT_BYTES_MAX,
             stderr_bytes_max: STDERR_BYTES_MAX,
             timeout: LOCAL_TIMEOUT,
+            in_foreground: false,
         }
     }
 }
@@ -184,6 +185,7 @@ pub struct GitCommand {
     stdout_bytes_max: usize,
     stderr_bytes_max: usize,
     timeout: Duration,
+    in_foreground: bool,
 }
 
 impl GitCommand {
@@ -256,6 +258,14 @@ impl GitCommand {
     pub(crate) fn stderr_limit(mut self, bytes_max: usize) -> Self {
         self.stderr_bytes_max = bytes_max;
         self
+    }
+
+    /// Leaves the command in our own process group, so that a person's hook or key may ask them on the
+    /// terminal: from a group of its own it would be stopped for that. Ctrl-C reaches it too, and a
+    /// deadline ends only git itself.
+    pub fn in_foreground(mut self) -> Self {
+        self.in_foreground = true;
+        self.env("SSH_ASKPASS_REQUIRE", "never")
     }
 
     /// Bounds how long the command may run; the default is 15 minutes.
@@ -372,10 +382,10 @@ impl GitCommand {
         }
         process.envs(self.environment.iter().map(|(name, value)| (name, value)));
         process.current_dir(self.directory.as_deref().unwrap_or(Path::new("/")));
-        process
-            .args(&self.arguments)
-            .process_group(0)
-            .kill_on_drop(true);
+        process.args(&self.arguments).kill_on_drop(true);
+        if !self.in_foreground {
+            process.process_group(0);
+        }
         process
     }
 
@@ -403,6 +413,7 @@ impl GitCommand {
         let stdin = std::mem::take(&mut self.stdin);
         let secrets = std::mem::take(&mut self.secrets);
         let stderr_bytes_max = self.stderr_bytes_max;
+        let in_foreground = self.in_foreground;
         let mut process = self.into_process();
         process.stdin(if stdin.is_empty() {
             Stdio::null()
@@ -414,6 +425,9 @@ impl GitCommand {
             .stderr(Stdio::piped())
             .spawn()?;
         let mut group = ProcessGroup::of(&child);
+        if in_foreground {
+            group.released();
+        }
         let mut pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let mut stderr = Vec::new();
         let mut truncated = false;
@@ -444,6 +458,8 @@ impl GitCommand {
                     if flow?.is_break() {
                         truncated = true;
                         group.kill();
+                        // It may be in ours; one that has gone already needs no more.
+                        let _ = child.start_kill();
                     }
                     child.wait().await?
                 }

@@ -73,6 +73,11 @@ pub enum SnapshotNote {
         /// Its path.
         path: String,
     },
+    /// Files stand where a submodule was, and are part of the result in its place.
+    SubmoduleReplaced {
+        /// Its path.
+        path: String,
+    },
     /// The agent's own commits were not kept, only their content.
     HistoryLeft {
         /// Why.
@@ -138,6 +143,12 @@ impl fmt::Display for SnapshotNote {
                 out,
                 "the submodule {path:?} was checked out; only its commit is part of the result, not \
                  edits in it"
+            ),
+            Self::SubmoduleReplaced { path } => write!(
+                out,
+                "the submodule {path:?} was not checked out, and the files that were put there take \
+                 its place; if that is not meant, let the task begin with `git submodule update \
+                 --init`"
             ),
             Self::HistoryLeft { reason } => write!(
                 out,

@@ -90,6 +90,8 @@ impl Remote {
                 // Parents that a person has made up locally are not those of the commits.
                 .env("GIT_GRAFT_FILE", "/dev/null")
                 .config("push.negotiate", "false")
+                // Those of a person's own are for their own remote; an empty one takes them back.
+                .config("push.pushOption", "")
                 .args([
                     "push",
                     "--porcelain",

@@ -310,6 +310,8 @@ impl Remote {
             let key = |name: &str| format!("http.{}.{name}", self.url);
             command = command
                 .secret(&auth.token)
+                // An empty one takes back those of a person's own, which are for others.
+                .config(key("extraHeader"), "")
                 .config(
                     key("extraHeader"),
                     format!("Authorization: Bearer {}", auth.token),

@@ -175,13 +175,21 @@ impl Repository {
         if revision.is_empty() || revision.contains('\0') {
             return Err(unknown());
         }
-        let output = self
-            .command()
-            .args(["rev-parse", "--verify", "--quiet", "--end-of-options"])
-            .arg(format!("{revision}^{{commit}}"))
-            .run()
-            .await?;
-        ObjectId::from_hex(output.text().as_bytes()).ok_or_else(unknown)
+        let parse = async |text: &str| {
+            let command = self
+                .command()
+                .args(["rev-parse", "--verify", "--quiet", "--end-of-options"])
+                .arg(text);
+            let output = command.run().await?;
+            Ok::<_, GitError>(ObjectId::from_hex(output.text().as_bytes()))
+        };
+        if let Some(commit) = parse(&format!("{revision}^{{commit}}")).await? {
+            return Ok(commit);
+        }
+        // What is looked for by its message takes all that follows as part of that.
+        let named = parse(revision).await?.ok_or_else(unknown)?;
+        let commit = parse(&format!("{named}^{{commit}}")).await?;
+        commit.ok_or_else(unknown)
     }
 
     /// Tells whether an object is here; not whether everything it refers to is.

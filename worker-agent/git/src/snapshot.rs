@@ -287,8 +287,15 @@ impl Workspace {
             let found: BTreeSet<PathBuf> = linked.into_iter().chain(refused).collect();
             let new: BTreeSet<PathBuf> = found.difference(&nested).cloned().collect();
             if new.is_empty() || level == NESTING_MAX {
-                notes.extend(unreadable(&added));
-                left_out = found;
+                left_out = self.with_content(&nested, found, &kept).await?;
+                let refused = unreadable(&added).filter(|note| {
+                    let SnapshotNote::Unreadable { message } = note else {
+                        return true;
+                    };
+                    // Those with content are named anyway.
+                    !message.ends_with("/' does not have a commit checked out")
+                });
+                notes.extend(refused);
                 break;
             }
             self.open_up(&new).await?;
@@ -395,6 +402,38 @@ impl Workspace {
             push_entry(&mut entries, &entry, &folder.join(PLACEHOLDER));
         }
         self.edit_index(entries).await
+    }
+
+    /// Keeps of some repositories those that hold a file which is not ignored; the others have
+    /// nothing that could be lost.
+    async fn with_content(
+        &self,
+        nested: &BTreeSet<PathBuf>,
+        mut found: BTreeSet<PathBuf>,
+        kept: &[PathBuf],
+    ) -> Result<BTreeSet<PathBuf>, GitError> {
+        if found.is_empty() {
+            return Ok(found);
+        }
+        self.open_up(&nested.union(&found).cloned().collect())
+            .await?;
+        let listed = with_work_tree(&self.control, self.work())
+            .args(["ls-files", "-z", "--others", "--exclude-standard"])
+            .stdout_limit(REFUSALS_BYTES_MAX);
+        let output = listed.run_truncated().await?;
+        self.close_up(&found).await?;
+        if output.truncated {
+            return Ok(found);
+        }
+        let listed: Vec<&Path> = output
+            .stdout
+            .split(|byte| *byte == 0)
+            .filter(|path| !path.is_empty())
+            .map(|path| Path::new(std::ffi::OsStr::from_bytes(path)))
+            .filter(|path| !kept.iter().any(|kept| path.starts_with(kept)))
+            .collect();
+        found.retain(|folder| listed.iter().any(|path| path.starts_with(folder)));
+        Ok(found)
     }
 
     /// Removes placeholders that no pass has removed.

@@ -56,6 +56,10 @@ impl Workspace {
                 push_entry(&mut entries, &format!("160000 {}\t", link.commit), path);
                 kept.push(path.clone());
             } else {
+                if is_folder {
+                    let path = path.to_string_lossy().into_owned();
+                    notes.insert(SnapshotNote::SubmoduleReplaced { path });
+                }
                 gone.push(path.clone());
             }
         }

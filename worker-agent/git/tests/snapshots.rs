@@ -233,6 +233,9 @@ async fn submodules_stay_unless_the_agent_removes_or_replaces_them() {
     assert_eq!(snapshot(&workspace).await.commit, None);
     write(work, "s/two/f", "x");
     let taken = snapshot(&workspace).await;
+    let path = "s/two".to_owned();
+    let replaced = SnapshotNote::SubmoduleReplaced { path };
+    assert!(taken.notes.contains(&replaced), "{:?}", taken.notes);
     let expected = ["100644 a", "160000 s/one", "100644 s/two/f"];
     assert_eq!(listing(workspace.control(), taken.tree).await, expected);
     std::fs::remove_dir_all(work.join("s")).unwrap();

@@ -90,7 +90,7 @@ async fn a_folder_that_cannot_hold_its_state_is_wrong_usage_and_says_what_to_nam
     let file = bench.folder.path().join("file");
     std::fs::write(&file, "not a folder").unwrap();
     // Root may write anywhere but here.
-    for place in [file.clone(), file.join("below"), "/proc/muster".into()] {
+    for place in [file.clone(), file.join("below"), "/sys/muster".into()] {
         let (code, text) = ended(start_in(&bench, &place)).await;
         assert_eq!(code, Some(2), "{text}");
         let wanted = [&*place.to_string_lossy(), "name a folder", "--state-dir"];

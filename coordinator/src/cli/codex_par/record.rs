@@ -177,7 +177,11 @@ impl Task {
             first.and_then(|attempt| show::machine_time(attempt.granted_at.as_ref()));
         meta.start_time = last.and_then(|attempt| show::machine_time(attempt.started_at.as_ref()));
         meta.end_time = last.and_then(|attempt| show::machine_time(attempt.ended_at.as_ref()));
-        meta.exit_code = (meta.status == Status::Done).then_some(0);
+        meta.exit_code = match (meta.status, &now.failure) {
+            (Status::Done, _) => Some(0),
+            (Status::Failed, Some(failure)) => told_exit_code(&failure.message),
+            _ => None,
+        };
         let failure = now
             .failure
             .as_ref()
@@ -217,6 +221,11 @@ impl Task {
     }
 }
 
+/// Finds the exit code in what a worker says of a program that ended with one.
+fn told_exit_code(message: &str) -> Option<i32> {
+    message.rsplit_once("ended with exit code ")?.1.parse().ok()
+}
+
 fn labelled(name: &str, agent: &str, thread: &str) -> Meta {
     Meta {
         name: name.to_owned(),
@@ -233,10 +242,9 @@ fn described(entry: &TaskEntry) -> Meta {
         let value = options.and_then(|options| options.get(key)?.as_str());
         value.unwrap_or(&entry.name).to_owned()
     };
-    let folder = entry.codex.as_ref().map(|codex| codex.folder.as_str());
-    let cwd = folder.filter(|folder| !folder.is_empty()).unwrap_or(".");
+    let cwd = entry.codex.as_ref().map(|codex| codex.cwd.as_str());
     Meta {
-        cwd: cwd.to_owned(),
+        cwd: cwd.unwrap_or(".").to_owned(),
         prompt_preview: prompt.chars().take(PREVIEW_CHARS).collect(),
         ..labelled(&entry.name, &label("agent_id"), &label("thread_id"))
     }
@@ -360,8 +368,27 @@ mod tests {
         let output = std::fs::read_to_string(folder.output("a")).unwrap();
         assert_eq!(output, "from its file");
         assert!(!folder.output("b").exists());
+        let mut failed = task("c", "failed", &[], Some(""));
+        failed.failure = Some(v1::Failure {
+            message: "codex ended with exit code 7".into(),
+            ..v1::Failure::default()
+        });
+        let failed = run(vec![failed]);
+        let mut recorder = Recorder::start(folder.clone(), &failed, &[]).unwrap();
+        recorder.settle(&failed);
+        let c = folder.read_meta("c").unwrap().unwrap();
+        assert_eq!((c.status, c.exit_code), (Status::Failed, Some(7)));
         let b = folder.read_meta("b").unwrap().unwrap();
         assert_eq!((b.status, b.wave), (Status::Cancelled, 1));
+    }
+
+    #[test]
+    fn a_task_is_described_with_the_folder_that_its_file_names() {
+        let text = b"tasks: [{name: a, cwd: app/sub, prompt: x}, {name: b, cwd: app, prompt: y}]";
+        let plan = crate::plan::parse("p", text, &BTreeMap::new()).unwrap();
+        let entries = plan.document.tasks.iter();
+        let folders: Vec<String> = entries.map(|entry| described(entry).cwd).collect();
+        assert_eq!(folders, ["app/sub", "app"]);
     }
 
     #[test]

@@ -493,3 +493,20 @@ async fn a_bare_repository_without_a_commit_gets_its_branch() {
     assert_eq!(landed, Landed::FastForward);
     assert_eq!(target.tip().await.unwrap(), world.result);
 }
+
+#[tokio::test]
+async fn a_hook_may_ask_on_the_terminal() {
+    // Only the process group that a terminal listens to may read from it.
+    let group = |stat: &str| stat.split(' ').nth(4).map(str::to_owned);
+    let ours = group(&std::fs::read_to_string("/proc/self/stat").unwrap());
+    for moved in [false, true] {
+        let world = World::new().await;
+        if moved {
+            world.commit("own.txt", "own\n").await;
+        }
+        world.hook("post-merge", "cat /proc/self/stat > .git/told");
+        world.land().await.unwrap();
+        let told = world.read(".git/told").unwrap();
+        assert_eq!(group(&told), ours, "{told}");
+    }
+}

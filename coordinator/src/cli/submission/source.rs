@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use muster_git::{
-    CommitTime, Git, GitError, Identity, Mode, ObjectFormat, ObjectId, RefName, Refspec, Remote,
-    Repository,
+    CommitTime, Git, GitCommand, GitError, Identity, Mode, ObjectFormat, ObjectId, RefName,
+    Refspec, Remote, Repository,
 };
 use tempfile::TempDir;
 
 use super::ReadPlan;
 use crate::cli::error::{CliError, Kind, Result};
+use crate::cli::fetch::not_opened;
+use crate::cli::land::some;
 use crate::output::Output;
 use crate::plan::{FolderRepo, Hooks, PlanDocument, Repo};
 
@@ -19,6 +21,8 @@ const FOLDER_COMMIT_TIME: u64 = 946_684_800;
 /// Digits of the hash that tells repositories of one name apart.
 const HINT_HASH_DIGITS: usize = 8;
 const HINT_NAME_CHARS: usize = 40;
+/// How much of a list of files is held, in bytes: more than 500 000 files.
+const STAGED_BYTES_MAX: usize = 64 << 20;
 /// The remote of a plan's git URL within one command.
 const REMOTE: &str = "muster-source";
 
@@ -144,9 +148,8 @@ impl Source {
             .hint("`repo` is relative to the plan file; `--repo PATH` takes another"));
         }
         let repository = Repository::open_user(git, folder).await.map_err(|error| {
-            CliError::new(Kind::User, error)
-                .while_doing(format!("open the repository {shown}"))
-                .hint("`repo: {from: DIR}` makes a fresh repository of a folder that is none")
+            let hint = "`repo: {from: DIR}` makes a fresh repository of a folder that is none";
+            not_opened(error, &shown.to_string(), hint)
         })?;
         let base_id = match repository.rev_parse(base.unwrap_or("HEAD")).await {
             Ok(id) => id,
@@ -241,7 +244,21 @@ impl Source {
                 .env("GIT_WORK_TREE", &folder)
                 .directory(&folder)
         };
-        within().args(["add", "--all", "."]).run_ok().await?;
+        let add = within().args(["add", "--all", "."]);
+        let described = format!("make a repository of the folder {}", folder.display());
+        let added = add.config("core.safecrlf", "false").run().await?;
+        let nested = nested_in(&added, within()).await?;
+        if !nested.is_empty() {
+            let list = some(nested.iter().map(String::as_str));
+            return Err(CliError::user(format!(
+                "cannot {described}: parts of it are repositories of their own, which a commit \
+                 cannot hold: {list}"
+            ))
+            .hint("name a repository as `repo: PATH`, list it in a .gitignore, or move it away"));
+        }
+        if added.exit_code != Some(0) {
+            return Err(CliError::user(added.stderr).while_doing(described));
+        }
         let tree = within().arg("write-tree").run_ok().await?.text();
         let name = folder
             .file_name()
@@ -265,6 +282,26 @@ impl Source {
             _temporary: Some(temporary),
         })
     }
+}
+
+/// Lists the repositories that git has found inside a folder when it was to add all of it: those
+/// without a commit it refuses, and of others it would keep nothing but the commit's id.
+async fn nested_in(added: &muster_git::Output, within: GitCommand) -> Result<Vec<String>> {
+    let refused = added.stderr.lines().filter_map(|line| {
+        let line = line.strip_prefix("error: '")?;
+        line.strip_suffix("/' does not have a commit checked out")
+    });
+    let mut nested: Vec<String> = refused.map(str::to_owned).collect();
+    let staged = within
+        .args(["ls-files", "--stage", "-z"])
+        .stdout_limit(STAGED_BYTES_MAX);
+    let staged = staged.run_ok().await?.text();
+    let links = staged.split('\0').filter_map(|entry| {
+        let entry = entry.strip_prefix("160000 ")?;
+        Some(entry.split_once('\t')?.1.to_owned())
+    });
+    nested.extend(links);
+    Ok(nested)
 }
 
 /// Says why there is no commit to start from.

@@ -448,3 +448,53 @@ async fn a_base_that_is_no_commit_is_refused_by_name() {
     "#);
     world.app.stop(Parting::Keep).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_with_repositories_in_it_is_refused_before_they_are_lost() {
+    let world = World::new().await;
+    world.write("code/a.txt", "one\n");
+    world.write("code/inner/b.txt", "one\n");
+    world.write("code/empty/c.txt", "one\n");
+    let plan = world.write(
+        "plan.yaml",
+        "repo: { from: code }\ntasks:\n  - name: one\n    run: \"true\"\n",
+    );
+    let refused = async |path: &str| {
+        let error = world
+            .submit(&plan, "k", None)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("repositories of their own"), "{error}");
+        assert!(error.contains(&format!("cannot hold: {path}")), "{error}");
+    };
+    world.run("code/inner", &["init", "--quiet"]).await;
+    refused("inner").await;
+    world.run("code/inner", &["add", "."]).await;
+    let commit = ["commit", "--quiet", "-m", "inner"];
+    world.run("code/inner", &commit).await;
+    refused("inner").await;
+    world.write("code/.gitignore", "inner\n");
+    world.submit(&plan, "l", None).await.unwrap();
+    world.app.stop(Parting::Keep).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_person_has_set_for_their_own_remotes_does_not_keep_a_base_from_here() {
+    let world = World::new().await;
+    full(&world).await;
+    for (key, value) in [
+        ("push.pushOption", "ci.skip"),
+        ("push.gpgSign", "true"),
+        ("push.recurseSubmodules", "on-demand"),
+        ("protocol.allow", "never"),
+        ("http.extraHeader", "Authorization: Basic eDp5"),
+        ("http.proxy", "http://127.0.0.1:1"),
+        ("url.ssh://git@.insteadOf", "https://"),
+    ] {
+        world.run("full", &["config", key, value]).await;
+    }
+    let plan = plan_of(&world, "full", "base: ':/2'");
+    world.submit(&plan, "k", None).await.unwrap();
+    world.app.stop(Parting::Keep).await.unwrap();
+}

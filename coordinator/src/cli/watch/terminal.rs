@@ -95,3 +95,58 @@ fn give_back() {
         drop(disable_raw_mode());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::fd::AsFd as _;
+
+    use pty_process::Size;
+    use pty_process::blocking::{Command, open};
+    use rustix::termios::tcgetattr;
+
+    use super::*;
+
+    #[test]
+    #[ignore = "has a terminal only when the test below starts it"]
+    fn panics_on_its_screen() {
+        let _screen = Screen::open().unwrap();
+        panic!("on purpose");
+    }
+
+    #[test]
+    fn a_panic_gives_the_terminal_back_and_then_says_why() {
+        let (mut terminal, program_side) = open().unwrap();
+        terminal.resize(Size::new(24, 80)).unwrap();
+        let before = tcgetattr(terminal.as_fd()).unwrap();
+        let name = "cli::watch::terminal::tests::panics_on_its_screen";
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--ignored", "--nocapture"])
+            .spawn(program_side)
+            .unwrap();
+        let mut seen = Vec::new();
+        let mut bytes = [0; 4096];
+        // It cannot be read any more once the program has gone.
+        while let Ok(count @ 1..) = terminal.read(&mut bytes) {
+            seen.extend_from_slice(&bytes[..count]);
+        }
+        assert!(!child.wait().unwrap().success());
+        let seen = String::from_utf8_lossy(&seen);
+        let at = |what: &str| {
+            seen.find(what)
+                .unwrap_or_else(|| panic!("{what:?}: {seen:?}"))
+        };
+        let order = [
+            at("\x1b[?1049h"),
+            at("\x1b[?1049l"),
+            at("\x1b[?25h"),
+            at("on purpose"),
+        ];
+        assert!(order.is_sorted(), "{seen:?}");
+        let after = tcgetattr(terminal.as_fd()).unwrap();
+        assert_eq!(
+            (after.local_modes, after.input_modes, after.output_modes),
+            (before.local_modes, before.input_modes, before.output_modes)
+        );
+    }
+}

@@ -127,6 +127,7 @@ impl Mirrors {
                 let more = refused.count();
                 let more = match more {
                     0 => String::new(),
+                    1 => "; and 1 more branch".to_owned(),
                     more => format!("; and {more} more branches"),
                 };
                 ("refused", format!("{branch}: {why}{more}"))

@@ -300,6 +300,51 @@ async fn a_repository_inside_the_tree_lands_as_files_and_is_told() {
 }
 
 #[tokio::test]
+async fn a_repository_with_nothing_in_it_is_nothing_to_lose() {
+    let scene = Scene::new(BASE).await;
+    scene.agent(
+        "git init -q nothing; git init -q folders; mkdir folders/x; git init -q folders/y
+        git init -q ignoring; printf '*' > ignoring/.gitignore; printf i > ignoring/i
+        git init -q emptied; cd emptied; printf e > e; git add e; git commit -qm e; rm e
+        cd ..; git init -q full; printf f > full/f; printf w > work",
+    );
+    let (_, landed) = scene.landed().await;
+    assert!(landed.contains_key(&b"work"[..]), "{landed:?}");
+    assert!(landed.contains_key(&b"full/f"[..]), "{landed:?}");
+    let inside = |path: &&Vec<u8>| {
+        ["nothing", "folders", "ignoring", "emptied"]
+            .iter()
+            .any(|folder| path.starts_with(folder.as_bytes()))
+    };
+    assert_eq!(landed.keys().find(inside), None);
+}
+
+#[tokio::test]
+async fn commits_that_hold_too_much_are_told_and_their_content_lands() {
+    let Scene {
+        world,
+        base,
+        workspace,
+    } = Scene::new(BASE).await;
+    let workspace = workspace.with_change_limit(1_000_000);
+    let scene = Scene {
+        world,
+        base,
+        workspace,
+    };
+    scene.agent(
+        "head -c 2000000 /dev/urandom > big; git add big; git commit -qm big
+        git rm -q big; printf s > small; git add small; git commit -qm small",
+    );
+    let taken = scene.lands_as_left().await;
+    let notes = scene.notes().await;
+    assert!(notes.contains("above the limit of 1000 kB"), "{notes}");
+    let control = scene.workspace.control();
+    let commit = control.commit(taken.commit.unwrap()).await.unwrap();
+    assert_eq!(commit.parents, [scene.base]);
+}
+
+#[tokio::test]
 async fn names_that_a_commit_may_not_have_are_refused_with_the_way_out() {
     for (script, name) in [
         ("mkdir .GIT; printf x > .GIT/config", ".GIT/config"),

@@ -226,6 +226,7 @@ async fn the_base_may_be_a_tag_a_commit_or_an_expression() {
         ("HEAD", "main~1"),
         ("main~3", "main~3"),
         ("main^{/3}", "main~1"),
+        (":/3", "main~1"),
         ("refs/tags/v1", "main~3"),
     ] {
         let scene = Scene::of(ObjectFormat::Sha1, script, "user", base).await;
