@@ -9,6 +9,7 @@ use crate::ids::{
     AttemptNo, CommitId, Incarnation, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId,
 };
 use crate::plan::RunSpec;
+use crate::question::Asking;
 use crate::state::RunImage;
 use crate::worker::Offer;
 
@@ -34,9 +35,13 @@ pub enum Command {
         draining: bool,
         by: Actor,
     },
+    /// A person's word on a question of an agent. Repeating it changes nothing.
     Answer {
         question: QuestionId,
-        answer: Box<str>,
+        /// Id of one of the question's own choices.
+        choice: Box<str>,
+        /// For the agent: why, or what it asked for.
+        text: Box<str>,
         by: Actor,
     },
 
@@ -152,8 +157,24 @@ pub enum Report {
     /// The process tree of a lease that was to stop is gone.
     Stopped,
     /// The agent waits for a person.
-    Asks {
-        text: Box<str>,
+    Asked {
+        /// From 1 within the attempt.
+        number: u32,
+        asking: Arc<Asking>,
+    },
+    /// It does not wait any more.
+    QuestionClosed {
+        number: u32,
+        /// Id of the choice that it was given; empty if it was given none.
+        choice: Box<str>,
+        /// A user, `policy` or `agent`.
+        by: Box<str>,
+    },
+    /// It has a conversation that can be gone on with.
+    ConversationOpened {
+        /// As the agent names it.
+        id: Box<str>,
+        software: Box<str>,
     },
 }
 
@@ -210,8 +231,11 @@ pub enum Rejection {
     UnknownTarget,
     #[error("no worker is called {0}")]
     UnknownWorker(WorkerId),
-    #[error("no open question {0}")]
+    #[error("no question {0} is known; it may be of a run that has ended")]
     UnknownQuestion(QuestionId),
+    /// An answer that the question does not take.
+    #[error("{0}")]
+    Answer(Box<str>),
     #[error("the idempotency key was used for another plan, as run {run}")]
     KeyReused { run: Arc<str> },
     #[error("a run named {0} exists")]
@@ -238,6 +262,7 @@ impl Rejection {
             Self::UnknownTarget => "UNKNOWN_TARGET",
             Self::UnknownWorker(_) => "UNKNOWN_WORKER",
             Self::UnknownQuestion(_) => "UNKNOWN_QUESTION",
+            Self::Answer(_) => "INVALID_ANSWER",
             Self::KeyReused { .. } => "KEY_REUSED",
             Self::RunNameTaken(_) => "RUN_NAME_TAKEN",
             Self::SessionSuperseded { .. } => "SESSION_SUPERSEDED",

@@ -79,12 +79,14 @@ pub fn effects(state: &State, events: &[Event]) -> Vec<Effect> {
                     });
                 }
             }
-            EventKind::QuestionAnswered { run, question, .. } => {
-                let mut leases = state.leases_of_run(*run);
-                let lease = leases.find(|lease| {
-                    let answered = state.answered(lease.id);
-                    answered.is_some_and(|answered| answered.id == *question)
-                });
+            EventKind::QuestionAnswered { question, .. } => {
+                let asker = state
+                    .question(*question)
+                    .and_then(|(key, _)| state.task(key));
+                let lease = match asker.map(|task| &task.state) {
+                    Some(TaskState::Leased { lease, .. }) => state.lease(*lease),
+                    _ => None,
+                };
                 effects.extend(lease.map(|lease| Effect::Answer {
                     worker: lease.worker.clone(),
                     lease: lease.id,

@@ -7,6 +7,7 @@ use crate::ids::{
     AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId,
 };
 use crate::plan::RunSpec;
+use crate::question::Asking;
 use crate::state::RunImage;
 use crate::time::{Span, Timestamp};
 use crate::worker::Offer;
@@ -285,13 +286,34 @@ pub enum EventKind {
         run: RunId,
         lease: LeaseId,
         question: QuestionId,
-        text: Box<str>,
+        /// From 1 within the attempt, as its agent counts.
+        number: u32,
+        asking: Arc<Asking>,
     },
     QuestionAnswered {
         run: RunId,
         question: QuestionId,
-        answer: Box<str>,
+        choice: Box<str>,
+        text: Box<str>,
         by: Actor,
+    },
+    /// The agent does not wait any more: it has its answer, or goes on without one.
+    QuestionClosed {
+        run: RunId,
+        lease: LeaseId,
+        question: QuestionId,
+        number: u32,
+        /// Empty if it was given none.
+        choice: Box<str>,
+        by: Actor,
+    },
+    /// The agent has a conversation that a later attempt can go on with.
+    ConversationOpened {
+        run: RunId,
+        lease: LeaseId,
+        /// As the agent names it.
+        conversation: Box<str>,
+        software: Box<str>,
     },
     /// The lease was given up while the question waits. Uncounted; the next attempt continues it.
     TaskParked {
@@ -330,6 +352,8 @@ impl EventKind {
             | Self::LeaseClosed { run, .. }
             | Self::QuestionAsked { run, .. }
             | Self::QuestionAnswered { run, .. }
+            | Self::QuestionClosed { run, .. }
+            | Self::ConversationOpened { run, .. }
             | Self::TaskParked { run, .. } => Some(*run),
             Self::TaskBasing { task }
             | Self::TaskReady { task, .. }
@@ -378,6 +402,8 @@ impl EventKind {
             Self::LeaseClosed { .. } => "lease_closed",
             Self::QuestionAsked { .. } => "question_asked",
             Self::QuestionAnswered { .. } => "question_answered",
+            Self::QuestionClosed { .. } => "question_closed",
+            Self::ConversationOpened { .. } => "conversation_opened",
             Self::TaskParked { .. } => "task_parked",
         }
     }

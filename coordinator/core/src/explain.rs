@@ -7,7 +7,10 @@ use std::sync::Arc;
 use crate::event::{Placement, Work};
 use crate::failure::FailureClass;
 use crate::ids::{QuestionId, TaskIx, TaskKey, WorkerId};
-use crate::index::{RunEntry, Wanted, WorkerEntry, may_grow, rank, task_of, task_wants};
+use crate::index::{
+    RunEntry, Wanted, WorkerEntry, may_grow, rank, task_of, task_wants, unanswered,
+};
+use crate::question::Question;
 use crate::schedule::{Misfit, heard, holder, misfit, never_fits};
 use crate::state::{Link, Run, State, Task, TaskState, VerifyPhase};
 use crate::time::{Span, Timestamp};
@@ -42,6 +45,8 @@ pub enum Explanation {
     Asking {
         question: QuestionId,
         text: Box<str>,
+        /// How many more of its questions nobody has answered.
+        more: usize,
         parked: bool,
     },
     /// It is final.
@@ -109,23 +114,15 @@ pub fn explain(state: &State, now: Timestamp, key: TaskKey) -> Explanation {
             ..
         } => waiting(state, now, run, key, *not_before),
         TaskState::Leased {
-            awaiting: Some(question),
-            ..
-        } if question.answer.is_none() => Explanation::Asking {
-            question: question.id,
-            text: question.text.clone(),
-            parked: false,
-        },
-        TaskState::Leased { lease, .. } => running(state, *lease, false),
+            lease, awaiting, ..
+        } => asking(awaiting, false).unwrap_or_else(|| running(state, *lease, false)),
         TaskState::Verifying {
             verify: VerifyPhase::Leased { lease, .. },
             ..
         } => running(state, *lease, true),
-        TaskState::Parked(parked) => Explanation::Asking {
-            question: parked.question.id,
-            text: parked.question.text.clone(),
-            parked: true,
-        },
+        TaskState::Parked(parked) => {
+            asking(&parked.questions, true).unwrap_or(Explanation::Unknown)
+        }
         TaskState::Succeeded { .. }
         | TaskState::Failed { .. }
         | TaskState::Cancelled { .. }
@@ -203,6 +200,17 @@ fn blocked(run: &Run, task: &Task) -> Explanation {
     let more = by.len().saturating_sub(NAMED);
     by.truncate(NAMED);
     Explanation::Blocked { by, more }
+}
+
+fn asking(questions: &[Question], parked: bool) -> Option<Explanation> {
+    let oldest = unanswered(questions)?;
+    let open = questions.iter().filter(|open| open.answer.is_none());
+    Some(Explanation::Asking {
+        question: oldest.id,
+        text: oldest.asking.title.clone(),
+        more: open.count().saturating_sub(1),
+        parked,
+    })
 }
 
 fn running(state: &State, lease: crate::LeaseId, verify: bool) -> Explanation {
@@ -415,7 +423,9 @@ impl Explanation {
                 Waiting::FittingBusy { .. } => Some("wait, or start more workers".into()),
                 Waiting::Ending { .. } | Waiting::PathHeld { .. } | Waiting::Soon => None,
             },
-            Self::Asking { question, .. } => Some(format!("answer {question}")),
+            Self::Asking { question, .. } => Some(format!(
+                "answer it: `coordinator approve {question}` or `coordinator deny {question}`"
+            )),
             Self::Final {
                 because: Some(task),
                 ..
@@ -530,8 +540,20 @@ impl fmt::Display for Explanation {
             }
             Self::Waiting { verify, why } => write!(f, "{} waits: {why}", what(*verify)),
             Self::Running { worker, verify } => write!(f, "{} runs on {worker}", what(*verify)),
-            Self::Asking { question, text, .. } => {
-                write!(f, "its agent waits for the answer to {question}: {text}")
+            Self::Asking {
+                question,
+                text,
+                more,
+                parked,
+            } => {
+                write!(f, "its agent waits for the answer to {question}: {text}")?;
+                if *more > 0 {
+                    write!(f, " (and to {more} more)")?;
+                }
+                if *parked {
+                    f.write_str("; its slot is for others until then")?;
+                }
+                Ok(())
             }
             Self::Final {
                 state,

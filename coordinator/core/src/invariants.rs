@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::event::Work;
 use crate::ids::{LeaseId, TaskIx, TaskKey};
 use crate::index::{ClassId, RunAux, RunEntry, Timer, Wanted, class_of, may_grow, rank, task_of};
-use crate::index::{free_slots, open_question, run_deadline, run_wants, task_deadline, task_wants};
+use crate::index::{free_slots, run_deadline, run_wants, task_deadline, task_wants, unanswered};
 use crate::limits;
 use crate::state::{Lease, Link, Run, RunPhase, State, Task, TaskState, VerifyPhase, timeout_at};
 use crate::time::Timestamp;
@@ -163,17 +163,55 @@ fn check_tasks(state: &State, run: &Run) -> Checked {
             }
             _ => {}
         }
-        if let Some(question) = open_question(task) {
-            ensure(
-                state.index.questions.get(&question.id) == Some(&key),
-                || format!("question {} is not listed", question.id),
-            )?;
-        }
+        check_questions(state, key, task)?;
     }
     let counted = state.open_tasks(run.id);
     ensure(open == counted, || {
         format!("{} counts {counted} open of {open}", run.id)
     })
+}
+
+/// Questions are listed, within bounds, asked once each, and stop the clock while they wait.
+fn check_questions(state: &State, key: TaskKey, task: &Task) -> Checked {
+    let open = task.questions();
+    for question in open {
+        ensure(
+            state.index.questions.get(&question.id) == Some(&key)
+                && question.id < state.next_question,
+            || format!("question {} is not listed", question.id),
+        )?;
+    }
+    for attempt in task.attempts() {
+        for past in &attempt.asked {
+            let listed = state.index.past_questions.get(&past.id) == Some(&key);
+            ensure(listed && past.id < state.next_question, || {
+                format!("closed question {} is not listed", past.id)
+            })?;
+        }
+    }
+    let Some(last) = task.attempts().last() else {
+        return ensure(open.is_empty(), || format!("{key} asks without an attempt"));
+    };
+    let past = last.asked.iter().map(|past| past.number);
+    let numbers: Vec<u32> = open.iter().map(|open| open.number).chain(past).collect();
+    let distinct: BTreeSet<&u32> = numbers.iter().collect();
+    ensure(distinct.len() == numbers.len(), || {
+        format!("{key} asks one question twice: {numbers:?}")
+    })?;
+    ensure(
+        open.len() <= limits::OPEN_QUESTIONS && numbers.len() <= limits::QUESTIONS_PER_ATTEMPT,
+        || format!("{key} asks {} questions", numbers.len()),
+    )?;
+    let waits = matches!(task.state, TaskState::Leased { .. }) && unanswered(open).is_some();
+    ensure(last.waiting_since.is_some() == waits, || {
+        format!("{key} waits since {:?}", last.waiting_since)
+    })?;
+    if let TaskState::Parked(parked) = &task.state {
+        ensure(unanswered(&parked.questions).is_some(), || {
+            format!("{key} is parked for nothing")
+        })?;
+    }
+    Ok(())
 }
 
 fn check_lease(state: &State, lease: &Lease) -> Checked {
@@ -416,14 +454,16 @@ fn check_lists(state: &State) -> Checked {
         })?;
     }
     let mut basing = BTreeSet::new();
-    let mut questions = 0;
+    let (mut questions, mut past) = (0, 0);
     let mut integrating = BTreeSet::new();
     for run in state.runs() {
         if matches!(run.phase, RunPhase::Integrating { .. }) {
             integrating.insert(run.id);
         }
         for (task, known) in run.indexed() {
-            questions += usize::from(open_question(known).is_some());
+            questions += known.questions().len();
+            let attempts = known.attempts().iter();
+            past += attempts.map(|attempt| attempt.asked.len()).sum::<usize>();
             if matches!(known.state, TaskState::Basing { .. }) {
                 basing.insert(TaskKey { run: run.id, task });
             }
@@ -435,5 +475,8 @@ fn check_lists(state: &State) -> Checked {
     })?;
     ensure(questions == index.questions.len(), || {
         "other questions are open".into()
+    })?;
+    ensure(past == index.past_questions.len(), || {
+        "other questions are closed".into()
     })
 }

@@ -19,6 +19,7 @@ mod index;
 pub mod invariants;
 pub mod limits;
 pub mod plan;
+pub mod question;
 mod recovery;
 mod schedule;
 mod settle;

@@ -72,7 +72,25 @@ pub const PATH_SCAN: usize = 1_024;
 /// Time after which a worker that is not connected and holds nothing is forgotten.
 pub const WORKER_FORGET: Span = Span::from_secs(24 * 3_600);
 /// How long an agent that waits for a person keeps its slot before it is parked.
-pub const PARK_AFTER: Span = Span::from_secs(600);
+/// Long enough for a person who is at lunch; then the slot is for others, and the attempt that goes
+/// on gets the answer.
+pub const PARK_AFTER: Span = Span::from_secs(3_600);
+/// Questions of one attempt that wait for people at once: agents ask one by one, or as many as they
+/// call tools at once.
+pub const OPEN_QUESTIONS: usize = 32;
+/// Questions that one attempt may ask in all. Whoever is asked so often has not been asked a
+/// question but given a job; each stays in memory as long as its run.
+pub const QUESTIONS_PER_ATTEMPT: usize = 1_024;
+/// Choices of one question.
+pub const CHOICES_PER_QUESTION: usize = 64;
+/// A question in one line, why it is asked, a choice's id or label.
+pub const QUESTION_LINE_BYTES: usize = 1_024;
+/// The command, diff or arguments that a question is about.
+pub const QUESTION_DETAIL_BYTES: usize = 16_384;
+/// What a person writes to an agent.
+pub const ANSWER_BYTES: usize = 4_096;
+/// Conversations one attempt may open: agents begin a new one when they put the old one in short.
+pub const CONVERSATIONS_PER_ATTEMPT: u32 = 64;
 /// Distinct profiles of one run: tasks name them by a 16-bit index.
 pub const PROFILES_PER_RUN: usize = 65_536;
 /// Bytes of a claimed path: what common systems accept.

@@ -172,6 +172,8 @@ impl State {
             | EventKind::LeaseRevoked { run, lease }
             | EventKind::LeaseClosed { run, lease, .. }
             | EventKind::QuestionAsked { run, lease, .. }
+            | EventKind::QuestionClosed { run, lease, .. }
+            | EventKind::ConversationOpened { run, lease, .. }
             | EventKind::TaskParked { run, lease, .. } => {
                 let open = self.lease(*lease).is_some_and(|open| open.run == *run);
                 (*run, *lease, open)

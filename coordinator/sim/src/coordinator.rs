@@ -28,6 +28,8 @@ pub(crate) enum Up {
     /// Numbers of events of a lease: first and last.
     Events(u64, u64, u64),
     Ask(u64),
+    /// The agent of a lease has its answer.
+    GotAnswer(u64),
     Goodbye,
     /// What only a liar says.
     Lie(Command),

@@ -65,6 +65,7 @@ const QUESTIONS: &[Met] = &[
     Met::QuestionOpen,
     Met::QuestionParked,
     Met::QuestionAnswered,
+    Met::QuestionClosed,
     Met::QuestionUnknown,
 ];
 
@@ -93,7 +94,9 @@ impl Came {
             | Self::VerifyPassed
             | Self::GivenBack
             | Self::Stopped
-            | Self::Asks => &[LEASES, NO_LEASE],
+            | Self::Asks
+            | Self::Closes
+            | Self::Converses => &[LEASES, NO_LEASE],
             Self::BaseMade | Self::BaseConflict | Self::BaseError => &[TASKS, NO_TASK],
             Self::IntegrationMade | Self::IntegrationConflict | Self::IntegrationError => {
                 &[RUNS, NO_RUN]

@@ -5,7 +5,7 @@ use coordinator_core::event::{LeaseEnd, Work};
 use coordinator_core::{Failure, FailureClass, Incarnation, RunId, TaskKey, WorkerId};
 
 use crate::reference::{
-    Asked, CRASHES_MAX, Counted, DEFERRALS_MAX, Judged, Lease, PARK_MS, Reference, Stands, class,
+    Asked, CRASHES_MAX, Counted, DEFERRALS_MAX, Judged, Lease, Reference, Stands, class,
     class_is_timeout, ensure, known_final,
 };
 
@@ -97,7 +97,6 @@ impl Reference {
                 begun: asked.at,
                 ttl_ms,
                 expires: asked.at + ttl + self.clocks.grace,
-                asked: None,
             },
         );
         Ok(())
@@ -295,23 +294,6 @@ impl Reference {
         )
     }
 
-    pub(crate) fn parked(&mut self, asked: &Asked<'_>, id: u64) -> Judged {
-        let lease = self.live(id, "it is parked")?;
-        lease.told = true;
-        let lease = lease.clone();
-        let fair = lease
-            .asked
-            .is_some_and(|since| asked.at.since(since).ms() >= PARK_MS);
-        ensure(fair, "questions are parked in time", || {
-            format!("lease {id}")
-        })?;
-        if let Work::Attempt { task, .. } = lease.work {
-            let run = lease.run;
-            self.known(TaskKey { run, task })?.stands = Stands::Parked;
-        }
-        Ok(())
-    }
-
     pub(crate) fn closed(&mut self, asked: &Asked<'_>, id: u64, end: LeaseEnd) -> Judged {
         let Some(lease) = self.leases.get_mut(&id).filter(|lease| lease.open) else {
             return Err(("only live leases count", format!("{id} is closed again")));
@@ -330,8 +312,15 @@ impl Reference {
             }
             LeaseEnd::Confirmed => {
                 hello.is_some()
-                    || reports
-                        .any(|report| !matches!(report, Report::Started | Report::Asks { .. }))
+                    || reports.any(|report| {
+                        !matches!(
+                            report,
+                            Report::Started
+                                | Report::Asked { .. }
+                                | Report::QuestionClosed { .. }
+                                | Report::ConversationOpened { .. }
+                        )
+                    })
             }
         };
         ensure(

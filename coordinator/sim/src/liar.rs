@@ -11,6 +11,7 @@ use crate::coordinator::{Down, Up};
 use crate::facts::Facts;
 use crate::random::fate;
 use crate::remote::{Credential, GitRequest, GitWhat, Ref};
+use crate::wire::asking;
 use crate::world::{Checked, Ev, World};
 
 /// What a liar knows.
@@ -181,8 +182,20 @@ impl World<'_> {
                 failure: Failure::new(FailureClass::Preempted, "it leaves"),
             },
             9 => Report::Stopped,
-            10 => Report::Asks {
-                text: "why?".into(),
+            10 => match (roll >> 8) % 4 {
+                0 | 1 => Report::Asked {
+                    number: u32::try_from((roll >> 16) % 3).unwrap_or(0),
+                    asking: Arc::new(asking("why?")),
+                },
+                2 => Report::QuestionClosed {
+                    number: u32::try_from((roll >> 16) % 4).unwrap_or(0),
+                    choice: "no".into(),
+                    by: "policy".into(),
+                },
+                _ => Report::ConversationOpened {
+                    id: format!("c{}", (roll >> 16) % 3).into(),
+                    software: "liar".into(),
+                },
             },
             _ => failed(FailureClass::AgentFailed),
         };

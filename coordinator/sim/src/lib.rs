@@ -20,6 +20,7 @@ mod operator;
 mod plan;
 mod power;
 pub mod progress;
+mod questions;
 mod random;
 pub mod ranges;
 mod reference;

@@ -123,7 +123,8 @@ impl World<'_> {
             },
             Wish::Answer(question) => Command::Answer {
                 question,
-                answer: "yes".into(),
+                choice: "yes".into(),
+                text: "".into(),
                 by,
             },
         };

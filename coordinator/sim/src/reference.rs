@@ -18,7 +18,7 @@ use crate::remote::{Credential, Ref};
 pub(crate) const CRASHES_MAX: u32 = 5;
 pub(crate) const DEFERRALS_MAX: u32 = 40;
 /// Time after which a question that nobody answers parks its task.
-pub(crate) const PARK_MS: u64 = 600_000;
+pub(crate) const PARK_MS: u64 = 3_600_000;
 
 pub(crate) type Judged = Result<(), (&'static str, String)>;
 
@@ -97,7 +97,6 @@ pub(crate) struct Lease {
     pub(crate) begun: Timestamp,
     pub(crate) ttl_ms: u64,
     pub(crate) expires: Timestamp,
-    pub(crate) asked: Option<Timestamp>,
 }
 
 #[derive(Default)]
@@ -106,8 +105,7 @@ pub(crate) struct Reference {
     pub(crate) runs: BTreeMap<RunId, Run>,
     pub(crate) leases: BTreeMap<u64, Lease>,
     pub(crate) open: BTreeSet<u64>,
-    /// Leases that asked, by the number of the question.
-    pub(crate) questions: BTreeMap<u64, u64>,
+    pub(crate) questions: BTreeMap<u64, crate::questions::Known>,
     pub(crate) last_lease: u64,
     pub(crate) seqs: BTreeMap<Option<RunId>, u64>,
     pub(crate) epoch: u64,
@@ -545,14 +543,21 @@ impl Reference {
             }
             EventKind::TaskParked { lease, .. } => self.parked(asked, lease.0),
             EventKind::QuestionAsked {
-                lease, question, ..
-            } => {
-                let at = asked.at;
-                self.questions.insert(question.0, lease.0);
-                self.live(lease.0, "it asks")?.asked = Some(at);
-                Ok(())
+                lease,
+                question,
+                number,
+                ..
+            } => self.asks(asked, lease.0, question.0, *number),
+            EventKind::QuestionAnswered { question, .. } => self.answered(asked, question.0),
+            EventKind::QuestionClosed {
+                lease,
+                question,
+                number,
+                ..
+            } => self.question_closed(asked, lease.0, question.0, *number),
+            EventKind::ConversationOpened { lease, .. } => {
+                self.live(lease.0, "it has a conversation").map(|_| ())
             }
-            EventKind::QuestionAnswered { question, .. } => self.answered(question.0),
             EventKind::RunEnded { run, outcome } => self.ended(*run, outcome),
             EventKind::RunReopened { run, .. } => {
                 if let Some(run) = self.runs.get_mut(run) {
@@ -612,23 +617,6 @@ impl Reference {
             .get_mut(&id)
             .filter(|lease| lease.open && !lease.revoked);
         lease.ok_or_else(|| ("only live leases count", format!("{id}: {what}")))
-    }
-
-    pub(crate) fn answered(&mut self, question: u64) -> Judged {
-        let lease = self
-            .questions
-            .get(&question)
-            .and_then(|lease| self.leases.get(lease));
-        let Some((run, work)) = lease.map(|lease| (lease.run, lease.work)) else {
-            return Err(("events name what there is", format!("question {question}")));
-        };
-        if let Work::Attempt { task, .. } = work {
-            let task = self.known(TaskKey { run, task })?;
-            if task.stands == Stands::Parked {
-                task.stands = Stands::Waiting;
-            }
-        }
-        Ok(())
     }
 
     pub(crate) fn ended(&mut self, id: RunId, outcome: &RunOutcome) -> Judged {

@@ -1,11 +1,14 @@
 //! The coordinator's side of sessions: welcomes, messages, reports, transcripts.
 
+use std::sync::Arc;
+
 use coordinator_core::command::{Heartbeat, Report};
 use coordinator_core::event::Outcome;
 use coordinator_core::{Command, LeaseId, Rejection, Reply};
 use muster_proto::v1;
 
 use crate::coordinator::{Asker, Down, Request, Up, verdict};
+use crate::wire::asking;
 use crate::world::{Checked, Ev, World, tell};
 
 impl World<'_> {
@@ -37,7 +40,7 @@ impl World<'_> {
         self.say(conn, Down::Welcome(welcome));
         for lease in held {
             // The first answer may have been lost.
-            if self.coordinator.state.answered(lease).is_some() {
+            if self.coordinator.state.answered(lease).next().is_some() {
                 self.say(conn, Down::Answer(lease.0));
             }
         }
@@ -127,8 +130,21 @@ impl World<'_> {
                 let command = Command::Report {
                     worker,
                     lease: LeaseId(lease),
-                    report: Report::Asks {
-                        text: format!("what about {lease}?").into(),
+                    report: Report::Asked {
+                        number: 1,
+                        asking: Arc::new(asking(&format!("what about {lease}?"))),
+                    },
+                };
+                self.request(Request::Command(Asker::Nobody, command));
+            }
+            Up::GotAnswer(lease) => {
+                let command = Command::Report {
+                    worker,
+                    lease: LeaseId(lease),
+                    report: Report::QuestionClosed {
+                        number: 1,
+                        choice: "yes".into(),
+                        by: "".into(),
                     },
                 };
                 self.request(Request::Command(Asker::Nobody, command));

@@ -310,7 +310,7 @@ impl Special<'_> {
         if self.random.per_mille(200) {
             // It is parked by then.
             let (plan, task) = (0, 0);
-            self.after(Moment::Asked, 0, 620_000, What::CancelTask { plan, task });
+            self.after(Moment::Asked, 0, 3_620_000, What::CancelTask { plan, task });
         }
         if self.random.per_mille(400) {
             self.lie();

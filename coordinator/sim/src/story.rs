@@ -83,6 +83,7 @@ impl fmt::Display for Told<'_> {
             | EventKind::VerifyPassed { lease, .. }
             | EventKind::LeaseRevoked { lease, .. }
             | EventKind::QuestionAsked { lease, .. }
+            | EventKind::QuestionClosed { lease, .. }
             | EventKind::TaskParked { lease, .. } => write!(f, " {lease}"),
             EventKind::LeaseClosed { lease, end, .. } => write!(f, " {lease} {end:?}"),
             _ => Ok(()),

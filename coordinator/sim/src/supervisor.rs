@@ -245,6 +245,8 @@ impl World<'_> {
         if !asks {
             return;
         }
+        // Said again whenever the answer comes again: the first word may have been lost.
+        self.say_if_up(host, Up::GotAnswer(lease));
         if let Some(known) = self.hosts.get_mut(host)
             && let Some(supervisor) = known.supervisors.get_mut(&lease)
             && supervisor.ends_at.is_none()

@@ -2,6 +2,7 @@
 
 use coordinator_core::command::Report;
 use coordinator_core::event::{Outcome, Usage};
+use coordinator_core::question::{Asking, Choice, ChoiceEffect};
 use coordinator_core::{CommitId, Failure, FailureClass, Span};
 use muster_proto::v1;
 
@@ -41,8 +42,31 @@ pub(crate) fn report_of(report: v1::Report) -> Option<Report> {
             failure: failure_of(Some(failure)),
         },
         Kind::Stopped(_) => Report::Stopped,
+        // Simulated agents ask past their worker's outbox.
         Kind::Asked(_) | Kind::QuestionClosed(_) | Kind::SessionOpened(_) => return None,
     })
+}
+
+/// Makes a question that can be answered with `yes`.
+pub(crate) fn asking(title: &str) -> Asking {
+    let choice = |id: &str, effect| Choice {
+        id: id.into(),
+        label: id.into(),
+        effect,
+        rule: "".into(),
+    };
+    Asking {
+        kind: "command".into(),
+        title: title.into(),
+        detail: "".into(),
+        reason: "".into(),
+        folder: "".into(),
+        choices: [
+            choice("yes", ChoiceEffect::AllowOnce),
+            choice("no", ChoiceEffect::Deny),
+        ]
+        .into(),
+    }
 }
 
 /// Makes a failure of a class.

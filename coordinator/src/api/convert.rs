@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use coordinator_core::command::{Report, ReportAnswer, Verdict};
 use coordinator_core::event::{Outcome, Usage, Work};
+use coordinator_core::question::{Asking, Choice, ChoiceEffect};
 use coordinator_core::worker::Offer;
 use coordinator_core::{
     AttemptNo, CommitId, Failure, FailureClass, LeaseId, Span, TaskIx, Timestamp, limits,
@@ -14,6 +15,8 @@ use tonic::Status;
 
 /// Bytes of an agent's summary that are journaled.
 const SUMMARY_BYTES: usize = 4_096;
+/// Bytes of the id of an agent's choice.
+const CHOICE_ID_BYTES: usize = 256;
 /// Labels, resources and agents one worker may name, each.
 const OFFER_ITEMS: usize = 256;
 /// Bytes of one name in an offer.
@@ -190,11 +193,118 @@ pub fn report_of(report: v1::Report) -> Result<(LeaseId, Report), Status> {
             failure: failure_of(Some(failure)),
         },
         Kind::Stopped(_) => Report::Stopped,
-        Kind::Asked(_) | Kind::QuestionClosed(_) | Kind::SessionOpened(_) => {
-            return Err(Status::unimplemented("questions of agents"));
-        }
+        Kind::Asked(question) => Report::Asked {
+            number: question.number,
+            asking: Arc::new(asking_of(question)?),
+        },
+        Kind::QuestionClosed(closed) => Report::QuestionClosed {
+            number: closed.question,
+            choice: clip(&closed.choice, limits::QUESTION_LINE_BYTES).into(),
+            by: clip(&closed.by, limits::QUESTION_LINE_BYTES).into(),
+        },
+        Kind::SessionOpened(opened) => Report::ConversationOpened {
+            id: opened.id.into(),
+            software: clip(&opened.software, limits::QUESTION_LINE_BYTES).into(),
+        },
     };
     Ok((lease, report))
+}
+
+/// Reads what an agent asks. A choice that cannot be named, or is named twice, is left out.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` when nothing is left to choose.
+fn asking_of(question: v1::Question) -> Result<Asking, Status> {
+    let mut known = BTreeSet::new();
+    let choices: Box<[Choice]> = question
+        .choices
+        .into_iter()
+        .filter(|choice| !choice.id.is_empty() && choice.id.len() <= CHOICE_ID_BYTES)
+        .filter(|choice| known.insert(choice.id.clone()))
+        .filter_map(|choice| {
+            Some(Choice {
+                effect: effect_of(choice.effect())?,
+                id: choice.id.into(),
+                label: one_line(&choice.label),
+                rule: one_line(&choice.rule),
+            })
+        })
+        .take(limits::CHOICES_PER_QUESTION)
+        .collect();
+    if choices.is_empty() {
+        return Err(Status::invalid_argument("a question without choices"));
+    }
+    Ok(Asking {
+        kind: one_line(&question.kind),
+        title: one_line(&question.title),
+        detail: clip(&question.detail, limits::QUESTION_DETAIL_BYTES).into(),
+        reason: one_line(&question.reason),
+        folder: one_line(&question.folder),
+        choices,
+    })
+}
+
+/// Makes one bounded line of a text.
+fn one_line(text: &str) -> Box<str> {
+    let line: String = clip(text, limits::QUESTION_LINE_BYTES)
+        .chars()
+        .map(|character| {
+            if character.is_control() {
+                ' '
+            } else {
+                character
+            }
+        })
+        .collect();
+    line.into()
+}
+
+fn effect_of(effect: v1::ChoiceEffect) -> Option<ChoiceEffect> {
+    Some(match effect {
+        v1::ChoiceEffect::Unspecified => return None,
+        v1::ChoiceEffect::AllowOnce => ChoiceEffect::AllowOnce,
+        v1::ChoiceEffect::AllowSession => ChoiceEffect::AllowSession,
+        v1::ChoiceEffect::AllowRule => ChoiceEffect::AllowRule,
+        v1::ChoiceEffect::Deny => ChoiceEffect::Deny,
+        v1::ChoiceEffect::DenyAndStop => ChoiceEffect::DenyAndStop,
+        v1::ChoiceEffect::Text => ChoiceEffect::Text,
+    })
+}
+
+/// Makes the effect of a choice for the wire.
+#[must_use]
+pub fn effect(effect: ChoiceEffect) -> v1::ChoiceEffect {
+    match effect {
+        ChoiceEffect::AllowOnce => v1::ChoiceEffect::AllowOnce,
+        ChoiceEffect::AllowSession => v1::ChoiceEffect::AllowSession,
+        ChoiceEffect::AllowRule => v1::ChoiceEffect::AllowRule,
+        ChoiceEffect::Deny => v1::ChoiceEffect::Deny,
+        ChoiceEffect::DenyAndStop => v1::ChoiceEffect::DenyAndStop,
+        ChoiceEffect::Text => v1::ChoiceEffect::Text,
+    }
+}
+
+/// Makes what an agent asks for the wire.
+#[must_use]
+pub fn question(number: u32, asking: &Asking) -> v1::Question {
+    v1::Question {
+        number,
+        kind: asking.kind.to_string(),
+        title: asking.title.to_string(),
+        detail: asking.detail.to_string(),
+        reason: asking.reason.to_string(),
+        folder: asking.folder.to_string(),
+        choices: asking
+            .choices
+            .iter()
+            .map(|choice| v1::Choice {
+                id: choice.id.to_string(),
+                label: choice.label.to_string(),
+                effect: effect(choice.effect).into(),
+                rule: choice.rule.to_string(),
+            })
+            .collect(),
+    }
 }
 
 /// Makes a verdict on a lease for the wire.
@@ -296,6 +406,53 @@ mod tests {
             ..v1::Failure::default()
         }));
         assert_eq!(failure.class, FailureClass::AgentFailed);
+    }
+
+    #[test]
+    fn a_question_goes_both_ways_and_what_cannot_be_chosen_is_left_out() {
+        let choice = |id: &str, effect: v1::ChoiceEffect| v1::Choice {
+            id: id.to_owned(),
+            label: "L".into(),
+            effect: effect.into(),
+            rule: "r".into(),
+        };
+        let all = [
+            v1::ChoiceEffect::AllowOnce,
+            v1::ChoiceEffect::AllowSession,
+            v1::ChoiceEffect::AllowRule,
+            v1::ChoiceEffect::Deny,
+            v1::ChoiceEffect::DenyAndStop,
+            v1::ChoiceEffect::Text,
+        ];
+        let sent = v1::Question {
+            number: 4,
+            kind: "command".into(),
+            title: "run it?".into(),
+            detail: "a\nb".into(),
+            reason: "why".into(),
+            folder: "f".into(),
+            choices: all
+                .map(|effect| choice(effect.as_str_name(), effect))
+                .into(),
+        };
+        let read = asking_of(sent.clone()).unwrap();
+        assert_eq!(question(4, &read), sent);
+        let odd = v1::Question {
+            title: "two\nlines\u{1b}[31m".into(),
+            choices: vec![
+                choice("a", v1::ChoiceEffect::Unspecified),
+                choice("", v1::ChoiceEffect::Deny),
+                choice(&"x".repeat(257), v1::ChoiceEffect::Deny),
+                choice("b", v1::ChoiceEffect::Deny),
+                choice("b", v1::ChoiceEffect::AllowOnce),
+            ],
+            ..v1::Question::default()
+        };
+        let read = asking_of(odd).unwrap();
+        assert_eq!(&*read.title, "two lines [31m");
+        assert_eq!(read.choices.len(), 1);
+        assert_eq!(read.choices[0].effect, ChoiceEffect::Deny);
+        assert!(asking_of(v1::Question::default()).is_err());
     }
 
     #[test]

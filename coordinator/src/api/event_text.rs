@@ -48,6 +48,8 @@ pub(super) fn subject(kind: &EventKind) -> Subject {
         | EventKind::LeaseRevoked { lease, .. }
         | EventKind::LeaseClosed { lease, .. }
         | EventKind::QuestionAsked { lease, .. }
+        | EventKind::QuestionClosed { lease, .. }
+        | EventKind::ConversationOpened { lease, .. }
         | EventKind::TaskParked { lease, .. } => Subject {
             lease: Some(*lease),
             ..Subject::default()
@@ -185,9 +187,30 @@ pub(super) fn text(kind: &EventKind, task: impl Fn(TaskIx) -> String) -> String 
             LeaseEnd::NeverStarted => "the lease never began".to_owned(),
             LeaseEnd::Superseded => "the worker restarted without this lease".to_owned(),
         },
-        EventKind::QuestionAsked { question, text, .. } => format!("asks ({question}): {text}"),
-        EventKind::QuestionAnswered { question, by, .. } => {
-            format!("question {question} was answered by {by}")
+        EventKind::QuestionAsked {
+            question, asking, ..
+        } => format!("asks ({question}): {}", asking.title),
+        EventKind::QuestionAnswered {
+            question,
+            choice,
+            by,
+            ..
+        } => format!("{question} was answered by {by}: {choice}"),
+        EventKind::QuestionClosed {
+            question,
+            choice,
+            by,
+            ..
+        } => match (&**choice, &**by) {
+            ("", _) => format!("does not wait for an answer to {question} any more"),
+            (choice, "") => format!("has its answer to {question}: {choice}"),
+            (choice, by) => format!("has its answer to {question}: {choice}, by {by}"),
+        },
+        EventKind::ConversationOpened { software, .. } if software.is_empty() => {
+            "its agent has begun a conversation".to_owned()
+        }
+        EventKind::ConversationOpened { software, .. } => {
+            format!("{software} has begun a conversation")
         }
         EventKind::TaskParked { question, .. } => format!("parked until {question} is answered"),
     }

@@ -20,6 +20,7 @@ mod outbound;
 mod places;
 mod plan_reader;
 pub mod plans;
+mod questions;
 pub mod runs;
 mod server;
 mod slow;

@@ -24,6 +24,7 @@ use super::frames::{self, Sent};
 use super::limits::{FAREWELL, LOGS, TASKS_PER_PAGE, WATCHES};
 use super::log;
 use super::places::Connection;
+use super::questions;
 use super::runs::Runs;
 use super::slow;
 use super::submit::Submissions;
@@ -461,6 +462,24 @@ impl OperatorService for Operators {
         };
         let tasks = touched(&reply);
         Ok(Response::new(v1::RetryResponse { tasks }))
+    }
+
+    async fn list_questions(
+        &self,
+        request: Request<v1::ListQuestionsRequest>,
+    ) -> Result<Response<v1::ListQuestionsResponse>, Status> {
+        allowed(&request, Access::View)?;
+        let listed = questions::list(&self.runs, request.into_inner()).await?;
+        Ok(Response::new(listed))
+    }
+
+    async fn answer_question(
+        &self,
+        request: Request<v1::AnswerQuestionRequest>,
+    ) -> Result<Response<v1::AnswerQuestionResponse>, Status> {
+        let by = allowed(&request, Access::Operate)?;
+        let answered = questions::answer(&self.runs, request.into_inner(), by).await?;
+        Ok(Response::new(answered))
     }
 
     async fn list_workers(

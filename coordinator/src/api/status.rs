@@ -39,7 +39,7 @@ pub fn of(error: engine::Error) -> Status {
 #[must_use]
 pub fn of_rejection(rejection: &Rejection) -> Status {
     let code = match rejection {
-        Rejection::InvalidPlan(_) => Code::InvalidArgument,
+        Rejection::InvalidPlan(_) | Rejection::Answer(_) => Code::InvalidArgument,
         Rejection::UnknownTarget | Rejection::UnknownWorker(_) | Rejection::UnknownQuestion(_) => {
             Code::NotFound
         }

@@ -194,7 +194,11 @@ fn task(run: &Run, task: &Task) -> v1::Task {
         .get(usize::from(task.profile))
         .map(|profile| profile.requirement.agent.to_string())
         .unwrap_or_default();
+    let asks = task.questions().iter().find(|open| open.answer.is_none());
     v1::Task {
+        asks: asks
+            .map(|open| format!("{}: {}", open.id, open.asking.title))
+            .unwrap_or_default(),
         name: task.name.to_string(),
         state: task_state(task).to_owned(),
         depends_on: task.dependencies.iter().map(|&ix| name(ix)).collect(),

@@ -701,6 +701,22 @@ async fn obey(
             let leases = leases.into_iter().map(|lease| lease.0).collect();
             out.say(Say::Stop(v1::StopLeases { leases })).await
         }
+        ToSession::Answers(facts) => {
+            let mut leases: BTreeMap<LeaseId, Vec<v1::Answer>> = BTreeMap::new();
+            for facts in facts {
+                leases.entry(facts.lease).or_default().push(v1::Answer {
+                    question: facts.number,
+                    choice: facts.choice.into(),
+                    text: facts.text.into(),
+                });
+            }
+            let leases = leases.into_iter().map(|(lease, answers)| v1::LeaseAnswers {
+                lease: lease.0,
+                answers,
+            });
+            let leases = leases.collect();
+            out.say(Say::Answers(v1::Answers { leases })).await
+        }
         ToSession::Drain(true) => out.say(Say::Drain(v1::Drain {})).await,
         // The next heartbeat's renewal shows that the drain was taken back.
         ToSession::Drain(false) => Ok(()),

@@ -154,7 +154,9 @@ impl Ledger {
             | EventKind::WorkStarted { .. }
             | EventKind::LeaseRevoked { .. }
             | EventKind::QuestionAsked { .. }
-            | EventKind::QuestionAnswered { .. } => {}
+            | EventKind::QuestionAnswered { .. }
+            | EventKind::QuestionClosed { .. }
+            | EventKind::ConversationOpened { .. } => {}
         }
     }
 

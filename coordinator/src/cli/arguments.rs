@@ -1,5 +1,6 @@
 //! What can be typed. The texts are the manual, so they are written for a newcomer.
 
+mod ask;
 mod begin;
 mod files;
 mod fleet;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use ask::{Approvals, Approve, Deny};
 pub(crate) use begin::{Run, Serve, Submit};
 pub(crate) use files::{
     Completions, Config, ConfigCommand, GraphFormat, Plan, PlanCommand, PlanGraph,
@@ -130,6 +132,9 @@ pub(crate) enum Command {
     Logs(Logs),
     Diff(Diff),
     Explain(Explain),
+    Approvals(Approvals),
+    Approve(Approve),
+    Deny(Deny),
     Cancel(Cancel),
     Retry(Retry),
     Fetch(Fetch),

@@ -1,4 +1,4 @@
-//! What needs a person's attention: runs that failed, runs that wait, workers in trouble.
+//! What needs a person's attention: agents that ask, runs that failed, runs that wait, workers in trouble.
 
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::v1;
@@ -13,6 +13,8 @@ use crate::output::{Paint, harmless, one_line};
 const RUNS_MAX: usize = 5;
 /// Failed runs that are older were seen, or do not matter any more.
 const FAILED_MAX: SignedDuration = SignedDuration::from_hours(24);
+/// Questions of agents that are named.
+const QUESTIONS_MAX: usize = 5;
 /// Workers that are named.
 const WORKERS_MAX: usize = 10;
 /// Tasks of a worker that are named.
@@ -36,6 +38,7 @@ pub(super) struct Concern {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
+    Asks,
     Failed,
     Waits,
     Worker,
@@ -44,6 +47,7 @@ pub(super) enum Kind {
 impl Kind {
     const fn as_str(self) -> &'static str {
         match self {
+            Self::Asks => "agent_asks",
             Self::Failed => "run_failed",
             Self::Waits => "run_waits",
             Self::Worker => "worker",
@@ -62,7 +66,7 @@ pub(super) async fn look(
     program: &str,
     now: Timestamp,
 ) -> Result<Vec<Concern>> {
-    let mut concerns = Vec::new();
+    let mut concerns = asked(client, "", program, now).await?;
     let failed = runs.iter().filter(|run| has_failed_lately(run, now));
     for run in failed.take(RUNS_MAX) {
         let run = find::get(client, &run.run).await?;
@@ -90,6 +94,53 @@ pub(super) async fn look(
     Ok(concerns)
 }
 
+/// Looks for what agents ask, of a run or, without a name, of all.
+///
+/// # Errors
+/// The coordinator does not answer.
+pub(super) async fn asked(
+    client: &Client,
+    run: &str,
+    program: &str,
+    now: Timestamp,
+) -> Result<Vec<Concern>> {
+    let request = v1::ListQuestionsRequest {
+        run: run.to_owned(),
+    };
+    let listed = client
+        .operator()
+        .list_questions(request)
+        .await?
+        .into_inner();
+    let shown = listed.questions.iter().take(QUESTIONS_MAX);
+    let mut concerns: Vec<Concern> = shown.map(|open| asks(open, program, now)).collect();
+    let more = listed.questions.len() - concerns.len() + listed.more as usize;
+    if let Some(last) = concerns.last_mut().filter(|_| more > 0) {
+        let more = show::counted(more, "more question");
+        last.remedy = Some(format!("{program} approvals, which shows {more}"));
+    }
+    Ok(concerns)
+}
+
+fn asks(open: &v1::OpenQuestion, program: &str, now: Timestamp) -> Concern {
+    let title = open.question.as_ref().map(|asked| one_line(&asked.title));
+    let waits = show::time(open.asked_at.as_ref())
+        .map(|at| format!(", for {}", show::duration(show::between(at, now))));
+    let id = one_line(&open.id);
+    Concern {
+        kind: Kind::Asks,
+        name: open.run.clone(),
+        task: Some(open.task.clone()),
+        class: None,
+        text: format!(
+            "{id}{}: {}",
+            waits.unwrap_or_default(),
+            title.unwrap_or_default()
+        ),
+        remedy: Some(format!("{program} approve {id}, or deny {id}")),
+    }
+}
+
 fn has_failed_lately(run: &v1::RunSummary, now: Timestamp) -> bool {
     let ended = show::time(run.ended_at.as_ref());
     run.state == "failed" && ended.is_some_and(|at| now.duration_since(at) < FAILED_MAX)
@@ -102,10 +153,13 @@ fn may_wait(run: &v1::RunSummary) -> bool {
     run.state == "active" && works.iter().sum::<u32>() == 0
 }
 
-/// Gives the task that a run waits for: one that a person must answer, or the first that is ready.
+/// Gives the task that a run waits for: the first that is ready.
 fn waiting(run: &v1::Run) -> Option<&v1::Task> {
-    let of = |state: &str| run.tasks.iter().find(|task| task.state == state);
-    of("parked").or_else(|| of("ready"))
+    // What is parked asks, and was named before.
+    if run.tasks.iter().any(|task| task.state == "parked") {
+        return None;
+    }
+    run.tasks.iter().find(|task| task.state == "ready")
 }
 
 fn failure(run: &v1::Run, program: &str) -> Concern {
@@ -186,6 +240,7 @@ pub(super) fn text(concerns: &[Concern], paint: Paint) -> String {
     let mut text = format!("{}\n", paint.bold("needs attention:"));
     for concern in concerns {
         let (sign, word) = match concern.kind {
+            Kind::Asks => (paint.yellow("?"), paint.yellow("asks you")),
             Kind::Failed => (paint.red("✗"), paint.red("failed")),
             Kind::Waits => (paint.yellow("!"), paint.yellow("waits")),
             Kind::Worker => (paint.yellow("!"), "worker".to_owned()),
@@ -197,7 +252,7 @@ pub(super) fn text(concerns: &[Concern], paint: Paint) -> String {
         }
         let line = match concern.kind {
             Kind::Worker => format!("  {sign} {word} {name}: {}", concern.text),
-            Kind::Failed | Kind::Waits => {
+            Kind::Asks | Kind::Failed | Kind::Waits => {
                 format!("  {sign} {name} {word}: {about}{}", concern.text)
             }
         };
@@ -259,13 +314,15 @@ mod tests {
             ..v1::Worker::default()
         };
         let concerns = [
+            asks(&canned::question(), "coordinator", canned::at(90)),
             failure(&canned::failed(), "coordinator"),
             failure(&canned::conflicting(), "coordinator"),
             waits(&waiting_run, &task, &said),
             worker(&lost, canned::at(90)),
         ];
         insta::assert_snapshot!(text(&concerns, Paint::new(false)));
-        assert_eq!(json(&concerns[0])["class"], "verify_failed");
+        assert_eq!(json(&concerns[0])["kind"], "agent_asks");
+        assert_eq!(json(&concerns[1])["class"], "verify_failed");
         assert_eq!(text(&[], Paint::new(false)), "");
     }
 

@@ -62,6 +62,41 @@ fn failure(class: &str, message: &str, output: &str) -> v1::Failure {
     }
 }
 
+/// An agent that asks before it deletes something.
+pub(crate) fn question() -> v1::OpenQuestion {
+    let choice = |id: &str, label: &str, effect: v1::ChoiceEffect, rule: &str| v1::Choice {
+        id: id.to_owned(),
+        label: label.to_owned(),
+        effect: effect.into(),
+        rule: rule.to_owned(),
+    };
+    let lines: Vec<String> = (1..=15).map(|nth| format!("rm -r build/{nth}")).collect();
+    v1::OpenQuestion {
+        id: "Q7".to_owned(),
+        run: "add-auth-b7itx33".to_owned(),
+        task: "api".to_owned(),
+        attempt: 2,
+        lease: 12,
+        worker: "laptop-0".to_owned(),
+        agent: "claude".to_owned(),
+        asked_at: stamp(30),
+        question: Some(v1::Question {
+            number: 1,
+            kind: "command".to_owned(),
+            title: "May I run this?\u{1b}[31m".to_owned(),
+            detail: lines.join("\n"),
+            reason: "to build anew".to_owned(),
+            folder: "app".to_owned(),
+            choices: vec![
+                choice("yes", "Yes", v1::ChoiceEffect::AllowOnce, ""),
+                choice("always", "Always", v1::ChoiceEffect::AllowRule, "rm:*"),
+                choice("no", "No, and say why", v1::ChoiceEffect::Deny, ""),
+            ],
+        }),
+        parked: true,
+    }
+}
+
 /// A run in the middle: one task done, one running, one in verify, one failed once, two to come.
 pub(crate) fn live() -> v1::Run {
     v1::Run {

@@ -111,6 +111,7 @@ fn task(task: &v1::Task) -> Value {
         "no_change": task.no_change,
         "agent": task.agent,
         "priority": task.priority,
+        "asks": (!task.asks.is_empty()).then_some(&task.asks),
     })
 }
 

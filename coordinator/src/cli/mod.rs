@@ -4,6 +4,8 @@
 //! process. Data goes to standard output, talk to standard error.
 
 mod activity;
+mod approvals;
+mod approve;
 mod arguments;
 mod attention;
 mod audit;
@@ -117,6 +119,9 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Cancel(options) => Box::pin(cancel::cancel(context, options)).await,
         Command::Retry(options) => Box::pin(retry::retry(context, options)).await,
         Command::Explain(options) => Box::pin(explain::explain(context, options)).await,
+        Command::Approvals(options) => Box::pin(approvals::approvals(context, options)).await,
+        Command::Approve(options) => Box::pin(approve::approve(context, options)).await,
+        Command::Deny(options) => Box::pin(approve::deny(context, options)).await,
         Command::Workers(options) => Box::pin(workers::workers(context, options)).await,
         Command::Drain(options) => Box::pin(drain::drain(context, options)).await,
         Command::Token(options) => Box::pin(token::token(context, options)).await,

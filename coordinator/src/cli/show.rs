@@ -83,7 +83,7 @@ pub(crate) fn state(paint: Paint, state: &str) -> String {
     match state {
         "succeeded" | "integrated" | "connected" => paint.green(state),
         "failed" | "aborted" | "lost" | "conflict" => paint.red(state),
-        "cancelled" | "skipped" | "parked" | "draining" => paint.yellow(state),
+        "cancelled" | "skipped" | "parked" | "asks you" | "draining" => paint.yellow(state),
         "leased" | "running" | "verifying" | "active" | "integrating" | "merging" => {
             paint.cyan(state)
         }
@@ -95,6 +95,7 @@ pub(crate) fn state(paint: Paint, state: &str) -> String {
 pub(crate) fn state_word(task: &v1::Task) -> &str {
     let last = task.attempts.last().map(|attempt| attempt.state.as_str());
     match (task.state.as_str(), last) {
+        ("leased", _) if !task.asks.is_empty() => "asks you",
         ("leased", Some("running")) => "running",
         ("leased", _) => "starting",
         ("verifying", Some("waiting_for_verify")) => "to verify",
@@ -111,7 +112,7 @@ pub(crate) fn state_sign(state: &str) -> &'static str {
         "running" | "active" | "integrating" | "merging" => "▸",
         "leased" | "starting" => "▹",
         "verifying" | "to verify" => "⋯",
-        "parked" => "?",
+        "parked" | "asks you" => "?",
         "ready" => "◦",
         "basing" => "~",
         "skipped" => "↷",

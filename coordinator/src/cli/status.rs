@@ -47,6 +47,8 @@ async fn one(context: &Context, session: &Session, run: &str, as_json: bool) -> 
     let name = find::run(&session.client, Some(run)).await?;
     let run = find::get(&session.client, &name).await?;
     let found = conflicts::of_run(&session.client, &run).await?;
+    let now = Timestamp::now();
+    let asked = attention::asked(&session.client, &name, &context.program, now).await?;
     if as_json {
         context
             .output
@@ -56,7 +58,7 @@ async fn one(context: &Context, session: &Session, run: &str, as_json: bool) -> 
         let place = summary::Place::of(context);
         context
             .output
-            .data(&summary::text(&run, &place, Timestamp::now(), paint))?;
+            .data(&(attention::text(&asked, paint) + &summary::text(&run, &place, now, paint)))?;
         conflicts::show(context, &run, &found)?;
     }
     Ok(())

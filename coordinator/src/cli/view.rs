@@ -160,6 +160,7 @@ impl Picture<'_> {
                 .as_ref()
                 .map(|failure| crate::output::one_line(&failure.message)),
             "skipped" | "cancelled" | "aborted" => Some(crate::output::one_line(&task.reason)),
+            _ if !task.asks.is_empty() => Some(crate::output::one_line(&task.asks)),
             _ if works => self.said.get(&task.name).cloned(),
             // It is to be tried again.
             "ready" => last

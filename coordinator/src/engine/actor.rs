@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use super::clock::Clock;
-use super::grant::GrantFacts;
+use super::grant::{AnswerFacts, GrantFacts};
 use super::notice::Notices;
 use super::rows::Rows;
 use super::{BATCH_MAX, Both, Handle, QUEUE, Request, ToSession};
@@ -352,11 +352,26 @@ impl Actor {
                     answer,
                 } => {
                     if reply.is_ok() {
-                        self.sessions.insert(worker, session);
+                        self.sessions.insert(worker.clone(), session);
+                        self.answer_again(&worker);
                     }
                     drop(answer.send(reply));
                 }
             }
+        }
+    }
+
+    /// Tells a worker's new session what people have answered and its agents have not got yet, since
+    /// the message to an earlier session may have been lost.
+    fn answer_again(&mut self, worker: &WorkerId) {
+        let leases = self.state.leases_of_worker(worker);
+        let answers = leases.flat_map(|lease| {
+            let answered = self.state.answered(lease.id);
+            answered.filter_map(|given| AnswerFacts::of(lease.id, given))
+        });
+        let answers: Vec<AnswerFacts> = answers.collect();
+        if !answers.is_empty() {
+            self.tell(worker, ToSession::Answers(answers));
         }
     }
 
@@ -367,6 +382,7 @@ impl Actor {
         }
         let mut grants: BTreeMap<WorkerId, Vec<GrantFacts>> = BTreeMap::new();
         let mut stops: BTreeMap<WorkerId, Vec<LeaseId>> = BTreeMap::new();
+        let mut answers: BTreeMap<WorkerId, Vec<AnswerFacts>> = BTreeMap::new();
         for effect in effects {
             match effect {
                 Effect::Grant { lease, worker } => {
@@ -377,8 +393,16 @@ impl Actor {
                 Effect::Stop { lease, worker } => {
                     stops.entry(worker.clone()).or_default().push(*lease);
                 }
-                // No agent of this version asks questions.
-                Effect::Answer { .. } => {}
+                Effect::Answer {
+                    worker,
+                    lease,
+                    question,
+                } => {
+                    let answered = self.state.answered(*lease);
+                    let given = answered.filter(|answered| answered.id == *question);
+                    let facts = given.filter_map(|given| AnswerFacts::of(*lease, given));
+                    answers.entry(worker.clone()).or_default().extend(facts);
+                }
                 Effect::GitWork => self.notices.announce_git_work(),
                 Effect::RunEnded { .. } => self.notices.announce_projection(),
             }
@@ -388,6 +412,9 @@ impl Actor {
         }
         for (worker, leases) in stops {
             self.tell(&worker, ToSession::Stop(leases));
+        }
+        for (worker, facts) in answers {
+            self.tell(&worker, ToSession::Answers(facts));
         }
         let mut last: BTreeMap<RunId, u64> = BTreeMap::new();
         let mut refs_changed = false;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use coordinator_core::event::{Outcome, Work};
 use coordinator_core::plan::VerifySpec;
+use coordinator_core::question::Question;
 use coordinator_core::state::{AttemptEnd, Lease, Link, Run, RunPhase, TaskState};
 use coordinator_core::{AttemptNo, CommitId, Failure, LeaseId, RunId, Span, State, TaskIx};
 
@@ -54,6 +55,30 @@ pub struct EarlierAttempt {
     /// Ref that holds its commit, when it published one.
     pub published: Option<(String, CommitId)>,
     pub failure: Option<Failure>,
+}
+
+/// What a person said, for the worker whose agent asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AnswerFacts {
+    pub lease: LeaseId,
+    /// The question's number within the attempt.
+    pub number: u32,
+    pub choice: Box<str>,
+    pub text: Box<str>,
+}
+
+impl AnswerFacts {
+    /// Collects the facts of a question of a lease; `None` while nobody has answered it.
+    #[must_use]
+    pub fn of(lease: LeaseId, question: &Question) -> Option<Self> {
+        let answer = question.answer.as_ref()?;
+        Some(Self {
+            lease,
+            number: question.number,
+            choice: answer.choice.clone(),
+            text: answer.text.clone(),
+        })
+    }
 }
 
 impl GrantFacts {

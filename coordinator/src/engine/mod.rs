@@ -36,6 +36,8 @@ pub const SESSION_QUEUE: usize = 256;
 pub enum ToSession {
     Grants(Vec<grant::GrantFacts>),
     Stop(Vec<coordinator_core::LeaseId>),
+    /// What people have answered. Told again in each session until the question is closed.
+    Answers(Vec<grant::AnswerFacts>),
     /// Take nothing new (`true`), or go on (`false`).
     Drain(bool),
 }

@@ -3,5 +3,6 @@
 
 mod hostile;
 mod operators;
+mod questions;
 mod refs;
 pub(crate) mod world;

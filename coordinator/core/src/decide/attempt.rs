@@ -101,11 +101,20 @@ pub(super) fn report(
             });
             ReportAnswer::Recorded
         }
-        (Report::Asks { text }, Work::Attempt { task, .. }) => {
-            question::ask(state, held, task, text, &mut events)
+        (Report::Asked { number, asking }, Work::Attempt { task, .. }) => {
+            question::ask(state, (run, held, task), now, *number, asking, &mut events)
+        }
+        (Report::QuestionClosed { number, choice, by }, Work::Attempt { task, .. }) => {
+            question::close(state, (run, held, task), *number, choice, by, &mut events)
+        }
+        (Report::ConversationOpened { id, software }, Work::Attempt { task, .. }) => {
+            question::conversation((run, held, task), id, software, &mut events)
         }
         (
-            Report::Succeeded { .. } | Report::Asks { .. },
+            Report::Succeeded { .. }
+            | Report::Asked { .. }
+            | Report::QuestionClosed { .. }
+            | Report::ConversationOpened { .. },
             Work::Verify { .. } | Work::FinalVerify,
         )
         | (Report::VerifyPassed, Work::Attempt { .. })
@@ -125,11 +134,13 @@ fn repeated(state: &State, worker: &WorkerId, lease: LeaseId, report: &Report) -
         return ReportAnswer::Stale;
     };
     let same = match report {
-        Report::Started => recorded.said != Said::Stopped,
+        Report::Started
+        | Report::Asked { .. }
+        | Report::QuestionClosed { .. }
+        | Report::ConversationOpened { .. } => recorded.said != Said::Stopped,
         Report::Succeeded { .. } | Report::VerifyPassed => recorded.said == Said::Made,
         Report::Failed { .. } | Report::GivenBack { .. } => recorded.said == Said::NotMade,
         Report::Stopped => true,
-        Report::Asks { .. } => false,
     };
     if same {
         ReportAnswer::AlreadyRecorded

@@ -88,9 +88,10 @@ pub fn decide(state: &State, now: Timestamp, command: &Command) -> Result<Decisi
         } => session::drain(state, worker, *draining, by),
         Command::Answer {
             question,
-            answer,
+            choice,
+            text,
             by,
-        } => question::answer(state, *question, answer, by),
+        } => question::answer(state, *question, choice, text, by),
         Command::Hello(hello) => session::hello(state, now, hello),
         Command::Heartbeat(beat) => session::heartbeat(state, beat),
         Command::SessionClosed {
@@ -209,7 +210,7 @@ fn check_small(state: &State) {
 }
 
 /// Cuts text at a character boundary so that it has at most `max` bytes.
-fn head(text: &str, max: usize) -> Box<str> {
+pub(crate) fn head(text: &str, max: usize) -> Box<str> {
     let (head, _) = text.split_at(text.floor_char_boundary(max));
     head.into()
 }

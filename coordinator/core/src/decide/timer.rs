@@ -6,8 +6,8 @@ use super::Decision;
 use super::attempt::{fail, lost, revoked, run_failed, task_failed};
 use crate::event::{EventKind, LeaseEnd, Usage};
 use crate::failure::{Failure, FailureClass};
-use crate::ids::{LeaseId, RunId, TaskKey};
-use crate::index::Timer;
+use crate::ids::{LeaseId, QuestionId, RunId, TaskKey};
+use crate::index::{Timer, unanswered};
 use crate::limits;
 use crate::state::{RunPhase, State, TaskState};
 use crate::time::Timestamp;
@@ -103,17 +103,16 @@ fn task_due(
         TaskState::Parked(parked) => Failure::new(
             FailureClass::TimedOut,
             format!(
-                "{} was not answered in {}",
-                parked.question.id,
-                limits::QUESTION_DEADLINE
+                "{} was not answered in {} days",
+                unanswered(&parked.questions).map_or(QuestionId(0), |question| question.id),
+                limits::QUESTION_DEADLINE.ms() / (24 * 3_600_000)
             ),
         ),
         TaskState::Leased {
-            lease,
-            awaiting: Some(question),
-            ..
+            lease, awaiting, ..
         } => {
-            let Some(lease) = state.lease(*lease) else {
+            let lease = state.lease(*lease);
+            let (Some(lease), Some(question)) = (lease, unanswered(awaiting)) else {
                 return;
             };
             if lease.expires_at <= now {
@@ -128,8 +127,7 @@ fn task_due(
             }
             return;
         }
-        TaskState::Leased { .. }
-        | TaskState::Blocked { .. }
+        TaskState::Blocked { .. }
         | TaskState::Succeeded { .. }
         | TaskState::Failed { .. }
         | TaskState::Cancelled { .. }

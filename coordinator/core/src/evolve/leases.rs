@@ -118,6 +118,9 @@ impl State {
                         ended_at: None,
                         end: None,
                         paused: Span::ZERO,
+                        waiting_since: None,
+                        asked: vec![],
+                        conversation: None,
                         usage: Usage::default(),
                         summary: "".into(),
                     });
@@ -125,7 +128,7 @@ impl State {
                 let state = TaskState::Leased {
                     attempt,
                     lease: id,
-                    awaiting: None,
+                    awaiting: vec![],
                 };
                 self.set_task(key, at, state);
             }

@@ -6,13 +6,14 @@ use crate::build;
 use crate::event::{Event, EventKind, LeaseEnd, Work};
 use crate::ids::{Epoch, LeaseId, QuestionId, RunId, TaskKey};
 use crate::index::Said;
+use crate::question::{Answered, Question};
 use crate::state::{
-    AttemptEnd, CancelRequest, Lease, Link, Question, RunPhase, State, TaskState, VerifyPhase,
-    Worker,
+    AttemptEnd, CancelRequest, Lease, Link, RunPhase, State, TaskState, VerifyPhase, Worker,
 };
 use crate::time::Timestamp;
 
 mod leases;
+mod questions;
 mod tasks;
 
 impl State {
@@ -341,23 +342,52 @@ impl State {
             EventKind::QuestionAsked {
                 lease,
                 question,
-                text,
+                number,
+                asking,
                 ..
             } => {
-                self.next_question = self
-                    .next_question
-                    .max(QuestionId(question.0.saturating_add(1)));
+                self.count_question(*question);
                 let question = Question {
                     id: *question,
-                    text: text.clone(),
+                    number: *number,
+                    asking: Arc::clone(asking),
                     asked_at: at,
                     answer: None,
                 };
                 self.ask(*lease, at, question);
             }
             EventKind::QuestionAnswered {
-                question, answer, ..
-            } => self.answer(*question, at, answer),
+                question,
+                choice,
+                text,
+                by,
+                ..
+            } => {
+                let answer = Answered {
+                    choice: choice.clone(),
+                    text: text.clone(),
+                    by: Arc::clone(by),
+                    at,
+                };
+                self.answer(*question, at, answer);
+            }
+            EventKind::QuestionClosed {
+                lease,
+                question,
+                number,
+                choice,
+                by,
+                ..
+            } => {
+                self.count_question(*question);
+                self.close_question(*lease, at, (*question, *number), choice, by);
+            }
+            EventKind::ConversationOpened {
+                lease,
+                conversation,
+                software,
+                ..
+            } => self.open_conversation(*lease, conversation, software),
             EventKind::TaskParked { lease, .. } => self.park(*lease, at),
         }
     }

@@ -1,13 +1,10 @@
 //! Tasks move from state to state, and their dependents learn of it.
 
-use super::ready;
 use crate::build::place;
 use crate::event::{Outcome, Usage, Work};
 use crate::failure::Failure;
-use crate::ids::{AttemptNo, CommitId, LeaseId, QuestionId, RunId, TaskIx, TaskKey};
-use crate::state::{
-    Attempt, AttemptEnd, History, Parked, Question, RunPhase, State, TaskState, VerifyPhase,
-};
+use crate::ids::{AttemptNo, CommitId, LeaseId, RunId, TaskIx, TaskKey};
+use crate::state::{Attempt, AttemptEnd, History, RunPhase, State, TaskState, VerifyPhase};
 use crate::time::Timestamp;
 
 impl State {
@@ -64,86 +61,9 @@ impl State {
         self.set_task(key, at, TaskState::Blocked { unmet });
     }
 
-    pub(super) fn ask(&mut self, lease: LeaseId, at: Timestamp, question: Question) {
-        if let Some(key) = self.task_of(lease)
-            && let Some(TaskState::Leased { attempt, lease, .. }) =
-                self.task(key).map(|task| &task.state)
-        {
-            let (attempt, lease) = (*attempt, *lease);
-            let state = TaskState::Leased {
-                attempt,
-                lease,
-                awaiting: Some(question),
-            };
-            self.set_task(key, at, state);
-            self.set_timeout(lease);
-        }
-    }
-
-    pub(super) fn answer(&mut self, question: QuestionId, at: Timestamp, answer: &str) {
-        let Some(&key) = self.index.questions.get(&question) else {
-            return;
-        };
-        match self.task(key).map(|task| task.state.clone()) {
-            Some(TaskState::Leased {
-                attempt,
-                lease,
-                awaiting: Some(mut question),
-            }) => {
-                question.answer = Some(answer.into());
-                let waited = at.since(question.asked_at);
-                self.amend_attempt(key, |attempt| attempt.paused = attempt.paused + waited);
-                let state = TaskState::Leased {
-                    attempt,
-                    lease,
-                    awaiting: Some(question),
-                };
-                self.set_task(key, at, state);
-                self.set_timeout(lease);
-            }
-            Some(TaskState::Parked(_)) => {
-                self.amend_attempt(key, |attempt| {
-                    if let Some(AttemptEnd::Parked { answer: place, .. }) = &mut attempt.end {
-                        *place = Some(answer.into());
-                    }
-                });
-                self.set_task(key, at, ready(at, at));
-            }
-            _ => {}
-        }
-    }
-
-    pub(super) fn park(&mut self, lease: LeaseId, at: Timestamp) {
-        let Some(key) = self.task_of(lease) else {
-            return;
-        };
-        let Some(worker) = self.lease(lease).map(|lease| lease.worker.clone()) else {
-            return;
-        };
-        if let Some(TaskState::Leased {
-            attempt,
-            awaiting: Some(question),
-            ..
-        }) = self.task(key).map(|task| task.state.clone())
-        {
-            let id = question.id;
-            self.end_attempt(key, at, || AttemptEnd::Parked {
-                question: id,
-                answer: None,
-            });
-            let waited = at.since(question.asked_at);
-            self.amend_attempt(key, |attempt| attempt.paused = attempt.paused + waited);
-            let parked = Parked {
-                question,
-                resume: attempt,
-                affinity: worker,
-            };
-            self.set_task(key, at, TaskState::Parked(Box::new(parked)));
-        }
-    }
-
     /// Moves a task into another state and passes the consequences on to its dependents.
     pub(super) fn set_task(&mut self, key: TaskKey, at: Timestamp, next: TaskState) {
+        self.forget_questions(key, at, &next);
         self.unindex_task(key);
         let (is_final, succeeded) = (next.is_final(), next.is_succeeded());
         let because = match &next {
@@ -252,6 +172,7 @@ impl State {
             if attempt.end.is_none() {
                 attempt.end = Some(end());
                 attempt.ended_at = Some(at);
+                attempt.go_on(at);
             }
         });
     }

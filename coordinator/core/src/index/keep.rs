@@ -4,10 +4,10 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::{
-    LeaseEntry, RunAux, RunEntry, Timer, Wanted, WorkerEntry, claims, free_slots, open_question,
-    run_deadline, run_wants, task_deadline, task_wants,
+    LeaseEntry, RunAux, RunEntry, Timer, Wanted, WorkerEntry, claims, free_slots, run_deadline,
+    run_wants, task_deadline, task_wants,
 };
-use crate::ids::{LeaseId, RunId, TaskIx, TaskKey, WorkerId};
+use crate::ids::{LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId};
 use crate::limits;
 use crate::state::{Link, Run, RunPhase, State, TaskState, timeout_at};
 use crate::time::Timestamp;
@@ -38,8 +38,17 @@ impl State {
                 task: TaskIx(ix),
             };
             self.index_task(key, at);
+            for question in self.past_questions(key) {
+                self.index.past_questions.insert(question, key);
+            }
         }
         self.index_run(id, at);
+    }
+
+    fn past_questions(&self, key: TaskKey) -> Vec<QuestionId> {
+        let attempts = self.task(key).map_or(&[][..], |task| task.attempts());
+        let past = attempts.iter().flat_map(|attempt| &attempt.asked);
+        past.map(|past| past.id).collect()
     }
 
     /// Takes a run out of memory with everything that is indexed about it.
@@ -47,10 +56,14 @@ impl State {
         self.unindex_run(id);
         let tasks = self.runs.get(&id).map_or(0, |entry| entry.run.tasks.len());
         for ix in (0..tasks).filter_map(|ix| u32::try_from(ix).ok()) {
-            self.unindex_task(TaskKey {
+            let key = TaskKey {
                 run: id,
                 task: TaskIx(ix),
-            });
+            };
+            self.unindex_task(key);
+            for question in self.past_questions(key) {
+                self.index.past_questions.remove(&question);
+            }
         }
         let Some(RunEntry { run, aux }) = self.runs.remove(&id) else {
             return;
@@ -84,7 +97,7 @@ impl State {
         if let Some(at) = task_deadline(task) {
             index.timers.remove(&(at, Timer::Task(key)));
         }
-        if let Some(question) = open_question(task) {
+        for question in task.questions() {
             index.questions.remove(&question.id);
         }
         if claims(task) {
@@ -120,7 +133,7 @@ impl State {
         if let Some(at) = task_deadline(task) {
             index.timers.insert((at, Timer::Task(key)));
         }
-        if let Some(question) = open_question(task) {
+        for question in task.questions() {
             index.questions.insert(question.id, key);
         }
         if claims(task) {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crate::event::Work;
 use crate::ids::{LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId};
 use crate::limits;
+use crate::question::Question;
 use crate::state::{Lease, Link, Run, RunPhase, Task, TaskState, VerifyPhase, Worker};
 use crate::time::Timestamp;
 use crate::worker::Requirement;
@@ -185,7 +186,10 @@ pub(crate) struct Index {
     pub(crate) timers: BTreeSet<(Timestamp, Timer)>,
     /// Workers that take something now, most free slots first.
     pub(crate) available: BTreeSet<(Reverse<u32>, WorkerId)>,
+    /// Questions that are not closed.
     pub(crate) questions: BTreeMap<QuestionId, TaskKey>,
+    /// Closed questions of live runs: whoever answers one is told what became of it.
+    pub(crate) past_questions: BTreeMap<QuestionId, TaskKey>,
     pub(crate) recorded: BTreeMap<LeaseId, Recorded>,
     pub(crate) basing: BTreeSet<TaskKey>,
     pub(crate) integrating: BTreeSet<RunId>,
@@ -345,11 +349,11 @@ pub(crate) fn task_deadline(task: &Task) -> Option<Timestamp> {
             },
             ..
         } => Some((*since).max(*not_before) + limits::QUEUE_DEADLINE),
-        TaskState::Leased { awaiting, .. } => awaiting
-            .as_ref()
-            .filter(|question| question.answer.is_none())
-            .map(|question| question.asked_at + limits::PARK_AFTER),
-        TaskState::Parked(parked) => Some(parked.question.asked_at + limits::QUESTION_DEADLINE),
+        TaskState::Leased { awaiting, .. } => {
+            unanswered(awaiting).map(|question| question.asked_at + limits::PARK_AFTER)
+        }
+        TaskState::Parked(parked) => unanswered(&parked.questions)
+            .map(|question| question.asked_at + limits::QUESTION_DEADLINE),
         TaskState::Blocked { .. }
         | TaskState::Verifying { .. }
         | TaskState::Succeeded { .. }
@@ -397,13 +401,9 @@ pub(crate) fn run_wants(run: &Run) -> Option<(Wanted, Timestamp)> {
     }
 }
 
-/// Gives the question a task waits for.
-pub(crate) fn open_question(task: &Task) -> Option<&crate::state::Question> {
-    match &task.state {
-        TaskState::Leased { awaiting, .. } => awaiting.as_ref().filter(|q| q.answer.is_none()),
-        TaskState::Parked(parked) => Some(&parked.question),
-        _ => None,
-    }
+/// Gives the oldest question that nobody has answered.
+pub(crate) fn unanswered(questions: &[Question]) -> Option<&Question> {
+    questions.iter().find(|question| question.answer.is_none())
 }
 
 fn claims(task: &Task) -> bool {

@@ -16,6 +16,7 @@ use crate::ids::{
 use crate::index::{Index, LeaseEntry, RunEntry, WorkerEntry};
 use crate::limits;
 use crate::plan::{IntegrateSpec, Profile, Source};
+use crate::question::{PastQuestion, Question};
 use crate::time::{Span, Timestamp};
 use crate::worker::Offer;
 
@@ -122,11 +123,30 @@ pub struct Attempt {
     pub started_at: Option<Timestamp>,
     pub ended_at: Option<Timestamp>,
     pub end: Option<AttemptEnd>,
-    /// Time it waited for people; not part of its time limit.
+    /// Time it waited for people until it last went on; not part of its time limit.
     pub paused: Span,
+    /// When it began to wait for people, if it waits now.
+    pub waiting_since: Option<Timestamp>,
+    /// Its questions that are closed, in the order in which they were.
+    pub asked: Vec<PastQuestion>,
+    /// What its agent goes on with, if the attempt is lost.
+    pub conversation: Option<Conversation>,
     pub usage: Usage,
     /// One line or so in the agent's words.
     pub summary: Box<str>,
+}
+
+/// An agent's own conversation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Conversation {
+    /// As the agent names it.
+    pub id: Box<str>,
+    /// Program and version of the agent.
+    pub software: Box<str>,
+    /// Host of the worker that has it on its disk.
+    pub host: Arc<str>,
+    /// The how manieth of its attempt, from 1.
+    pub nth: u32,
 }
 
 /// How an attempt ended.
@@ -143,9 +163,11 @@ pub enum AttemptEnd {
         failure: Failure,
     },
     Cancelled,
-    /// Given up while a question waits. The next attempt continues this one with the answer.
+    /// Given up while questions wait. The next attempt continues this one with the answers.
     Parked {
+        /// The one that has waited longest.
         question: QuestionId,
+        /// The choice that was made last, once all have an answer.
         answer: Option<Box<str>>,
     },
     /// The grant did not reach its worker, or came back before anything began.
@@ -168,8 +190,8 @@ pub enum TaskState {
     Leased {
         attempt: AttemptNo,
         lease: LeaseId,
-        /// The last question; it is open while it has no answer.
-        awaiting: Option<Question>,
+        /// Questions that are not closed, in the order in which they were asked.
+        awaiting: Vec<Question>,
     },
     /// The attempt's outcome waits for its verify or is verified.
     Verifying {
@@ -215,20 +237,11 @@ pub enum VerifyPhase {
     },
 }
 
-/// A question of an agent to a person.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Question {
-    pub id: QuestionId,
-    pub text: Box<str>,
-    pub asked_at: Timestamp,
-    /// Kept while the lease lives, so that a worker that reconnects gets it again.
-    pub answer: Option<Box<str>>,
-}
-
 /// A task that waits for a person and holds neither lease nor slot.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Parked {
-    pub question: Question,
+    /// In the order in which they were asked; at least one has no answer.
+    pub questions: Vec<Question>,
     /// Attempt whose conversation and edits the next one continues.
     pub resume: AttemptNo,
     /// Worker that ran it, preferred for going on.
@@ -358,14 +371,11 @@ pub(crate) fn timeout_at(run: &Run, lease: &Lease) -> Option<Timestamp> {
     let limit = match lease.work {
         Work::Attempt { task, .. } => {
             let history = run.task(task)?;
-            if let TaskState::Leased {
-                awaiting: Some(Question { answer: None, .. }),
-                ..
-            } = history.state
-            {
+            let attempt = history.attempts().last();
+            if attempt.is_some_and(|attempt| attempt.waiting_since.is_some()) {
                 return None;
             }
-            let paused = history.attempts().last().map_or(Span::ZERO, |a| a.paused);
+            let paused = attempt.map_or(Span::ZERO, |attempt| attempt.paused);
             run.profile(task)?.timeout + paused
         }
         Work::Verify { task, .. } => run.profile(task)?.verify.as_ref()?.timeout,

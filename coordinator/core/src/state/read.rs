@@ -1,12 +1,13 @@
 //! How state is read.
 
 use super::{
-    Attempt, Lease, LeaseClocks, Question, Run, RunPhase, State, Task, TaskState, VerifyPhase,
-    Worker,
+    Attempt, Lease, LeaseClocks, Run, RunPhase, State, Task, TaskState, VerifyPhase, Worker,
 };
 use crate::event::{Outcome, Work};
 use crate::ids::{CommitId, Epoch, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId};
 use crate::plan::{Profile, VerifySpec};
+use crate::question::{PastQuestion, Question};
+use crate::time::Timestamp;
 use crate::worker::Requirement;
 
 impl State {
@@ -123,30 +124,43 @@ impl State {
         entry.and_then(|entry| entry.aux.listed).unwrap_or(0)
     }
 
-    /// Gives the open questions with the tasks that ask them, oldest first.
+    /// Gives the questions that wait for people with the tasks that ask them, oldest first.
     pub fn questions(&self) -> impl Iterator<Item = (TaskKey, &Question)> {
-        self.index.questions.values().filter_map(|key| {
-            let task = self.task(*key)?;
-            Some((*key, crate::index::open_question(task)?))
-        })
+        let open = self.index.questions.keys();
+        let open = open.filter_map(|id| self.question(*id));
+        open.filter(|(_, question)| question.answer.is_none())
     }
 
-    /// Gives the answered question of a lease. The shell sends the answer again when the lease's
-    /// worker reconnects, since the first message may have been lost.
+    /// Finds a question that is not closed, with the task that asks it.
     #[must_use]
-    pub fn answered(&self, lease: LeaseId) -> Option<&Question> {
-        let lease = self.lease(lease)?;
-        let Work::Attempt { task, .. } = lease.work else {
-            return None;
-        };
-        match &self.run(lease.run)?.task(task)?.state {
-            TaskState::Leased {
+    pub fn question(&self, id: QuestionId) -> Option<(TaskKey, &Question)> {
+        let key = *self.index.questions.get(&id)?;
+        let mut open = self.task(key)?.questions().iter();
+        Some((key, open.find(|question| question.id == id)?))
+    }
+
+    /// Finds a question of a live run that is closed.
+    #[must_use]
+    pub fn past_question(&self, id: QuestionId) -> Option<&PastQuestion> {
+        let key = self.index.past_questions.get(&id)?;
+        let attempts = self.task(*key)?.attempts().iter().rev();
+        let mut past = attempts.flat_map(|attempt| &attempt.asked);
+        past.find(|past| past.id == id)
+    }
+
+    /// Gives the questions of a lease that have an answer and are not closed. The shell sends the
+    /// answers again when the lease's worker reconnects, since the first message may have been lost.
+    pub fn answered(&self, lease: LeaseId) -> impl Iterator<Item = &Question> {
+        let task = self.task_of(lease).and_then(|key| self.task(key));
+        let awaiting = match task.map(|task| &task.state) {
+            Some(TaskState::Leased {
                 lease: current,
                 awaiting,
                 ..
-            } if *current == lease.id => awaiting.as_ref().filter(|q| q.answer.is_some()),
-            _ => None,
-        }
+            }) if *current == lease => awaiting.as_slice(),
+            _ => &[],
+        };
+        awaiting.iter().filter(|question| question.answer.is_some())
     }
 
     /// Gives the commit that attempts of the task start from; `None` in a run without a
@@ -271,6 +285,21 @@ impl Task {
             .as_ref()
             .map_or(&[], |history| &history.attempts)
     }
+
+    /// Gives the questions of its present attempt that are not closed, oldest first.
+    #[must_use]
+    pub fn questions(&self) -> &[Question] {
+        self.state.questions()
+    }
+}
+
+impl Attempt {
+    /// Its agent has what it waited for, or waits no more.
+    pub(crate) fn go_on(&mut self, at: Timestamp) {
+        if let Some(since) = self.waiting_since.take() {
+            self.paused = self.paused + at.since(since);
+        }
+    }
 }
 
 impl TaskState {
@@ -291,6 +320,16 @@ impl TaskState {
     #[must_use]
     pub const fn is_succeeded(&self) -> bool {
         matches!(self, Self::Succeeded { .. })
+    }
+
+    /// Gives the questions that are not closed, oldest first.
+    #[must_use]
+    pub fn questions(&self) -> &[Question] {
+        match self {
+            Self::Leased { awaiting, .. } => awaiting,
+            Self::Parked(parked) => &parked.questions,
+            _ => &[],
+        }
     }
 
     /// Gives the stable name used on the wire and for people.

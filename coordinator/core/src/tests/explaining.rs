@@ -1,7 +1,7 @@
 //! What people are told about tasks that do not run.
 
 use super::world::*;
-use crate::command::{Report, Target};
+use crate::command::Target;
 use crate::explain::explain;
 use crate::failure::FailureClass;
 use crate::time::Span;
@@ -143,15 +143,11 @@ fn delays_merges_questions_and_verifies_are_named() {
         said(&world, run, "a"),
         "it is tried again in 1 s, after agent_failed"
     );
-    world.say(
-        &live[1],
-        Report::Asks {
-            text: "why?".into(),
-        },
-    );
+    world.say(&live[1], asks(1, "why?"));
     assert_eq!(
         said(&world, run, "b"),
-        "its agent waits for the answer to Q1: why? → answer Q1"
+        "its agent waits for the answer to Q1: why? → answer it: `coordinator approve Q1` or \
+         `coordinator deny Q1`"
     );
     world.succeed(&live[1]);
     world.pass(Span::from_secs(2));

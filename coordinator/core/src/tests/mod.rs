@@ -5,6 +5,7 @@ mod deadlines;
 mod explaining;
 mod failing;
 mod properties;
+mod questions;
 mod reports;
 mod retrying;
 mod running;

@@ -228,8 +228,11 @@ fn report(what: u8, lease: LeaseId) -> Report {
         },
         11..=13 => Report::VerifyPassed,
         14 => Report::Stopped,
-        _ => Report::Asks {
-            text: format!("q{}", what / 64).into(),
+        _ if what < 128 => asks(u32::from(what / 32), "q"),
+        _ if what < 224 => closes(u32::from(what / 32) - 4, "yes", "agent"),
+        _ => Report::ConversationOpened {
+            id: format!("c{}", what / 32).into(),
+            software: "codex 1".into(),
         },
     }
 }
@@ -320,10 +323,10 @@ impl Play {
             Op::Retry { run, task } => self.retry(self.target(*run, *task)),
             Op::Answer(question) => {
                 let question = QuestionId(question % 8);
-                let answer = "yes".into();
                 self.run(&Command::Answer {
                     question,
-                    answer,
+                    choice: "yes".into(),
+                    text: "".into(),
                     by,
                 });
             }
@@ -516,11 +519,11 @@ impl Play {
                 .map(|(_, question)| question.id)
                 .collect();
             for question in questions {
-                let (answer, by) = ("yes".into(), text("me"));
                 self.run(&Command::Answer {
                     question,
-                    answer,
-                    by,
+                    choice: "yes".into(),
+                    text: "".into(),
+                    by: text("me"),
                 });
             }
             self.world.pass(Span::from_secs(5));

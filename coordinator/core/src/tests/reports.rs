@@ -48,7 +48,7 @@ fn the_repeat_of_a_failure_is_known_and_a_later_success_is_not_believed() {
         (Report::Stopped, ReportAnswer::AlreadyRecorded),
         (made("late"), ReportAnswer::Stale),
         (Report::VerifyPassed, ReportAnswer::Stale),
-        (Report::Asks { text: "?".into() }, ReportAnswer::Stale),
+        (asks(7, "?"), ReportAnswer::AlreadyRecorded),
     ] {
         assert_eq!(world.say(&lease, repeat.clone()), answer, "{repeat:?}");
     }

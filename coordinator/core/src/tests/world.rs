@@ -9,8 +9,11 @@ use crate::command::{
 };
 use crate::event::{Event, EventKind, Outcome, Usage, Work};
 use crate::failure::{Failure, FailureClass};
-use crate::ids::{CommitId, Epoch, Incarnation, LeaseId, RunId, TaskIx, TaskKey, WorkerId};
+use crate::ids::{
+    CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId,
+};
 use crate::plan::{IntegrateSpec, Profile, RunSpec, Source, TaskSpec, VerifySpec};
+use crate::question::{Asking, Choice, ChoiceEffect};
 use crate::state::{Lease, RunPhase, TaskState};
 use crate::time::{Span, Timestamp};
 use crate::worker::{Offer, Requirement};
@@ -464,6 +467,52 @@ pub(crate) fn made(text: &str) -> Report {
     }
 }
 
+/// A question with choices `yes`, `no` and, in words, `say`.
+pub(crate) fn asking(title: &str) -> Asking {
+    let choice = |id: &str, effect| Choice {
+        id: id.into(),
+        label: id.into(),
+        effect,
+        rule: "".into(),
+    };
+    Asking {
+        kind: "command".into(),
+        title: title.into(),
+        detail: "rm -r build".into(),
+        reason: "".into(),
+        folder: "".into(),
+        choices: [
+            choice("yes", ChoiceEffect::AllowOnce),
+            choice("no", ChoiceEffect::Deny),
+            choice("say", ChoiceEffect::Text),
+        ]
+        .into(),
+    }
+}
+
+pub(crate) fn asks(number: u32, title: &str) -> Report {
+    let asking = Arc::new(asking(title));
+    Report::Asked { number, asking }
+}
+
+pub(crate) fn closes(number: u32, choice: &str, by: &str) -> Report {
+    Report::QuestionClosed {
+        number,
+        choice: choice.into(),
+        by: by.into(),
+    }
+}
+
+/// Says yes or no.
+pub(crate) fn answers(question: QuestionId, choice: &str) -> Command {
+    Command::Answer {
+        question,
+        choice: choice.into(),
+        text: "".into(),
+        by: text("me"),
+    }
+}
+
 pub(crate) fn failed(class: FailureClass) -> Report {
     Report::Failed {
         failure: failure(class),
@@ -543,6 +592,8 @@ fn kind_name(kind: &EventKind) -> &'static str {
         EventKind::LeaseClosed { .. } => "closed",
         EventKind::QuestionAsked { .. } => "asked",
         EventKind::QuestionAnswered { .. } => "answered",
+        EventKind::QuestionClosed { .. } => "closed_question",
+        EventKind::ConversationOpened { .. } => "conversation",
         EventKind::TaskParked { .. } => "parked",
     }
 }

@@ -5,7 +5,7 @@
 
 use coordinator_core::event::{RunOutcome, Work};
 use coordinator_core::state::{
-    Lease, Link, Question, Run, RunPhase, State, Task, TaskState, VerifyPhase, Worker,
+    Lease, Link, Run, RunPhase, State, Task, TaskState, VerifyPhase, Worker,
 };
 
 macro_rules! kinds {
@@ -74,6 +74,7 @@ kinds! {
         QuestionOpen = "question of a lease",
         QuestionParked = "question of a parked task",
         QuestionAnswered = "question answered",
+        QuestionClosed = "question closed",
         QuestionUnknown = "question not known",
     }
 }
@@ -113,6 +114,8 @@ kinds! {
         GivenBack = "report given back",
         Stopped = "report stopped",
         Asks = "report asks",
+        Closes = "report closes a question",
+        Converses = "report of a conversation",
         BaseMade = "base made",
         BaseConflict = "base does not merge",
         BaseError = "base failed",
@@ -144,13 +147,11 @@ pub(super) fn task(task: Option<&Task>) -> Met {
         TaskState::Basing { since: _ } => Met::TaskBasing,
         TaskState::Ready { since, not_before } if not_before > since => Met::TaskDelayed,
         TaskState::Ready { .. } => Met::TaskReady,
-        TaskState::Leased { awaiting, .. } => match awaiting {
-            None => Met::TaskLeased,
-            Some(Question { answer: None, .. }) => Met::TaskAsking,
-            Some(Question {
-                answer: Some(_), ..
-            }) => Met::TaskAnswered,
-        },
+        TaskState::Leased { awaiting, .. } if awaiting.is_empty() => Met::TaskLeased,
+        TaskState::Leased { awaiting, .. } if awaiting.iter().all(|q| q.answer.is_some()) => {
+            Met::TaskAnswered
+        }
+        TaskState::Leased { .. } => Met::TaskAsking,
         TaskState::Verifying { verify, .. } => match verify {
             VerifyPhase::Waiting { .. } => Met::TaskVerifyWaiting,
             VerifyPhase::Leased { .. } => Met::TaskVerifyLeased,
@@ -200,13 +201,13 @@ pub(super) fn lease(state: &State, lease: &Lease) -> Met {
         (Work::Attempt { task, .. }, false) => {
             let task = state.run(lease.run).and_then(|run| run.task(task));
             match task.map(|task| &task.state) {
-                Some(TaskState::Leased {
-                    awaiting: Some(question),
-                    ..
-                }) => match question.answer {
-                    None => Met::AttemptAsking,
-                    Some(_) => Met::AttemptAnswered,
-                },
+                Some(TaskState::Leased { awaiting, .. }) if !awaiting.is_empty() => {
+                    if awaiting.iter().all(|question| question.answer.is_some()) {
+                        Met::AttemptAnswered
+                    } else {
+                        Met::AttemptAsking
+                    }
+                }
                 _ if started => Met::AttemptStarted,
                 _ => Met::AttemptGranted,
             }

@@ -47,18 +47,9 @@ pub fn observe(state: &State, command: &Command, watch: &mut dyn Watch) {
                     Met::TaskParked => Met::QuestionParked,
                     _ => Met::QuestionOpen,
                 },
-                None => {
-                    let mut leases = state.leases();
-                    let answered = leases.any(|lease| {
-                        let answered = state.answered(lease.id);
-                        answered.is_some_and(|answered| answered.id == *question)
-                    });
-                    if answered {
-                        Met::QuestionAnswered
-                    } else {
-                        Met::QuestionUnknown
-                    }
-                }
+                None if state.question(*question).is_some() => Met::QuestionAnswered,
+                None if state.past_question(*question).is_some() => Met::QuestionClosed,
+                None => Met::QuestionUnknown,
             };
             tell(met, Came::Answer);
         }
@@ -101,7 +92,9 @@ pub fn observe(state: &State, command: &Command, watch: &mut dyn Watch) {
                 Report::VerifyPassed => Came::VerifyPassed,
                 Report::GivenBack { .. } => Came::GivenBack,
                 Report::Stopped => Came::Stopped,
-                Report::Asks { .. } => Came::Asks,
+                Report::Asked { .. } => Came::Asks,
+                Report::QuestionClosed { .. } => Came::Closes,
+                Report::ConversationOpened { .. } => Came::Converses,
             };
             tell(lease_met(state, worker, *lease), came);
         }

@@ -37,7 +37,7 @@ impl Theme {
         let colour = match state {
             "succeeded" | "integrated" => Color::Green,
             "failed" | "aborted" | "lost" | "conflict" => Color::Red,
-            "cancelled" | "skipped" | "parked" => Color::Yellow,
+            "cancelled" | "skipped" | "parked" | "asks you" => Color::Yellow,
             "leased" | "starting" | "running" | "verifying" | "to verify" | "active"
             | "integrating" | "merging" => Color::Cyan,
             _ => return self.dim(),
@@ -403,6 +403,7 @@ fn words(model: &Model, task: &v1::Task, works: bool) -> String {
         "ready" => last
             .and_then(|attempt| attempt.failure.as_ref())
             .map(failure),
+        _ if !task.asks.is_empty() => Some(one_line(&task.asks)),
         _ if works => model.said.last(&task.name),
         _ => None,
     };

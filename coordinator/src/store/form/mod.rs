@@ -9,6 +9,7 @@
 
 mod event;
 mod plan;
+mod question;
 mod run;
 #[cfg(test)]
 pub(super) mod samples;

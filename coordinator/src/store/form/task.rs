@@ -1,7 +1,10 @@
 //! Forms of a task as it stands.
 
 use coordinator_core::event::Outcome;
-use coordinator_core::state::{Attempt, AttemptEnd, History, Parked, Question, Task, TaskState};
+use coordinator_core::question::{PastQuestion, Question};
+use coordinator_core::state::{
+    Attempt, AttemptEnd, Conversation, History, Parked, Task, TaskState,
+};
 use coordinator_core::time::Span;
 use coordinator_core::{AttemptNo, Failure, LeaseId, QuestionId, TaskIx, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
@@ -9,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::event::{OutcomeV1, UsageV1};
 use super::plan::{FailureV1, Text, boxed, commit, is_zero, shared, text};
+use super::question::{PastV1, QuestionV1};
 use super::run::VerifyPhaseV1;
 
 #[derive(Serialize, Deserialize)]
@@ -108,15 +112,20 @@ enum StateV1<'a> {
         lease: u64,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         awaiting: Option<QuestionV1<'a>>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        awaiting_more: Vec<QuestionV1<'a>>,
     },
     Verifying {
         attempt: u32,
         verify: VerifyPhaseV1,
     },
     Parked {
-        question: QuestionV1<'a>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        question: Option<QuestionV1<'a>>,
         resume: u32,
         affinity: Text<'a>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        more: Vec<QuestionV1<'a>>,
     },
     Succeeded {
         outcome: OutcomeV1<'a>,
@@ -157,16 +166,23 @@ impl<'a> From<&'a TaskState> for StateV1<'a> {
             } => Self::Leased {
                 attempt: attempt.0,
                 lease: lease.0,
-                awaiting: awaiting.as_ref().map(QuestionV1::from),
+                awaiting: awaiting.first().map(QuestionV1::from),
+                awaiting_more: awaiting.iter().skip(1).map(QuestionV1::from).collect(),
             },
             TaskState::Verifying { attempt, verify } => Self::Verifying {
                 attempt: attempt.0,
                 verify: VerifyPhaseV1::from(verify),
             },
             TaskState::Parked(parked) => Self::Parked {
-                question: QuestionV1::from(&parked.question),
+                question: parked.questions.first().map(QuestionV1::from),
                 resume: parked.resume.0,
                 affinity: text(parked.affinity.as_str()),
+                more: parked
+                    .questions
+                    .iter()
+                    .skip(1)
+                    .map(QuestionV1::from)
+                    .collect(),
             },
             TaskState::Succeeded { outcome, at } => Self::Succeeded {
                 outcome: OutcomeV1::from(outcome),
@@ -210,10 +226,11 @@ impl TryFrom<StateV1<'_>> for TaskState {
                 attempt,
                 lease,
                 awaiting,
+                awaiting_more,
             } => Self::Leased {
                 attempt: AttemptNo(attempt),
                 lease: LeaseId(lease),
-                awaiting: awaiting.map(Question::from),
+                awaiting: questions(awaiting.into_iter().chain(awaiting_more))?,
             },
             StateV1::Verifying { attempt, verify } => Self::Verifying {
                 attempt: AttemptNo(attempt),
@@ -223,8 +240,9 @@ impl TryFrom<StateV1<'_>> for TaskState {
                 question,
                 resume,
                 affinity,
+                more,
             } => Self::Parked(Box::new(Parked {
-                question: question.into(),
+                questions: questions(question.into_iter().chain(more))?,
                 resume: AttemptNo(resume),
                 affinity: WorkerId::new(&affinity),
             })),
@@ -253,34 +271,37 @@ impl TryFrom<StateV1<'_>> for TaskState {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct QuestionV1<'a> {
-    id: u64,
-    text: Text<'a>,
-    asked_at: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    answer: Option<Text<'a>>,
+fn questions<'a>(forms: impl Iterator<Item = QuestionV1<'a>>) -> Result<Vec<Question>, Error> {
+    forms.map(Question::try_from).collect()
 }
 
-impl<'a> From<&'a Question> for QuestionV1<'a> {
-    fn from(question: &'a Question) -> Self {
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConversationV1<'a> {
+    id: Text<'a>,
+    software: Text<'a>,
+    host: Text<'a>,
+    nth: u32,
+}
+
+impl<'a> From<&'a Conversation> for ConversationV1<'a> {
+    fn from(conversation: &'a Conversation) -> Self {
         Self {
-            id: question.id.0,
-            text: text(&question.text),
-            asked_at: question.asked_at.ms(),
-            answer: question.answer.as_ref().map(text),
+            id: text(&conversation.id),
+            software: text(&conversation.software),
+            host: text(&conversation.host),
+            nth: conversation.nth,
         }
     }
 }
 
-impl From<QuestionV1<'_>> for Question {
-    fn from(form: QuestionV1<'_>) -> Self {
+impl From<ConversationV1<'_>> for Conversation {
+    fn from(form: ConversationV1<'_>) -> Self {
         Self {
-            id: QuestionId(form.id),
-            text: boxed(form.text),
-            asked_at: Timestamp::from_ms(form.asked_at),
-            answer: form.answer.map(boxed),
+            id: boxed(form.id),
+            software: boxed(form.software),
+            host: shared(&form.host),
+            nth: form.nth,
         }
     }
 }
@@ -353,6 +374,12 @@ struct AttemptV1<'a> {
     paused: u64,
     #[serde(default, skip_serializing_if = "str::is_empty")]
     summary: Text<'a>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    waiting_since: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    asked: Vec<PastV1<'a>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    conversation: Option<ConversationV1<'a>>,
 }
 
 impl<'a> From<&'a Attempt> for AttemptV1<'a> {
@@ -369,6 +396,9 @@ impl<'a> From<&'a Attempt> for AttemptV1<'a> {
             usage: UsageV1::from(attempt.usage),
             paused: attempt.paused.ms(),
             summary: text(&attempt.summary),
+            waiting_since: attempt.waiting_since.map(Timestamp::ms),
+            asked: attempt.asked.iter().map(PastV1::from).collect(),
+            conversation: attempt.conversation.as_ref().map(ConversationV1::from),
         }
     }
 }
@@ -389,6 +419,13 @@ impl TryFrom<AttemptV1<'_>> for Attempt {
             usage: form.usage.into(),
             paused: Span::from_ms(form.paused),
             summary: boxed(form.summary),
+            waiting_since: form.waiting_since.map(Timestamp::from_ms),
+            asked: form
+                .asked
+                .into_iter()
+                .map(PastQuestion::try_from)
+                .collect::<Result<_, _>>()?,
+            conversation: form.conversation.map(Conversation::from),
         })
     }
 }

@@ -97,6 +97,7 @@ fn golden_files_hold_every_variant() {
     let kinds: BTreeSet<_> = events
         .iter()
         .map(|event| samples::kind_name(&event.kind))
+        .chain(samples::LATER_KINDS)
         .collect();
     assert_eq!(kinds, set(samples::KINDS));
 
@@ -201,6 +202,36 @@ fn what_a_provider_asked_for_and_how_often_it_failed_are_kept() {
     history.last_failure.as_mut().unwrap().retry_after = Some(Span::from_secs(90));
     let body = encode_run(&run).unwrap();
     assert_eq!(decode_run(1, &body).unwrap(), RunImage { run });
+}
+
+#[test]
+fn what_the_first_form_did_not_know_of_questions_is_kept_too() {
+    let kinds = samples::later_kinds();
+    let names: BTreeSet<_> = kinds.iter().map(samples::kind_name).collect();
+    for later in samples::LATER_KINDS {
+        assert!(names.contains(later), "{later}");
+    }
+    let events: Vec<Event> = (1..)
+        .zip(kinds)
+        .map(|(seq, kind)| Event {
+            seq,
+            at: samples::at(seq),
+            kind,
+        })
+        .collect();
+    // One event a line; the file is otherwise the body as it is.
+    let bodies: Vec<_> = events
+        .iter()
+        .map(|event| event_json(event).unwrap())
+        .collect();
+    let array = format!("[{}]\n", bodies.join(",\n"));
+    let kept = check_golden("v1-questions.json", &array);
+    assert_eq!(decode_events(1, &kept).unwrap(), events);
+
+    let mut run = samples::run_image().run;
+    run.tasks[3] = samples::asking_task();
+    let kept = check_golden("v1-run-asking.json", &pretty(&run::RunV1::from(&run)));
+    assert_eq!(decode_run(1, &kept).unwrap(), RunImage { run });
 }
 
 #[test]

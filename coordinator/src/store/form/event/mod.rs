@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::plan::{FailureV1, OfferV1, RunSpecV1, Text, commit, is_zero, shared, text};
+use super::question::AskingV1;
 use super::run::{ConflictV1, RunV1};
 use crate::store::Batch;
 
@@ -239,13 +240,38 @@ enum KindV1<'a> {
         run: u64,
         lease: u64,
         question: u64,
+        /// Its title.
         text: Text<'a>,
+        #[serde(default, skip_serializing_if = "is_zero")]
+        number: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asking: Option<AskingV1<'a>>,
     },
     QuestionAnswered {
         run: u64,
         question: u64,
+        /// The choice.
         answer: Text<'a>,
         by: Text<'a>,
+        #[serde(default, skip_serializing_if = "str::is_empty")]
+        text: Text<'a>,
+    },
+    QuestionClosed {
+        run: u64,
+        lease: u64,
+        question: u64,
+        number: u32,
+        #[serde(default, skip_serializing_if = "str::is_empty")]
+        choice: Text<'a>,
+        #[serde(default, skip_serializing_if = "str::is_empty")]
+        by: Text<'a>,
+    },
+    ConversationOpened {
+        run: u64,
+        lease: u64,
+        conversation: Text<'a>,
+        #[serde(default, skip_serializing_if = "str::is_empty")]
+        software: Text<'a>,
     },
     TaskParked {
         run: u64,

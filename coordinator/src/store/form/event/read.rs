@@ -15,6 +15,7 @@ use coordinator_core::{
 use super::KindV1;
 use crate::store::form::Error;
 use crate::store::form::plan::{boxed, commit, shared};
+use crate::store::form::question::asking_of;
 
 impl TryFrom<KindV1<'_>> for EventKind {
     type Error = Error;
@@ -226,22 +227,53 @@ impl TryFrom<KindV1<'_>> for EventKind {
                 lease,
                 question,
                 text,
+                number,
+                asking,
             } => Self::QuestionAsked {
                 run: RunId(run),
                 lease: LeaseId(lease),
                 question: QuestionId(question),
-                text: boxed(text),
+                number,
+                asking: asking_of(text, asking)?,
             },
             KindV1::QuestionAnswered {
                 run,
                 question,
                 answer,
                 by,
+                text,
             } => Self::QuestionAnswered {
                 run: RunId(run),
                 question: QuestionId(question),
-                answer: boxed(answer),
+                choice: boxed(answer),
+                text: boxed(text),
                 by: shared(&by),
+            },
+            KindV1::QuestionClosed {
+                run,
+                lease,
+                question,
+                number,
+                choice,
+                by,
+            } => Self::QuestionClosed {
+                run: RunId(run),
+                lease: LeaseId(lease),
+                question: QuestionId(question),
+                number,
+                choice: boxed(choice),
+                by: shared(&by),
+            },
+            KindV1::ConversationOpened {
+                run,
+                lease,
+                conversation,
+                software,
+            } => Self::ConversationOpened {
+                run: RunId(run),
+                lease: LeaseId(lease),
+                conversation: boxed(conversation),
+                software: boxed(software),
             },
             KindV1::TaskParked {
                 run,

@@ -4,6 +4,7 @@ use coordinator_core::{EventKind, Timestamp};
 
 use super::{KindV1, LeaseEndV1, OutcomeV1, PlacementV1, RunOutcomeV1, UsageV1, WorkV1};
 use crate::store::form::plan::{FailureV1, OfferV1, RunSpecV1, text};
+use crate::store::form::question::asking;
 use crate::store::form::run::{ConflictV1, RunV1};
 
 impl<'a> From<&'a EventKind> for KindV1<'a> {
@@ -210,23 +211,54 @@ impl<'a> From<&'a EventKind> for KindV1<'a> {
                 run,
                 lease,
                 question,
-                text: asked,
+                number,
+                asking: asked,
             } => Self::QuestionAsked {
                 run: run.0,
                 lease: lease.0,
                 question: question.0,
-                text: text(asked),
+                text: text(&asked.title),
+                number: *number,
+                asking: asking(asked),
             },
             EventKind::QuestionAnswered {
                 run,
                 question,
-                answer,
+                choice,
+                text: said,
                 by,
             } => Self::QuestionAnswered {
                 run: run.0,
                 question: question.0,
-                answer: text(answer),
+                answer: text(choice),
                 by: text(by),
+                text: text(said),
+            },
+            EventKind::QuestionClosed {
+                run,
+                lease,
+                question,
+                number,
+                choice,
+                by,
+            } => Self::QuestionClosed {
+                run: run.0,
+                lease: lease.0,
+                question: question.0,
+                number: *number,
+                choice: text(choice),
+                by: text(by),
+            },
+            EventKind::ConversationOpened {
+                run,
+                lease,
+                conversation,
+                software,
+            } => Self::ConversationOpened {
+                run: run.0,
+                lease: lease.0,
+                conversation: text(conversation),
+                software: text(software),
             },
             EventKind::TaskParked {
                 run,
