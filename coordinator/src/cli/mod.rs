@@ -47,6 +47,7 @@ mod submit;
 mod summary;
 mod table;
 mod token;
+mod usage;
 mod view;
 mod watch;
 pub mod worker;
@@ -117,6 +118,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Cancel(options) => Box::pin(cancel::cancel(context, options)).await,
         Command::Retry(options) => Box::pin(retry::retry(context, options)).await,
         Command::Explain(options) => Box::pin(explain::explain(context, options)).await,
+        Command::Usage(options) => Box::pin(usage::usage(context, options)).await,
         Command::Workers(options) => Box::pin(workers::workers(context, options)).await,
         Command::Drain(options) => Box::pin(drain::drain(context, options)).await,
         Command::Token(options) => Box::pin(token::token(context, options)).await,
