@@ -26,6 +26,7 @@ use crate::api::operator_service::{About, Operators};
 use crate::api::plans::{self, Plans};
 use crate::api::runs::Runs;
 use crate::api::submit::Submissions;
+use crate::api::usage::Meter;
 use crate::api::worker_service::{Terms, Workers};
 use crate::api::{self, Gate, Server, server_config};
 use crate::auth::{Authenticator, NewToken, Role};
@@ -277,7 +278,8 @@ impl App {
         );
         let operators = operators
             .with_troubles(workers.troubles())
-            .with_mirrors(copied.clone());
+            .with_mirrors(copied.clone())
+            .with_meter(Meter::new(ledger.clone(), options.prices.clone()));
         let router = router(operators, workers, &git_host).map_err(|error| Error::Io {
             action: "describe the services",
             source: error.into(),

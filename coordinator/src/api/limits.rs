@@ -56,6 +56,13 @@ pub(super) const LOGS: usize = 2_000;
 /// Transcripts that are read at once, so that readers of logs leave threads to others.
 pub(super) const TRANSCRIPT_READS: usize = 8;
 
+/// Groups of usage in one answer, and models in one group: some MiB at the most.
+pub(super) const USAGE_GROUPS: usize = 5_000;
+/// How old the sum may be that is told with a run: whoever looks at a run asks many times a second.
+pub(super) const USAGE_FRESH: Duration = Duration::from_secs(1);
+/// Runs whose sums are remembered that long.
+pub(super) const USAGE_RUNS: usize = 256;
+
 /// Bytes that wait for one worker's connection.
 pub(super) const SESSION_BYTES: usize = 16 * 1024 * 1024;
 /// How long a worker may take nothing of what it is told: well before its leases run out.

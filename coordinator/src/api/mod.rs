@@ -28,6 +28,7 @@ pub mod status;
 pub mod submit;
 mod tls;
 pub mod troubles;
+pub mod usage;
 pub mod view;
 mod watch;
 pub mod watch_route;

@@ -29,6 +29,7 @@ use super::runs::Runs;
 use super::slow;
 use super::submit::Submissions;
 use super::troubles::Troubles;
+use super::usage::Meter;
 use super::watch::{self, Cursor, Wish};
 use super::{convert, status, view};
 use crate::auth::{Access, Authenticator, Identity, NewToken, Role, Unverified};
@@ -64,6 +65,7 @@ pub struct Operators {
     auth: Arc<Authenticator>,
     about: About,
     troubles: Troubles,
+    meter: Option<Meter>,
     /// Cancelled when an admin asks for the end.
     shutdown: CancellationToken,
     ending: CancellationToken,
@@ -93,6 +95,7 @@ impl Operators {
             auth,
             about,
             troubles: Troubles::default(),
+            meter: None,
             shutdown,
             ending,
             watches: Arc::new(Semaphore::new(WATCHES)),
@@ -111,6 +114,13 @@ impl Operators {
     #[must_use]
     pub fn with_mirrors(mut self, mirrors: Mirrors) -> Self {
         self.mirrors = Some(mirrors);
+        self
+    }
+
+    /// Tells also what was used of models.
+    #[must_use]
+    pub fn with_meter(mut self, meter: Meter) -> Self {
+        self.meter = Some(meter);
         self
     }
 
@@ -316,6 +326,9 @@ impl OperatorService for Operators {
             .mirrors
             .as_ref()
             .and_then(|mirrors| view::mirror(mirrors, &run));
+        if let Some(meter) = self.meter.as_ref().filter(|_| from == 0) {
+            run.usage = meter.of_run(&run.run, run.ended_at.is_some()).await;
+        }
         let next_page_token = if more {
             upto.to_string()
         } else {
@@ -408,6 +421,16 @@ impl OperatorService for Operators {
         super::explain::of(&self.runs, run, task, self.troubles.told())
             .await
             .map(Response::new)
+    }
+
+    async fn get_usage(
+        &self,
+        request: Request<v1::GetUsageRequest>,
+    ) -> Result<Response<v1::GetUsageResponse>, Status> {
+        allowed(&request, Access::View)?;
+        let meter = self.meter.as_ref();
+        let meter = meter.ok_or_else(|| Status::unavailable("usage is not counted here"))?;
+        meter.usage(request.into_inner()).await.map(Response::new)
     }
 
     async fn cancel(

@@ -116,6 +116,7 @@ fn head(run: &Run, archived: bool) -> v1::Run {
         archived,
         critical_path: critical_path(run),
         mirror: None,
+        usage: None,
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) use fleet::{
     Drain, RoleName, Token, TokenCommand, TokenCreate, TokenList, TokenRevoke, Workers,
 };
 pub(crate) use keep::{Audit, Backup, Doctor, Restore};
-pub(crate) use look::{Clean, Diff, Explain, Logs, Status, Tail, Watch};
+pub(crate) use look::{Clean, Diff, Explain, Logs, Status, Tail, Usage, UsageBy, Watch};
 pub(crate) use steer::{Cancel, Fetch, Land, Retry};
 
 use crate::output::ColorChoice;
@@ -135,6 +135,7 @@ pub(crate) enum Command {
     Approvals(Approvals),
     Approve(Approve),
     Deny(Deny),
+    Usage(Usage),
     Cancel(Cancel),
     Retry(Retry),
     Fetch(Fetch),

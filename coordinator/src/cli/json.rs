@@ -17,6 +17,7 @@ pub(crate) fn result(run: &v1::Run) -> Value {
         "tasks": task_counts(run),
         "integration": integration(run),
         "failure": run.failure.as_ref().map(failure),
+        "usage": super::usage::json(run.usage.as_ref()),
         "mirror": run.mirror.as_ref().map(|mirror| json!({
             "url": mirror.url,
             "state": mirror.state,

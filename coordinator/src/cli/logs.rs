@@ -29,7 +29,7 @@ pub(crate) async fn logs(context: &Context, options: Logs) -> Result<Exit> {
 }
 
 /// Reads `--since`: a time, or how long ago it was. Gives milliseconds since 1970.
-fn since(text: Option<&str>, now: Timestamp) -> Result<Option<u64>> {
+pub(super) fn since(text: Option<&str>, now: Timestamp) -> Result<Option<u64>> {
     let Some(text) = text else { return Ok(None) };
     let ago = Duration::parse(text).and_then(|ago| {
         let ago = SignedDuration::from_millis(i64::try_from(ago.0.ms()).ok()?);

@@ -49,6 +49,7 @@ mod submit;
 mod summary;
 mod table;
 mod token;
+mod usage;
 mod view;
 mod watch;
 pub mod worker;
@@ -122,6 +123,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Approvals(options) => Box::pin(approvals::approvals(context, options)).await,
         Command::Approve(options) => Box::pin(approve::approve(context, options)).await,
         Command::Deny(options) => Box::pin(approve::deny(context, options)).await,
+        Command::Usage(options) => Box::pin(usage::usage(context, options)).await,
         Command::Workers(options) => Box::pin(workers::workers(context, options)).await,
         Command::Drain(options) => Box::pin(drain::drain(context, options)).await,
         Command::Token(options) => Box::pin(token::token(context, options)).await,

@@ -8,8 +8,8 @@ use muster_proto::v1;
 
 use super::context::Context;
 use super::error::Exit;
-use super::show;
 use super::table::Table;
+use super::{show, usage};
 use crate::output::{Paint, harmless, one_line};
 
 /// Lines of a failed task's output that are shown.
@@ -82,6 +82,9 @@ pub(crate) fn text(run: &v1::Run, place: &Place, now: Timestamp, paint: Paint) -
     failures(&mut text, run, place, paint);
     result(&mut text, run, place, paint);
     mirror(&mut text, run, paint);
+    if let Some(used) = usage::line(run.usage.as_ref()) {
+        let _ = writeln!(text, "{} {used}", paint.dim("used:"));
+    }
     text.truncate(text.trim_end().len());
     text
 }

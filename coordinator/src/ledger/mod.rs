@@ -319,6 +319,12 @@ impl Ledger {
         }
     }
 
+    /// Tells whether it is known to be behind, so that waiting would not help soon.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.lag.get().is_some()
+    }
+
     /// Sums up what fits a filter, by groups.
     ///
     /// # Errors

@@ -153,6 +153,12 @@ pub struct Usage {
     pub more: bool,
 }
 
+/// Models of all groups beyond the first of each: whoever makes names up does not fill memory.
+const ROWS_MAX: usize = 10_000;
+/// Models of the total that are named; those behind them are one.
+const MODELS_MAX: usize = 1_000;
+const OTHER_MODELS: &str = "(other models)";
+
 const SUMS: &str = "min(model), sum(input), sum(cached), sum(cache_write), sum(output),
     sum(reasoning), sum(calls), count(*), coalesce(sum(cost_micros), 0), sum(cost_micros IS NULL),
     min(at_ms), max(at_ms)";
@@ -189,6 +195,7 @@ pub(super) fn usage(
         "SELECT {SUMS}, {identity} {from} GROUP BY {columns}, model_key ORDER BY {columns}, model_key"
     );
     let mut usage = Usage::default();
+    let mut taken = 0;
     let mut statement = connection.prepare(&sql).map_err(doing)?;
     let mut rows = statement
         .query(params_from_iter(values.clone()))
@@ -198,6 +205,11 @@ pub(super) fn usage(
         let full = usage.groups.len() >= limit;
         let last = usage.groups.last_mut();
         if let Some(last) = last.filter(|last| is_same(last, &of, by)) {
+            taken += 1;
+            if taken > ROWS_MAX {
+                usage.more = true;
+                break;
+            }
             last.join(of, model, sums);
         } else if full {
             usage.more = true;
@@ -214,7 +226,17 @@ pub(super) fn usage(
             Ok((row.get(0)?, sums(row)?))
         })
         .map_err(doing)?;
-    usage.total.models = models.collect::<Result<_, _>>().map_err(doing)?;
+    let all = &mut usage.total.models;
+    for found in models {
+        let (model, sums): (String, Sums) = found.map_err(doing)?;
+        if let Some((_, others)) = all.get_mut(MODELS_MAX) {
+            others.add(&sums);
+        } else if all.len() == MODELS_MAX {
+            all.push((OTHER_MODELS.to_owned(), sums));
+        } else {
+            all.push((model, sums));
+        }
+    }
     Ok(usage)
 }
 

@@ -269,6 +269,7 @@ async fn each_role_may_do_what_its_name_says_and_no_more() {
             "viewer" get_diff(GetDiffRequest),
             "viewer" get_conflicts(GetConflictsRequest),
             "viewer" explain_task(ExplainTaskRequest),
+            "viewer" get_usage(GetUsageRequest),
             "operator" cancel(CancelRequest),
             "operator" retry(RetryRequest),
             "viewer" list_workers(ListWorkersRequest),
@@ -283,6 +284,87 @@ async fn each_role_may_do_what_its_name_says_and_no_more() {
             assert_eq!(refused, rank(role) < needed, "{role}: {call}: {code:?}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_agents_have_used_is_told_once_through_replays_and_restarts() {
+    let mut world = World::start().await;
+    let plan = "{name: p, tasks: [{name: a, run: 'true', agent: command}]}";
+    let run = world.submit(plan, "k").await.unwrap();
+    let mut worker = Worker::join(&world, "w").await;
+    let grant = worker.grant().await;
+    let used = |number: u64, model: &str| v1::AgentEvent {
+        number,
+        at_ms: 1_000 * number,
+        kind: Some(v1::agent_event::Kind::Activity(v1::Activity {
+            turn: 1,
+            kind: Some(v1::activity::Kind::Usage(v1::ModelUsage {
+                model: model.to_owned(),
+                input_tokens: 1_000,
+                cached_input_tokens: 400,
+                output_tokens: 10,
+                calls: 1,
+                ..v1::ModelUsage::default()
+            })),
+        })),
+    };
+    let tell = |events| v1::LeaseEvents {
+        events,
+        ..events_of(&grant)
+    };
+    let first = vec![used(1, "gpt-5.4"), used(2, "no-such-model")];
+    assert_eq!(worker.events(tell(first.clone())).await, 2);
+    assert_eq!(worker.events(tell(first)).await, 2);
+    let total = |world: &World, request: v1::GetUsageRequest| {
+        let mut operator = world.operator.clone();
+        async move {
+            let used = operator.get_usage(request).await.unwrap().into_inner();
+            (used.groups, used.total.unwrap(), used.behind)
+        }
+    };
+    let by_call = v1::GetUsageRequest {
+        run: Some(run.clone()),
+        group_by: v1::UsageGroupBy::Call.into(),
+        ..v1::GetUsageRequest::default()
+    };
+    let (groups, all, behind) = total(&world, by_call.clone()).await;
+    assert_eq!(behind, "");
+    let of = |group: &v1::UsageGroup| (group.event, group.lease, group.worker.clone());
+    let worker_id = groups[0].worker.clone();
+    assert!(worker_id.as_deref().is_some_and(|id| !id.is_empty()));
+    assert_eq!(
+        of(&groups[0]),
+        (Some(1), Some(grant.lease), worker_id.clone())
+    );
+    assert_eq!(of(&groups[1]), (Some(2), Some(grant.lease), worker_id));
+    // 600 at 2.5, 400 at 0.25 and 10 at 15 dollars a million; nobody knows the other's.
+    assert_eq!(groups[0].cost_nanos, Some(1_750_000));
+    assert_eq!(groups[1].cost_nanos, None);
+    assert_eq!(all.sums.unwrap().input_tokens, 2_000);
+    assert_eq!((all.models.len(), all.cost_nanos), (2, Some(1_750_000)));
+    assert_eq!(all.unpriced_models, ["no-such-model"]);
+    let shown = world
+        .until(&run, |run| run.usage.is_some())
+        .await
+        .usage
+        .unwrap();
+    assert_eq!(shown.sums, all.sums);
+
+    world.restart().await;
+    let mut worker = Worker::join(&world, "w").await;
+    let again = vec![
+        used(1, "gpt-5.4"),
+        used(2, "no-such-model"),
+        used(3, "gpt-5.4"),
+    ];
+    assert_eq!(worker.events(tell(again)).await, 3);
+    let (groups, all, _) = total(&world, by_call).await;
+    assert_eq!((groups.len(), all.sums.unwrap().events), (3, 3));
+    let nothing = v1::GetUsageRequest {
+        run: Some("r-none".to_owned()),
+        ..v1::GetUsageRequest::default()
+    };
+    assert_eq!(total(&world, nothing).await.0, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -439,7 +439,12 @@ impl Worker {
                 kind: Some(v1::agent_event::Kind::Note(format!("note {number}"))),
             })
             .collect();
-        let leases = vec![v1::LeaseEvents { events, ..of }];
+        self.events(v1::LeaseEvents { events, ..of }).await
+    }
+
+    /// Sends events of a lease and waits until they are stored; gives up to where they are.
+    pub(crate) async fn events(&mut self, of: v1::LeaseEvents) -> u64 {
+        let leases = vec![of];
         self.say(Said::Events(v1::EventBatch { leases })).await;
         loop {
             if let Heard::EventAcks(acks) = self.hear().await.unwrap() {

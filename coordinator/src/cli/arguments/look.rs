@@ -211,3 +211,52 @@ pub(crate) struct Explain {
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+/// Show what agents have used of models, and what that costs
+///
+/// Counts tokens as agents tell them, each once, also those of attempts that failed. The cost is
+/// reckoned with the prices that `config check` shows, and is not what a provider bills: a model
+/// without a price has no cost here. What agents reckon themselves stands beside it.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator usage                         each run
+  coordinator usage @last                   each task of the last run
+  coordinator usage @last --by model        each model it has used
+  coordinator usage --by worker --since 1h  each worker, in the last hour
+  coordinator usage @last --by call --json  every call, for programs")]
+pub(crate) struct Usage {
+    /// Run [default: all of them]
+    #[arg(value_name = "RUN")]
+    pub(crate) run: Option<String>,
+    /// What a line is for [default: task with RUN, else run]
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) by: Option<UsageBy>,
+    /// Only of this task
+    #[arg(long, value_name = "TASK", requires = "run")]
+    pub(crate) task: Option<String>,
+    /// Only of this model; case and punctuation do not matter
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Only by this worker
+    #[arg(long, value_name = "WORKER")]
+    pub(crate) worker: Option<String>,
+    /// Only since then: `10m` ago, or a time such as 2026-11-21T09:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What a line of usage is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum UsageBy {
+    Run,
+    Task,
+    Attempt,
+    Model,
+    Worker,
+    Turn,
+    Call,
+}

@@ -86,6 +86,15 @@ pub(crate) struct Model {
     pub(crate) unexplained: bool,
 }
 
+fn is_usage(event: &v1::AgentEvent) -> bool {
+    use v1::activity::Kind as Doing;
+    use v1::agent_event::Kind;
+    match &event.kind {
+        Some(Kind::Activity(activity)) => matches!(activity.kind, Some(Doing::Usage(_))),
+        _ => false,
+    }
+}
+
 impl Model {
     pub(crate) fn new(run: v1::Run, now: Timestamp, size: (u16, u16)) -> Self {
         let mut model = Self {
@@ -127,6 +136,8 @@ impl Model {
             Event::Item(Item::Journal(_)) => self.stale = true,
             Event::Item(Item::Agent(of)) => {
                 if let Some(event) = &of.event {
+                    // The run says what was used.
+                    self.stale |= is_usage(event);
                     self.said.take(&of.task, event);
                 }
             }

@@ -9,7 +9,7 @@ use ratatui_core::text::{Line, Span};
 
 use super::detail;
 use super::model::{Focus, Model, Order};
-use crate::cli::show;
+use crate::cli::{show, usage};
 use crate::output::{harmless, one_line};
 
 const NAME_WIDTH_MIN: usize = 8;
@@ -154,6 +154,9 @@ fn headline(model: &Model, theme: Theme) -> Line<'_> {
             show::duration(show::between(submitted, until))
         )),
     ];
+    if let Some(used) = usage::brief(run.usage.as_ref()) {
+        spans.push(Span::styled(format!("  {used}"), theme.dim()));
+    }
     if show::has_ended(run)
         && let Some(integration) = &run.integration
         && !matches!(integration.state.as_str(), "none" | "pending")
