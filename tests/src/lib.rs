@@ -6,6 +6,7 @@ pub mod clocks;
 pub mod cluster;
 pub mod cutoff;
 pub mod disk;
+pub mod fakes;
 pub mod figures;
 pub mod files;
 pub mod history;
