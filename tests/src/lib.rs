@@ -2,6 +2,7 @@
 //!
 //! Everything that a test starts is ended when its value is dropped, also when the test fails.
 
+pub mod agents;
 pub mod clocks;
 pub mod cluster;
 pub mod cutoff;
