@@ -2,10 +2,12 @@
 //!
 //! Everything that a test starts is ended when its value is dropped, also when the test fails.
 
+pub mod agents;
 pub mod clocks;
 pub mod cluster;
 pub mod cutoff;
 pub mod disk;
+pub mod fakes;
 pub mod figures;
 pub mod files;
 pub mod history;

@@ -6,6 +6,7 @@
 mod abuse;
 mod changes;
 mod clocks;
+mod codex;
 mod codex_par;
 mod cutoff;
 mod deaths;
@@ -74,7 +75,9 @@ fn main() -> ExitCode {
         .map(|(name, scenario)| trial(name, *scenario, &programs))
         .collect();
     let without_clocks = muster_tests::clocks::missing(&programs.source);
+    let without_codex = muster_tests::agents::codex(&programs.source).err();
     let with_needs = [
+        (without_codex, codex::SCENARIOS),
         (muster_tests::hosts::missing(), several_hosts::SCENARIOS),
         (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
         (without_clocks.clone(), clocks::SCENARIOS),
