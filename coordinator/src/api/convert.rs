@@ -304,6 +304,8 @@ pub fn question(number: u32, asking: &Asking) -> v1::Question {
                 rule: choice.rule.to_string(),
             })
             .collect(),
+        // Only policies look at them, on the worker.
+        paths: Vec::new(),
     }
 }
 
@@ -434,6 +436,7 @@ mod tests {
             choices: all
                 .map(|effect| choice(effect.as_str_name(), effect))
                 .into(),
+            paths: Vec::new(),
         };
         let read = asking_of(sent.clone()).unwrap();
         assert_eq!(question(4, &read), sent);

@@ -15,7 +15,7 @@ const QUESTIONS_SHOWN: usize = 100;
 ///
 /// # Errors
 /// The run is not live, or the engine has ended.
-pub async fn list(
+pub(super) async fn list(
     runs: &Runs,
     request: v1::ListQuestionsRequest,
 ) -> Result<v1::ListQuestionsResponse, Status> {
@@ -79,7 +79,7 @@ struct Asked {
 ///
 /// # Errors
 /// There is no such question, it was answered or taken back before, or it does not offer that.
-pub async fn answer(
+pub(super) async fn answer(
     runs: &Runs,
     request: v1::AnswerQuestionRequest,
     by: String,

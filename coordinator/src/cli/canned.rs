@@ -92,6 +92,7 @@ pub(crate) fn question() -> v1::OpenQuestion {
                 choice("always", "Always", v1::ChoiceEffect::AllowRule, "rm:*"),
                 choice("no", "No, and say why", v1::ChoiceEffect::Deny, ""),
             ],
+            paths: Vec::new(),
         }),
         parked: true,
     }
