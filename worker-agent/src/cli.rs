@@ -93,6 +93,15 @@ pub struct WorkerArgs {
     /// End after holding nothing for so long, such as `90s`, `10m` or `2h`.
     #[arg(long, value_name = "DURATION", visible_alias = "ephemeral", value_parser = duration)]
     idle_exit: Option<Duration>,
+    /// How often the unfinished edits of a running attempt are kept with the coordinator.
+    #[arg(long, value_name = "DURATION", value_parser = wip_interval, default_value = "45s")]
+    wip_interval: Duration,
+    /// How an agent is started here: NAME=PROGRAM or NAME='PROGRAM ARGUMENT …'; may be repeated.
+    ///
+    /// NAME is a built-in agent, or one that plans or the coordinator declare. It adds no name: of what
+    /// nobody declares nothing is started. Words are separated by spaces.
+    #[arg(long = "agent", value_name = "NAME=COMMAND", value_parser = agent)]
+    agents: Vec<(String, Vec<String>)>,
     /// Most bytes of new and changed files in the result of one attempt, such as `800MB` or `2GB`.
     ///
     /// An attempt that leaves more fails as `change_too_large`, and what it left is kept on the
@@ -270,6 +279,12 @@ impl WorkerArgs {
                 return Err(format!("--resource {name} is given twice"));
             }
         }
+        let mut agents = BTreeMap::new();
+        for (name, command) in self.agents {
+            if agents.insert(name.clone(), command).is_some() {
+                return Err(format!("--agent {name} is given twice"));
+            }
+        }
         Ok(Options {
             coordinator,
             token,
@@ -288,7 +303,8 @@ impl WorkerArgs {
             cache_bytes_max: self.cache_limit.0,
             disk_bytes_max: self.disk_limit.0,
             secrets: self.secrets,
-            wip_interval: None,
+            wip_interval: Some(self.wip_interval),
+            agents,
         })
     }
 }
@@ -334,6 +350,23 @@ fn size(text: &str) -> Result<Size, String> {
         .checked_mul(*bytes)
         .map(Size)
         .ok_or_else(|| "that is more than any disk has".to_owned())
+}
+
+fn wip_interval(text: &str) -> Result<Duration, String> {
+    duration(text).and_then(|interval| {
+        let allowed = Duration::from_secs(1)..=Duration::from_secs(600);
+        let checked = allowed.contains(&interval).then_some(interval);
+        checked.ok_or_else(|| "from 1s to 10m is allowed".to_owned())
+    })
+}
+
+fn agent(text: &str) -> Result<(String, Vec<String>), String> {
+    let (name, command) = text.split_once('=').unwrap_or_default();
+    let command: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+    if name.is_empty() || command.is_empty() {
+        return Err("write it as NAME=PROGRAM, such as codex=/opt/codex/bin/codex".to_owned());
+    }
+    Ok((name.to_owned(), command))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

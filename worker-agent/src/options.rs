@@ -47,6 +47,8 @@ pub struct Options {
     pub secrets: Vec<Secret>,
     /// How often edits of running agents are kept at their WIP ref; as usual when absent.
     pub wip_interval: Option<Duration>,
+    /// How agents are started here, by name; else as plan, coordinator and host say.
+    pub agents: BTreeMap<String, Vec<String>>,
 }
 
 /// Most bytes of new and changed files in one result unless said otherwise: more than people review,

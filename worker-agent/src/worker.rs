@@ -60,14 +60,8 @@ pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ende
     let (events, mut link_events) = mpsc::channel(WAITING_MAX);
     let machine = Arc::clone(&worker.machine);
     let no_more = worker.no_more.clone();
-    let link = Link::new(
-        options,
-        &identity,
-        agent::offers(&|name| std::env::var(name).ok()),
-        machine,
-        events,
-        no_more,
-    );
+    let offers = agent::offers(&|name| std::env::var(name).ok(), &options.agents);
+    let link = Link::new(options, &identity, offers, machine, events, no_more);
     // Both end with this function, however that ends.
     let mut linking = JoinSet::new();
     linking.spawn(link.run());
@@ -151,6 +145,7 @@ impl Worker {
             disk_bytes_max: options.disk_bytes_max,
             secrets: options.secrets.clone(),
             wip_interval: options.wip_interval,
+            agents: options.agents.clone(),
         });
         if link::knows_another_coordinator(options, &identity.folder) {
             // Its leases have numbers that this one gives to others.

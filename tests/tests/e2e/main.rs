@@ -4,6 +4,7 @@
 //! name, and never as passed; therefore the harness is libtest-mimic.
 
 mod abuse;
+mod approvals;
 mod changes;
 mod clocks;
 mod codex;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         changes::SCENARIOS,
         programs::SCENARIOS,
         terminal::SCENARIOS,
+        approvals::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()

@@ -93,9 +93,27 @@ const KINDS: [&dyn Agent; 5] = [
     &acp::AcpAgent,
 ];
 
-/// Finds the agents of this host.
-pub(crate) fn offers(own: Own<'_>) -> Vec<AgentOffer> {
-    KINDS.iter().filter_map(|agent| agent.find(own)).collect()
+/// Finds the agents of this host; `overrides` say how some are started, by name.
+pub(crate) fn offers(own: Own<'_>, overrides: &BTreeMap<String, Vec<String>>) -> Vec<AgentOffer> {
+    let path = own("PATH").unwrap_or_default();
+    let offers = KINDS.iter().filter_map(|agent| {
+        let named = overrides
+            .get(agent.kind())
+            .and_then(|command| command.first());
+        let Some(named) = named else {
+            return agent.find(own);
+        };
+        let found = match named.contains('/') {
+            true => may_run(Path::new(named)).then(|| named.clone()),
+            false => program(named, &path),
+        };
+        found.map(|program| AgentOffer {
+            name: agent.kind().to_owned(),
+            program,
+            version: String::new(),
+        })
+    });
+    offers.collect()
 }
 
 /// Gives the agent of a task.

@@ -68,6 +68,8 @@ pub(crate) struct Site {
     pub(crate) secrets: Vec<Secret>,
     /// How often edits of running agents are kept, unless as usual.
     pub(crate) wip_interval: Option<Duration>,
+    /// How agents are started here, by name.
+    pub(crate) agents: BTreeMap<String, Vec<String>>,
 }
 
 /// What a lease tells its worker.

@@ -222,7 +222,10 @@ impl Runner {
     async fn agent(&mut self, workspace: Option<&Arc<Workspace>>, scribe: &Scribe) -> Happened {
         let invoked = TaskDocument::parse(&self.grant.document)
             .map_err(|error| failure(class::AGENT_UNAVAILABLE, &chain(&error), b""))
-            .and_then(|task| {
+            .and_then(|mut task| {
+                if let Some(command) = self.site.agents.get(&task.agent.name) {
+                    task.agent.command.clone_from(command);
+                }
                 if task.in_place {
                     let message = "this worker cannot work in a user's own folder";
                     return Err(failure(class::AGENT_UNAVAILABLE, message, b""));

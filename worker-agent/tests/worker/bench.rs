@@ -80,6 +80,7 @@ impl Bench {
             executable: env!("CARGO_BIN_EXE_worker-agent").into(),
             repositories: Repositories::Below(format!("file://{}", self.folder.path().display())),
             wip_interval: Some(Duration::from_millis(50)),
+            agents: BTreeMap::new(),
         }
     }
 
