@@ -1,5 +1,6 @@
 //! A worker, a fake coordinator and a real repository.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
