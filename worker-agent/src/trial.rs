@@ -109,7 +109,11 @@ impl Heard {
             Step::TurnEnded(_) => {
                 self.ended += 1;
                 if self.ended > self.prompts + 1 {
-                    return Err(format!("{} turns ended of {}", self.ended, self.prompts + 1));
+                    return Err(format!(
+                        "{} turns ended of {}",
+                        self.ended,
+                        self.prompts + 1
+                    ));
                 }
                 if self.prompts < PROMPTS_MAX {
                     self.prompts += 1;
@@ -136,9 +140,7 @@ mod tests {
     #[test]
     fn recorded_streams_keep_the_promises_of_a_conversation() {
         for recording in RECORDINGS {
-            let lines = recording
-                .lines()
-                .filter_map(|line| line.strip_prefix("< "));
+            let lines = recording.lines().filter_map(|line| line.strip_prefix("< "));
             let stream: String = lines.flat_map(|line| [line, "\n"]).collect();
             hear("codex", stream.as_bytes()).unwrap();
         }

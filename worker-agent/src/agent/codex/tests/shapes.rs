@@ -477,6 +477,8 @@ fn the_program_is_started_so_that_it_neither_hangs_nor_shows_its_keys() {
             "-c",
             "features.unbounded_connection_retries=false",
             "-c",
+            "sandbox_workspace_write.exclude_slash_tmp=true",
+            "-c",
             "shell_environment_policy.exclude=[\"CODEX_API_KEY\",\"OPENAI_API_KEY\",\"MY_KEY\"]",
             "-c",
             "cli_auth_credentials_store=\"ephemeral\"",
