@@ -27,7 +27,25 @@ fn main() -> Result {
     journal()?;
     messages()?;
     files()?;
+    agents(root)?;
     access()
+}
+
+/// What agents wrote in recordings; the first byte says which agent.
+fn agents(root: &Path) -> Result {
+    let folder = root.join("../../worker-agent/tests/streams/codex");
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let recording = fs::read_to_string(&path)?;
+        let mut stream = vec![0];
+        for line in recording.lines().filter_map(|line| line.strip_prefix("< ")) {
+            stream.extend_from_slice(line.as_bytes());
+            stream.push(b'\n');
+        }
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        seed("agents", &format!("codex-{name}"), &stream)?;
+    }
+    Ok(())
 }
 
 /// Writes one seed.

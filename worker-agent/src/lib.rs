@@ -20,6 +20,8 @@ mod secrets;
 pub mod session;
 pub mod spool;
 pub mod supervisor;
+#[doc(hidden)]
+pub mod trial;
 mod worker;
 
 pub use attempt::LeftoverError;

@@ -90,11 +90,19 @@ fn copy_instead_of_repository(plan: &mut Plan, path: &Path) {
     let Ok(folder) = folder.canonicalize() else {
         return;
     };
-    let in_repository = folder.ancestors().any(|above| above.join(".git").exists());
+    let in_repository = folder
+        .ancestors()
+        .any(|above| is_repository(&above.join(".git")));
     if !in_repository {
         let from = location.clone();
         plan.document.repo = Some(plan::Repo::Folder(plan::FolderRepo { from }));
     }
+}
+
+/// Tells whether git takes this for a repository. An empty folder of the name is none: sandboxes of
+/// agents leave such.
+fn is_repository(git: &Path) -> bool {
+    git.is_file() || git.join("HEAD").exists()
 }
 
 /// Says what was tolerated in a plan.

@@ -59,6 +59,7 @@ fuzz_target!(|bytes: &[u8]| {
                 | Output::Stop { .. }
                 | Output::Acknowledged(_)
                 | Output::EventsAcknowledged { .. }
+                | Output::Answers { .. }
                 | Output::Drop { .. } => {}
             }
         }

@@ -1,6 +1,6 @@
 //! The real Codex, driven by real workers, with a provider that does what prompts say.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -124,7 +124,7 @@ fn does_tasks(programs: &Programs) -> Result<()> {
         let stage = Stage::set(cluster, programs)?;
         let last = stage.run(
             cluster,
-            "  - { name: one, prompt: 'Please [[write:one.txt hello]]', verify: test -f one.txt }\n\
+            "  - { name: one, prompt: 'Please [[write:one.txt hello]]', verify: ['test -f one.txt'] }\n\
              \x20 - { name: two, prompt: '[[patch:two.txt]]', depends_on: [one] }\n\
              \x20 - { name: env, prompt: '[[sh:env > env.txt]]' }\n\
              \x20 - name: plain\n    agent: command\n    run: test -f two.txt && touch done.txt\n\
@@ -284,10 +284,18 @@ fn ended_in_time(programs: &Programs) -> Result<()> {
     })
 }
 
+/// What sandboxes leave in a folder that is everybody's.
+fn hidden_in_tmp() -> Vec<PathBuf> {
+    let names = [".agents", ".aws", ".codex", ".git"];
+    let paths = names.map(|name| Path::new("/tmp").join(name));
+    paths.into_iter().filter(|path| path.exists()).collect()
+}
+
 fn cancelled(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
         let stage = Stage::set(cluster, programs)?;
         let _worker = stage.serve(cluster)?;
+        let before = hidden_in_tmp();
         let command = "(tail -f /dev/null & tail -f /dev/null) ; echo woke";
         let tasks = format!(
             "  - {{ name: inside, prompt: '[[sh:{command}]]' }}\n\
@@ -307,7 +315,9 @@ fn cancelled(programs: &Programs) -> Result<()> {
         cluster.ask(["cancel", &run])?.success()?;
         let status = cluster.ended(&run)?;
         ensure!(status.state() == "cancelled", "{}", status.json);
-        nothing_lives(&run)
+        nothing_lives(&run)?;
+        ensure!(hidden_in_tmp() == before, "left: {:?}", hidden_in_tmp());
+        Ok(())
     })
 }
 

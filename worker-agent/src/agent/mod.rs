@@ -53,6 +53,11 @@ pub(crate) trait Agent: Send + Sync {
         false
     }
 
+    /// Names empty folders that the agent may leave where it worked.
+    fn leftovers(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Gives what the agent said last of what it did, for people and for dependents.
     fn summary(&self, _place: &Place<'_>) -> String {
         String::new()

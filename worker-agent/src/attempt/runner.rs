@@ -306,6 +306,10 @@ impl Runner {
             let _ = wip.await;
         }
         self.empty_tmp().await;
+        for name in agent.leftovers() {
+            // Fails if it is not there, or not empty and therefore somebody's.
+            let _ = std::fs::remove_dir(place.work.join(name));
+        }
         match launched {
             Err(happened) => happened,
             Ok(Launched {

@@ -518,7 +518,7 @@ impl Conversation for AppServer {
     fn lost(&mut self, end: &End, stderr: &str) -> AgentError {
         let mut lines = stderr.lines().rev().map(str::trim);
         let complaint = lines.find(|line| !line.is_empty());
-        let complaint = head(complaint.unwrap_or_default(), STDERR_BYTES_MAX);
+        let complaint = plain(head(complaint.unwrap_or_default(), STDERR_BYTES_MAX));
         let never_began = self.sent.values().any(|sent| *sent == Sent::Initialize);
         let (class, how) = match end {
             // It reads its settings before it says anything.
@@ -530,10 +530,15 @@ impl Conversation for AppServer {
                 ErrorClass::AgentCrashed,
                 format!("codex ended in its turn with exit code {code}"),
             ),
-            End::Signalled { signal } => (
-                ErrorClass::AgentCrashed,
-                format!("codex was killed in its turn by signal {signal}"),
-            ),
+            // It could not complain any more: what it wrote before was of other things.
+            End::Signalled { signal } => {
+                return AgentError {
+                    class: ErrorClass::AgentCrashed,
+                    message: format!("codex was killed in its turn by signal {signal}"),
+                    http_status: None,
+                    retry_after: None,
+                };
+            }
             _ => (
                 ErrorClass::AgentCrashed,
                 "codex ended in its turn".to_owned(),
@@ -551,4 +556,17 @@ impl Conversation for AppServer {
             retry_after: None,
         }
     }
+}
+
+/// Takes colours away.
+fn plain(text: &str) -> String {
+    let mut parts = text.split('\u{1b}');
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        // `[`, digits and semicolons, a letter.
+        let end = part.find(|character: char| character.is_ascii_alphabetic());
+        let rest = end.and_then(|end| part.get(end + 1..));
+        plain.push_str(rest.unwrap_or_default());
+    }
+    plain
 }

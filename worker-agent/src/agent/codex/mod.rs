@@ -93,6 +93,12 @@ impl Agent for CodexAgent {
         true
     }
 
+    fn leftovers(&self) -> &'static [&'static str] {
+        // Where its sandbox hides folders of these names; if it ends while a command runs they stay,
+        // and later runs take them for settings of the project that they must not trust.
+        &[".agents", ".aws", ".codex"]
+    }
+
     fn summary(&self, place: &Place<'_>) -> String {
         exec::summary(place)
     }

@@ -169,6 +169,9 @@ pub(super) fn arguments(
     }
     // A provider that is not there is waited for without end otherwise.
     set("features.unbounded_connection_retries=false");
+    // An attempt has temporary files of its own in TMPDIR. Those of everybody in /tmp are none of its
+    // affair, and a sandbox that may write there leaves an empty `.git` and others when it is killed.
+    set("sandbox_workspace_write.exclude_slash_tmp=true");
     if !hidden.is_empty() {
         // Else what the agent logs in with is in the environment of every command it runs. By name,
         // since patterns would hide what the task gives its commands on purpose.

@@ -285,9 +285,10 @@ fn a_key_is_logged_in_with_and_kept_nowhere() {
 #[test]
 fn a_program_that_is_gone_says_why_if_it_did() {
     let mut player = Player::new(machine(json!({})), &opening());
-    let error = player
-        .machine
-        .lost(&End::Exited { code: 1 }, "Error: bad config\n\n");
+    let error = player.machine.lost(
+        &End::Exited { code: 1 },
+        "\u{1b}[31mError:\u{1b}[0m bad config\n\n",
+    );
     assert_eq!(error.class, ErrorClass::InvalidRequest);
     assert!(
         error.message.ends_with("Error: bad config"),
@@ -475,6 +476,8 @@ fn the_program_is_started_so_that_it_neither_hangs_nor_shows_its_keys() {
             "app-server",
             "-c",
             "features.unbounded_connection_retries=false",
+            "-c",
+            "sandbox_workspace_write.exclude_slash_tmp=true",
             "-c",
             "shell_environment_policy.exclude=[\"CODEX_API_KEY\",\"OPENAI_API_KEY\",\"MY_KEY\"]",
             "-c",
