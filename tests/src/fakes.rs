@@ -1,8 +1,10 @@
 //! Providers of models that are none: they do what a prompt says, and remember what they served.
 
+pub mod anthropic;
 pub mod openai;
 mod scenario;
 
+pub use anthropic::Anthropic;
 pub use openai::OpenAi;
 pub use scenario::{Fault, Scenario};
 

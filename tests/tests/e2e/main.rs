@@ -6,6 +6,7 @@
 mod abuse;
 mod approvals;
 mod changes;
+mod claude;
 mod clocks;
 mod codex;
 mod codex_par;
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
     let with_needs = [
         (without_codex, codex::SCENARIOS),
         (muster_tests::hosts::missing(), several_hosts::SCENARIOS),
+        (claude::missing(&programs.source), claude::SCENARIOS),
         (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
         (without_clocks.clone(), clocks::SCENARIOS),
         (without_clocks, cutoff::CLOCK_SCENARIOS),

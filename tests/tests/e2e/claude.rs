@@ -1,0 +1,171 @@
+//! Claude Code itself against a provider that is made up.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use muster_tests::cluster::Cluster;
+use muster_tests::fakes::{self, Anthropic};
+use muster_tests::{Process, Programs};
+use serde_json::Value;
+
+use crate::{Scenario, with_cluster};
+
+pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
+    (
+        "claude_works_asks_answers_in_json_and_is_counted_to_the_token",
+        works,
+    ),
+    ("each_fault_of_claudes_provider_ends_in_its_class", fails),
+];
+
+/// Finds the program; the reason if there is none.
+fn claude(source: &Path) -> Result<PathBuf, String> {
+    let named = std::env::var_os("CLAUDE_BIN").map(PathBuf::from);
+    let package = "target/agents/node_modules/@anthropic-ai/claude-code-linux-x64/claude";
+    let found = named.unwrap_or_else(|| source.join(package));
+    if found.is_file() {
+        Ok(found)
+    } else {
+        Err("skipped: no claude found".to_owned())
+    }
+}
+
+/// Says why these tests cannot run here.
+pub(crate) fn missing(source: &Path) -> Option<String> {
+    claude(source).err()
+}
+
+fn start(cluster: &Cluster, provider: &Anthropic) -> Result<Process> {
+    let program = claude(&cluster.programs().source).map_err(anyhow::Error::msg)?;
+    let mut worker = cluster.worker("w", &cluster.address(), 2)?;
+    worker = worker.var("CLAUDE_BIN", program);
+    for (name, value) in provider.settings() {
+        worker = worker.var(&name, value);
+    }
+    cluster.start_described(&worker, "w")
+}
+
+fn works(programs: &Programs) -> Result<()> {
+    let provider = Anthropic::start()?;
+    with_cluster(programs, None, |cluster| {
+        cluster.serve()?;
+        let _worker = start(cluster, &provider)?;
+        let offered = cluster.worker_named("w")?.context("no worker")?;
+        ensure!(offered.to_string().contains("claude"), "{offered}");
+        cluster.seed()?;
+        let plan = cluster.write_plan(
+            "plan.yaml",
+            r#"
+name: claude
+defaults: { agent: claude, timeout: 2m }
+tasks:
+  - { name: command, prompt: "Please [[write:a.txt hello]]", change: required }
+  - { name: edit, prompt: "Please [[patch:b.txt]]", change: required }
+  - name: answer
+    prompt: 'Please [[badjson:1 {"verdict": "ok"}]]'
+    output_schema:
+      type: object
+      properties: { verdict: { type: string } }
+      required: [verdict]
+      additionalProperties: false
+  - { name: steps, prompt: "Please [[loop:3]]" }
+  - { name: outside, prompt: "Please [[escalate:touch ../outside]]" }
+"#,
+        )?;
+        let run = cluster.submit(&plan)?;
+        let status = cluster.ended(&run)?;
+        ensure!(status.state() == "succeeded", "{}", status.json);
+        let served = provider.served();
+        let sum = fakes::sum(&served);
+        let counted = |key: &str| -> Result<u64> {
+            let mut sum = 0;
+            for task in ["command", "edit", "answer", "steps", "outside"] {
+                for attempt in status.attempts(task)? {
+                    sum += attempt["usage"][key].as_u64().unwrap_or_default();
+                }
+            }
+            Ok(sum)
+        };
+        let seen = (counted("input_tokens")?, counted("output_tokens")?);
+        ensure!(
+            seen == (sum.input, sum.output),
+            "{seen:?} counted, {sum:?} served: {served:#?}"
+        );
+        let said = cluster
+            .ask(["logs", &run, "command", "--json"])?
+            .success()?;
+        for part in ["session", "printf", "turn 1 completed"] {
+            ensure!(said.out.contains(part), "{part} is not in {}", said.out);
+        }
+        Ok(())
+    })
+}
+
+fn fails(programs: &Programs) -> Result<()> {
+    let provider = Anthropic::start()?;
+    with_cluster(programs, None, |cluster| {
+        cluster.serve()?;
+        let _worker = start(cluster, &provider)?;
+        cluster.seed()?;
+        let cases = [
+            // The program itself tries once more before it gives up; what passes is then tried again.
+            ("limited", "429 2", "rate_limit", true),
+            ("broken", "500 2", "provider_error", true),
+            ("full", "overloaded 2", "provider_capacity", true),
+            ("dropped", "drop 3", "transport", true),
+            ("poor", "quota 1", "usage_limit", true),
+            ("refused", "refusal always", "refusal", false),
+            ("long", "context always", "context_window", false),
+            ("cut", "incomplete always", "agent_error", false),
+            ("wrong", "400 always", "invalid_request", false),
+            ("stranger", "401 always", "authentication", false),
+        ];
+        let mut text =
+            "name: faults\ndefaults: { agent: claude, timeout: 2m, retries: 0 }\ntasks:\n"
+                .to_owned();
+        for (task, fault, ..) in cases {
+            text.push_str(&format!(
+                "  - {{ name: {task}, prompt: 'Please [[fault:{fault}]]' }}\n"
+            ));
+        }
+        text.push_str(
+            "  - { name: endless, timeout: 10s, prompt: 'Please [[fault:hang always]]' }\n",
+        );
+        let plan = cluster.write_plan("plan.yaml", &text)?;
+        let run = cluster.submit(&plan)?;
+        let status = cluster.ended(&run)?;
+        let class = |task: &str| -> Result<Value> {
+            let attempts = status.attempts(task)?;
+            Ok(attempts
+                .first()
+                .map_or(Value::Null, |first| first["failure"]["class"].clone()))
+        };
+        let mut wrong = Vec::new();
+        for (task, _, expected, passes) in cases {
+            let (seen, state) = (class(task)?, status.task_state(task)?);
+            if seen != expected || (state == "succeeded") != passes {
+                wrong.push(format!("{task}: {state} after {seen}, not {expected}"));
+            }
+        }
+        ensure!(wrong.is_empty(), "{wrong:?}\n{}", status.json);
+        ensure!(class("endless")? == "timed_out", "{}", status.json);
+        let served = fakes::sum(&provider.served());
+        let mut counted = (0, 0);
+        for task in status.tasks() {
+            for attempt in task["attempts"].as_array().into_iter().flatten() {
+                counted.0 += attempt["usage"]["input_tokens"]
+                    .as_u64()
+                    .unwrap_or_default();
+                counted.1 += attempt["usage"]["output_tokens"]
+                    .as_u64()
+                    .unwrap_or_default();
+            }
+        }
+        ensure!(
+            counted == (served.input, served.output),
+            "{counted:?} counted, {served:?} served: {:#?}",
+            provider.served()
+        );
+        Ok(())
+    })
+}
