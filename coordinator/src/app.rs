@@ -261,7 +261,12 @@ impl App {
             shutdown.clone(),
             ending.clone(),
         );
-        let grants = Grants::new(engine.clone(), fleet_readers, auth.clone());
+        let grants = Grants::new(
+            engine.clone(),
+            fleet_readers,
+            auth.clone(),
+            repositories.clone(),
+        );
         let terms = Terms {
             epoch,
             heartbeat_interval: options.heartbeat_interval,

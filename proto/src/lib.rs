@@ -22,6 +22,10 @@ pub const PROTOCOL_MINOR: u32 = 0;
 /// a plan of the largest size is submitted in one message.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// What a worker names among its features if it begins an attempt that goes on with unfinished edits
+/// and still compares and commits its result on the base.
+pub const FEATURE_RESUME: &str = "resume";
+
 impl v1::ProtocolVersion {
     /// States what this program speaks.
     #[must_use]

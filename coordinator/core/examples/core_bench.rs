@@ -52,6 +52,7 @@ fn spec(name: &str, chain: usize) -> Arc<RunSpec> {
         timeout: Span::from_secs(600),
         verify: None,
         backoff: Span::from_secs(1),
+        resumes: false,
     };
     let tasks = (0..TASKS).map(|n| TaskSpec {
         name: format!("task-{n}").into(),

@@ -145,9 +145,12 @@ pub fn next_wakeup(state: &State) -> Option<(Timestamp, WakeReason)> {
         .delayed
         .first()
         .map(|(at, _)| (*at, WakeReason::Delay));
+    let held = state.index.held.first();
+    let held = held.map(|(at, _)| (*at, WakeReason::Delay));
     let deadline = state.index.timers.first();
     let deadline = deadline.map(|(at, _)| (*at, WakeReason::Deadline));
-    delay.into_iter().chain(deadline).min_by_key(|(at, _)| *at)
+    let all = delay.into_iter().chain(held).chain(deadline);
+    all.min_by_key(|(at, _)| *at)
 }
 
 /// Gives the deadlines that have passed, oldest first: what a [`crate::Command::Tick`] would handle.

@@ -11,7 +11,8 @@ use crate::index::{
     RunEntry, Wanted, WorkerEntry, may_grow, rank, task_of, task_wants, unanswered,
 };
 use crate::question::Question;
-use crate::schedule::{Misfit, heard, holder, misfit, never_fits};
+use crate::resume::{at_home, home};
+use crate::schedule::{Misfit, heard, holder, is_held, misfit, never_fits};
 use crate::state::{Link, Run, State, Task, TaskState, VerifyPhase};
 use crate::time::{Span, Timestamp};
 use crate::worker::Requirement;
@@ -69,6 +70,8 @@ pub enum Waiting {
     Ending { worker: Arc<str> },
     /// A task at work claims an overlapping path.
     PathHeld { by: Arc<str>, path: Arc<str> },
+    /// It goes on with a conversation that a worker has on its disk, and waits for that one.
+    Conversation { worker: WorkerId, left: Span },
     /// No worker is connected.
     NoWorkers,
     /// Each connected worker lacks something: what, and how many workers lack it.
@@ -320,6 +323,16 @@ fn unplaced(
             .map_or_else(|| "?".into(), |task| Arc::clone(&task.name));
         return Waiting::PathHeld { by, path };
     }
+    if !verify
+        && let Some(until) = is_held(state, key)
+        && at_home(state, now, key, requirement).is_none()
+        && let Some(home) = home(run, key.task)
+    {
+        return Waiting::Conversation {
+            worker: home.worker.clone(),
+            left: until.since(now),
+        };
+    }
     if connected(state).next().is_none() {
         return Waiting::NoWorkers;
     }
@@ -421,7 +434,10 @@ impl Explanation {
                     Some("end the draining, or start more workers".into())
                 }
                 Waiting::FittingBusy { .. } => Some("wait, or start more workers".into()),
-                Waiting::Ending { .. } | Waiting::PathHeld { .. } | Waiting::Soon => None,
+                Waiting::Ending { .. }
+                | Waiting::PathHeld { .. }
+                | Waiting::Conversation { .. }
+                | Waiting::Soon => None,
             },
             Self::Asking { question, .. } => Some(format!(
                 "answer it: `coordinator approve {question}` or `coordinator deny {question}`"
@@ -467,6 +483,11 @@ impl fmt::Display for Waiting {
                 write!(f, "task {by} is at work and claims the whole repository")
             }
             Self::PathHeld { by, path } => write!(f, "task {by} is at work and claims {path}"),
+            Self::Conversation { worker, left } => write!(
+                f,
+                "{worker} has the conversation that it goes on with; in {} s any other may take it",
+                left.ms().div_ceil(1000)
+            ),
             Self::NoWorkers => f.write_str("no worker is connected"),
             Self::NoneFits { lacks } => {
                 f.write_str("no connected worker fits:")?;

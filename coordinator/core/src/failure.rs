@@ -203,6 +203,19 @@ impl FailureClass {
         )
     }
 
+    /// Tells whether the next attempt goes on where this one was, if its agent can: the work was cut
+    /// off, and nothing speaks against it. Every other failure is begun anew.
+    #[must_use]
+    pub const fn resumes(self) -> bool {
+        matches!(self, Self::WorkerLost | Self::Preempted | Self::Walltime) || self.is_providers()
+    }
+
+    /// Tells whether the worker goes away with it, so that nobody waits for it.
+    #[must_use]
+    pub const fn leaves(self) -> bool {
+        matches!(self, Self::Preempted | Self::Walltime)
+    }
+
     /// Says what a person can do about it, as one line; `None` where trying again is all there is.
     #[must_use]
     pub const fn remedy(self) -> Option<&'static str> {

@@ -8,6 +8,7 @@ use crate::ids::{LeaseId, TaskIx, TaskKey};
 use crate::index::{ClassId, RunAux, RunEntry, Timer, Wanted, class_of, may_grow, rank, task_of};
 use crate::index::{free_slots, run_deadline, run_wants, task_deadline, task_wants, unanswered};
 use crate::limits;
+use crate::resume::waits_for_home;
 use crate::state::{Lease, Link, Run, RunPhase, State, Task, TaskState, VerifyPhase, timeout_at};
 use crate::time::Timestamp;
 
@@ -369,6 +370,13 @@ fn check_queues(state: &State) -> Checked {
         let tasks = run
             .indexed()
             .filter_map(|(task, known)| task_wants(TaskKey { run: run.id, task }, known));
+        for (ix, task) in run.indexed() {
+            if let Some(from) = task.attempts().last().and_then(|last| last.continues) {
+                let last = task.attempts().len();
+                let earlier = usize::try_from(from.0).is_ok_and(|from| from < last);
+                ensure(earlier, || format!("{ix} goes on from attempt {from}"))?;
+            }
+        }
         for (wanted, not_before) in tasks.chain(run_wants(run)) {
             let later = state.index.delayed.contains(&(not_before, wanted));
             let queue = class_of(run, aux, wanted).and_then(|class| aux.queues.get(&class));
@@ -406,6 +414,13 @@ fn check_queues(state: &State) -> Checked {
                 format!("{} is misplaced", run.id)
             })?;
         }
+    }
+    for (until, key) in &state.index.held {
+        let run = state.run(key.run);
+        let right = run.and_then(|run| waits_for_home(run, key.task));
+        ensure(right == Some(*until), || {
+            format!("{key} is held until {until}, not {right:?}")
+        })?;
     }
     let in_queues = state.waiting_work();
     ensure(in_queues == queued, || {

@@ -21,6 +21,7 @@ pub mod limits;
 pub mod plan;
 pub mod question;
 mod recovery;
+mod resume;
 mod schedule;
 mod settle;
 pub mod state;

@@ -75,6 +75,10 @@ pub const WORKER_FORGET: Span = Span::from_secs(24 * 3_600);
 /// Long enough for a person who is at lunch; then the slot is for others, and the attempt that goes
 /// on gets the answer.
 pub const PARK_AFTER: Span = Span::from_secs(3_600);
+/// How long a task that can go on waits for the worker or host that has its agent's conversation:
+/// long enough for a worker that is started anew, and a small price beside what the conversation
+/// has cost.
+pub const RESUME_WAIT: Span = Span::from_secs(60);
 /// Questions of one attempt that wait for people at once: agents ask one by one, or as many as they
 /// call tools at once.
 pub const OPEN_QUESTIONS: usize = 32;

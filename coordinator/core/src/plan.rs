@@ -75,4 +75,6 @@ pub struct Profile {
     pub verify: Option<VerifySpec>,
     /// First retry delay; doubles, with jitter, up to [`crate::limits::BACKOFF_MAX`].
     pub backoff: Span,
+    /// Its agent can go on with a conversation that was cut off.
+    pub resumes: bool,
 }

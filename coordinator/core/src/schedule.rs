@@ -14,7 +14,8 @@ use crate::event::{Event, EventKind, Placement, Work};
 use crate::ids::{AttemptNo, RunId, TaskIx, TaskKey, WorkerId};
 use crate::index::{ClassId, Rank, RunEntry, WorkerEntry};
 use crate::limits;
-use crate::state::{AttemptEnd, Link, Run, RunPhase, State, TaskState, VerifyPhase};
+use crate::resume::{at_home, waits_for_home};
+use crate::state::{Link, Run, RunPhase, State, TaskState, VerifyPhase};
 use crate::time::Timestamp;
 use crate::worker::{Offer, Requirement};
 
@@ -28,7 +29,7 @@ pub fn schedule(state: &mut State, now: Timestamp) -> Vec<Event> {
         let Some((class, run)) = round.next(state) else {
             break;
         };
-        let Some(work) = pick(state, class, run) else {
+        let Some(work) = pick(state, now, class, run) else {
             let learned = round.passed.insert((class, run));
             debug_assert!(learned, "{run} has its turn though it was passed");
             continue;
@@ -54,7 +55,8 @@ pub fn promote(state: &mut State, now: Timestamp) {
 struct Round {
     /// Classes that no worker can take.
     blocked: BTreeSet<ClassId>,
-    /// Runs whose work of a class is kept back by path claims or by leases that are still ending.
+    /// Runs whose work of a class is kept back by path claims, by leases that are still ending, or
+    /// for the host that has its conversation.
     passed: BTreeSet<(ClassId, RunId)>,
 }
 
@@ -82,7 +84,7 @@ impl Round {
 
 /// Chooses the run's work of a class; `None` when path claims and leases that are still ending keep
 /// all of it back.
-fn pick(state: &State, class: ClassId, id: RunId) -> Option<Work> {
+fn pick(state: &State, now: Timestamp, class: ClassId, id: RunId) -> Option<Work> {
     let RunEntry { run, aux } = state.runs.get(&id)?;
     let queue = aux.queues.get(&class)?;
     // What was told to stop may still run: its place is free once its lease is closed.
@@ -101,13 +103,27 @@ fn pick(state: &State, class: ClassId, id: RunId) -> Option<Work> {
     let attempts = queue.attempts.iter();
     let attempts = attempts.filter(|(_, _, task)| is_free(Some(*task)));
     let attempts = attempts.take(limits::PATH_SCAN);
-    let mut free = attempts.filter(|(_, _, task)| holder(state, id, *task).is_none());
+    let requirement = &state.index.classes.get(&class)?.requirement;
+    let mut free = attempts.filter(|(_, _, task)| {
+        let key = TaskKey {
+            run: id,
+            task: *task,
+        };
+        holder(state, id, *task).is_none()
+            && (is_held(state, key).is_none() || at_home(state, now, key, requirement).is_some())
+    });
     let (_, _, task) = free.next()?;
     let attempt = AttemptNo(last_attempt(run, *task).0.saturating_add(1));
     Some(Work::Attempt {
         task: *task,
         attempt,
     })
+}
+
+/// Gives until when a ready task waits for the worker or host that has its conversation.
+pub(crate) fn is_held(state: &State, key: TaskKey) -> Option<Timestamp> {
+    let until = waits_for_home(state.run(key.run)?, key.task)?;
+    state.index.held.contains(&(until, key)).then_some(until)
 }
 
 fn last_attempt(run: &Run, ix: TaskIx) -> AttemptNo {
@@ -169,18 +185,14 @@ fn place(
         ..Placement::default()
     };
     if let Work::Attempt { task, .. } = work
-        && let Some(worker) = affinity(state, TaskKey { run, task })
-        && let Some(entry) = state.workers.get(worker)
-        && entry.aux.listed.is_some()
-        && heard(state, entry, now)
-        && misfit(entry, requirement).is_none()
+        && let Some(entry) = at_home(state, now, TaskKey { run, task }, requirement)
     {
         let placement = Placement {
             free: entry.aux.listed.unwrap_or_default(),
             continues: true,
             ..seen
         };
-        return Some((worker.clone(), placement));
+        return Some((entry.worker.id.clone(), placement));
     }
     let available = state.index.available.iter().enumerate();
     let mut fitting = available.filter_map(|(passed, (Reverse(free), id))| {
@@ -229,12 +241,6 @@ pub(crate) fn heard(state: &State, entry: &WorkerEntry, now: Timestamp) -> bool 
         Link::Up { heard_at, .. } => now.since(heard_at).ms() <= state.clocks.ttl.ms() / 2,
         Link::Down { .. } => false,
     }
-}
-
-/// Gives the worker that ran the attempt that the next one continues.
-fn affinity(state: &State, key: TaskKey) -> Option<&WorkerId> {
-    let last = state.task(key)?.attempts().last()?;
-    matches!(last.end, Some(AttemptEnd::Parked { .. })).then_some(&last.worker)
 }
 
 /// Why a worker cannot take work, apart from its slots.

@@ -66,6 +66,7 @@ fn task(task: &TaskPlan) -> TaskSpec {
             timeout: Span::from_ms(task.timeout_ms),
             verify: (!task.verify.is_empty()).then(|| verify(requirement(task))),
             backoff: Span::from_secs(1),
+            resumes: true,
         },
     }
 }

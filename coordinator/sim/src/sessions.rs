@@ -127,6 +127,15 @@ impl World<'_> {
             Up::Reports(reports) => self.request(Request::Reports(conn, reports)),
             Up::Events(lease, first, last) => return self.store_events(conn, lease, first, last),
             Up::Ask(lease) => {
+                let opened = Command::Report {
+                    worker: worker.clone(),
+                    lease: LeaseId(lease),
+                    report: Report::ConversationOpened {
+                        id: format!("of {lease}").into(),
+                        software: "simulated".into(),
+                    },
+                };
+                self.request(Request::Command(Asker::Nobody, opened));
                 let command = Command::Report {
                     worker,
                     lease: LeaseId(lease),

@@ -310,7 +310,14 @@ impl Special<'_> {
         if self.random.per_mille(200) {
             // It is parked by then.
             let (plan, task) = (0, 0);
-            self.after(Moment::Asked, 0, 3_620_000, What::CancelTask { plan, task });
+            let what = match self.random.below(4) {
+                0 => What::CancelRun { plan },
+                1 => What::RetryRun { plan },
+                2 => What::RetryTask { plan, task },
+                _ => What::CancelTask { plan, task },
+            };
+            self.after(Moment::Asked, 0, 3_620_000, what);
+            self.scenario.calm_ms = self.scenario.calm_ms.max(2 * 3_600_000);
         }
         if self.random.per_mille(400) {
             self.lie();
@@ -431,7 +438,7 @@ impl Special<'_> {
             // Its question is parked by then.
             2 => {
                 self.first_ends(DeedEnd::Asks);
-                (Moment::Asked, 640_000)
+                (Moment::Asked, 3_640_000)
             }
             3 => (Moment::Made, 0),
             4 => (Moment::Integrating, 0),

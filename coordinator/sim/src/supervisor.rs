@@ -245,8 +245,15 @@ impl World<'_> {
         if !asks {
             return;
         }
-        // Said again whenever the answer comes again: the first word may have been lost.
-        self.say_if_up(host, Up::GotAnswer(lease));
+        // Said again whenever the answer comes again: the first word may have been lost. Some say it
+        // only then.
+        let again = self.hosts.get(host).is_some_and(|host| {
+            let supervisor = host.supervisors.get(&lease);
+            supervisor.is_some_and(|supervisor| supervisor.ends_at.is_some())
+        });
+        if again || lease % 3 > 0 {
+            self.say_if_up(host, Up::GotAnswer(lease));
+        }
         if let Some(known) = self.hosts.get_mut(host)
             && let Some(supervisor) = known.supervisors.get_mut(&lease)
             && supervisor.ends_at.is_none()

@@ -34,6 +34,8 @@ struct Ran {
     number: AttemptNo,
     lease: LeaseId,
     worker: WorkerId,
+    /// The attempt that it goes on from.
+    continues: Option<AttemptNo>,
 }
 
 /// Explains a task, or the run as a whole if `task` is empty.
@@ -63,10 +65,16 @@ pub(super) async fn of(
         number,
         lease,
         worker,
+        continues,
     } in ran
     {
         let seen = placements.remove(&lease).unwrap_or_default();
-        let line = format!("attempt {}: {}", number.0, placed(&worker, seen));
+        let mut line = format!("attempt {}: {}", number.0, placed(&worker, seen));
+        if let Some(from) = continues {
+            line.push_str(&format!(
+                "; it goes on from attempt {from}, which was cut off"
+            ));
+        }
         said.placements.push(line);
     }
     Ok(said)
@@ -132,6 +140,7 @@ fn history(run: &Run, ix: TaskIx) -> (Vec<Ran>, String) {
             number: attempt.number,
             lease: attempt.lease,
             worker: attempt.worker.clone(),
+            continues: attempt.continues,
         })
         .collect();
     let elsewhere = ran.first().map(|last| movable(run, ix, &last.worker));

@@ -4,19 +4,22 @@ use std::sync::Arc;
 
 use coordinator_core::event::Work;
 use coordinator_core::state::Run;
-use coordinator_core::{EventKind, LeaseId, RunId, TaskIx, WorkerId};
+use coordinator_core::{AttemptNo, CommitId, EventKind, LeaseId, RunId, TaskIx, WorkerId};
+use muster_git::RefName;
 use muster_proto::v1;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tonic::Status;
+use tracing::warn;
 
 use super::convert;
 use super::limits::LEASE_SEARCHES;
 use super::status;
 use crate::auth::Authenticator;
-use crate::engine::grant::GrantFacts;
+use crate::engine::grant::{GrantFacts, ResumeFacts};
 use crate::engine::{Handle, Readers};
 use crate::git::names;
+use crate::git::repositories::Repositories;
 use crate::store::{self, EVENTS_PER_READ_MAX, Reader, Which};
 use crate::transcript::Place;
 
@@ -32,6 +35,7 @@ pub struct Grants {
     engine: Handle,
     readers: Readers,
     credentials: Arc<Authenticator>,
+    repositories: Repositories,
     searches: Arc<Semaphore>,
 }
 
@@ -44,6 +48,8 @@ struct Context<'a> {
     prompt: Option<serde_json::Value>,
     dependencies: Vec<ContextDependency<'a>>,
     earlier_attempts: Vec<ContextAttempt<'a>>,
+    /// The earlier attempt, cut off, that this one goes on from.
+    goes_on_from: Option<ContextResume<'a>>,
     /// What the last counted or uncounted failure of this generation was.
     last_failure: Option<ContextFailure<'a>>,
 }
@@ -61,6 +67,32 @@ struct ContextAttempt<'a> {
     r#ref: Option<&'a str>,
     commit: Option<&'a str>,
     failure: Option<ContextFailure<'a>>,
+}
+
+#[derive(Serialize)]
+struct ContextResume<'a> {
+    attempt: u32,
+    /// Its conversation, as its agent names it.
+    conversation: Option<&'a str>,
+    /// Its unfinished edits, which the workspace begins with.
+    edits: Option<ContextEdits<'a>>,
+    /// What people answered and its agent was not given any more.
+    answered: Vec<ContextAnswer<'a>>,
+}
+
+#[derive(Serialize)]
+struct ContextEdits<'a> {
+    attempt: u32,
+    r#ref: &'a str,
+    commit: &'a str,
+}
+
+#[derive(Serialize)]
+struct ContextAnswer<'a> {
+    question: &'a str,
+    choice: &'a str,
+    text: &'a str,
+    by: &'a str,
 }
 
 #[derive(Serialize)]
@@ -83,11 +115,17 @@ impl<'a> From<&'a coordinator_core::Failure> for ContextFailure<'a> {
 impl Grants {
     /// Makes the writer of grants.
     #[must_use]
-    pub fn new(engine: Handle, readers: Readers, credentials: Arc<Authenticator>) -> Self {
+    pub fn new(
+        engine: Handle,
+        readers: Readers,
+        credentials: Arc<Authenticator>,
+        repositories: Repositories,
+    ) -> Self {
         Self {
             engine,
             readers,
             credentials,
+            repositories,
             searches: Arc::new(Semaphore::new(LEASE_SEARCHES)),
         }
     }
@@ -96,8 +134,9 @@ impl Grants {
     ///
     /// # Errors
     /// The task's document cannot be read.
-    pub async fn message(&self, facts: GrantFacts) -> Result<v1::Grant, Status> {
+    pub async fn message(&self, mut facts: GrantFacts) -> Result<v1::Grant, Status> {
         let run_id = facts.run_id;
+        let edits = self.unfinished(&facts).await?;
         let spec = match facts.task {
             Some((task, _)) => task.0,
             None => self
@@ -114,7 +153,11 @@ impl Grants {
             .await
             .map_err(status::of_read)?
             .ok_or_else(|| Status::internal("the task's document is not in the store"))?;
-        let context = context_of(&facts, &document)?;
+        let context = context_of(&facts, edits.as_ref(), &document)?;
+        if let (Some(edits), Some(source)) = (&edits, &mut facts.source) {
+            source.read_ref.clone_from(&edits.name);
+            source.commit = edits.commit.clone();
+        }
         let attempt = match facts.work {
             Work::Attempt { attempt, .. } => Some(attempt.0),
             Work::Verify { .. } | Work::FinalVerify => None,
@@ -152,8 +195,35 @@ impl Grants {
             document,
             context,
             timeout: Some(convert::duration(facts.timeout)),
-            resume: None,
+            resume: facts.resume.map(resume),
         })
+    }
+
+    /// Finds the unfinished edits that an attempt goes on from: the newest that were pushed. Nobody
+    /// may move their ref any more, since the lease that could is over.
+    ///
+    /// # Errors
+    /// The repository cannot be read now.
+    async fn unfinished(&self, facts: &GrantFacts) -> Result<Option<Edits>, Status> {
+        let (Some(resume), Some(source)) = (&facts.resume, &facts.source) else {
+            return Ok(None);
+        };
+        let repository = self.repositories.open(&source.repository).await?;
+        for (attempt, name) in &resume.edits {
+            let parsed = RefName::parse(name).map_err(|error| status::internal(&error))?;
+            let found = repository.read_ref(&parsed).await.map_err(|error| {
+                warn!(run = %facts.run, error = %error, "failed to look for unfinished edits");
+                Status::unavailable("unfinished edits cannot be looked for now")
+            })?;
+            if let Some(commit) = found {
+                return Ok(Some(Edits {
+                    attempt: *attempt,
+                    name: name.clone(),
+                    commit: CommitId::new(&commit.to_string()),
+                }));
+            }
+        }
+        Ok(None)
     }
 
     /// Finds the transcript for a worker's events of a lease; `None` when the lease is not its own.
@@ -219,6 +289,44 @@ impl Grants {
             let work = events.work.as_ref();
             Found::ended(&image.run, &events.task, work, lease, worker)
         }))
+    }
+}
+
+/// Unfinished edits of an attempt that was cut off.
+struct Edits {
+    attempt: AttemptNo,
+    name: String,
+    commit: CommitId,
+}
+
+/// Makes what an attempt goes on from for the wire.
+fn resume(facts: ResumeFacts) -> v1::Resume {
+    let (session, host, worker) = match facts.conversation {
+        Some((opened, worker)) => (
+            opened.id.into_string(),
+            opened.host.to_string(),
+            worker.to_string(),
+        ),
+        None => Default::default(),
+    };
+    let answered = facts.answered.into_iter().filter_map(|past| {
+        let asking = past.undelivered?;
+        Some(v1::AnsweredQuestion {
+            question: Some(convert::question(past.number, &asking)),
+            answer: Some(v1::Answer {
+                question: past.number,
+                choice: past.choice.into(),
+                text: past.text.into(),
+            }),
+            by: past.by.to_string(),
+        })
+    });
+    v1::Resume {
+        attempt: facts.attempt.0,
+        session,
+        host,
+        worker,
+        answered: answered.collect(),
     }
 }
 
@@ -320,7 +428,34 @@ impl Found {
     }
 }
 
-fn context_of(facts: &GrantFacts, document: &[u8]) -> Result<Vec<u8>, Status> {
+fn context_resume<'a>(facts: &'a ResumeFacts, edits: Option<&'a Edits>) -> ContextResume<'a> {
+    let conversation = facts.conversation.as_ref();
+    ContextResume {
+        attempt: facts.attempt.0,
+        conversation: conversation.map(|(opened, _)| &*opened.id),
+        edits: edits.map(|edits| ContextEdits {
+            attempt: edits.attempt.0,
+            r#ref: &edits.name,
+            commit: edits.commit.as_str(),
+        }),
+        answered: facts
+            .answered
+            .iter()
+            .map(|past| ContextAnswer {
+                question: &past.title,
+                choice: &past.choice,
+                text: &past.text,
+                by: &past.by,
+            })
+            .collect(),
+    }
+}
+
+fn context_of(
+    facts: &GrantFacts,
+    edits: Option<&Edits>,
+    document: &[u8],
+) -> Result<Vec<u8>, Status> {
     let prompt = serde_json::from_slice::<serde_json::Value>(document)
         .ok()
         .and_then(|mut document| document.get_mut("prompt").map(serde_json::Value::take));
@@ -337,10 +472,7 @@ fn context_of(facts: &GrantFacts, document: &[u8]) -> Result<Vec<u8>, Status> {
             .iter()
             .map(|dependency| ContextDependency {
                 task: &dependency.task,
-                commit: dependency
-                    .commit
-                    .as_ref()
-                    .map(coordinator_core::CommitId::as_str),
+                commit: dependency.commit.as_ref().map(CommitId::as_str),
                 summary: &dependency.summary,
             })
             .collect(),
@@ -357,6 +489,10 @@ fn context_of(facts: &GrantFacts, document: &[u8]) -> Result<Vec<u8>, Status> {
                 failure: earlier.failure.as_ref().map(Into::into),
             })
             .collect(),
+        goes_on_from: facts
+            .resume
+            .as_ref()
+            .map(|resume| context_resume(resume, edits)),
         last_failure: facts.last_failure.as_ref().map(Into::into),
     };
     serde_json::to_vec(&context).map_err(|error| Status::internal(error.to_string()))

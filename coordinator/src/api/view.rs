@@ -256,6 +256,12 @@ fn attempt(task: &Task, attempt: &Attempt) -> v1::Attempt {
         usage: Some(convert::usage(attempt.usage)),
         summary: attempt.summary.to_string(),
         lease: attempt.lease.0,
+        continues: attempt.continues.map_or(0, |number| number.0),
+        conversation: attempt
+            .conversation
+            .as_ref()
+            .map(|opened| opened.id.to_string())
+            .unwrap_or_default(),
     }
 }
 

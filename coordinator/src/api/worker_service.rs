@@ -14,6 +14,7 @@ use coordinator_core::{
 use futures::{Stream, StreamExt as _, stream};
 use muster_connect::TokenId;
 use muster_git::RefName;
+use muster_proto::FEATURE_RESUME;
 use muster_proto::v1::coordinator_message::Kind as Say;
 use muster_proto::v1::worker_message::Kind as Heard;
 use muster_proto::v1::worker_service_server::WorkerService;
@@ -206,6 +207,9 @@ struct Session {
     number: u64,
     /// What opened it, and may be revoked meanwhile.
     token: TokenId,
+    /// The worker begins with unfinished edits and still compares its result with the base. One that
+    /// does not say so begins anew.
+    resumes: bool,
 }
 
 impl Session {
@@ -323,6 +327,7 @@ async fn open(
         incarnation: Incarnation(hello.incarnation),
         number: inner.sessions.fetch_add(1, Ordering::Relaxed),
         token,
+        resumes: theirs.features.iter().any(|name| name == FEATURE_RESUME),
     };
     let credential = inner
         .credentials
@@ -677,8 +682,9 @@ async fn obey(
     match order {
         ToSession::Grants(facts) => {
             let mut grants = Vec::with_capacity(facts.len());
-            for facts in facts {
+            for mut facts in facts {
                 let lease = facts.lease;
+                facts.resume = facts.resume.filter(|_| session.resumes);
                 match inner.grants.message(facts).await {
                     Ok(grant) => grants.push(grant),
                     Err(error) => {

@@ -162,6 +162,7 @@ fn plan(base: ObjectId) -> Command {
         timeout: limits::TASK_TIMEOUT,
         verify: None,
         backoff: Span::from_ms(1),
+        resumes: false,
     };
     let task = |name: &str, after: &[&str]| TaskSpec {
         name: name.into(),

@@ -129,6 +129,8 @@ fn attempt(attempt: &v1::Attempt) -> Value {
         "usage": attempt.usage.as_ref().map(usage),
         "summary": attempt.summary,
         "lease": attempt.lease,
+        "continues": (attempt.continues > 0).then_some(attempt.continues),
+        "conversation": (!attempt.conversation.is_empty()).then_some(&attempt.conversation),
     })
 }
 

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use coordinator_core::event::{Outcome, Work};
 use coordinator_core::plan::VerifySpec;
-use coordinator_core::question::Question;
-use coordinator_core::state::{AttemptEnd, Lease, Link, Run, RunPhase, TaskState};
-use coordinator_core::{AttemptNo, CommitId, Failure, LeaseId, RunId, Span, State, TaskIx};
+use coordinator_core::question::{PastQuestion, Question};
+use coordinator_core::state::{AttemptEnd, Conversation, Lease, Link, Run, RunPhase, TaskState};
+use coordinator_core::{
+    AttemptNo, CommitId, Failure, LeaseId, RunId, Span, State, TaskIx, WorkerId, limits,
+};
 
 use crate::git::names as refs;
 
@@ -27,6 +29,8 @@ pub struct GrantFacts {
     pub source: Option<SourceFacts>,
     pub dependencies: Vec<DependencyFacts>,
     pub earlier: Vec<EarlierAttempt>,
+    /// What an attempt goes on from, if an earlier one was cut off.
+    pub resume: Option<ResumeFacts>,
     /// The failure of this generation that the attempt should heal, with its output.
     pub last_failure: Option<Failure>,
 }
@@ -55,6 +59,47 @@ pub struct EarlierAttempt {
     /// Ref that holds its commit, when it published one.
     pub published: Option<(String, CommitId)>,
     pub failure: Option<Failure>,
+}
+
+/// What an attempt goes on from.
+#[derive(Clone, Debug)]
+pub struct ResumeFacts {
+    /// The attempt that was cut off.
+    pub attempt: AttemptNo,
+    /// Refs that can hold its unfinished edits, the newest first, with the attempts they are of: one
+    /// that was cut off before it had edited anything left those of the one it went on from.
+    pub edits: Vec<(AttemptNo, String)>,
+    /// The conversation that it takes up, with the worker that had it.
+    pub conversation: Option<(Conversation, WorkerId)>,
+    /// What people answered and the agent was not given any more.
+    pub answered: Vec<PastQuestion>,
+}
+
+impl ResumeFacts {
+    fn of(run: &Run, ix: TaskIx, attempt: AttemptNo) -> Option<Self> {
+        let task = run.task(ix)?;
+        let mut attempts = task.attempts().iter();
+        let this = attempts.find(|known| known.number == attempt)?;
+        let from = this.continues?;
+        let line = || task.line(Some(from));
+        let taken_up = task.conversation(Some(from));
+        Some(Self {
+            attempt: from,
+            edits: line()
+                .map(|cut_off| {
+                    let name = refs::wip(&run.name, &task.name, cut_off.number.0);
+                    (cut_off.number, name)
+                })
+                .collect(),
+            conversation: taken_up.map(|(of, opened)| (opened.clone(), of.worker.clone())),
+            answered: line()
+                .flat_map(|cut_off| &cut_off.asked)
+                .filter(|past| past.undelivered.is_some())
+                .take(limits::OPEN_QUESTIONS)
+                .cloned()
+                .collect(),
+        })
+    }
 }
 
 /// What a person said, for the worker whose agent asked.
@@ -115,6 +160,7 @@ impl GrantFacts {
             source: None,
             dependencies: Vec::new(),
             earlier: Vec::new(),
+            resume: None,
             last_failure: None,
         }
     }
@@ -151,6 +197,7 @@ impl GrantFacts {
                 })
             })
             .collect();
+        facts.resume = ResumeFacts::of(run, ix, attempt);
         if let Some(history) = history {
             facts.last_failure.clone_from(&history.last_failure);
             facts.earlier = history
@@ -240,9 +287,7 @@ impl GrantFacts {
 }
 
 fn verify_timeout(verify: Option<&VerifySpec>) -> Span {
-    verify.map_or(coordinator_core::limits::VERIFY_TIMEOUT, |verify| {
-        verify.timeout
-    })
+    verify.map_or(limits::VERIFY_TIMEOUT, |verify| verify.timeout)
 }
 
 /// Names a ref that holds the base of a task, for a lease to read.

@@ -37,6 +37,7 @@ fn plan(tasks: &[(&str, &[&str])]) -> Command {
         timeout: limits::TASK_TIMEOUT,
         verify: None,
         backoff: Span::from_ms(1),
+        resumes: false,
     };
     let spec = RunSpec {
         name: "r-1".into(),

@@ -220,7 +220,9 @@ pub(super) fn lower(
         let settings = settle(&document.defaults, &entry.settings);
         let (agent, env) = agent_document(document, configured, entry);
         // Workers offer kinds; what a plan calls one is the plan's affair.
-        specs.push(task_spec(entry, &settings, agent.kind.as_str()));
+        // A program that is not a model's agent has no conversation to go on with.
+        let resumes = agent.kind != AgentKind::Command;
+        specs.push(task_spec(entry, &settings, agent.kind.as_str(), resumes));
         tasks.push(task_document(
             entry,
             settings,
@@ -297,7 +299,7 @@ fn requirement(settings: &Settings, agent: &str) -> Requirement {
     }
 }
 
-fn task_spec(entry: &TaskEntry, settings: &Settings, agent: &str) -> TaskSpec {
+fn task_spec(entry: &TaskEntry, settings: &Settings, agent: &str, resumes: bool) -> TaskSpec {
     let verified = settings
         .verify
         .as_ref()
@@ -322,6 +324,7 @@ fn task_spec(entry: &TaskEntry, settings: &Settings, agent: &str) -> TaskSpec {
                 requirement: requirement(settings, AgentKind::Command.as_str()),
             }),
             backoff: limits::BACKOFF_FIRST,
+            resumes,
         },
     }
 }

@@ -5,4 +5,5 @@ mod hostile;
 mod operators;
 mod questions;
 mod refs;
+mod resuming;
 pub(crate) mod world;

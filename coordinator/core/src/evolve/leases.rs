@@ -8,6 +8,7 @@ use crate::event::{Usage, Work};
 use crate::ids::{LeaseId, RunId, TaskKey, WorkerId};
 use crate::index::{LeaseEntry, Recorded, Said, Timer, WorkerAux, WorkerEntry};
 use crate::limits;
+use crate::resume::goes_on_from;
 use crate::state::{
     Attempt, AttemptEnd, KeyUse, Lease, RunPhase, State, TaskState, VerifyPhase, Worker,
 };
@@ -104,6 +105,7 @@ impl State {
                     task,
                 };
                 let base = self.base(key).cloned();
+                let continues = self.run(key.run).and_then(|run| goes_on_from(run, task));
                 if let Some(task) = self.task_mut(key) {
                     let generation = task.generation;
                     let history = task.history.get_or_insert_default();
@@ -120,6 +122,7 @@ impl State {
                         paused: Span::ZERO,
                         waiting_since: None,
                         asked: vec![],
+                        continues,
                         conversation: None,
                         usage: Usage::default(),
                         summary: "".into(),

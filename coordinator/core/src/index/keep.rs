@@ -9,6 +9,7 @@ use super::{
 };
 use crate::ids::{LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId};
 use crate::limits;
+use crate::resume::{held_until, waits_for_home};
 use crate::state::{Link, Run, RunPhase, State, TaskState, timeout_at};
 use crate::time::Timestamp;
 
@@ -100,6 +101,10 @@ impl State {
         for question in task.questions() {
             index.questions.remove(&question.id);
         }
+        // Its next attempt may be in its history already.
+        if let Some(until) = held_until(task) {
+            index.held.remove(&(until, key));
+        }
         if claims(task) {
             for path in &task.paths {
                 if aux.claims.get(path) == Some(&key.task) {
@@ -135,6 +140,9 @@ impl State {
         }
         for question in task.questions() {
             index.questions.insert(question.id, key);
+        }
+        if let Some(until) = waits_for_home(run, key.task).filter(|until| *until > now) {
+            index.held.insert((until, key));
         }
         if claims(task) {
             for path in &task.paths {
@@ -208,6 +216,14 @@ impl State {
 
     /// Moves the work whose delay is over into its queue.
     pub(crate) fn promote(&mut self, now: Timestamp) {
+        while self
+            .index
+            .held
+            .first()
+            .is_some_and(|(until, _)| *until <= now)
+        {
+            self.index.held.pop_first();
+        }
         while let Some(&(at, wanted)) = self.index.delayed.first() {
             if at > now {
                 return;

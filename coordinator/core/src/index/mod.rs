@@ -183,6 +183,8 @@ pub(crate) struct Index {
     next_class: ClassId,
     next_stamp: u64,
     pub(crate) delayed: BTreeSet<(Timestamp, Wanted)>,
+    /// Ready tasks that wait for the worker or host with their conversation, and until when.
+    pub(crate) held: BTreeSet<(Timestamp, TaskKey)>,
     pub(crate) timers: BTreeSet<(Timestamp, Timer)>,
     /// Workers that take something now, most free slots first.
     pub(crate) available: BTreeSet<(Reverse<u32>, WorkerId)>,

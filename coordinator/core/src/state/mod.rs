@@ -129,6 +129,8 @@ pub struct Attempt {
     pub waiting_since: Option<Timestamp>,
     /// Its questions that are closed, in the order in which they were.
     pub asked: Vec<PastQuestion>,
+    /// The earlier attempt whose unfinished edits and conversation it goes on from.
+    pub continues: Option<AttemptNo>,
     /// What its agent goes on with, if the attempt is lost.
     pub conversation: Option<Conversation>,
     pub usage: Usage,

@@ -7,6 +7,7 @@ mod failing;
 mod properties;
 mod questions;
 mod reports;
+mod resuming;
 mod retrying;
 mod running;
 mod scheduling;

@@ -36,8 +36,14 @@ fn open(world: &World) -> Vec<QuestionId> {
 
 #[test]
 fn a_question_pauses_the_clock_and_parks_after_a_while() {
-    let (mut world, run, lease) = at_work();
-    world.join("v", 4);
+    let mut world = World::new();
+    world.join("w", 1);
+    let run = world.submit(plan(&["a"]).each(|task| task.profile.resumes = true));
+    let lease = world.only();
+    world.started(&lease);
+    world.say(&lease, converses("c1"));
+    world.hello("v", 1, elsewhere(4));
+    world.beat("v");
     assert_eq!(world.say(&lease, asks(1, "which?")), ReportAnswer::Recorded);
     assert_eq!(
         world.say(&lease, asks(1, "which?")),

@@ -69,6 +69,7 @@ pub(crate) fn profile() -> Profile {
         timeout: Span::from_secs(600),
         verify: None,
         backoff: Span::from_secs(1),
+        resumes: false,
     }
 }
 
@@ -500,6 +501,21 @@ pub(crate) fn closes(number: u32, choice: &str, by: &str) -> Report {
         number,
         choice: choice.into(),
         by: by.into(),
+    }
+}
+
+pub(crate) fn converses(id: &str) -> Report {
+    Report::ConversationOpened {
+        id: id.into(),
+        software: "codex 0.30".into(),
+    }
+}
+
+/// What a worker on another host offers.
+pub(crate) fn elsewhere(slots: u32) -> Offer {
+    Offer {
+        host: text("elsewhere"),
+        ..offer(slots)
     }
 }
 

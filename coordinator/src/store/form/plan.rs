@@ -270,6 +270,8 @@ pub(super) struct ProfileV1<'a> {
     backoff: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     verify: Option<VerifyV1<'a>>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    resumes: bool,
 }
 
 impl<'a> From<&'a Profile> for ProfileV1<'a> {
@@ -280,6 +282,7 @@ impl<'a> From<&'a Profile> for ProfileV1<'a> {
             timeout: profile.timeout.ms(),
             backoff: profile.backoff.ms(),
             verify: profile.verify.as_ref().map(VerifyV1::from),
+            resumes: profile.resumes,
         }
     }
 }
@@ -292,6 +295,7 @@ impl From<&ProfileV1<'_>> for Profile {
             timeout: Span::from_ms(form.timeout),
             verify: form.verify.as_ref().map(VerifySpec::from),
             backoff: Span::from_ms(form.backoff),
+            resumes: form.resumes,
         }
     }
 }

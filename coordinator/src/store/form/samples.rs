@@ -130,6 +130,7 @@ fn profiles() -> Vec<Profile> {
             timeout: Span::from_secs(2_700),
             verify: Some(verify()),
             backoff: Span::from_secs(1),
+            resumes: false,
         },
         Profile {
             requirement: Requirement {
@@ -140,6 +141,7 @@ fn profiles() -> Vec<Profile> {
             timeout: Span::from_secs(60),
             verify: None,
             backoff: Span::from_secs(1),
+            resumes: false,
         },
     ]
 }
@@ -550,6 +552,7 @@ pub(in crate::store) fn asking_task() -> Task {
     let last = task.history.as_mut().and_then(|h| h.attempts.last_mut());
     if let Some(attempt) = last {
         attempt.waiting_since = Some(at(71));
+        attempt.continues = Some(AttemptNo(6));
         attempt.conversation = Some(Conversation {
             id: "0199-a".into(),
             software: "codex 0.30".into(),
@@ -662,6 +665,7 @@ fn history() -> History {
                 paused: Span::from_ms(u64::from(number) - 1),
                 waiting_since: None,
                 asked: vec![],
+                continues: None,
                 conversation: None,
                 usage: usage(),
                 summary: "did it".into(),

@@ -380,6 +380,8 @@ struct AttemptV1<'a> {
     asked: Vec<PastV1<'a>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     conversation: Option<ConversationV1<'a>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    continues: Option<u32>,
 }
 
 impl<'a> From<&'a Attempt> for AttemptV1<'a> {
@@ -399,6 +401,7 @@ impl<'a> From<&'a Attempt> for AttemptV1<'a> {
             waiting_since: attempt.waiting_since.map(Timestamp::ms),
             asked: attempt.asked.iter().map(PastV1::from).collect(),
             conversation: attempt.conversation.as_ref().map(ConversationV1::from),
+            continues: attempt.continues.map(|number| number.0),
         }
     }
 }
@@ -426,6 +429,7 @@ impl TryFrom<AttemptV1<'_>> for Attempt {
                 .map(PastQuestion::try_from)
                 .collect::<Result<_, _>>()?,
             conversation: form.conversation.map(Conversation::from),
+            continues: form.continues.map(AttemptNo),
         })
     }
 }

@@ -229,6 +229,7 @@ fn what_the_first_form_did_not_know_of_questions_is_kept_too() {
     assert_eq!(decode_events(1, &kept).unwrap(), events);
 
     let mut run = samples::run_image().run;
+    run.profiles[0].resumes = true;
     run.tasks[3] = samples::asking_task();
     let kept = check_golden("v1-run-asking.json", &pretty(&run::RunV1::from(&run)));
     assert_eq!(decode_run(1, &kept).unwrap(), RunImage { run });

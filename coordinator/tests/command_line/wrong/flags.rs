@@ -37,6 +37,17 @@ fn wrong_flags_are_explained() {
             "serving elsewhere",
             &["serve", "--coordinator", "h:1", "--token-file", "t"],
         ),
+        ("an answer to nothing", &["approve"]),
+        (
+            "a choice and all of the session",
+            &["approve", "Q1", "--choice", "yes", "--session"],
+        ),
+        (
+            "a rule and all of the session",
+            &["approve", "Q1", "--rule", "--session"],
+        ),
+        ("a misspelt no", &["dney", "Q1"]),
+        ("a no with a choice", &["deny", "Q1", "--choice", "no"]),
         ("a token for nobody", &["token", "create"]),
         (
             "a token for a role that is not there",
