@@ -388,7 +388,27 @@ fn advice(class: FailureClass, run: &Run, task: &str) -> Option<String> {
         FailureClass::BaseConflict => {
             plan("one of the two tasks depending on the other, or with `paths` that both claim")
         }
-        FailureClass::WorkerLost
+        FailureClass::Authentication => {
+            Some("log the agent in on the workers, or give it its provider's key".to_owned())
+        }
+        FailureClass::UsageLimit => {
+            Some("wait until the account may be used again, or give the agent another".to_owned())
+        }
+        FailureClass::InvalidRequest => plan("a model and settings that the provider takes"),
+        FailureClass::ContextWindow => plan("smaller tasks, or a model that reads more"),
+        FailureClass::AgentCrashed
+        | FailureClass::AgentError
+        | FailureClass::Refusal
+        | FailureClass::OutputInvalid
+        | FailureClass::NoChange => Some(format!(
+            "`coordinator logs {} {task}` shows what it said and did",
+            run.name
+        )),
+        FailureClass::RateLimit
+        | FailureClass::ProviderCapacity
+        | FailureClass::ProviderError
+        | FailureClass::Transport
+        | FailureClass::WorkerLost
         | FailureClass::Preempted
         | FailureClass::Walltime
         | FailureClass::Workspace

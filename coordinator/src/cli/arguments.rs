@@ -22,7 +22,7 @@ pub(crate) use fleet::{
     Drain, RoleName, Token, TokenCommand, TokenCreate, TokenList, TokenRevoke, Workers,
 };
 pub(crate) use keep::{Audit, Backup, Doctor, Restore};
-pub(crate) use look::{Clean, Diff, Explain, Logs, Status, Tail, Usage, UsageBy, Watch};
+pub(crate) use look::{Clean, Diff, Explain, Logs, RawWhich, Status, Tail, Usage, UsageBy, Watch};
 pub(crate) use steer::{Cancel, Fetch, Land, Retry};
 
 use crate::output::ColorChoice;

@@ -48,7 +48,7 @@ pub(crate) enum News {
         /// Sequence number of the last journal event.
         seq: u64,
         cursor: String,
-        item: Item,
+        item: Box<Item>,
     },
     /// The connection broke; it is being taken up again.
     Away,
@@ -182,7 +182,7 @@ async fn once(
         let news = News::Item {
             seq: *seq,
             cursor: response.cursor,
-            item,
+            item: Box::new(item),
         };
         if sender.send(Ok(news)).await.is_err() {
             return Ok(());

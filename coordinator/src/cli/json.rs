@@ -214,7 +214,14 @@ pub(crate) fn agent_event(event: &v1::AgentEvent) -> Value {
         }
         Some(Kind::Note(note)) => ("agent_note", json!({ "note": note })),
         Some(Kind::Activity(activity)) => ("agent_activity", super::activity::json(activity)),
-        Some(Kind::Capture(capture)) => ("agent_capture", json!({ "bytes": capture.bytes })),
+        Some(Kind::Capture(capture)) => {
+            let direction = match capture.direction() {
+                v1::Direction::ToAgent => "to_agent",
+                v1::Direction::FromAgent | v1::Direction::Unspecified => "from_agent",
+            };
+            let value = json!({ "bytes": capture.bytes, "direction": direction });
+            ("agent_capture", value)
+        }
         None => ("agent_unknown", json!({})),
     };
     if let Value::Object(value) = &mut value {

@@ -1,6 +1,7 @@
 //! `coordinator logs`.
 
 mod print;
+mod raw;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,6 +20,7 @@ use super::interrupt::Interrupts;
 use super::{find, json};
 use crate::plan::Duration;
 use print::{Piece, Printer, Tail};
+use raw::Raw;
 
 pub(crate) async fn logs(context: &Context, options: Logs) -> Result<Exit> {
     let since = since(options.since.as_deref(), Timestamp::now())?;
@@ -61,7 +63,10 @@ async fn read(
         since,
         // Without a coordinator nothing more will come.
         follow: options.follow && !session.is_own(),
-        printer: Printer::of_one(context.output.data_paint),
+        printer: Printer::of_one(context.output.data_paint).with_reasoning(options.reasoning),
+        raw: options
+            .raw
+            .map(|which| Raw::new(which, context.output.data_is_terminal)),
         seen: BTreeMap::new(),
         newest: BTreeMap::new(),
     };
@@ -102,6 +107,8 @@ struct Reader<'c> {
     since: Option<u64>,
     follow: bool,
     printer: Printer,
+    /// Writes the lines of the agent's protocol instead.
+    raw: Option<Raw>,
     /// The last event that was taken of each lease.
     seen: BTreeMap<u64, u64>,
     /// The last lease of each task that anything was taken of.
@@ -155,7 +162,9 @@ impl Reader<'_> {
                 run.run
             ))));
         }
-        self.printer = Printer::of_several(wanted.iter().copied(), self.context.output.data_paint);
+        let paint = self.context.output.data_paint;
+        self.printer = Printer::of_several(wanted.iter().copied(), paint)
+            .with_reasoning(self.options.reasoning);
         for task in &run.tasks {
             let has_spoken = !task.attempts.is_empty() && wanted.contains(task.name.as_str());
             if has_spoken && self.past(&task.name).await? == Read::Interrupted {
@@ -200,17 +209,11 @@ impl Reader<'_> {
                     self.away();
                     continue;
                 }
-                Some(Ok(
-                    News::Back(_)
-                    | News::Item {
-                        item: Item::Journal(_),
-                        ..
-                    },
-                )) => continue,
-                Some(Ok(News::Item {
-                    item: Item::Agent(of),
-                    ..
-                })) => of,
+                Some(Ok(News::Back(_))) => continue,
+                Some(Ok(News::Item { item, .. })) => match *item {
+                    Item::Journal(_) => continue,
+                    Item::Agent(of) => of,
+                },
             };
             let kind = of.work.as_ref().and_then(|work| work.kind.as_ref());
             let is_verify = matches!(kind, Some(work::Kind::Verify(_)));
@@ -328,6 +331,13 @@ impl Reader<'_> {
     }
 
     fn show(&mut self, task: &str, event: &v1::AgentEvent) -> Result<()> {
+        if let Some(raw) = &mut self.raw {
+            let output = self.context.output;
+            if let Some(trouble) = raw.event(event, |bytes| output.bytes(bytes))? {
+                output.complain(&trouble);
+            }
+            return Ok(());
+        }
         if self.options.json {
             let mut value = json::agent_event(event);
             if let Value::Object(value) = &mut value {

@@ -324,7 +324,7 @@ async fn follow(
                     away_since = None;
                 }
                 Some(Ok(News::Item { seq, cursor, item })) => {
-                    if as_json && matches!(item, Item::Journal(_)) {
+                    if as_json && matches!(*item, Item::Journal(_)) {
                         context.output.json(&json::watched(name, seq, &cursor, &item))?;
                     }
                     progress.take(&item, as_json);

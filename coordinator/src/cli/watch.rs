@@ -10,6 +10,7 @@ mod terminal;
 mod tests;
 mod view;
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 
 use muster_proto::v1;
@@ -20,7 +21,7 @@ use super::context::{Context, Session};
 use super::error::{CliError, Exit, Result};
 use super::follow::{self, News, Wish};
 use super::interrupt::Interrupts;
-use super::{find, json, logging, show, summary};
+use super::{activity, find, json, logging, show, summary};
 use crate::output::{Paint, harmless, one_line};
 
 pub(crate) async fn watch(context: &Context, options: Watch) -> Result<Exit> {
@@ -87,6 +88,7 @@ async fn watched(
         follow_after_end: options.follow,
     };
     let mut news = follow::start(client.clone(), context.whereabouts.clone(), wish);
+    let mut talks = Talks::new();
     loop {
         let next = tokio::select! {
             next = news.recv() => next,
@@ -105,18 +107,27 @@ async fn watched(
                     .json(&json::watched(&run, seq, &cursor, &item))?;
             }
             Some(Ok(News::Item { item, .. })) => {
-                for line in lines(&item, context.output.data_paint) {
+                for line in lines(&item, context.output.data_paint, &mut talks) {
                     context.output.data(&line)?;
                 }
             }
+        }
+    }
+    for (task, mut talk) in talks {
+        let last = talk.end().into_iter().map(|(_, line)| line);
+        for line in of_task(&task, None, last.collect(), context.output.data_paint) {
+            context.output.data(&line)?;
         }
     }
     let run = find::get(&client, &run).await?;
     Ok(summary::exit(&run))
 }
 
+/// What model agents are saying, by task.
+type Talks = BTreeMap<String, activity::Lines>;
+
 /// Writes an event for a person.
-fn lines(item: &Item, paint: Paint) -> Vec<String> {
+fn lines(item: &Item, paint: Paint, talks: &mut Talks) -> Vec<String> {
     match item {
         Item::Journal(event) => {
             let at = show::time(event.at.as_ref()).map(show::time_of_day);
@@ -131,21 +142,38 @@ fn lines(item: &Item, paint: Paint) -> Vec<String> {
             let Some(event) = &of.event else {
                 return Vec::new();
             };
-            let at = i64::try_from(event.at_ms)
-                .ok()
-                .and_then(|at| jiff::Timestamp::from_millisecond(at).ok())
-                .map(show::time_of_day);
-            let start = format!(
-                "{} {}",
-                paint.dim(&at.unwrap_or_default()),
-                paint.bold(&of.task)
-            );
-            agent_lines(event)
-                .into_iter()
-                .map(|line| format!("{start} {} {line}", paint.dim("│")))
-                .collect()
+            let talk = talks.entry(of.task.clone()).or_default();
+            let said = match &event.kind {
+                Some(v1::agent_event::Kind::Activity(activity)) => {
+                    let lines = talk.take(activity).into_iter();
+                    lines.map(|(look, line)| look.paint(paint, &line)).collect()
+                }
+                Some(v1::agent_event::Kind::Capture(_)) | None => Vec::new(),
+                Some(_) => {
+                    let before = talk.end().map(|(_, line)| line);
+                    before.into_iter().chain(agent_lines(event)).collect()
+                }
+            };
+            of_task(&of.task, Some(event.at_ms), said, paint)
         }
     }
+}
+
+/// Puts time and task before each line.
+fn of_task(task: &str, at_ms: Option<u64>, lines: Vec<String>, paint: Paint) -> Vec<String> {
+    let at = at_ms
+        .and_then(|at| i64::try_from(at).ok())
+        .and_then(|at| jiff::Timestamp::from_millisecond(at).ok())
+        .map(show::time_of_day);
+    let start = format!(
+        "{} {}",
+        paint.dim(&at.unwrap_or_default()),
+        paint.bold(&harmless(task))
+    );
+    lines
+        .into_iter()
+        .map(|line| format!("{start} {} {line}", paint.dim("│")))
+        .collect()
 }
 
 /// Tells that output is missing; how much of it is not known of what a disk or a backup has lost.
@@ -190,7 +218,12 @@ pub(crate) fn agent_lines(event: &v1::AgentEvent) -> Vec<String> {
             vec![format!("· {}", lost(cut.bytes))]
         }
         Some(Kind::Note(note)) => vec![format!("· {}", one_line(note))],
-        Some(Kind::Activity(activity)) => super::activity::line(activity).into_iter().collect(),
+        Some(Kind::Activity(activity)) => {
+            let mut talk = activity::Lines::default();
+            let mut lines = talk.take(activity);
+            lines.extend(talk.end());
+            lines.into_iter().map(|(_, line)| line).collect()
+        }
         Some(Kind::Capture(_)) | None => Vec::new(),
     }
 }

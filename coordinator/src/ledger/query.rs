@@ -210,7 +210,7 @@ pub(super) fn usage(
                 usage.more = true;
                 break;
             }
-            last.join(of, model, sums);
+            last.join(&of, model, sums);
         } else if full {
             usage.more = true;
             break;
@@ -242,7 +242,7 @@ pub(super) fn usage(
 
 impl Group {
     /// Adds what was consumed of another model.
-    fn join(&mut self, of: Self, model: String, sums: Sums) {
+    fn join(&mut self, of: &Self, model: String, sums: Sums) {
         fn same<T: PartialEq>(mine: &mut Option<T>, other: &Option<T>) {
             if mine != other {
                 *mine = None;

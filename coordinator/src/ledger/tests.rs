@@ -60,7 +60,11 @@ fn events(numbers: std::ops::RangeInclusive<u64>) -> Vec<AgentEvent> {
     let event = |number: u64| match number % 3 {
         0 => used(
             number,
-            if number % 2 == 0 { "gpt-5.4" } else { "gpt-5" },
+            if number.is_multiple_of(2) {
+                "gpt-5.4"
+            } else {
+                "gpt-5"
+            },
             number,
         ),
         _ => said(number),

@@ -117,7 +117,15 @@ pub(crate) struct Watch {
 
 /// Show what an attempt printed
 ///
-/// Of several tasks each line begins with the name of its task.
+/// Of several tasks each line begins with the name of its task. Of what a model agent thinks only the
+/// beginning is shown, unless all of it is asked for.
+///
+/// With `--json`, `kind` says what a line is: agent_phase, agent_output, agent_output_truncated,
+/// agent_note, agent_capture or agent_activity. Of the last one `activity` says what the agent did:
+/// session_opened, turn_began, turn_ended, message, reasoning, command_started, command_output,
+/// command_ended, file_change, tool_call, plan, usage, retry, question, question_closed, error,
+/// structured, or unknown for what only a newer version knows. Messages and reasoning come in pieces;
+/// those with the same `item` belong together. Usage is what was used since the last usage.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -126,7 +134,8 @@ Examples:
   coordinator logs @last build --verify      what its verify commands printed
   coordinator logs @last build -f --tail 20  the last 20 lines, and on
   coordinator logs @last build test -f       two tasks, until the run has ended
-  coordinator logs @last --all --since 10m   all tasks, of the last ten minutes")]
+  coordinator logs @last --all --since 10m   all tasks, of the last ten minutes
+  coordinator logs @last build --raw=from    what the agent wrote, byte by byte")]
 pub(crate) struct Logs {
     /// Run
     #[arg(value_name = "RUN")]
@@ -152,9 +161,31 @@ pub(crate) struct Logs {
     /// Only what was said since then: `10m` ago, or a time such as 2026-11-21T09:00:00Z
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<String>,
+    /// All that agents think, however long
+    #[arg(long)]
+    pub(crate) reasoning: bool,
+    /// The lines of the agent's protocol as they were: `both` directions, each line after `< ` or
+    /// `> `, or the exact bytes `from` the agent or `to` it
+    #[arg(
+        long,
+        value_name = "WHICH",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "both",
+        conflicts_with_all = ["all", "verify", "tail", "json", "reasoning"]
+    )]
+    pub(crate) raw: Option<RawWhich>,
     /// Print each event as a line of JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Which lines of an agent's protocol are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum RawWhich {
+    Both,
+    From,
+    To,
 }
 
 /// Show what a task, or the whole run, has changed

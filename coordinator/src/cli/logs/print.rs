@@ -6,13 +6,16 @@ use std::collections::{BTreeMap, VecDeque};
 use muster_proto::v1;
 use muster_proto::v1::agent_event::Kind;
 
-use crate::cli::activity;
+use crate::cli::activity::{self, Flow, Look, Of, Shown};
 use crate::output::{Paint, harmless};
 
 /// Columns of a task's name before its lines.
 const NAME_WIDTH_MAX: usize = 24;
 /// Characters of a line that has not ended, after which it is shown all the same.
 const LINE_CHARS_MAX: usize = 8 * 1024;
+
+/// Characters of one train of thought that are shown unless all of it is wanted.
+const REASONING_CHARS: usize = 400;
 
 /// Something to print.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub(super) struct Printer {
     /// Columns of names, if lines have names.
     names: Option<usize>,
     paint: Paint,
+    /// Shows all that agents think, however long.
+    all_reasoning: bool,
     texts: BTreeMap<String, Text>,
 }
 
@@ -40,6 +45,10 @@ struct Text {
     /// A line that has not ended; kept back only if lines have names.
     begun: String,
     in_line: bool,
+    /// What an agent is saying.
+    flow: Option<Flow>,
+    /// The train of thought that is shown, and how much of it was.
+    reasoned: (String, usize),
 }
 
 impl Printer {
@@ -48,6 +57,7 @@ impl Printer {
         Self {
             names: None,
             paint,
+            all_reasoning: false,
             texts: BTreeMap::new(),
         }
     }
@@ -61,9 +71,21 @@ impl Printer {
         }
     }
 
+    /// Shows all that agents think, or only how it begins.
+    pub(super) fn with_reasoning(self, all: bool) -> Self {
+        Self {
+            all_reasoning: all,
+            ..self
+        }
+    }
+
     pub(super) fn event(&mut self, task: &str, event: &v1::AgentEvent) -> Vec<Piece> {
         match &event.kind {
-            Some(Kind::Output(output)) => self.output(task, &output.data),
+            Some(Kind::Output(output)) => {
+                let mut pieces = self.begin(task, None);
+                pieces.extend(self.output(task, &output.data));
+                pieces
+            }
             Some(Kind::OutputTruncated(cut)) => {
                 let lost = crate::cli::watch::lost(cut.bytes);
                 self.talk(task, &lost)
@@ -74,7 +96,8 @@ impl Printer {
             }
             Some(Kind::Note(note)) => self.talk(task, note),
             Some(Kind::Activity(activity)) => {
-                activity::line(activity).map_or_else(Vec::new, |line| self.talk(task, &line))
+                let shown = activity::shown(activity).into_iter();
+                shown.flat_map(|shown| self.shown(task, shown)).collect()
             }
             Some(Kind::Capture(_)) | None => Vec::new(),
         }
@@ -86,14 +109,74 @@ impl Printer {
         tasks.iter().flat_map(|task| self.end_line(task)).collect()
     }
 
+    fn shown(&mut self, task: &str, shown: Shown) -> Vec<Piece> {
+        match shown {
+            Shown::Line(look, text) => {
+                let mut pieces = self.end_line(task);
+                let text = look.paint(self.paint, &text);
+                pieces.push(match self.names {
+                    Some(_) => self.line(task, &text),
+                    None => Piece::Data(format!("{text}\n")),
+                });
+                pieces
+            }
+            Shown::Flow(flow, text) => {
+                let is_thought = flow.of == Of::Reasoning;
+                let item = flow.item.clone();
+                let mut pieces = self.begin(task, Some(flow));
+                if is_thought && !self.all_reasoning {
+                    let text = self.beginning(task, &item, &text);
+                    pieces.extend(self.output(task, text.as_bytes()));
+                } else {
+                    pieces.extend(self.output(task, &text));
+                }
+                pieces
+            }
+        }
+    }
+
+    /// Begins a text, unless it goes on; another one begins on a line of its own.
+    fn begin(&mut self, task: &str, flow: Option<Flow>) -> Vec<Piece> {
+        if self.texts.entry(task.to_owned()).or_default().flow == flow {
+            return Vec::new();
+        }
+        let pieces = self.end_line(task);
+        if let Some(text) = self.texts.get_mut(task) {
+            // Half a character of another text.
+            text.incomplete.clear();
+            text.flow = flow;
+        }
+        pieces
+    }
+
+    /// Gives what is still to be shown of a train of thought, and once that there is more.
+    fn beginning(&mut self, task: &str, item: &str, thought: &[u8]) -> String {
+        let text = self.texts.entry(task.to_owned()).or_default();
+        if text.reasoned.0 != item {
+            text.reasoned = (item.to_owned(), 0);
+        }
+        let room = REASONING_CHARS.saturating_sub(text.reasoned.1);
+        let thought = String::from_utf8_lossy(thought);
+        let shown: String = thought.chars().take(room).collect();
+        let count = thought.chars().count();
+        text.reasoned.1 = text.reasoned.1.saturating_add(count);
+        if count > room && room > 0 {
+            format!("{shown}… (`--reasoning` shows all of it)\n")
+        } else {
+            shown
+        }
+    }
+
     fn output(&mut self, task: &str, data: &[u8]) -> Vec<Piece> {
         let text = self.texts.entry(task.to_owned()).or_default();
         let shown = text.take(data);
         if self.names.is_none() {
-            if !shown.is_empty() {
-                text.in_line = !shown.ends_with('\n');
+            if shown.is_empty() {
+                return Vec::new();
             }
-            return vec![Piece::Data(shown)];
+            text.in_line = !shown.ends_with('\n');
+            let look = text.look();
+            return vec![Piece::Data(look.paint(self.paint, &shown))];
         }
         text.begun.push_str(&shown);
         let mut pieces = Vec::new();
@@ -102,12 +185,15 @@ impl Printer {
                 break;
             };
             let line: String = text.begun.drain(..=end).collect();
-            pieces.push(self.line(task, line.trim_end_matches('\n')));
+            let look = text.look();
+            let line = look.paint(self.paint, line.trim_end_matches('\n'));
+            pieces.push(self.line(task, &line));
         }
         if let Some(text) = self.texts.get_mut(task)
             && text.begun.len() > LINE_CHARS_MAX
         {
             let line = std::mem::take(&mut text.begun);
+            let line = text.look().paint(self.paint, &line);
             pieces.push(self.line(task, &line));
         }
         pieces
@@ -129,8 +215,11 @@ impl Printer {
             return Vec::new();
         };
         let begun = std::mem::take(&mut text.begun);
+        let look = text.look();
+        text.flow = None;
         if !begun.is_empty() {
-            return vec![self.line(task, &begun)];
+            let line = look.paint(self.paint, &begun);
+            return vec![self.line(task, &line)];
         }
         if std::mem::take(&mut text.in_line) {
             return vec![Piece::Data("\n".to_owned())];
@@ -154,6 +243,13 @@ impl Printer {
 }
 
 impl Text {
+    fn look(&self) -> Look {
+        match &self.flow {
+            Some(flow) if flow.of == Of::Reasoning => Look::Dim,
+            _ => Look::Plain,
+        }
+    }
+
     /// Adds output and gives what is whole, harmless for a terminal.
     fn take(&mut self, data: &[u8]) -> String {
         self.incomplete.extend_from_slice(data);
@@ -216,6 +312,12 @@ impl Tail {
             let Some(mut first) = self.events.pop_front() else {
                 break;
             };
+            let lines = if data(&first).is_some() {
+                0
+            } else {
+                breaks(&first)
+            };
+            surplus = surplus.saturating_sub(lines);
             let Some(Kind::Output(output)) = &mut first.kind else {
                 continue;
             };
@@ -240,8 +342,21 @@ fn data(event: &v1::AgentEvent) -> Option<&[u8]> {
     }
 }
 
+/// Counts the lines that end in an event.
 fn breaks(event: &v1::AgentEvent) -> usize {
-    data(event).map_or(0, |data| data.iter().filter(|byte| **byte == b'\n').count())
+    let of = |data: &[u8]| data.iter().filter(|byte| **byte == b'\n').count();
+    match &event.kind {
+        Some(Kind::Output(output)) => of(&output.data),
+        Some(Kind::Activity(activity)) => {
+            let shown = activity::shown(activity).into_iter();
+            let lines = shown.map(|shown| match shown {
+                Shown::Line(..) => 1,
+                Shown::Flow(_, text) => of(&text),
+            });
+            lines.sum()
+        }
+        _ => 0,
+    }
 }
 
 #[cfg(test)]
@@ -318,6 +433,139 @@ mod tests {
             "api  │ compiling\n"
         );
         assert_eq!(text(&printer.end()), "api  │ and\n");
+    }
+
+    fn doing(kind: v1::activity::Kind) -> v1::AgentEvent {
+        v1::AgentEvent {
+            kind: Some(Kind::Activity(v1::Activity {
+                turn: 1,
+                kind: Some(kind),
+            })),
+            ..v1::AgentEvent::default()
+        }
+    }
+
+    fn thought(item: &str, text: &str) -> v1::AgentEvent {
+        doing(v1::activity::Kind::Reasoning(v1::TextDelta {
+            item: item.to_owned(),
+            text: text.to_owned(),
+        }))
+    }
+
+    fn message(text: &str) -> v1::AgentEvent {
+        doing(v1::activity::Kind::Message(v1::TextDelta {
+            item: "m".to_owned(),
+            text: text.to_owned(),
+        }))
+    }
+
+    fn conversation() -> Vec<v1::AgentEvent> {
+        use v1::activity::Kind as Doing;
+        vec![
+            thought("r", "I have to "),
+            thought("r", "look."),
+            message("Loo"),
+            message("king\nnow"),
+            doing(Doing::CommandStarted(v1::CommandStarted {
+                item: "c".to_owned(),
+                command: "ls".to_owned(),
+                folder: String::new(),
+            })),
+            doing(Doing::CommandOutput(v1::CommandOutput {
+                item: "c".to_owned(),
+                data: b"a.rs\nb.rs".to_vec(),
+            })),
+            doing(Doing::CommandEnded(v1::CommandEnded {
+                item: "c".to_owned(),
+                exit_code: Some(0),
+                declined: false,
+            })),
+            message("Done"),
+        ]
+    }
+
+    #[test]
+    fn a_conversation_reads_as_text_with_what_was_done() {
+        let mut printer = Printer::of_one(Paint::new(false));
+        let mut shown = String::new();
+        for event in conversation() {
+            shown.push_str(&text(&printer.event("a", &event)));
+        }
+        shown.push_str(&text(&printer.end()));
+        assert_eq!(
+            shown,
+            "I have to look.\nLooking\nnow\n$ ls\na.rs\nb.rs\n· exit code 0\nDone\n"
+        );
+        let mut printer = Printer::of_several(["a", "b"], Paint::new(false));
+        let mut shown = String::new();
+        for event in conversation() {
+            shown.push_str(&text(&printer.event("a", &event)));
+            shown.push_str(&text(&printer.event("b", &message("."))));
+        }
+        shown.push_str(&text(&printer.end()));
+        let of = |name: &str| -> Vec<String> {
+            let lines = shown.lines().filter(|line| line.starts_with(name));
+            lines
+                .map(|line| line.split("│ ").nth(1).unwrap().to_owned())
+                .collect()
+        };
+        assert_eq!(
+            of("a "),
+            [
+                "I have to look.",
+                "Looking",
+                "now",
+                "$ ls",
+                "a.rs",
+                "b.rs",
+                "· exit code 0",
+                "Done"
+            ]
+        );
+        assert_eq!(of("b "), ["........"]);
+    }
+
+    #[test]
+    fn a_long_thought_is_cut_unless_all_of_it_is_wanted() {
+        let long = "thinking ".repeat(100);
+        let events = [
+            thought("r", &long),
+            thought("r", &long),
+            thought("s", "next"),
+        ];
+        let show = |printer: Printer| {
+            let mut printer = printer;
+            let mut shown = String::new();
+            for event in &events {
+                shown.push_str(&text(&printer.event("a", event)));
+            }
+            shown + &text(&printer.end())
+        };
+        let plain = || Printer::of_one(Paint::new(false));
+        let cut = show(plain());
+        assert_eq!(cut.matches("--reasoning").count(), 1, "{cut}");
+        assert!(cut.ends_with("\nnext\n") && cut.len() < 500, "{cut}");
+        assert_eq!(
+            show(plain().with_reasoning(true)).len(),
+            2 * 900 + "\nnext\n".len()
+        );
+        let painted = show(Printer::of_one(Paint::new(true)));
+        assert!(painted.starts_with("\x1b[2m"), "{painted:?}");
+    }
+
+    #[test]
+    fn the_tail_of_a_conversation_has_so_many_lines() {
+        let mut tail = Tail::new(3);
+        for event in conversation() {
+            tail.push(event);
+        }
+        let mut printer = Printer::of_one(Paint::new(false));
+        let events = tail.events();
+        let shown: String = events
+            .iter()
+            .map(|event| text(&printer.event("a", event)))
+            .collect();
+        assert_eq!(shown, "$ ls\na.rs\nb.rs\n· exit code 0\nDone");
     }
 
     #[test]

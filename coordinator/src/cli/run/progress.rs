@@ -9,7 +9,7 @@ use muster_proto::v1::watch_run_response::Item;
 
 use crate::cli::client::Client;
 use crate::cli::view::{Painter, Picture};
-use crate::cli::{find, show, watch};
+use crate::cli::{activity, find, show, watch};
 use crate::output::{Output, one_line};
 
 /// The run is asked for again at most this often, and less often the longer the answer takes.
@@ -28,6 +28,8 @@ pub(crate) struct Progress {
     client: Client,
     run: v1::Run,
     said: BTreeMap<String, String>,
+    /// What model agents are saying, by task.
+    talks: BTreeMap<String, activity::Lines>,
     notice: Option<String>,
     /// Why nothing runs, and since when that is so.
     standstill: Option<String>,
@@ -45,6 +47,7 @@ impl Progress {
             client,
             run,
             said: BTreeMap::new(),
+            talks: BTreeMap::new(),
             notice: None,
             standstill: None,
             still_since: None,
@@ -76,11 +79,16 @@ impl Progress {
                 }
             }
             Item::Agent(event) => {
-                let last = event
-                    .event
-                    .as_ref()
-                    .map(watch::agent_lines)
-                    .and_then(|mut lines| lines.pop());
+                use v1::agent_event::Kind;
+                let last = event.event.as_ref().and_then(|said| match &said.kind {
+                    Some(Kind::Activity(activity)) => {
+                        // What an agent says comes in pieces of a line.
+                        let talk = self.talks.entry(event.task.clone()).or_default();
+                        let whole = talk.take(activity).pop();
+                        talk.line().or(whole).map(|(_, line)| line)
+                    }
+                    _ => watch::agent_lines(said).pop(),
+                });
                 if let Some(last) = last {
                     self.said.insert(event.task.clone(), last);
                 }

@@ -196,7 +196,7 @@ impl Table {
                     self.client = *client;
                     self.model.update(Event::Back);
                 }
-                Some(Ok(News::Item { item, .. })) => self.model.update(Event::Item(item)),
+                Some(Ok(News::Item { item, .. })) => self.model.update(Event::Item(*item)),
             }
             match more.try_recv() {
                 Ok(another) => next = Some(another),

@@ -33,6 +33,8 @@ struct Lines {
     whole: VecDeque<String>,
     /// The unfinished line of each stream.
     begun: [Vec<u8>; 2],
+    /// What a model agent does.
+    doing: activity::Lines,
     moment: u64,
     /// Something came before these lines that is not kept.
     cut: bool,
@@ -110,6 +112,13 @@ impl Said {
 
 impl Lines {
     fn take(&mut self, event: &v1::AgentEvent) {
+        let goes_on = matches!(
+            event.kind,
+            Some(Kind::Activity(_) | Kind::Capture(_)) | None
+        );
+        if !goes_on && let Some((_, line)) = self.doing.end() {
+            self.push(line);
+        }
         match &event.kind {
             Some(Kind::Output(output)) => {
                 let stream = usize::from(output.stream() == v1::Stream::Stderr);
@@ -125,7 +134,7 @@ impl Lines {
             }
             Some(Kind::Note(note)) => self.push(format!("· {}", one_line(note))),
             Some(Kind::Activity(activity)) => {
-                if let Some(line) = activity::line(activity) {
+                for (_, line) in self.doing.take(activity) {
                     self.push(line);
                 }
             }
@@ -164,6 +173,7 @@ impl Lines {
             .iter()
             .map(|bytes| clipped(one_line(&String::from_utf8_lossy(bytes))))
             .find(|line| !line.is_empty())
+            .or_else(|| self.doing.line().map(|(_, line)| clipped(line)))
     }
 }
 
@@ -197,6 +207,32 @@ mod tests {
         said.take("a", &printed(b"\xbcn\nnext"));
         assert_eq!(said.lines("a"), ["compiling grün", "next"]);
         assert_eq!(said.last("a").as_deref(), Some("next"));
+    }
+
+    fn says(text: &str) -> v1::AgentEvent {
+        v1::AgentEvent {
+            kind: Some(Kind::Activity(v1::Activity {
+                turn: 1,
+                kind: Some(v1::activity::Kind::Message(v1::TextDelta {
+                    item: "m".to_owned(),
+                    text: text.to_owned(),
+                })),
+            })),
+            ..v1::AgentEvent::default()
+        }
+    }
+
+    #[test]
+    fn what_a_model_agent_says_flows_into_lines() {
+        let mut said = Said::default();
+        for text in ["I wi", "ll look\nat", " it"] {
+            said.take("a", &says(text));
+        }
+        assert_eq!(said.last("a").as_deref(), Some("at it"));
+        assert_eq!(said.lines("a"), ["I will look", "at it"]);
+        said.take("a", &printed(b"printed\n"));
+        said.take("a", &says("on"));
+        assert_eq!(said.lines("a"), ["I will look", "at it", "printed", "on"]);
     }
 
     #[test]
