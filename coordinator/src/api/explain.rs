@@ -416,20 +416,7 @@ fn advice(class: FailureClass, run: &Run, task: &str) -> Option<String> {
         | FailureClass::ChangeTooLarge
         | FailureClass::IntegrationConflict
         | FailureClass::NotPlaced
-        | FailureClass::Internal
-        | FailureClass::Authentication
-        | FailureClass::RateLimit
-        | FailureClass::ProviderCapacity
-        | FailureClass::ProviderError
-        | FailureClass::Transport
-        | FailureClass::InvalidRequest
-        | FailureClass::ContextWindow
-        | FailureClass::UsageLimit
-        | FailureClass::Refusal
-        | FailureClass::AgentCrashed
-        | FailureClass::AgentError
-        | FailureClass::NoChange
-        | FailureClass::OutputInvalid => class.remedy().map(str::to_owned),
+        | FailureClass::Internal => None,
     }
 }
 
