@@ -55,10 +55,15 @@ fn whoever_was_cut_off_goes_on_where_its_conversation_is() {
         assert_eq!(next.worker, worker("w"), "{class}");
         assert_eq!(goes_on(&world, run), (vec![1], Some("c1".into())));
         let placements = world.log.iter().filter_map(|event| match event.kind {
-            EventKind::LeaseGranted { placement, .. } => Some(placement.continues),
+            EventKind::LeaseGranted { placement, .. } => {
+                Some((placement.continues, placement.free, placement.available))
+            }
             _ => None,
         });
-        assert_eq!(placements.collect::<Vec<_>>(), [false, true]);
+        assert_eq!(
+            placements.collect::<Vec<_>>(),
+            [(false, 1, 1), (true, 1, 2)]
+        );
         world.replayed();
     }
 }
