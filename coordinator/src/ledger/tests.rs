@@ -238,9 +238,9 @@ async fn a_ledger_that_cannot_be_written_lags_says_so_and_catches_up() {
 async fn news_that_found_no_room_are_read_from_the_transcripts() {
     let world = World::new();
     world.settled().await;
-    world.ledger.inbox.missed.store(true, Ordering::Release);
     let deaf = Transcripts::start(world.home.path().join("transcripts")).unwrap();
     deaf.append(place(5), "w", events(1..=6)).await.unwrap();
+    world.ledger.inbox.missed.store(true, Ordering::Release);
     world.settled().await;
     assert_eq!(dump(world.home.path()).len(), 2);
     // Of one whose news were missed, the next ones find the rest.
