@@ -376,12 +376,13 @@ fn play(scenario: &Scenario, place: &Place, body: &Value, number: u64) -> (Vec<V
 
 /// What the last tool answered, so that a test sees what the model saw.
 fn told(body: &Value) -> String {
-    let outputs = body["input"].as_array().into_iter().flatten();
-    let outputs = outputs.filter(|item| {
+    let items = body["input"].as_array();
+    let outputs = items.map(Vec::as_slice).unwrap_or_default().iter();
+    let mut outputs = outputs.rev().filter(|item| {
         let kind = item["type"].as_str().unwrap_or_default();
         kind.ends_with("_output")
     });
-    let output = outputs.last().map(|item| &item["output"]);
+    let output = outputs.next().map(|item| &item["output"]);
     match output {
         Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),

@@ -35,6 +35,14 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         cancelled,
     ),
     ("a_codex_that_is_killed_in_mid_turn_is_told_as_that", killed),
+    (
+        "a_person_lets_codex_out_of_its_sandbox_once_or_does_not",
+        approved,
+    ),
+    (
+        "codex_does_not_leave_its_sandbox_if_nobody_is_to_be_asked",
+        confined,
+    ),
 ];
 
 /// Secret, and looked for in everything that it must not reach.
@@ -341,6 +349,68 @@ fn killed(programs: &Programs) -> Result<()> {
         ensure!(status.state() == "succeeded", "{}", status.json);
         let first = &status.attempts("dies")?[0]["failure"]["class"];
         ensure!(first == "agent_crashed", "{}", status.json);
+        Ok(())
+    })
+}
+
+fn approved(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        let stage = Stage::set(cluster, programs)?;
+        let _worker = stage.serve(cluster)?;
+        let outside = |name: &str| stage.home.join(name);
+        let tasks: String = ["yes", "no"]
+            .iter()
+            .map(|name| {
+                let command = format!("touch {} && echo made", outside(name).display());
+                format!(
+                    "  - {{ name: '{name}', prompt: '[[escalate:{command}]]', \
+                     approvals: outside, change: optional }}\n"
+                )
+            })
+            .collect();
+        let run = cluster.submit(&stage.plan(cluster, &tasks)?)?;
+        let mut open = Vec::new();
+        wait::until_true("both ask", SOON, || {
+            let listed = cluster.ask(["approvals", "--json"])?.success()?.json()?;
+            open = listed["questions"].as_array().cloned().unwrap_or_default();
+            Ok(open.len() == 2)
+        })?;
+        for question in &open {
+            let id = question["id"].as_str().context("no id")?;
+            ensure!(question["kind"] == "command", "{question}");
+            ensure!(question["reason"] == "it must write outside", "{question}");
+            let detail = question["detail"].as_str().unwrap_or_default();
+            ensure!(detail.starts_with("touch "), "{question}");
+            if question["task"] == "yes" {
+                cluster.ask(["approve", id])?.success()?;
+            } else {
+                cluster
+                    .ask(["deny", id, "--text", "stay inside"])?
+                    .success()?;
+            }
+        }
+        let status = cluster.ended(&run)?;
+        ensure!(status.state() == "succeeded", "{}", status.json);
+        ensure!(outside("yes").exists(), "allowed, but not done");
+        ensure!(!outside("no").exists(), "done, but not allowed");
+        let said = status.attempts("yes")?[0]["summary"].to_string();
+        ensure!(said.contains("made"), "{said}");
+        Ok(())
+    })
+}
+
+fn confined(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        let stage = Stage::set(cluster, programs)?;
+        let [asked, done] = ["asked", "done"].map(|name| stage.home.join(name));
+        let tasks = format!(
+            "  - {{ name: asks, prompt: '[[escalate:touch {}]]', change: optional }}\n\
+             \x20 - {{ name: does, prompt: '[[sh:touch {}]]', change: optional }}\n",
+            asked.display(),
+            done.display()
+        );
+        stage.run(cluster, &tasks, 0)?;
+        ensure!(!asked.exists() && !done.exists(), "a sandbox was left");
         Ok(())
     })
 }
