@@ -4,6 +4,7 @@
 //! name, and never as passed; therefore the harness is libtest-mimic.
 
 mod abuse;
+mod acp;
 mod approvals;
 mod changes;
 mod claude;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         examples::SCENARIOS,
         integration::SCENARIOS,
         codex_par::SCENARIOS,
+        acp::SCENARIOS,
         failures::SCENARIOS,
         foreign::SCENARIOS,
         deaths::SCENARIOS,
