@@ -1,8 +1,11 @@
 //! Agents that speak the Agent Client Protocol.
 
-use anyhow::{Result, ensure};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
 use muster_tests::Programs;
-use serde_json::Value;
+use muster_tests::fakes::{self, Anthropic};
+use serde_json::{Value, json};
 
 use crate::{Scenario, with_cluster};
 
@@ -10,6 +13,96 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[(
     "an_agent_of_the_agent_client_protocol_works_and_its_faults_have_their_classes",
     works_and_fails,
 )];
+
+/// What needs opencode, a real agent; the program is named by `OPENCODE_BIN`.
+pub(crate) const REAL_SCENARIOS: &[(&str, Scenario)] = &[(
+    "opencode_works_by_the_agent_client_protocol_and_its_cost_is_known",
+    opencode_works,
+)];
+
+/// Tells whether an attempt of a task has ended.
+fn tried(task: &Value) -> bool {
+    let attempts = task["attempts"].as_array();
+    attempts.is_some_and(|all| all.iter().any(|one| !one["ended_at"].is_null()))
+}
+
+fn opencode() -> Option<PathBuf> {
+    let named = std::env::var_os("OPENCODE_BIN").map(PathBuf::from);
+    named.filter(|named| named.is_file())
+}
+
+/// Says why opencode cannot be tried here.
+pub(crate) fn missing() -> Option<String> {
+    opencode()
+        .is_none()
+        .then(|| "skipped: no opencode found".to_owned())
+}
+
+fn opencode_works(programs: &Programs) -> Result<()> {
+    let program = opencode().context("no opencode")?;
+    let provider = Anthropic::start()?;
+    with_cluster(programs, None, |cluster| {
+        cluster.serve()?;
+        let _worker = cluster.start_worker("w", 1)?;
+        cluster.seed()?;
+        let settings = json!({
+            "model": "fake/fake-model",
+            "autoupdate": false,
+            "share": "disabled",
+            "provider": {"fake": {
+                "npm": "@ai-sdk/anthropic",
+                "options": {"baseURL": format!("{}/v1", provider.url()), "apiKey": "made-up"},
+                "models": {"fake-model": {
+                    "name": "fake",
+                    "limit": {"context": 200_000, "output": 8_192},
+                    "cost": {"input": 1, "output": 1},
+                }},
+            }},
+        });
+        let config = cluster.folder().join("opencode.json");
+        std::fs::write(&config, settings.to_string())?;
+        let text = format!(
+            r#"
+name: opencode
+repo: {{ from: ./seed }}
+agents:
+  opencode:
+    kind: acp
+    command: [{program}, acp]
+    env: {{ OPENCODE_CONFIG: {config}, OPENCODE_DISABLE_MODELS_FETCH: "1" }}
+defaults: {{ agent: opencode, timeout: 3m, retries: 0 }}
+tasks:
+  - {{ name: command, prompt: "Please [[write:a.txt hello]]" }}
+  - {{ name: wrong, prompt: "Please [[fault:quota always]]" }}
+"#,
+            program = program.display(),
+            config = config.display(),
+        );
+        let plan = cluster.write_plan("plan.yaml", &text)?;
+        let run = cluster.submit(&plan)?;
+        let patience = std::time::Duration::from_secs(180);
+        let status = cluster.until(&run, "each task was tried", patience, |status| {
+            Ok(status.tasks().all(tried))
+        })?;
+        let attempt = |task: &str| -> Result<Value> {
+            let attempts = status.attempts(task)?;
+            Ok(attempts.first().cloned().unwrap_or_default())
+        };
+        let done = attempt("command")?;
+        ensure!(done["state"] == "succeeded", "{done}");
+        ensure!(!done["commit"].is_null(), "{done}");
+        let class = attempt("wrong")?["failure"]["class"].clone();
+        ensure!(class == "usage_limit", "{class}");
+        // It tells tokens of the last call of a turn only.
+        let served = fakes::sum(&provider.served());
+        let counted = done["usage"]["input_tokens"].as_u64().unwrap_or_default();
+        ensure!(counted > 0 && counted <= served.input, "{done}, {served:?}");
+        cluster
+            .ask(["cancel", &run, "--reason", "seen enough"])?
+            .success()?;
+        Ok(())
+    })
+}
 
 fn works_and_fails(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
@@ -52,10 +145,6 @@ tasks:
         // Some of these are tried again for long.
         let patience = std::time::Duration::from_secs(60);
         let status = cluster.until(&run, "each task was tried", patience, |status| {
-            let tried = |task: &Value| {
-                let attempts = task["attempts"].as_array();
-                attempts.is_some_and(|all| all.iter().any(|one| !one["ended_at"].is_null()))
-            };
             Ok(status.tasks().all(tried))
         })?;
         let first = |task: &str| -> Result<Value> {

@@ -85,6 +85,7 @@ fn main() -> ExitCode {
         (without_codex, codex::SCENARIOS),
         (muster_tests::hosts::missing(), several_hosts::SCENARIOS),
         (claude::missing(&programs.source), claude::SCENARIOS),
+        (acp::missing(), acp::REAL_SCENARIOS),
         (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
         (without_clocks.clone(), clocks::SCENARIOS),
         (without_clocks, cutoff::CLOCK_SCENARIOS),
