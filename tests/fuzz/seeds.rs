@@ -45,6 +45,19 @@ fn agents(root: &Path) -> Result {
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
         seed("agents", &format!("codex-{name}"), &stream)?;
     }
+    // The others have a great deal more; these have a line of each kind.
+    for (which, name) in [
+        (1, "claude-429"),
+        (1, "claude-ask"),
+        (1, "claude-cancelled-question"),
+        (1, "claude-dropped"),
+        (1, "claude-partials"),
+        (1, "claude-permissions"),
+        (2, "acp-opencode"),
+    ] {
+        let path = root.join(format!("../../worker-agent/tests/agents/{name}.jsonl"));
+        seed("agents", name, &chosen(which, &fs::read(path)?))?;
+    }
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! name, and never as passed; therefore the harness is libtest-mimic.
 
 mod abuse;
+mod acp;
 mod approvals;
 mod changes;
 mod claude;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         examples::SCENARIOS,
         integration::SCENARIOS,
         codex_par::SCENARIOS,
+        acp::SCENARIOS,
         failures::SCENARIOS,
         foreign::SCENARIOS,
         deaths::SCENARIOS,
@@ -83,6 +85,7 @@ fn main() -> ExitCode {
         (without_codex, codex::SCENARIOS),
         (muster_tests::hosts::missing(), several_hosts::SCENARIOS),
         (claude::missing(&programs.source), claude::SCENARIOS),
+        (acp::missing(), acp::REAL_SCENARIOS),
         (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
         (without_clocks.clone(), clocks::SCENARIOS),
         (without_clocks, cutoff::CLOCK_SCENARIOS),
