@@ -112,6 +112,21 @@ impl Workspace {
         Self::over(folder, control, base.commit).await
     }
 
+    /// Puts unfinished edits into the work tree of a new workspace, as if the agent had just made them:
+    /// `edits` is a commit whose tree they are, and that is in the cache. What is compared and committed
+    /// stays on the base.
+    ///
+    /// After an error the work tree may hold a part of them.
+    pub async fn take_up(&self, edits: ObjectId) -> Result<(), GitError> {
+        with_work_tree(&self.control, &self.work)
+            .args(["read-tree", "-m", "-u"])
+            .arg(self.base.to_string())
+            .arg(edits.to_string())
+            .run_ok()
+            .await?;
+        Ok(())
+    }
+
     /// Opens a workspace that an earlier process created completely.
     pub async fn open(git: &crate::command::Git, folder: &Path) -> Result<Self, GitError> {
         let folder = std::path::absolute(folder)

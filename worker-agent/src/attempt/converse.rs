@@ -52,6 +52,7 @@ impl Runner {
             },
             policy: task.approvals.clone(),
             work: self.work_folder(),
+            answered: resume.map_or_else(Vec::new, |resume| resume.answered.clone()),
         };
         let means = Means {
             lease: self.grant.lease,

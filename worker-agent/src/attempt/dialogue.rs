@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use jsonschema::Validator;
 use muster_proto::v1::{
-    self, Activity, Answer, Empty, Failure, Question, QuestionClosed, Structured, TurnEnd,
-    TurnEnded, Usage, activity, report,
+    self, Activity, Answer, AnsweredQuestion, Empty, Failure, Question, QuestionClosed, Structured,
+    TurnEnd, TurnEnded, Usage, activity, report,
 };
 use serde_json::Value;
 
@@ -66,6 +66,9 @@ pub(crate) struct Subject {
     pub(crate) policy: ApprovalPolicy,
     /// Root of the work tree.
     pub(crate) work: PathBuf,
+    /// What people answered to questions of an earlier attempt, which was not given it any more: it is
+    /// given when the same is asked again.
+    pub(crate) answered: Vec<AnsweredQuestion>,
 }
 
 /// A conversation and what was decided in it so far.
@@ -289,13 +292,18 @@ impl Dialogue {
 
     fn asked(&mut self, mut question: Question, acts: &mut Vec<Act>) {
         let number = question.number;
-        let verdict = policy::judge(&self.subject.policy, &question, &self.subject.work);
+        let before = self.answered_before(&question);
+        let verdict = match &before {
+            Some((decision, _)) => Verdict::Answered(decision.clone()),
+            None => policy::judge(&self.subject.policy, &question, &self.subject.work),
+        };
+        let by = before.map_or(BY_POLICY.to_owned(), |(_, by)| by);
         bounds::clip_question(&mut question);
         acts.push(self.activity(activity::Kind::Question(question.clone())));
         match verdict {
             Verdict::Answered(decision) => {
                 let steps = self.conversation.answer(number, &decision);
-                acts.push(self.activity(closed(number, &decision.choice, BY_POLICY)));
+                acts.push(self.activity(closed(number, &decision.choice, &by)));
                 self.take(steps, acts);
             }
             Verdict::Ask if self.open.len() < OPEN_MAX => {
@@ -320,6 +328,30 @@ impl Dialogue {
                 );
             }
         }
+    }
+
+    /// Takes the answer that a person gave when an earlier attempt asked the same.
+    fn answered_before(&mut self, question: &Question) -> Option<(Decision, String)> {
+        let answered = &mut self.subject.answered;
+        let place = answered.iter().position(|before| {
+            let answer = before.answer.as_ref().map(|answer| &answer.choice);
+            before.question.as_ref().is_some_and(|before| {
+                let mut asked = question.clone();
+                bounds::clip_question(&mut asked);
+                (&before.kind, &before.title, &before.detail)
+                    == (&asked.kind, &asked.title, &asked.detail)
+            }) && question
+                .choices
+                .iter()
+                .any(|choice| Some(&choice.id) == answer)
+        })?;
+        let AnsweredQuestion { answer, by, .. } = answered.swap_remove(place);
+        let answer = answer?;
+        let decision = Decision {
+            choice: answer.choice,
+            text: answer.text,
+        };
+        Some((decision, by))
     }
 
     fn close_question(&mut self, number: u32, choice: &str, by: &str, acts: &mut Vec<Act>) {

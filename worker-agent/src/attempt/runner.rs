@@ -684,7 +684,15 @@ async fn checkout(
         .remote(source, Credential::Lease(&grant.credential))
         .await?;
     let cached = site.cache.ensure_commit(&remote, &name, commit).await?;
-    let made = Workspace::create(&cached, &folder.workspace(), &site.identity).await?;
+    if grant.resume.is_none() || source.base == source.commit {
+        let made = Workspace::create(&cached, &folder.workspace(), &site.identity).await?;
+        return Ok(made.with_change_limit(site.change_bytes_max));
+    }
+    // The commit is that of unfinished edits, which have the base behind them.
+    let base = ObjectId::parse(&source.base)?;
+    let base = site.cache.ensure_commit(&remote, &name, base).await?;
+    let made = Workspace::create(&base, &folder.workspace(), &site.identity).await?;
+    made.take_up(commit).await?;
     Ok(made.with_change_limit(site.change_bytes_max))
 }
 

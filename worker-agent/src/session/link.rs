@@ -9,6 +9,7 @@ use muster_connect::{
     AddressFile, AddressFileError, Bearer, BootstrapError, CaCertificate, CaError, Endpoint,
     EndpointError, bootstrap_ca,
 };
+use muster_proto::FEATURE_RESUME;
 use muster_proto::MESSAGE_BYTES_MAX;
 use muster_proto::v1::worker_service_client::WorkerServiceClient;
 use muster_proto::v1::{
@@ -262,10 +263,10 @@ impl Link {
     fn hello(&self, number: u64) -> Hello {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
         Hello {
-            version: Some(ProtocolVersion::current(concat!(
-                "worker-agent ",
-                env!("CARGO_PKG_VERSION")
-            ))),
+            version: Some(ProtocolVersion {
+                features: vec![FEATURE_RESUME.to_owned()],
+                ..ProtocolVersion::current(concat!("worker-agent ", env!("CARGO_PKG_VERSION")))
+            }),
             worker: self.worker.clone(),
             incarnation: self.incarnation,
             host: self.host.clone(),

@@ -18,6 +18,7 @@ fn dialogue(schema: Option<Value>, ask: AskMode) -> Dialogue {
             ..ApprovalPolicy::default()
         },
         work: "/w".into(),
+        answered: Vec::new(),
     };
     Dialogue::new(Box::new(Scripted::default()), subject).unwrap()
 }
@@ -200,7 +201,29 @@ fn a_schema_that_is_none_is_refused_before_anything_runs() {
         },
         policy: ApprovalPolicy::default(),
         work: "/w".into(),
+        answered: Vec::new(),
     };
     let refused = Dialogue::new(Box::new(Scripted::default()), subject).unwrap_err();
     assert_eq!(refused.class, "invalid_request");
+}
+
+#[test]
+fn what_a_person_answered_an_earlier_attempt_is_given_once() {
+    let mut dialogue = asking();
+    let mut asked = dialogue.heard(b"ask command make\n").into_iter();
+    let question = asked.find_map(|act| match act {
+        Act::Report(report::Kind::Asked(question)) => Some(question),
+        _ => None,
+    });
+    let mut again = asking();
+    again.subject.answered = vec![AnsweredQuestion {
+        question,
+        answer: answer(1, "session").remove(&1),
+        by: "ann".to_owned(),
+    }];
+    assert_eq!(reports(&again.heard(b"ask command other\n")), ["asked"]);
+    let given = again.heard(b"ask command make\n");
+    assert_eq!(sent(&given), ["answer 2 session \"\""]);
+    assert_eq!(reports(&given), [""; 0]);
+    assert_eq!(reports(&again.heard(b"ask command make\n")), ["asked"]);
 }
