@@ -251,7 +251,7 @@ impl World<'_> {
             let supervisor = host.supervisors.get(&lease);
             supervisor.is_some_and(|supervisor| supervisor.ends_at.is_some())
         });
-        if again || lease % 3 > 0 {
+        if again || !lease.is_multiple_of(3) {
             self.say_if_up(host, Up::GotAnswer(lease));
         }
         if let Some(known) = self.hosts.get_mut(host)

@@ -99,7 +99,7 @@ async fn an_answer_reaches_the_agent_in_each_session_until_it_has_it() {
             text: "but quickly".to_owned(),
         }],
     };
-    assert_eq!(told, [expected.clone()]);
+    assert_eq!(told, std::slice::from_ref(&expected));
     assert!(questions(&world).await.is_empty());
 
     // The first message may have been lost.

@@ -369,7 +369,7 @@ impl State {
                     by: Arc::clone(by),
                     at,
                 };
-                self.answer(*question, at, answer);
+                self.answer(*question, at, &answer);
             }
             EventKind::QuestionClosed {
                 lease,

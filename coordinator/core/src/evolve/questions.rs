@@ -23,7 +23,7 @@ impl State {
         }
     }
 
-    pub(super) fn answer(&mut self, id: QuestionId, at: Timestamp, answer: Answered) {
+    pub(super) fn answer(&mut self, id: QuestionId, at: Timestamp, answer: &Answered) {
         let Some(&key) = self.index.questions.get(&id) else {
             return;
         };
