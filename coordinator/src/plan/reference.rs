@@ -24,7 +24,7 @@ of them ends, and a test runs them all.
 
 /// The maps of a plan that have keys of their own: heading, pointer into the schema, and what is said
 /// before the table.
-const PARTS: [(&str, &str, &str); 8] = [
+const PARTS: [(&str, &str, &str); 9] = [
     ("The plan", "", ""),
     ("A task", "/$defs/TaskEntry", "One of `tasks`."),
     (
@@ -34,22 +34,33 @@ const PARTS: [(&str, &str, &str); 8] = [
     ),
     ("Resources", "/$defs/Resources", ""),
     ("Hooks", "/$defs/HooksFolder", ""),
+    ("Approvals", "/$defs/Approvals", ""),
     ("A folder as repository", "/$defs/FolderRepo", ""),
     ("Integrate", "/$defs/IntegrateSettings", ""),
     ("An agent", "/$defs/AgentDefinition", "One of `agents`."),
 ];
 
 /// A way to write each key, where its type alone does not show one.
-const EXAMPLES: [(&str, &str); 31] = [
+const EXAMPLES: [(&str, &str); 43] = [
+    ("acceptance", "[a test fails without the fix]"),
+    ("add_dirs", "[/srv/cache]"),
     ("agent", "codex"),
     (
         "agents",
         "{ mine: { kind: codex, command: [codex, --profile, big] } }",
     ),
+    ("allow", "[cargo test, git status]"),
+    (
+        "approvals",
+        "{ ask: outside, allow: [cargo test], deny: [git push] }",
+    ),
+    ("ask", "outside"),
     ("base", "main"),
+    ("change", "optional"),
     ("command", "[codex, --profile, big]"),
     ("cpus", "4"),
     ("defaults", "{ timeout: 45m, retries: 2 }"),
+    ("deny", "[git push, rm]"),
     ("depends_on", "[schema, docs]"),
     ("disk", "2 GB"),
     ("env", "{ RUST_LOG: debug }"),
@@ -57,13 +68,17 @@ const EXAMPLES: [(&str, &str); 31] = [
     ("gpus", "1"),
     ("hooks", "{ path: .githooks }"),
     ("idle_timeout", "10m"),
+    ("images", "[docs/screen.png]"),
     ("integrate", "{ verify: [cargo test] }"),
     ("labels", "[gpu, disk=fast]"),
     ("max_parallel", "8"),
     ("memory", "4 GiB"),
+    ("model", "gpt-5.5"),
     ("name", "add-auth"),
+    ("output_schema", "{ type: object, required: [verdict] }"),
     ("paths", "[src/db, docs/db.md]"),
     ("path", ".githooks"),
+    ("persona", "reviewers/AGENTS.md"),
     ("pool", "gpu"),
     ("priority", "10"),
     ("prompt", "Add the users table."),
@@ -71,6 +86,7 @@ const EXAMPLES: [(&str, &str); 31] = [
     ("resources", "{ cpus: 2, memory: 4 GiB }"),
     ("retries", "2"),
     ("run", "cargo fmt"),
+    ("sandbox", "read-only"),
     ("secrets", "[API_KEY]"),
     ("timeout", "45m"),
     ("verify", "[cargo test]"),
@@ -156,6 +172,7 @@ fn kind(schema: &Value, of: &Value) -> String {
             ("TaskEntry", _) => "[map](#a-task)".to_owned(),
             ("Resources", _) => "[map](#resources)".to_owned(),
             ("HooksFolder", _) => "[map](#hooks)".to_owned(),
+            ("Approvals", _) => "one word for `ask`, or [map](#approvals)".to_owned(),
             ("FolderRepo", _) => "[map](#a-folder-as-repository)".to_owned(),
             ("IntegrateSettings", _) => "[map](#integrate)".to_owned(),
             ("AgentDefinition", _) => "[map](#an-agent)".to_owned(),

@@ -30,7 +30,7 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
     ),
     ("garbage_on_the_port_harms_nobody", garbage),
     (
-        "a_model_agent_passes_the_check_and_is_refused_at_submit",
+        "a_task_whose_agent_no_worker_has_waits_and_says_so",
         missing_agent,
     ),
 ];
@@ -194,27 +194,19 @@ fn garbage(programs: &Programs) -> Result<()> {
 fn missing_agent(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
         cluster.serve()?;
-        for agent in ["claude", "acp"] {
-            let text = format!("tasks:\n  - {{ name: t, agent: {agent}, prompt: Do it. }}\n");
-            let plan = cluster
-                .write_plan("p.yaml", &text)?
-                .to_string_lossy()
-                .into_owned();
-            cluster.ask(["plan", "check", &plan])?.success()?;
-            let refused = cluster.ask(["submit", &plan])?;
-            ensure!(
-                (1..=99).contains(&refused.code()),
-                "{agent}: {}",
-                refused.code()
-            );
-            ensure!(
-                refused.err.contains(agent),
-                "what is missing is not named: {}",
-                refused.err
-            );
-        }
-        let listed = cluster.ask(["status", "--json"])?.success()?.json()?;
-        ensure!(listed["runs"] == serde_json::json!([]), "{listed}");
+        let worker = cluster.worker("w", &cluster.address(), 1)?;
+        // Wherever Claude Code may be installed here, this worker does not look.
+        let _worker = cluster.start_described(&worker.var("PATH", "/usr/bin:/bin"), "w")?;
+        let text = "tasks:\n  - { name: t, agent: claude, prompt: Do it. }\n";
+        let plan = cluster.write_plan("p.yaml", text)?;
+        let run = cluster.submit(&plan)?;
+        let said = cluster.ask(["explain", &run, "t"])?.success()?.out;
+        ensure!(
+            said.contains("claude"),
+            "what is missing is not named: {said}"
+        );
+        let status = cluster.status(&run)?;
+        ensure!(status.attempts("t")?.is_empty(), "{}", status.json);
         Ok(())
     })
 }
