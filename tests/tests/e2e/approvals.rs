@@ -153,7 +153,7 @@ fn resumed(programs: &Programs) -> Result<()> {
                  \x20   agent: scripted\n\
                  \x20   prompt: Write two files.\n\
                  \x20   run: |\n\
-                 \x20     read -r prompt; echo \"$prompt\" >> {note}; echo session s1 m\n\
+                 \x20     read -r prompt; printf '%s\\n' \"$prompt\" >> {note}; echo session s1 m\n\
                  \x20     if test -e one; then echo usage m 10 0 1 0; echo two > two; echo done\n\
                  \x20     else echo usage m 100 0 1 0; echo one > one; read -r never; fi\n",
                 note = note.display()
