@@ -172,6 +172,7 @@ fn submission() -> Command {
         timeout: limits::TASK_TIMEOUT,
         verify: None,
         backoff: limits::BACKOFF_FIRST,
+        resumes: false,
     };
     let task = |name: &str, after: &[&str]| TaskSpec {
         name: name.into(),
@@ -238,6 +239,7 @@ fn grant() -> v1::Grant {
         document: b"{}".to_vec(),
         context: b"{}".to_vec(),
         timeout: Some(prost_types_duration(600)),
+        resume: None,
     }
 }
 
@@ -323,7 +325,7 @@ fn files() -> Result {
     let event = |number| v1::AgentEvent { number, at_ms: 1, kind: Some(agent_event::Kind::Note("note".to_owned())) };
     let transcripts = coordinator::transcript::Transcripts::start(folder.path().to_owned())?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    runtime.block_on(transcripts.append(place, vec![event(1), event(2), event(4)]))?;
+    runtime.block_on(transcripts.append(place, "worker", vec![event(1), event(2), event(4)]))?;
     let whole = fs::read(folder.path().join("r/final-verify-L9.events"))?;
     seed("transcript", "three", &whole)?;
     let mut flipped = whole;

@@ -47,7 +47,7 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let transcripts = Transcripts::start(root.to_owned()).expect("a thread");
     RUNTIME
-        .block_on(transcripts.append(place.clone(), vec![event.clone()]))
+        .block_on(transcripts.append(place.clone(), "worker", vec![event.clone()]))
         .expect("an append");
     let after = transcript::read(root, &place, 0, usize::MAX).expect("a file that can be read");
     assert_eq!(after.last(), Some(&event));
