@@ -261,6 +261,50 @@ impl Site {
         Ok((Some(commit), refused))
     }
 
+    /// Gets what an agent left beside its result to the WIP ref, which the result has made needless;
+    /// tells whether it is there.
+    pub(super) async fn keep_beside(
+        &self,
+        workspace: &Workspace,
+        grant: &Grant,
+        source: &GitSource,
+        beside: ObjectId,
+        (scribe, hidden): (&Scribe, &Hidden),
+    ) -> bool {
+        let keep = async {
+            if !hidden.is_empty() && says_hidden(workspace, beside, hidden).await? {
+                return Ok(false);
+            }
+            let name = RefName::parse(&source.wip_ref)?;
+            let credential = Credential::Lease(&grant.credential);
+            let target = (&name, Expected::Any);
+            self.push(workspace, source, credential, beside, target)
+                .await?;
+            Ok::<_, Error>(true)
+        };
+        match keep.await {
+            Ok(true) => {
+                let name = &source.wip_ref;
+                scribe
+                    .note(format!(
+                        "what was left beside the result is kept as {beside} at {name}"
+                    ))
+                    .await;
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                let error = hidden.text(&chain(&error));
+                tracing::warn!(
+                    lease = grant.lease,
+                    error,
+                    "cannot keep what is beside a result"
+                );
+                false
+            }
+        }
+    }
+
     /// Keeps edits on the WIP ref while an agent works, until `done`.
     pub(super) async fn keep_wip(
         self: Arc<Self>,
