@@ -338,11 +338,8 @@ impl Runner {
     /// what is verified. Those that this worker does not have are not known to it.
     pub(super) fn hide_secrets(&self, task: &TaskDocument, given: &mut Given) {
         let own = |name: &str| std::env::var(name).ok();
-        for (name, from) in &task.secrets {
-            let wanted = BTreeMap::from([(name.clone(), from.clone())]);
-            let found = secrets::look_up(&self.site.secrets, own, &wanted, Shortest::Masked);
-            given.unseen.extend(found.unwrap_or_default().into_values());
-        }
+        let known = secrets::known(&self.site.secrets, own, &task.secrets);
+        given.unseen.extend(known);
     }
 
     /// Hides what was given in everything that this lease tells.
