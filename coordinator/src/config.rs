@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use coordinator_core::Span;
 use coordinator_core::state::LeaseClocks;
+use muster_git::without_users;
 use serde::Serialize;
 
 use crate::git::mirror::MirrorSettings;
@@ -298,7 +299,11 @@ fn load_with(
     for (name, placed) in file.mirrors {
         let origin = in_file(placed.line);
         let key = |key: &str| format!("mirrors.{name}.{key}");
-        shown.push(entry(&key("url"), placed.value.url.clone(), origin.clone()));
+        shown.push(entry(
+            &key("url"),
+            without_users(&placed.value.url),
+            origin.clone(),
+        ));
         if let Some(path) = &placed.value.credential_file {
             let value = path.display().to_string();
             shown.push(entry(&key("credential-file"), value, origin));
@@ -468,6 +473,16 @@ mod tests {
         assert_eq!(of("prices.GPT 5.4"), Some(format!("{file}:1")));
         let date = format!("default of {}", prices::BUILT_IN_DATE);
         assert_eq!(of("prices.gpt-5"), Some(date));
+    }
+
+    #[test]
+    fn the_user_part_of_a_mirrors_address_is_used_and_not_shown() {
+        let home = home_with("[mirrors.app]\nurl = \"https://tok3n@host/app.git\"\n");
+        let Loaded { config, shown } = load_with(home.path(), Flags::default(), none).unwrap();
+        assert_eq!(config.mirrors["app"].url, "https://tok3n@host/app.git");
+        let said = format!("{shown:?} {config:?}");
+        assert!(said.contains("https://***@host/app.git"), "{said}");
+        assert!(!said.contains("tok3n"), "{said}");
     }
 
     #[test]

@@ -35,7 +35,7 @@ Examples:
 
 Exit codes:
     0  it was drained or left as it was told to
-    1  an error
+    1  an error that another start may not meet, such as a folder for its state that is in use
     2  wrong usage: an option, the token file, or a folder for its state that cannot be one
     3  the coordinator refuses it: starting it again would not help
   130  ended at once by a third signal";

@@ -17,6 +17,8 @@ pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Room, in bytes, below which a worker begins no new work: enough for reports, spools and the
 /// commits of what runs.
 pub const FREE_BYTES_MIN: u64 = 16 << 20;
+/// Folder in it of edits that the coordinator could not take.
+pub(crate) const KEPT: &str = "kept";
 /// What is written and synced to find out whether the disk works again.
 const PROBE_BYTES: usize = 64 * 1024;
 /// Name of that file.
@@ -129,8 +131,9 @@ fn look(folder: &Path, in_trouble: bool) -> io::Result<()> {
     let found = rustix::fs::statvfs(folder)?;
     let free = found.f_bavail.saturating_mul(found.f_frsize);
     if free < FREE_BYTES_MIN {
+        let kept = kept_in(folder);
         return Err(io::Error::other(format!(
-            "only {free} bytes are free, of {FREE_BYTES_MIN} that are needed"
+            "only {free} bytes are free, of {FREE_BYTES_MIN} that are needed{kept}"
         )));
     }
     // Some file systems do not count files, and say that there is room for none.
@@ -138,6 +141,19 @@ fn look(folder: &Path, in_trouble: bool) -> io::Result<()> {
         return Err(io::Error::other("there is no room for another file"));
     }
     if in_trouble { probe(folder) } else { Ok(()) }
+}
+
+/// Names what only a person can make room of: edits that nobody could take.
+fn kept_in(folder: &Path) -> String {
+    let kept = folder.join(KEPT);
+    match std::fs::read_dir(&kept).map(Iterator::count) {
+        Ok(count) if count > 0 => format!(
+            "; unpublished edits of attempts ({count}) are kept in {}: take from them what you \
+             want, then delete them",
+            kept.display()
+        ),
+        _ => String::new(),
+    }
 }
 
 fn probe(folder: &Path) -> io::Result<()> {
@@ -185,6 +201,19 @@ mod tests {
         assert!(is_sign(&broken.to_string()));
         assert!(is_sign("git: fatal: write error: No space left on device"));
         assert!(!is_sign("fatal: the remote end hung up unexpectedly"));
+    }
+
+    #[test]
+    fn edits_that_nobody_could_take_are_named_where_there_is_no_room() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(kept_in(folder.path()), "");
+        std::fs::create_dir_all(folder.path().join("kept/r-t-1-7/work")).unwrap();
+        let said = kept_in(folder.path());
+        let place = folder.path().join("kept");
+        assert!(
+            said.contains(&format!("(1) are kept in {}", place.display())),
+            "{said}"
+        );
     }
 
     #[test]

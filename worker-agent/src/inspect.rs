@@ -167,7 +167,7 @@ pub fn look(folder: &Path) -> io::Result<Worker> {
             unfinished.push(path);
         }
     }
-    let kept = folder.join("kept");
+    let kept = folder.join(crate::disk::KEPT);
     Ok(Worker {
         folder: folder.to_owned(),
         id: identity::worker_of(folder),

@@ -114,6 +114,20 @@ pub(crate) enum Shortest {
     Any,
 }
 
+/// Gives those of the wanted values that can be had now and are long enough to be masked.
+pub(crate) fn known(
+    listed: &[Secret],
+    own: impl Fn(&str) -> Option<String>,
+    wanted: &BTreeMap<String, ValueFrom>,
+) -> Vec<String> {
+    let one = |(name, from): (&String, &ValueFrom)| {
+        let wanted = BTreeMap::from([(name.clone(), from.clone())]);
+        let found = look_up(listed, &own, &wanted, Shortest::Masked);
+        found.unwrap_or_default().into_values()
+    };
+    wanted.iter().flat_map(one).collect()
+}
+
 /// Looks the wanted values up; `own` is the worker's environment.
 pub(crate) fn look_up(
     listed: &[Secret],

@@ -132,7 +132,7 @@ impl Worker {
         let site = Arc::new(Site {
             executable: options.executable.clone(),
             leases,
-            kept: identity.folder.join("kept"),
+            kept: identity.folder.join(disk::KEPT),
             host: identity.host.clone(),
             git,
             cache,

@@ -179,7 +179,7 @@ impl Operators {
         let (ending, auth) = (self.ending.clone(), self.auth.clone());
         tokio::spawn(async move {
             tokio::select! {
-                gone = ended(&auth, token) => {
+                gone = ended(&auth, token, TOKEN_CHECK) => {
                     slow::end(gone, &out, FAREWELL, connection.as_ref()).await;
                 }
                 () = ending.cancelled() => {
@@ -192,13 +192,13 @@ impl Operators {
     }
 }
 
-/// Waits until a token is revoked or has run out.
-async fn ended(auth: &Authenticator, token: Option<TokenId>) -> Status {
+/// Waits until a token is revoked or has run out, and looks once in each `pace`.
+pub(super) async fn ended(auth: &Authenticator, token: Option<TokenId>, pace: Duration) -> Status {
     let Some(token) = token else {
         return std::future::pending().await;
     };
     loop {
-        tokio::time::sleep(TOKEN_CHECK).await;
+        tokio::time::sleep(pace).await;
         match auth.tokens().is_live(token, jiff::Timestamp::now()) {
             // One that cannot be looked up now may still be good.
             Ok(()) | Err(Unverified::Store(_)) => {}

@@ -33,6 +33,7 @@ use super::limits::{
     FOREIGN_LEASES_PER_SESSION, HELLOS_PER_SECOND, SESSIONS, STALE_REPORTS_PER_SESSION,
     WORKER_STALL,
 };
+use super::operator_service::ended;
 use super::outbound::{Outbound, Pace, Told};
 use super::places::Connection;
 use super::status;
@@ -253,8 +254,13 @@ async fn serve(
     )));
     let mut pace = Pace::of_messages();
     let mut stale = 0;
+    // Heartbeats look too; this ends one that sends none.
+    let pace_of_checks = Duration::from_millis(inner.terms.heartbeat_interval.ms());
+    let gone = ended(&inner.credentials, Some(token), pace_of_checks);
+    tokio::pin!(gone);
     let result = loop {
         tokio::select! {
+            status = &mut gone => break Err(status),
             stored = &mut storing.0 => break stored.unwrap_or(Ok(())),
             heard = inbound.message() => match heard {
                 Ok(Some(message)) => {

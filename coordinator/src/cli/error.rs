@@ -59,6 +59,8 @@ pub(crate) enum Kind {
     Config,
     /// Whoever runs the coordinator or the network.
     Connection,
+    /// Nobody: the person wanted an end.
+    Interrupted,
     /// Nobody: who read our output has enough.
     BrokenPipe,
 }
@@ -70,6 +72,7 @@ impl Kind {
             Self::User => 2,
             Self::Config => 3,
             Self::Connection => 4,
+            Self::Interrupted => 130,
             // What a shell reports for a program that SIGPIPE has ended.
             Self::BrokenPipe => 141,
         }
@@ -81,6 +84,7 @@ impl Kind {
             Self::User | Self::Output | Self::BrokenPipe => "error",
             Self::Config => "configuration error",
             Self::Connection => "connection error",
+            Self::Interrupted => "interrupted",
         }
     }
 }
@@ -298,6 +302,7 @@ mod tests {
             (Kind::User, 2),
             (Kind::Config, 3),
             (Kind::Connection, 4),
+            (Kind::Interrupted, 130),
             (Kind::BrokenPipe, 141),
         ];
         for (kind, code) in kinds {

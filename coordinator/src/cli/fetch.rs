@@ -143,7 +143,13 @@ pub(crate) async fn into_remotes(
         .fetch(repository, &[Refspec::to_ref(&from, &into)])
         .await
         .map_err(|error| {
-            CliError::new(Kind::Connection, error).while_doing(format!("fetch {short}"))
+            let here = refused_here(&error);
+            let kind = here.map_or(Kind::Connection, |_| Kind::User);
+            let error = CliError::new(kind, error).while_doing(format!("fetch {short}"));
+            match here {
+                Some(hint) => error.hint(format!("{hint} ({})", repository.folder().display())),
+                None => error,
+            }
         })?;
     match repository.read_ref(&into).await? {
         Some(found) if found == commit => Ok(into),
@@ -155,6 +161,30 @@ pub(crate) async fn into_remotes(
             .hint("the branch has moved just now; try again"))
         }
     }
+}
+
+/// Tells why the person's own repository did not take what was fetched, if it was that.
+pub(super) fn refused_here(error: &GitError) -> Option<&'static str> {
+    const SIGNS: [(&str, &str); 4] = [
+        (
+            "aborted by hook",
+            "the hook `reference-transaction` of this repository refuses the ref",
+        ),
+        (
+            "cannot lock ref",
+            "something else holds the ref in this repository, or one of its name is in the way",
+        ),
+        (
+            "insufficient permission",
+            "this repository cannot be written to",
+        ),
+        ("No space left on device", "free some space on its disk"),
+    ];
+    let GitError::Failed { stderr, .. } = error else {
+        return None;
+    };
+    let sign = SIGNS.iter().find(|(sign, _)| stderr.contains(sign));
+    sign.map(|(_, hint)| *hint)
 }
 
 #[cfg(test)]

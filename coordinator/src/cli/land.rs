@@ -14,6 +14,7 @@ use super::error::{CliError, Exit, Kind, Result};
 use super::summary::quoted;
 use super::{fetch, find, show};
 
+mod foreground;
 mod obstacles;
 
 /// Files of a git folder that say what is under way.
@@ -343,23 +344,35 @@ impl Target {
     }
 
     async fn advance(&self, work_tree: &Path, commit: ObjectId) -> Result<Landed> {
-        let advanced = self
+        let command = self
             .in_tree(work_tree)
-            .in_foreground()
             .args(["merge", "--ff-only", "--quiet"])
-            .arg(commit.to_string())
-            .run_ok()
-            .await;
-        let Err(error) = advanced else {
+            .arg(commit.to_string());
+        let advanced = foreground::run(command).await?;
+        let kind = advanced.kind();
+        let Err(error) = advanced.result else {
             return Ok(Landed::FastForward);
         };
-        let said = self.put_back(work_tree, commit).await;
-        let error = CliError::new(Kind::User, error)
+        let said = match self.put_back(work_tree, commit).await {
+            None if advanced.is_interrupted => self.half_written(work_tree).await,
+            said => said,
+        };
+        let error = CliError::new(kind, error)
             .while_doing(format!("move branch {} to {commit}", self.branch));
         Err(match said {
             Some(said) => error.hint(said),
             None => error,
         })
+    }
+
+    /// Says how to go on after a git that was stopped while it wrote files, if it has written any.
+    async fn half_written(&self, work_tree: &Path) -> Option<&'static str> {
+        let command = self.in_tree(work_tree).args(["status", "--porcelain"]);
+        let changed = command.run_ok().await.ok()?.text();
+        (!changed.is_empty()).then_some(
+            "git was stopped while it wrote files: `git status` shows which, and `git restore .` \
+             puts back those that you had",
+        )
     }
 
     /// Takes files back that were written for a branch which then could not be moved: git writes
@@ -394,20 +407,28 @@ impl Target {
     }
 
     async fn merge(&self, work_tree: &Path, commit: ObjectId, run: &str) -> Result<Landed> {
-        let merged = self
+        let command = self
             .in_tree(work_tree)
-            .in_foreground()
             .args(["merge", "--no-ff", "--no-edit", "--quiet", "-m"])
             .arg(format!("Merge run {run}"))
-            .arg(commit.to_string())
-            .run_ok()
-            .await;
-        let Err(error) = merged else {
+            .arg(commit.to_string());
+        let merged = foreground::run(command).await?;
+        let kind = merged.kind();
+        let Err(error) = merged.result else {
             return Ok(Landed::Merged);
         };
-        // A hook of theirs has said no, or the disk is full; the tree was clean before.
-        let said = self.take_back(work_tree).await;
-        Err(CliError::new(Kind::User, error)
+        // A hook of theirs has said no, the disk is full, or they pressed Ctrl-C; the tree was clean
+        // before.
+        let begun = self.repository.folder().join("MERGE_HEAD").exists();
+        let half_written = match begun || !merged.is_interrupted {
+            true => None,
+            false => self.half_written(work_tree).await,
+        };
+        let said = match half_written {
+            Some(said) => said.to_owned(),
+            None => self.take_back(work_tree).await,
+        };
+        Err(CliError::new(kind, error)
             .while_doing(format!("merge {commit} into branch {}", self.branch))
             .hint(said))
     }

@@ -64,6 +64,17 @@ async fn a_revoked_token_ends_the_session_that_it_opened() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_token_ends_a_session_that_sends_no_heartbeat() {
+    let world = World::start().await;
+    let (token, id) = world.token("worker").await;
+    let mut worker = Worker::open(world.channel(&token).await, Worker::hello("w")).await;
+    assert!(matches!(worker.hear().await.unwrap(), Heard::Welcome(_)));
+    let revoke = v1::RevokeTokenRequest { id };
+    world.operator.clone().revoke_token(revoke).await.unwrap();
+    assert_eq!(ended(&mut worker).await.code(), Code::Unauthenticated);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_token_ends_the_watch_that_it_asked_for() {
     let world = World::start().await;
     let run = world.submit(ONE, "key").await.unwrap();

@@ -215,6 +215,11 @@ fn revoked_token(programs: &Programs) -> Result<()> {
     with_cluster(programs, Some(Options::short_leases()), |cluster| {
         cluster.serve()?;
         let mut worker = cluster.start_worker("a", 1)?;
+        let text = "tasks:\n  - name: t\n    run: '[ $MUSTER_ATTEMPT = 2 ] || sleep 600'\n";
+        let run = cluster.submit(&cluster.write_plan("p.yaml", text)?)?;
+        cluster.until(&run, "the task is at work", SOON, |status| {
+            Ok(status.task("t")?["state"] == "leased")
+        })?;
         let listed = cluster
             .ask(["token", "list", "--json"])?
             .success()?
@@ -227,12 +232,16 @@ fn revoked_token(programs: &Programs) -> Result<()> {
             .context("the worker's token is not listed")?;
         cluster.ask(["token", "revoke", token])?.success()?;
         let ended = worker.ended(SOON)?;
-        ensure!(!ended.success(), "it ended as if all were well");
+        ensure!(ended.code() == Some(3), "it ended with {ended}");
         let said = worker.errors();
         ensure!(
             said.contains("has been revoked"),
             "it does not say why: {said}"
         );
+        // What it held is another's once its lease has run out.
+        let _other = cluster.start_worker("b", 1)?;
+        let status = cluster.ended(&run)?;
+        ensure!(status.task("t")?["state"] == "succeeded", "{status:?}");
         Ok(())
     })
 }

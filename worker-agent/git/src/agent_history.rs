@@ -21,12 +21,20 @@ use crate::workspace::{Workspace, borrow_objects};
 const REF_BYTES_MAX: u64 = 4 << 10;
 /// Longest list of packed refs that is read: some 100 000 refs.
 const PACKED_BYTES_MAX: u64 = 16 << 20;
-/// Most branches of an agent that are looked at.
-const BRANCHES_MAX: usize = 100;
+/// Most branches, tags and stashes of an agent that are looked at.
+const NAMED_MAX: usize = 100;
+/// How much of the log of what was stashed is read, in bytes: some thousand times.
+const LOG_BYTES_MAX: u64 = 1 << 20;
+/// Where git names what was stashed last.
+const STASH: &str = "refs/stash";
+/// How the names begin of what an agent may have left.
+const WANTED: [&str; 3] = ["refs/heads/", "refs/tags/", STASH];
 /// Most files of objects that are linked; git packs what is more.
 const OBJECT_FILES_MAX: usize = 1_000_000;
 /// Where the agent's newest commit is kept in `control.git`.
 const AGENT_REF: &str = "refs/muster/agent";
+/// Where what it left beside that is kept there.
+const BESIDE_REFS: &str = "refs/muster/beside";
 
 /// Where a repository of the agent stands, read without git.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,10 +70,11 @@ fn read_head(git_dir: &Path) -> Option<ObjectId> {
     }
 }
 
-/// Lists the branches of a git folder; the first hundred.
-fn branches(git_dir: &Path) -> Vec<(RefName, ObjectId)> {
-    let mut found: Vec<(RefName, ObjectId)> = Vec::new();
-    let mut folders = vec![PathBuf::from("refs/heads")];
+/// Lists what a git folder names besides what it has checked out, with what git calls it: branches,
+/// tags, and what was stashed; the first hundred.
+fn named(git_dir: &Path) -> Vec<(String, ObjectId)> {
+    let mut found = stashed(git_dir);
+    let mut folders = vec![PathBuf::from("refs/heads"), PathBuf::from("refs/tags")];
     while let Some(folder) = folders.pop() {
         let Ok(entries) = std::fs::read_dir(git_dir.join(&folder)) else {
             continue;
@@ -73,24 +82,44 @@ fn branches(git_dir: &Path) -> Vec<(RefName, ObjectId)> {
         for entry in entries.flatten() {
             let path = folder.join(entry.file_name());
             let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            if is_folder && folders.len() < BRANCHES_MAX {
+            if is_folder && folders.len() < NAMED_MAX {
                 folders.push(path);
-            } else if found.len() < BRANCHES_MAX {
+            } else if found.len() < NAMED_MAX {
                 let name = path.to_str().and_then(|name| RefName::parse(name).ok());
-                let commit = read_text(&git_dir.join(&path), REF_BYTES_MAX);
-                let commit = commit.and_then(|text| ObjectId::parse(text.trim()).ok());
-                found.extend(name.zip(commit));
+                let name = name.map(|name| name.to_string());
+                found.extend(name.zip(id_in(&git_dir.join(&path))));
             }
         }
     }
-    for (name, commit) in packed(git_dir) {
-        let is_known = found.iter().any(|(known, _)| *known == name);
-        if !is_known && name.as_str().starts_with("refs/heads/") && found.len() < BRANCHES_MAX {
-            found.push((name, commit));
+    for (name, id) in packed(git_dir) {
+        let is_wanted = WANTED.iter().any(|start| name.as_str().starts_with(start));
+        let is_known = found
+            .iter()
+            .any(|(known, of)| known == name.as_str() || (name.as_str() == STASH && *of == id));
+        if is_wanted && !is_known && found.len() < NAMED_MAX {
+            found.push((name.to_string(), id));
         }
     }
     found.sort();
     found
+}
+
+/// Lists what was stashed, newest first: all but the newest stands in a log only.
+fn stashed(git_dir: &Path) -> Vec<(String, ObjectId)> {
+    let log = read_text(&git_dir.join("logs").join(STASH), LOG_BYTES_MAX).unwrap_or_default();
+    let of_line = |line: &str| ObjectId::parse(line.split(' ').nth(1)?).ok();
+    let mut ids: Vec<ObjectId> = log.lines().rev().filter_map(of_line).collect();
+    let newest = id_in(&git_dir.join(STASH));
+    if let Some(newest) = newest.filter(|newest| !ids.contains(newest)) {
+        ids.insert(0, newest);
+    }
+    let ids = ids.into_iter().take(NAMED_MAX).enumerate();
+    ids.map(|(number, id)| (format!("stash@{{{number}}}"), id))
+        .collect()
+}
+
+fn id_in(path: &Path) -> Option<ObjectId> {
+    ObjectId::parse(read_text(path, REF_BYTES_MAX)?.trim()).ok()
 }
 
 fn packed(git_dir: &Path) -> Vec<(RefName, ObjectId)> {
@@ -125,15 +154,27 @@ pub(crate) enum AgentHistory {
     Left(String),
 }
 
-/// The agent's commits, and the branches it left beside them.
+/// The agent's commits, and what it left beside them.
 #[derive(Debug)]
 pub(crate) struct Told {
     pub(crate) history: AgentHistory,
-    pub(crate) other_branches: Vec<(RefName, ObjectId)>,
+    /// Names and commits that are not behind what it left checked out.
+    pub(crate) beside: Vec<(String, ObjectId)>,
+    /// Those of them that `control.git` has.
+    pub(crate) kept: Vec<ObjectId>,
+}
+
+impl Told {
+    const NOTHING: Self = Self {
+        history: AgentHistory::None,
+        beside: Vec::new(),
+        kept: Vec::new(),
+    };
 }
 
 impl Workspace {
-    /// Fetches what the agent committed, if it begins at the base.
+    /// Fetches what the agent committed, if it begins at the base, and what it stashed or left on
+    /// other branches and under tags.
     ///
     /// Only while no process of the agent is left. After an error the workspace is as before.
     pub(crate) async fn agent_history(&self) -> Result<Told, GitError> {
@@ -141,26 +182,50 @@ impl Workspace {
         // Behind a link could be anybody's repository.
         let is_folder = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_dir());
         if !is_folder(&git_dir) || !is_folder(&git_dir.join("objects")) {
-            return Ok(Told {
-                history: AgentHistory::None,
-                other_branches: Vec::new(),
-            });
+            return Ok(Told::NOTHING);
         }
         let tip = match head_of(&git_dir) {
             Head::At(tip) => tip,
             Head::Unknown => self.base(),
         };
-        let mut others = branches(&git_dir);
-        others.retain(|(_, commit)| *commit != tip && *commit != self.base());
-        let is_own = tip != self.base();
-        if !is_own && others.is_empty() {
+        if tip.format() != self.format {
+            let reason = "its repository has another object format".to_owned();
             return Ok(Told {
-                history: AgentHistory::None,
-                other_branches: others,
+                history: AgentHistory::Left(reason),
+                ..Told::NOTHING
             });
         }
-        let history = if is_own {
-            match self.fetch_agent(&git_dir, tip).await {
+        let mut named = named(&git_dir);
+        named.retain(|(_, id)| *id != tip && *id != self.base() && id.format() == self.format);
+        let is_own = tip != self.base();
+        if !is_own && named.is_empty() {
+            return Ok(Told::NOTHING);
+        }
+        let imported = match self.import(&git_dir).await {
+            // The result needs nothing of it.
+            Err(_) if !is_own => {
+                return Ok(Told {
+                    beside: named,
+                    ..Told::NOTHING
+                });
+            }
+            imported => imported?,
+        };
+        let told = self.told(&imported, tip, named).await;
+        remove(imported.folder()).await?;
+        told
+    }
+
+    async fn told(
+        &self,
+        imported: &Repository,
+        tip: ObjectId,
+        named: Vec<(String, ObjectId)>,
+    ) -> Result<Told, GitError> {
+        let history = if tip == self.base() {
+            AgentHistory::None
+        } else {
+            match self.fetch_tip(imported, tip).await {
                 Ok(history) => history,
                 // Text of git on the agent's objects; the content does not depend on it.
                 Err(GitError::Failed { stderr, .. }) => {
@@ -168,35 +233,36 @@ impl Workspace {
                 }
                 Err(error) => return Err(error),
             }
-        } else {
-            AgentHistory::None
         };
-        let mut other_branches = Vec::new();
-        for (name, commit) in others {
-            if !self.is_contained(commit, tip).await {
-                other_branches.push((name, commit));
-            }
-        }
-        Ok(Told {
+        let mut told = Told {
             history,
-            other_branches,
-        })
-    }
-
-    /// Tells whether `control.git` has a commit, and has it behind `tip`.
-    async fn is_contained(&self, commit: ObjectId, tip: ObjectId) -> bool {
-        let control = &self.control;
-        control.exists(commit).await.unwrap_or(false)
-            && control.exists(tip).await.unwrap_or(false)
-            && control.is_ancestor(commit, tip).await.unwrap_or(false)
-    }
-
-    async fn fetch_agent(&self, git_dir: &Path, tip: ObjectId) -> Result<AgentHistory, GitError> {
-        if tip.format() != self.format {
-            return Ok(AgentHistory::Left(
-                "its repository has another object format".to_owned(),
-            ));
+            ..Told::NOTHING
+        };
+        let mut commits = Vec::new();
+        for (name, id) in named {
+            // A tag may be an object of its own, before a commit or before something else.
+            let peeled = imported.rev_parse(&format!("{id}^{{commit}}")).await.ok();
+            let commit = peeled.unwrap_or(id);
+            let behind = async |tip| imported.is_ancestor(commit, tip).await.unwrap_or(false);
+            if behind(tip).await || behind(self.base()).await {
+                continue;
+            }
+            if peeled.is_some() && !commits.contains(&commit) {
+                commits.push(commit);
+            }
+            told.beside.push((name, commit));
         }
+        match self.fetch_beside(imported, &commits).await {
+            Ok(true) => told.kept = commits,
+            // They are damaged or too large, and stay where they are.
+            Ok(false) | Err(GitError::Failed { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(told)
+    }
+
+    /// Makes a repository with the agent's objects and a configuration of ours.
+    async fn import(&self, git_dir: &Path) -> Result<Repository, GitError> {
         let import = self.folder().join("import.git");
         let (objects, into) = (git_dir.join("objects"), import.clone());
         remove(&import).await?;
@@ -215,21 +281,57 @@ impl Workspace {
             .map_err(GitError::file("link the agent's objects into", &import))?;
         let imported = Repository::hermetic(git, &import)?;
         borrow_objects(&import, &self.lender).await?;
-        let head = import.join("refs/heads/agent");
-        tokio::fs::write(&head, format!("{tip}\n"))
-            .await
-            .map_err(GitError::file("write", &head))?;
-        let agent = RefName::parse(AGENT_REF)?;
+        Ok(imported)
+    }
+
+    /// Brings commits from there to refs of `control.git`, with every check that git has.
+    async fn fetch_checked_from(
+        &self,
+        imported: &Repository,
+        commits: &[(ObjectId, RefName)],
+    ) -> Result<(), GitError> {
+        let mut refspecs = Vec::new();
+        for (number, (commit, into)) in commits.iter().enumerate() {
+            let branch = RefName::parse(&format!("refs/heads/agent-{number}"))?;
+            let file = imported.folder().join(branch.as_str());
+            tokio::fs::write(&file, format!("{commit}\n"))
+                .await
+                .map_err(GitError::file("write", &file))?;
+            refspecs.push(Refspec::to_ref(&branch, into));
+        }
         let remote = Remote::new(&imported.folder().to_string_lossy())?;
-        let branch = RefName::parse("refs/heads/agent")?;
-        let fetched = remote
-            .fetch_checked(&self.control, &[Refspec::to_ref(&branch, &agent)])
-            .await;
-        remove(&import).await?;
-        fetched?;
+        remote.fetch_checked(&self.control, &refspecs).await
+    }
+
+    /// Fetches what was left beside the result; `false` if it is too large.
+    async fn fetch_beside(
+        &self,
+        imported: &Repository,
+        commits: &[ObjectId],
+    ) -> Result<bool, GitError> {
+        if commits.is_empty() {
+            return Ok(true);
+        }
+        let numbered = commits.iter().enumerate();
+        let named = numbered.map(|(number, commit)| {
+            Ok((*commit, RefName::parse(&format!("{BESIDE_REFS}/{number}"))?))
+        });
+        let named = named.collect::<Result<Vec<_>, GitError>>()?;
+        self.fetch_checked_from(imported, &named).await?;
+        Ok(self.bytes_since_base(commits).await? <= self.change_bytes_max)
+    }
+
+    async fn fetch_tip(
+        &self,
+        imported: &Repository,
+        tip: ObjectId,
+    ) -> Result<AgentHistory, GitError> {
+        let agent = RefName::parse(AGENT_REF)?;
+        self.fetch_checked_from(imported, &[(tip, agent.clone())])
+            .await?;
         let begins_at_base = self.control.is_ancestor(self.base(), tip).await?;
         let bytes = if begins_at_base {
-            self.bytes_since_base(tip).await?
+            self.bytes_since_base(&[tip]).await?
         } else {
             0
         };
@@ -259,8 +361,8 @@ impl Workspace {
 }
 
 impl Workspace {
-    /// Tells how many bytes on disk the objects take that lead from the base to a commit.
-    async fn bytes_since_base(&self, tip: ObjectId) -> Result<u64, GitError> {
+    /// Tells how many bytes on disk the objects take that lead from the base to some commits.
+    async fn bytes_since_base(&self, tips: &[ObjectId]) -> Result<u64, GitError> {
         if self.change_bytes_max == u64::MAX {
             return Ok(0);
         }
@@ -268,7 +370,8 @@ impl Workspace {
             .control
             .command()
             .args(["rev-list", "--objects", "--disk-usage"])
-            .args([tip.to_string(), format!("^{}", self.base())]);
+            .args(tips.iter().map(ToString::to_string))
+            .arg(format!("^{}", self.base()));
         let described = command.describe();
         let text = command.run_ok().await?.text();
         text.parse()

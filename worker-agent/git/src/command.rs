@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
+use crate::address::without_users;
 use crate::environment::{
     CONFIG, CONFIG_HERMETIC, ENVIRONMENT, ENVIRONMENT_HERMETIC, PASSED, PASSED_FOR_USER,
 };
@@ -537,7 +538,9 @@ impl Drop for ProcessGroup {
 }
 
 fn redact(text: &str, secrets: &[String]) -> String {
-    secrets.iter().fold(text.to_owned(), |text, secret| {
+    let shown = secrets.iter().fold(text.to_owned(), |text, secret| {
         text.replace(secret.as_str(), "***")
-    })
+    });
+    // Git names addresses of a person's own configuration as well.
+    without_users(&shown)
 }

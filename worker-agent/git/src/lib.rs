@@ -12,6 +12,7 @@
 //! - [`Cache`] holds what was fetched, once a host; [`Workspace`] is the private checkout of one
 //!   attempt that borrows objects from it.
 
+mod address;
 mod agent_history;
 mod attributes;
 mod cache;
@@ -37,6 +38,7 @@ mod survey;
 mod version;
 mod workspace;
 
+pub use address::without_users;
 pub use cache::{Cache, CachedCommit};
 pub use command::{Git, GitCommand, Mode, Output};
 pub use conflict::{Conflict, ConflictKind, Conflicts, Hunk, Hunks, Side, Stage};

@@ -83,9 +83,9 @@ pub enum SnapshotNote {
         /// Why.
         reason: String,
     },
-    /// Commits that are on a branch of the agent, but not in what it left checked out.
-    OtherBranch {
-        /// The ref.
+    /// Commits on a branch of the agent, under a tag or stashed, but not in what it left checked out.
+    LeftBeside {
+        /// What git calls it, as in `refs/heads/x` or `stash@{0}`.
         name: String,
         /// Its commit.
         commit: ObjectId,
@@ -154,7 +154,7 @@ impl fmt::Display for SnapshotNote {
                 out,
                 "the commits that the agent made are not kept, only their content: {reason}"
             ),
-            Self::OtherBranch { name, commit } => write!(
+            Self::LeftBeside { name, commit } => write!(
                 out,
                 "{} on {name} is not in what the agent left checked out, and not part of the result",
                 short(*commit)

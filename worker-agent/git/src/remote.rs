@@ -9,6 +9,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::address::without_users;
 use crate::command::{Git, GitCommand, Mode};
 use crate::error::GitError;
 use crate::names::{ObjectId, RefName, quoted};
@@ -194,13 +195,10 @@ impl Remote {
         Self { timeout, ..self }
     }
 
-    /// Gives the address for people: without a password.
+    /// Gives the address for people: without its user part, which may be a token.
     #[must_use]
     pub fn display_url(&self) -> String {
-        match self.password() {
-            Some(password) => self.url.replacen(&format!(":{password}@"), ":***@", 1),
-            None => self.url.clone(),
-        }
+        without_users(&self.url)
     }
 
     /// Gives what tells this remote from others in a cache: a coordinator's port is another at each
@@ -456,7 +454,7 @@ mod tests {
             .unwrap()
             .with_auth(auth());
         let printed = format!("{remote:?} {}", remote.display_url());
-        assert!(printed.contains("ada:***@host"), "{printed}");
+        assert!(printed.contains("https://***@host"), "{printed}");
         assert!(
             !printed.contains("pass@") && !printed.contains("s3cret"),
             "{printed}"

@@ -47,6 +47,10 @@ pub struct Snapshot {
     pub commit: Option<ObjectId>,
     /// What is different from what one might expect; at most 50.
     pub notes: Vec<SnapshotNote>,
+    /// A commit whose parents are what the agent has stashed, or left on other branches or under
+    /// tags: with it they can be kept apart from the result. `None` if there is nothing, or it cannot
+    /// be taken in; the notes tell.
+    pub beside: Option<ObjectId>,
 }
 
 impl Snapshot {
@@ -97,6 +101,7 @@ impl Workspace {
             tree,
             commit,
             notes: notes.into_iter().take(NOTES_MAX).collect(),
+            beside: None,
         })
     }
 
@@ -142,11 +147,8 @@ impl Workspace {
             }
             AgentHistory::Kept(_) | AgentHistory::None => {}
         }
-        let branches = told.other_branches.into_iter();
-        notes.extend(branches.map(|(name, commit)| SnapshotNote::OtherBranch {
-            name: name.to_string(),
-            commit,
-        }));
+        let beside = told.beside.into_iter();
+        notes.extend(beside.map(|(name, commit)| SnapshotNote::LeftBeside { name, commit }));
         if let Some(changed) = self.changed_since(self.base_tree).await? {
             self.check_size_of(&changed).await?;
             notes.extend(self.conversions(&changed).await?);
@@ -165,11 +167,19 @@ impl Workspace {
                     .await?
             })
         };
+        let beside = if told.kept.is_empty() {
+            None
+        } else {
+            let message = format!("left beside the result of {message}");
+            let made = control.commit_tree(self.base_tree, &told.kept, &message, identity, time);
+            Some(made.await?)
+        };
         notes.truncate(NOTES_MAX);
         Ok(Snapshot {
             tree,
             commit,
             notes,
+            beside,
         })
     }
 

@@ -9,6 +9,7 @@
 //! <lease>/tmp/           TMPDIR of its processes
 //! <lease>/workspace/     its checkout; `work` in it is where they run
 //! <lease>/launch-<n>/    folder of its n-th supervisor
+//! <lease>/wip            the tree that its WIP ref holds, once there is one
 //! <lease>/salvage        the commit that holds its unfinished edits, once there is one
 //! <lease>/published      exists once nothing in the workspace is unpublished
 //! ```
@@ -169,6 +170,24 @@ impl LeaseFolder {
     pub(crate) fn empty_tmp(&self) -> io::Result<()> {
         remove_tree(&self.tmp())?;
         create_private(&self.tmp()).map_err(io::Error::other)
+    }
+
+    /// Notes the tree that the WIP ref holds now, or that it holds something else.
+    ///
+    /// A note that gets lost only means that edits are kept twice.
+    pub(crate) fn note_wip(&self, tree: Option<ObjectId>) {
+        let text = tree.map(|tree| tree.to_string()).unwrap_or_default();
+        if let Err(error) = private_file::replace(&self.path.join("wip"), text.as_bytes()) {
+            tracing::warn!(%error, folder = %self.path.display(), "cannot note what is kept");
+            // An older one may name edits that are there no more.
+            let _ = std::fs::remove_file(self.path.join("wip"));
+        }
+    }
+
+    /// Gives the tree that the WIP ref holds, as far as that was noted.
+    pub(crate) fn wip(&self) -> Option<ObjectId> {
+        let bytes = private_file::read_bounded(&self.path.join("wip"), COMMIT_BYTES_MAX).ok()?;
+        ObjectId::parse(std::str::from_utf8(&bytes).ok()?).ok()
     }
 
     /// Moves the workspace to a folder that outlives the lease's.

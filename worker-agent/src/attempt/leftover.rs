@@ -13,9 +13,11 @@ use super::launch;
 use super::overheard;
 use super::scribe::Scribe;
 use super::{FromLease, Site};
+use crate::document::TaskDocument;
 use crate::failure::chain;
 use crate::frames;
-use crate::mask::Hidden;
+use crate::mask::{Hidden, Mask};
+use crate::secrets::{self, Secret};
 use crate::spool::{OUTPUT_BYTES_MAX, Spool, Taken};
 use crate::supervisor::{self, Leftover};
 
@@ -97,7 +99,7 @@ impl Found {
             spool,
             site.told.clone(),
             site.disk.clone(),
-            Hidden::default(),
+            hidden(&site.secrets, &grant.document),
         );
         for number in lease_folder.launches().unwrap_or_default() {
             let position = match number.cmp(&taken.launch) {
@@ -156,6 +158,17 @@ async fn salvage(site: &Site, grant: &Grant, folder: &LeaseFolder, scribe: &Scri
     }
 }
 
+/// Hides what the task was given, as far as this worker still has it.
+fn hidden(listed: &[Secret], document: &[u8]) -> Hidden {
+    let hidden = Hidden::default();
+    if let Ok(task) = TaskDocument::parse(document) {
+        let own = |name: &str| std::env::var(name).ok();
+        let values = [&task.secrets, &task.env_from].map(|from| secrets::known(listed, own, from));
+        hidden.set(Mask::of(values.iter().flatten().map(String::as_str)));
+    }
+    hidden
+}
+
 /// Why leftovers cannot be dealt with.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -165,4 +178,26 @@ pub enum Error {
     /// Events cannot be read.
     #[error(transparent)]
     Spool(#[from] frames::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_task_was_given_stays_hidden_as_far_as_the_worker_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("key");
+        std::fs::write(&key, "file-value-1\n").unwrap();
+        let listed = [format!("KEY={}", key.display()).parse().unwrap()];
+        let document = serde_json::json!({
+            "secrets": {"GONE": {"env": "MUSTER_TEST_NOT_SET"}, "KEY": {"file": key}},
+        });
+        let told = hidden(&listed, document.to_string().as_bytes());
+        assert_eq!(told.text("in file-value-1"), "in ***");
+        let document = serde_json::json!({"env_from": {"KEY": {"file": key}}});
+        let told = hidden(&listed, document.to_string().as_bytes());
+        assert_eq!(told.text("in file-value-1"), "in ***");
+        assert!(hidden(&listed, b"not a document").is_empty());
+    }
 }

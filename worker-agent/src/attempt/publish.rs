@@ -31,6 +31,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(15);
 const LOG_BYTES_MAX: usize = 16 << 20;
 /// Refusals after which a push is given up: a ref that is being repaired is refused once or twice.
 const REFUSALS_MAX: u32 = 3;
+/// Tries after which a salvage is given up if the WIP ref holds the same edits.
+const SALVAGE_TRIES_OF_KEPT: u32 = 3;
 /// Tries after which a salvage is given up while the coordinator can be reached. It takes a lease
 /// for alive longer than the worker does, and refuses until it is over: some minutes of patience.
 const SALVAGE_TRIES_MAX: u32 = 40;
@@ -250,6 +252,9 @@ impl Site {
         };
         let name = RefName::parse(&source.wip_ref)?;
         let credential = Credential::Lease(&grant.credential);
+        let folder = LeaseFolder::of(&self.leases, grant.lease);
+        // Nobody knows what a push has done that was cut off.
+        folder.note_wip(None);
         self.push_once(
             workspace,
             source,
@@ -258,7 +263,53 @@ impl Site {
             (&name, Expected::Any),
         )
         .await?;
+        folder.note_wip(refused.is_none().then_some(snapshot.tree));
         Ok((Some(commit), refused))
+    }
+
+    /// Gets what an agent left beside its result to the WIP ref, which the result has made needless;
+    /// tells whether it is there.
+    pub(super) async fn keep_beside(
+        &self,
+        workspace: &Workspace,
+        grant: &Grant,
+        source: &GitSource,
+        beside: ObjectId,
+        (scribe, hidden): (&Scribe, &Hidden),
+    ) -> bool {
+        let keep = async {
+            if !hidden.is_empty() && says_hidden(workspace, beside, hidden).await? {
+                return Ok(false);
+            }
+            let name = RefName::parse(&source.wip_ref)?;
+            let credential = Credential::Lease(&grant.credential);
+            let target = (&name, Expected::Any);
+            LeaseFolder::of(&self.leases, grant.lease).note_wip(None);
+            self.push(workspace, source, credential, beside, target)
+                .await?;
+            Ok::<_, Error>(true)
+        };
+        match keep.await {
+            Ok(true) => {
+                let name = &source.wip_ref;
+                scribe
+                    .note(format!(
+                        "what was left beside the result is kept as {beside} at {name}"
+                    ))
+                    .await;
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                let error = hidden.text(&chain(&error));
+                tracing::warn!(
+                    lease = grant.lease,
+                    error,
+                    "cannot keep what is beside a result"
+                );
+                false
+            }
+        }
     }
 
     /// Keeps edits on the WIP ref while an agent works, until `done`.
@@ -310,7 +361,7 @@ impl Site {
         scribe: &Scribe,
     ) {
         let mut pause = PAUSE_FIRST;
-        for _ in 0..SALVAGE_TRIES_MAX {
+        for number in 1..=SALVAGE_TRIES_MAX {
             match self.try_salvage(folder, workspace, grant, source).await {
                 Ok(None) => return folder.mark_published(),
                 Ok(Some(commit)) => {
@@ -327,12 +378,30 @@ impl Site {
                     if is_final {
                         break;
                     }
+                    if number == SALVAGE_TRIES_OF_KEPT
+                        && self.is_at_wip(folder, workspace, grant).await
+                    {
+                        let name = &source.wip_ref;
+                        scribe
+                            .note(format!("unfinished edits are kept at {name}"))
+                            .await;
+                        return folder.mark_published();
+                    }
                 }
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
         self.keep_aside(folder, grant, scribe).await;
+    }
+
+    /// Tells whether the WIP ref holds exactly what the workspace holds now.
+    async fn is_at_wip(&self, folder: &LeaseFolder, workspace: &Workspace, grant: &Grant) -> bool {
+        let Some(tree) = folder.wip() else {
+            return false;
+        };
+        let snapshot = self.snapshot(workspace, grant, "unfinished work of").await;
+        snapshot.is_ok_and(|found| found.tree == tree && found.refused().is_none())
     }
 
     async fn try_salvage(

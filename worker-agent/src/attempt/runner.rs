@@ -373,11 +373,8 @@ impl Runner {
     /// what is verified. Those that this worker does not have are not known to it.
     pub(super) fn hide_secrets(&self, task: &TaskDocument, given: &mut Given) {
         let own = |name: &str| std::env::var(name).ok();
-        for (name, from) in &task.secrets {
-            let wanted = BTreeMap::from([(name.clone(), from.clone())]);
-            let found = secrets::look_up(&self.site.secrets, own, &wanted, Shortest::Masked);
-            given.unseen.extend(found.unwrap_or_default().into_values());
-        }
+        let known = secrets::known(&self.site.secrets, own, &task.secrets);
+        given.unseen.extend(known);
     }
 
     /// Hides what was given in everything that this lease tells.
@@ -511,7 +508,23 @@ impl Runner {
         };
         let (site, grant) = (Arc::clone(&self.site), Arc::clone(&self.grant));
         let hidden = self.hidden.clone();
-        let publishing = publish_result(&site, workspace, &grant, &source, (scribe, &hidden));
+        let folder = self.folder.clone();
+        let publishing = async {
+            let told = (scribe, &hidden);
+            let (commit, beside) = publish_result(&site, workspace, &grant, &source, told).await?;
+            let lost = match beside {
+                Some(beside) => {
+                    !site
+                        .keep_beside(workspace, &grant, &source, beside, told)
+                        .await
+                }
+                None => false,
+            };
+            if lost {
+                site.keep_aside(&folder, &grant, scribe).await;
+            }
+            Ok::<_, publish::Error>(commit)
+        };
         let publishing = tokio::time::timeout(PUBLISH_LIMIT, publishing);
         match until_stopped(&mut self.orders, publishing).await {
             Err(stop) => Happened::Stopped(stop),
@@ -696,14 +709,15 @@ async fn checkout(
     Ok(made.with_change_limit(site.change_bytes_max))
 }
 
-/// Commits and pushes; `None` if there is nothing to publish.
+/// Commits and pushes; `None` if there is nothing to publish. Gives also a commit of what the agent
+/// left beside it, which is nowhere but here.
 async fn publish_result(
     site: &Site,
     workspace: &Workspace,
     grant: &Grant,
     source: &GitSource,
     (scribe, hidden): (&Scribe, &Hidden),
-) -> Result<Option<ObjectId>, publish::Error> {
+) -> Result<(Option<ObjectId>, Option<ObjectId>), publish::Error> {
     let snapshot = loop {
         match site.result(workspace, grant, hidden).await {
             Ok(snapshot) => break snapshot,
@@ -724,12 +738,12 @@ async fn publish_result(
         scribe.note(note.to_string()).await;
     }
     let Some(commit) = snapshot.commit else {
-        return Ok(None);
+        return Ok((None, snapshot.beside));
     };
     let name = RefName::parse(&source.attempt_ref)?;
     let credential = Credential::Lease(&grant.credential);
     let target = (&name, Expected::Absent);
     site.push(workspace, source, credential, commit, target)
         .await?;
-    Ok(Some(commit))
+    Ok((Some(commit), snapshot.beside))
 }

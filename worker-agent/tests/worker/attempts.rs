@@ -1,5 +1,6 @@
 //! What becomes of one lease.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use muster_proto::v1::{Outcome, outcome, report};
@@ -346,6 +347,48 @@ async fn an_agent_that_takes_more_disk_than_it_may_is_stopped_and_its_edits_are_
         "half\n"
     );
     bench.forgotten(7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn edits_that_the_wip_ref_holds_are_not_kept_again_if_nobody_takes_them() {
+    let bench = Bench::new().await;
+    let hook = bench.folder.path().join("demo.git/hooks/update");
+    std::fs::create_dir_all(hook.parent().unwrap()).unwrap();
+    let script = "#!/bin/sh\ncase \"$1\" in refs/muster/salvage/*) exit 1;; esac\n";
+    std::fs::write(&hook, script).unwrap();
+    std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let _worker = bench.worker();
+    bench
+        .fake
+        .grant(bench.run(7, "echo half > file; sleep 600"))
+        .await;
+    until("the edit at its ref", || {
+        bench.remote_file("refs/muster/wip/r/t/7", "file")
+    })
+    .await;
+    bench.fake.stop(7).await;
+    bench.forgotten(7).await;
+    assert_eq!(bench.remote_file("refs/muster/salvage/r/t/7", "file"), None);
+    assert!(!bench.state().join("kept").exists());
+    let said = bench.fake.with(|state| format!("{:?}", state.events));
+    assert!(said.contains("are kept at refs/muster/wip/r/t/7"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_agent_stashes_is_kept_beside_its_result() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let script = "git config user.name A; git config user.email a@localhost
+        echo away > file; git stash -q";
+    bench.fake.grant(bench.run(7, script)).await;
+    let kind = outcome_of(bench.fake.last_word(7).await);
+    assert!(matches!(kind, outcome::Kind::NoChange(_)), "{kind:?}");
+    bench.forgotten(7).await;
+    let kept = bench.remote_file("refs/muster/wip/r/t/7^1", "file");
+    assert_eq!(kept.as_deref(), Some("away\n"));
+    let said = bench.fake.with(|state| format!("{:?}", state.events));
+    assert!(said.contains("stash@{0} is not in what"), "{said}");
+    assert!(said.contains("at refs/muster/wip/r/t/7"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

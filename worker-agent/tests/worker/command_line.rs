@@ -85,6 +85,19 @@ async fn a_refusal_has_its_own_exit_code_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_folder_in_use_is_an_error_that_another_start_may_not_meet() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    bench
+        .fake
+        .until("a hello", |state| state.hellos.first().cloned())
+        .await;
+    let (code, text) = ended(start(&bench)).await;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("--state-dir"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_folder_that_cannot_hold_its_state_is_wrong_usage_and_says_what_to_name_instead() {
     let bench = Bench::new().await;
     let file = bench.folder.path().join("file");

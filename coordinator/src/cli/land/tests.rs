@@ -256,6 +256,40 @@ async fn hooks_that_refuse_leave_nothing_half_done() {
 }
 
 #[tokio::test]
+async fn an_end_that_is_asked_for_in_the_middle_takes_the_merge_back() {
+    let world = World::new().await;
+    world.commit("own.txt", "own\n").await;
+    let before = world.state().await;
+    // As a terminal does it: everything that runs in the foreground gets the signal.
+    let us = std::process::id();
+    world.hook("commit-msg", &format!("kill -INT {us} $PPID\nsleep 600"));
+    let error = world.land().await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Interrupted, "{error}");
+    assert!(error.to_string().contains("nothing has changed"), "{error}");
+    assert_eq!(world.state().await, before);
+    assert!(!world.is_half_done());
+}
+
+#[tokio::test]
+async fn a_hook_that_refuses_what_is_fetched_is_named_and_nobody_elses_fault() {
+    let world = World::new().await;
+    world.hook(
+        "reference-transaction",
+        "[ \"$1\" = prepared ] && grep -q refs/remotes/ && exit 1; exit 0",
+    );
+    let repository = fetch::open(&world.git, world.folder.path()).await.unwrap();
+    let from = muster_git::Remote::new(world.folder.path().to_str().unwrap()).unwrap();
+    let name = |name| RefName::parse(name).unwrap();
+    let refspec = muster_git::Refspec::to_ref(
+        &name("refs/heads/main"),
+        &name("refs/remotes/muster/r-1/integration"),
+    );
+    let error = from.fetch(&repository, &[refspec]).await.unwrap_err();
+    let said = fetch::refused_here(&error).unwrap_or_default();
+    assert!(said.contains("`reference-transaction`"), "{error} {said}");
+}
+
+#[tokio::test]
 async fn a_merge_is_signed_by_whoever_signs_and_refused_without_the_key() {
     let world = World::new().await;
     world.commit("own.txt", "own\n").await;

@@ -237,6 +237,21 @@ async fn a_git_url_is_fetched_and_its_branch_submitted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_in_an_address_is_in_no_message() {
+    let world = World::new().await;
+    let text = "repo: http://tok3n@127.0.0.1:1/a.git\ntasks: [{name: one, run: \"true\"}]\n";
+    let plan = world.write("plan.yaml", text);
+    let pair = "http://ann:tok3n@127.0.0.1:1/a.git";
+    for instead in [None, Some(pair)] {
+        let error = world.submit(&plan, "k", instead).await.unwrap_err();
+        let said = format!("{error} {error:?}");
+        assert!(said.contains("http://***@127.0.0.1:1/a.git"), "{said}");
+        assert!(!said.contains("tok3n"), "{said}");
+    }
+    world.app.stop(Parting::Keep).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_run_without_a_repository_needs_none() {
     let world = World::new().await;
     let plan = world.write("plan.yaml", "tasks:\n  - name: one\n    run: \"true\"\n");

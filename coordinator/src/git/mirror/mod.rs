@@ -11,10 +11,13 @@ mod credential;
 mod state;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use muster_git::{Expected, GitError, ObjectId, PushOutcome, PushRef, RefName, Remote, Repository};
+use muster_git::{
+    Expected, GitError, ObjectId, PushOutcome, PushRef, RefName, Remote, Repository, without_users,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -36,12 +39,22 @@ const PAUSE_MIN: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// Where the branches of a hosted repository are copied to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct MirrorSettings {
-    /// Any address that git understands, without a password in it.
+    /// Any address that git understands, without a password in it. Its user part may be a token, so
+    /// people are shown it by [`without_users`].
     pub url: String,
     /// A file that only the coordinator's user may read, with `user:password` or a bare token.
     pub credential_file: Option<PathBuf>,
+}
+
+impl fmt::Debug for MirrorSettings {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = formatter.debug_struct("MirrorSettings");
+        debug.field("url", &without_users(&self.url));
+        debug.field("credential_file", &self.credential_file);
+        debug.finish()
+    }
 }
 
 /// Why a round came to nothing.
@@ -214,7 +227,7 @@ async fn one(
                         "" => reason,
                         says => format!("{reason}: {says}"),
                     };
-                    round.refused.insert(branch, what);
+                    round.refused.insert(branch, without_users(&what));
                 }
                 PushOutcome::Created | PushOutcome::Moved | PushOutcome::UpToDate => {
                     let commit = push.new.map(|commit| commit.to_string());

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use muster_git::without_users;
 use tokio::sync::watch;
 
 use super::MirrorSettings;
@@ -37,7 +38,7 @@ struct Known {
 /// Where the branches of one run are on their mirror.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunMirror {
-    /// Its address.
+    /// Its address, without a user part.
     pub url: String,
     /// `mirrored`, `behind` or `refused`.
     pub state: &'static str,
@@ -54,7 +55,7 @@ impl Mirrors {
     #[must_use]
     pub fn new(settings: &BTreeMap<String, MirrorSettings>) -> Self {
         let known = |settings: &MirrorSettings| Known {
-            url: settings.url.clone(),
+            url: without_users(&settings.url),
             version: None,
             last: Round::default(),
         };

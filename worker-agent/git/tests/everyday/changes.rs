@@ -204,6 +204,31 @@ async fn commits_on_a_branch_that_is_not_checked_out_are_told() {
     );
     scene.agent("git merge -q -m both feature/one");
     assert!(!scene.notes().await.contains("feature/one"));
+    assert_eq!(scene.result().await.beside, None);
+}
+
+#[tokio::test]
+async fn what_is_stashed_or_only_tagged_is_told_and_can_be_kept_beside_the_result() {
+    let scene = Scene::new(BASE).await;
+    scene.agent(
+        "printf one > one; git add one; git stash -q; printf two > two; git add two; git stash -q
+        git checkout -q --detach; printf x > tagged; git add tagged; git commit -qm x
+        git tag -a -m v1 v1; git checkout -q --detach HEAD~1; git tag here",
+    );
+    let taken = scene.result().await;
+    assert_eq!(taken.commit, None);
+    let notes = scene.notes().await;
+    for name in ["stash@{0}", "stash@{1}", "refs/tags/v1"] {
+        assert!(notes.contains(&format!("on {name} is not in")), "{notes}");
+    }
+    assert_eq!(taken.notes.len(), 3, "{notes}");
+    scene.checkout(taken.beside.unwrap()).await;
+    let kept = scene.origin("for at in 1 2 3; do git ls-tree --name-only landed^$at; done");
+    for file in ["one", "two", "tagged"] {
+        assert!(kept.lines().any(|line| line == file), "{file}: {kept}");
+    }
+    scene.agent("git stash pop -q; git stash drop -q; git add -A; git merge -q --no-edit v1");
+    assert_eq!(scene.result().await.beside, None, "{}", scene.notes().await);
 }
 
 #[tokio::test]
