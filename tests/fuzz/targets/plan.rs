@@ -26,6 +26,7 @@ fuzz_target!(|bytes: &[u8]| {
             submitted_by: "fuzzer",
             source,
             folder_prefix: "",
+            personas: Default::default(),
         })
         .ok()
     });
