@@ -35,7 +35,7 @@ pub(super) const PLAN_KEYS: [&str; 8] = [
     "tasks",
     "integrate",
 ];
-pub(super) const TASK_KEYS: [&str; 28] = [
+pub(super) const TASK_KEYS: [&str; 29] = [
     "name",
     "prompt",
     "run",
@@ -64,6 +64,7 @@ pub(super) const TASK_KEYS: [&str; 28] = [
     "output_schema",
     "images",
     "add_dirs",
+    "codex",
 ];
 pub(super) const AGENT_KEYS: [&str; 3] = ["kind", "command", "env"];
 pub(super) const INTEGRATE_KEYS: [&str; 3] = ["verify", "verify_timeout", "on_conflict"];

@@ -74,7 +74,7 @@ impl Repo {
 #[derive(Clone, PartialEq, Debug, Default, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Settings {
-    /// Agent that does the work: `command`, `codex`, `claude`, `acp`, or one declared under
+    /// Agent that does the work: `command`, `codex`, `claude`, `acp`, `scripted`, or one declared under
     /// `agents`. A task with `run` has `command` if it names none.
     pub agent: Option<String>,
     /// Shell commands that check the published commit in a clean checkout; all must succeed.

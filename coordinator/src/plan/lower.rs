@@ -13,7 +13,7 @@ use super::document::{
     AgentDefinition, AgentKind, Hooks, Integrate, IntegrateSettings, Never, OnConflict,
     PlanDocument, Resources, Settings, TaskEntry, ValueFrom,
 };
-use super::model::ModelDocument;
+use super::model::{CodexSettings, ModelDocument};
 use super::persona::Personas;
 
 /// Why a plan cannot be lowered as asked.
@@ -338,6 +338,7 @@ fn task_document(
 ) -> TaskDocument {
     let codex = entry.codex.clone().unwrap_or_default();
     let folder = format!("{}{}", admission.folder_prefix, codex.folder);
+    let codex_options = settings.model.codex.clone().map(CodexSettings::options);
     let persona = settings.model.persona.as_ref();
     let persona = persona.and_then(|path| admission.personas.get(path));
     let model = settings.model.lower(
@@ -373,7 +374,11 @@ fn task_document(
             .ms(),
         folder: (entry.codex.is_some() && !folder.is_empty()).then(|| folder.to_owned()),
         in_place: codex.in_place,
-        codex: codex.options,
+        codex: if entry.codex.is_some() {
+            codex.options
+        } else {
+            codex_options.unwrap_or_default()
+        },
         model,
     }
 }

@@ -16,7 +16,16 @@ use super::tree::{Node, Value};
 const ITEMS_MAX: usize = 256;
 /// Longest JSON Schema, as JSON.
 const SCHEMA_BYTES_MAX: usize = 256 << 10;
-const APPROVAL_KEYS: [&str; 3] = ["ask", "allow", "deny"];
+pub(super) const CODEX_KEYS: [&str; 6] = [
+    "profile",
+    "config_overrides",
+    "enable_features",
+    "disable_features",
+    "ephemeral",
+    "review",
+];
+pub(super) const REVIEW_KEYS: [&str; 4] = ["uncommitted", "base", "commit", "title"];
+pub(super) const APPROVAL_KEYS: [&str; 3] = ["ask", "allow", "deny"];
 
 /// Settings of tasks whose agent is a model; others ignore them.
 #[derive(Clone, PartialEq, Debug, Default, JsonSchema)]
@@ -43,6 +52,43 @@ pub struct ModelSettings {
     pub images: Option<Vec<String>>,
     /// Folders of the worker besides the work tree in which the agent may write.
     pub add_dirs: Option<Vec<String>>,
+    /// What only Codex knows.
+    pub codex: Option<CodexSettings>,
+}
+
+/// What only Codex knows.
+#[derive(Clone, PartialEq, Eq, Debug, Default, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct CodexSettings {
+    /// Name of a profile in the worker's `CODEX_HOME`.
+    pub profile: Option<String>,
+    /// Settings of Codex, each as `key=value` with a value in TOML.
+    #[schemars(default)]
+    pub config_overrides: Vec<String>,
+    /// Features to switch on.
+    #[schemars(default)]
+    pub enable_features: Vec<String>,
+    /// Features to switch off.
+    #[schemars(default)]
+    pub disable_features: Vec<String>,
+    /// Whether Codex forgets the conversation; then no later attempt can go on with it.
+    pub ephemeral: Option<bool>,
+    /// Codex reviews instead of working on the prompt.
+    pub review: Option<CodexReview>,
+}
+
+/// What Codex reviews: one of the three.
+#[derive(Clone, PartialEq, Eq, Debug, Default, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct CodexReview {
+    /// Edits that are not committed.
+    pub uncommitted: Option<bool>,
+    /// Everything since this branch or commit.
+    pub base: Option<String>,
+    /// One commit.
+    pub commit: Option<String>,
+    /// Title of the review.
+    pub title: Option<String>,
 }
 
 /// What an agent's commands may touch.
@@ -141,6 +187,7 @@ impl ModelSettings {
             output_schema: either(self.output_schema.as_ref(), defaults.output_schema.as_ref()),
             images: either(self.images.as_ref(), defaults.images.as_ref()),
             add_dirs: either(self.add_dirs.as_ref(), defaults.add_dirs.as_ref()),
+            codex: either(self.codex.as_ref(), defaults.codex.as_ref()),
         }
     }
 
@@ -156,7 +203,12 @@ impl ModelSettings {
         if kind == AgentKind::Command {
             return ModelDocument::default();
         }
-        let answers = self.output_schema.is_some() || self.sandbox == Some(SandboxMode::ReadOnly);
+        let reviews = self
+            .codex
+            .as_ref()
+            .is_some_and(|codex| codex.review.is_some());
+        let answers =
+            reviews || self.output_schema.is_some() || self.sandbox == Some(SandboxMode::ReadOnly);
         // Files of codex-par know nothing of this.
         let changes = has_repository && !answers && entry.codex.is_none();
         let change = self.change.or(changes.then_some(Change::Required));
@@ -234,6 +286,9 @@ pub(super) fn model_settings(reader: &mut Reader<'_>, fields: &Fields<'_>) -> Mo
             "the folders are on the worker's host; the work tree is the agent's anyway",
         );
     }
+    if let Some(node) = fields.get("codex") {
+        settings.codex = codex_settings(reader, node);
+    }
     if let Some(node) = fields.get("output_schema") {
         settings.output_schema = schema(reader, node);
     }
@@ -282,6 +337,113 @@ fn approvals(reader: &mut Reader<'_>, node: &Node) -> Option<Approvals> {
         }
     }
     Some(approvals)
+}
+
+fn codex_settings(reader: &mut Reader<'_>, node: &Node) -> Option<CodexSettings> {
+    let fields = reader.fields("codex", node, &CODEX_KEYS, Unknown::Refused, |_| None)?;
+    let mut settings = CodexSettings::default();
+    if let Some(node) = fields.get("profile") {
+        settings.profile = reader.word("profile", node, SHORT_BYTES_MAX);
+    }
+    for (key, place) in [
+        ("config_overrides", &mut settings.config_overrides),
+        ("enable_features", &mut settings.enable_features),
+        ("disable_features", &mut settings.disable_features),
+    ] {
+        if let Some(node) = fields.get(key) {
+            *place = words(reader, key, node, SHORT_BYTES_MAX)?;
+        }
+    }
+    if let (Some(node), Some(wrong)) = (
+        fields.get("config_overrides"),
+        settings
+            .config_overrides
+            .iter()
+            .find(|text| !text.contains('=')),
+    ) {
+        reader.wrong_with(
+            node.at,
+            &format!("`config_overrides`: {} has no `=`", quote(wrong)),
+            "for instance `config_overrides: ['model_reasoning_effort=\"high\"']`",
+        );
+    }
+    if let Some(node) = fields.get("ephemeral") {
+        settings.ephemeral = reader.switch("ephemeral", node);
+    }
+    if let Some(node) = fields.get("review") {
+        settings.review = review(reader, node);
+    }
+    Some(settings)
+}
+
+fn review(reader: &mut Reader<'_>, node: &Node) -> Option<CodexReview> {
+    let fields = reader.fields("review", node, &REVIEW_KEYS, Unknown::Refused, |_| None)?;
+    let mut review = CodexReview::default();
+    if let Some(node) = fields.get("uncommitted") {
+        review.uncommitted = reader.switch("uncommitted", node);
+    }
+    for (key, place) in [
+        ("base", &mut review.base),
+        ("commit", &mut review.commit),
+        ("title", &mut review.title),
+    ] {
+        if let Some(node) = fields.get(key) {
+            *place = reader.word(key, node, SHORT_BYTES_MAX);
+        }
+    }
+    let scopes = [
+        review.uncommitted == Some(true),
+        review.base.is_some(),
+        review.commit.is_some(),
+    ];
+    if scopes.iter().filter(|given| **given).count() != 1 {
+        reader.wrong_with(
+            node.at,
+            "`review` has one scope",
+            "one of `uncommitted: true`, `base: BRANCH`, `commit: COMMIT`",
+        );
+        return None;
+    }
+    Some(review)
+}
+
+impl CodexSettings {
+    /// Gives them in the words of codex-par, which workers know.
+    pub(super) fn options(self) -> BTreeMap<String, serde_json::Value> {
+        let mut options = BTreeMap::new();
+        let mut put = |key: &str, value: serde_json::Value| options.insert(key.to_owned(), value);
+        if let Some(profile) = self.profile {
+            put("profile", profile.into());
+        }
+        for (key, values) in [
+            ("config_overrides", self.config_overrides),
+            ("enable_features", self.enable_features),
+            ("disable_features", self.disable_features),
+        ] {
+            if !values.is_empty() {
+                put(key, values.into());
+            }
+        }
+        if let Some(ephemeral) = self.ephemeral {
+            put("ephemeral", ephemeral.into());
+        }
+        if let Some(review) = self.review {
+            put("kind", "review".into());
+            if let Some(uncommitted) = review.uncommitted {
+                put("uncommitted", uncommitted.into());
+            }
+            for (key, value) in [
+                ("base", review.base),
+                ("commit", review.commit),
+                ("review_title", review.title),
+            ] {
+                if let Some(value) = value {
+                    put(key, value.into());
+                }
+            }
+        }
+        options
+    }
 }
 
 fn schema(reader: &mut Reader<'_>, node: &Node) -> Option<serde_json::Value> {

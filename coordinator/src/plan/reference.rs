@@ -24,7 +24,7 @@ of them ends, and a test runs them all.
 
 /// The maps of a plan that have keys of their own: heading, pointer into the schema, and what is said
 /// before the table.
-const PARTS: [(&str, &str, &str); 9] = [
+const PARTS: [(&str, &str, &str); 11] = [
     ("The plan", "", ""),
     ("A task", "/$defs/TaskEntry", "One of `tasks`."),
     (
@@ -35,13 +35,15 @@ const PARTS: [(&str, &str, &str); 9] = [
     ("Resources", "/$defs/Resources", ""),
     ("Hooks", "/$defs/HooksFolder", ""),
     ("Approvals", "/$defs/Approvals", ""),
+    ("Codex", "/$defs/CodexSettings", ""),
+    ("A review by Codex", "/$defs/CodexReview", ""),
     ("A folder as repository", "/$defs/FolderRepo", ""),
     ("Integrate", "/$defs/IntegrateSettings", ""),
     ("An agent", "/$defs/AgentDefinition", "One of `agents`."),
 ];
 
 /// A way to write each key, where its type alone does not show one.
-const EXAMPLES: [(&str, &str); 43] = [
+const EXAMPLES: [(&str, &str); 53] = [
     ("acceptance", "[a test fails without the fix]"),
     ("add_dirs", "[/srv/cache]"),
     ("agent", "codex"),
@@ -57,13 +59,19 @@ const EXAMPLES: [(&str, &str); 43] = [
     ("ask", "outside"),
     ("base", "main"),
     ("change", "optional"),
+    ("codex", "{ profile: careful }"),
     ("command", "[codex, --profile, big]"),
+    ("commit", "3f2c1a0"),
+    ("config_overrides", "['model_reasoning_effort=\"high\"']"),
     ("cpus", "4"),
     ("defaults", "{ timeout: 45m, retries: 2 }"),
     ("deny", "[git push, rm]"),
     ("depends_on", "[schema, docs]"),
+    ("disable_features", "[web_search]"),
     ("disk", "2 GB"),
+    ("enable_features", "[view_image]"),
     ("env", "{ RUST_LOG: debug }"),
+    ("ephemeral", "true"),
     ("from", "./first"),
     ("gpus", "1"),
     ("hooks", "{ path: .githooks }"),
@@ -81,14 +89,18 @@ const EXAMPLES: [(&str, &str); 43] = [
     ("persona", "reviewers/AGENTS.md"),
     ("pool", "gpu"),
     ("priority", "10"),
+    ("profile", "careful"),
     ("prompt", "Add the users table."),
     ("repo", "."),
     ("resources", "{ cpus: 2, memory: 4 GiB }"),
     ("retries", "2"),
+    ("review", "{ base: main }"),
     ("run", "cargo fmt"),
     ("sandbox", "read-only"),
     ("secrets", "[API_KEY]"),
     ("timeout", "45m"),
+    ("title", "Before the release"),
+    ("uncommitted", "true"),
     ("verify", "[cargo test]"),
     ("verify_timeout", "10m"),
 ];
@@ -173,6 +185,8 @@ fn kind(schema: &Value, of: &Value) -> String {
             ("Resources", _) => "[map](#resources)".to_owned(),
             ("HooksFolder", _) => "[map](#hooks)".to_owned(),
             ("Approvals", _) => "one word for `ask`, or [map](#approvals)".to_owned(),
+            ("CodexSettings", _) => "[map](#codex)".to_owned(),
+            ("CodexReview", _) => "[map](#a-review-by-codex)".to_owned(),
             ("FolderRepo", _) => "[map](#a-folder-as-repository)".to_owned(),
             ("IntegrateSettings", _) => "[map](#integrate)".to_owned(),
             ("AgentDefinition", _) => "[map](#an-agent)".to_owned(),
@@ -308,6 +322,15 @@ mod tests {
                     "Defaults" => format!("defaults:\n  {entry}\ntasks: [{{ name: a, run: x }}]"),
                     "Resources" => format!("tasks:\n- name: a\n  resources:\n    {entry}"),
                     "Hooks" => format!("tasks:\n- name: a\n  hooks:\n    {entry}"),
+                    "Approvals" => format!("tasks:\n- name: a\n  approvals:\n    {entry}"),
+                    "Codex" => format!("tasks:\n- name: a\n  codex:\n    {entry}"),
+                    // Each scope stands alone, and a title with one of them.
+                    "A review by Codex" if key == "title" => format!(
+                        "tasks:\n- name: a\n  codex:\n    review: {{ base: main, {entry} }}"
+                    ),
+                    "A review by Codex" => {
+                        format!("tasks:\n- name: a\n  codex:\n    review: {{ {entry} }}")
+                    }
                     "A folder as repository" => {
                         format!("repo:\n  {entry}\ntasks: [{{ name: a, run: x }}]")
                     }

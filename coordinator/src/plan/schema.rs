@@ -13,7 +13,7 @@ pub(super) mod tests {
     use super::super::document::PlanDocument;
     use super::super::problem::Problems;
     use super::super::values::{Duration, Size};
-    use super::super::{codex, decode, settings, tree};
+    use super::super::{codex, decode, model, settings, tree};
     use serde_json::Value;
 
     fn generated() -> schemars::Schema {
@@ -60,6 +60,9 @@ pub(super) mod tests {
             ("IntegrateSettings", &decode::INTEGRATE_KEYS),
             ("FolderRepo", &decode::FOLDER_KEYS),
             ("HooksFolder", &settings::HOOKS_KEYS),
+            ("Approvals", &model::APPROVAL_KEYS),
+            ("CodexSettings", &model::CODEX_KEYS),
+            ("CodexReview", &model::REVIEW_KEYS),
         ] {
             assert_eq!(
                 keys(&format!("/$defs/{name}/properties")),

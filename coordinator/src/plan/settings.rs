@@ -20,7 +20,7 @@ pub(super) const VARIABLE_BYTES_MAX: usize = 32_768;
 const LABELS_MAX: usize = 64;
 /// Far above any host; keeps sums far from overflow.
 const RESOURCE_MAX: i64 = 1_000_000;
-pub(super) const SETTINGS_KEYS: [&str; 23] = [
+pub(super) const SETTINGS_KEYS: [&str; 24] = [
     "agent",
     "verify",
     "verify_timeout",
@@ -44,6 +44,7 @@ pub(super) const SETTINGS_KEYS: [&str; 23] = [
     "output_schema",
     "images",
     "add_dirs",
+    "codex",
 ];
 pub(super) const HOOKS_KEYS: [&str; 1] = ["path"];
 const PLACE_KEYS: [&str; 3] = ["env", "file", "secret"];

@@ -21,6 +21,7 @@ mod failures;
 mod first;
 mod foreign;
 mod integration;
+mod mixed;
 mod programs;
 mod repeat;
 mod repositories;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         (without_codex, codex::SCENARIOS),
         (muster_tests::hosts::missing(), several_hosts::SCENARIOS),
         (claude::missing(&programs.source), claude::SCENARIOS),
+        (mixed::missing(&programs.source), mixed::SCENARIOS),
         (acp::missing(), acp::REAL_SCENARIOS),
         (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
         (without_clocks.clone(), clocks::SCENARIOS),
