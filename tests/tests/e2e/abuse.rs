@@ -196,7 +196,7 @@ fn missing_agent(programs: &Programs) -> Result<()> {
         cluster.serve()?;
         let worker = cluster.worker("w", &cluster.address(), 1)?;
         // Wherever Claude Code may be installed here, this worker does not look.
-        let _worker = cluster.start_described(&worker.var("PATH", "/usr/bin:/bin"), "w")?;
+        let _worker = cluster.start_described(&worker.var("CLAUDE_BIN", "/nowhere/claude"), "w")?;
         let text = "tasks:\n  - { name: t, agent: claude, prompt: Do it. }\n";
         let plan = cluster.write_plan("p.yaml", text)?;
         let run = cluster.submit(&plan)?;

@@ -171,8 +171,15 @@ fn answered_and_resumed(programs: &Programs) -> Result<()> {
         );
         cluster.ask(["cancel", &run])?.success()?;
         cluster.ended(&run)?;
-        let (told, served) = (counted(cluster, &run)?, stage.served());
-        ensure!(told == served, "told {told:?}, served {served:?}");
+        // Codex tells what a call has consumed once the commands that it asked for have ended, and
+        // these never did; nothing is told twice for that.
+        let told = counted(cluster, &run)?;
+        let least = fakes::sum(&stage.anthropic.served());
+        let most = stage.served();
+        ensure!(
+            least.input <= told.input && told.input <= most.input && told.cached <= most.cached,
+            "told {told:?}, served {least:?} to {most:?}"
+        );
         Ok(())
     })
 }
