@@ -250,14 +250,15 @@ impl Mounted {
         Ok(mounted)
     }
 
-    /// Fills the disk to its last byte with a file, which frees the space again when it is removed.
+    /// Fills the disk to its last byte with a file, which frees the space again when it is removed; what
+    /// was given back since the last time too.
     ///
     /// # Errors
     /// The file cannot be made.
     pub fn fill(&self) -> Result<PathBuf> {
         use std::io::Write as _;
         let path = self.at.join("ballast");
-        let mut file = File::create(&path)?;
+        let mut file = File::options().create(true).append(true).open(&path)?;
         let block = vec![0xA5; 64 * 1024];
         for length in [block.len(), 4_096, 1] {
             let part = block.get(..length).unwrap_or_default();

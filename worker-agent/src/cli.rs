@@ -11,6 +11,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::document::{ApprovalPolicy, AskMode};
 use crate::failure::chain;
 use crate::identity::StateDir;
 use crate::options::{
@@ -102,6 +103,18 @@ pub struct WorkerArgs {
     /// nobody declares nothing is started. Words are separated by spaces.
     #[arg(long = "agent", value_name = "NAME=COMMAND", value_parser = agent)]
     agents: Vec<(String, Vec<String>)>,
+    /// What agents ask that no plan answers here: nothing, changes outside of the work tree, or all.
+    ///
+    /// The stricter of this and a task's own `approvals` holds; with `outside` or `always` the plan's
+    /// `allow` counts for nothing.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Approvals::Never)]
+    approvals: Approvals,
+    /// Commands of agents that begin with these words are allowed without a person; may be repeated.
+    #[arg(long = "allow-command", value_name = "WORDS")]
+    allow: Vec<String>,
+    /// Commands of agents that begin with these words are denied, whatever plans allow; may be repeated.
+    #[arg(long = "deny-command", value_name = "WORDS")]
+    deny: Vec<String>,
     /// Most bytes of new and changed files in the result of one attempt, such as `800MB` or `2GB`.
     ///
     /// An attempt that leaves more fails as `change_too_large`, and what it left is kept on the
@@ -252,6 +265,17 @@ async fn listen(mut interrupt: Signal, mut terminate: Signal, wish: watch::Sende
     std::process::exit(EXIT_AT_ONCE);
 }
 
+/// When a person is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Approvals {
+    /// Only where the task says so
+    Never,
+    /// About what is not a change within the work tree
+    Outside,
+    /// About everything
+    Always,
+}
+
 impl WorkerArgs {
     fn options(self) -> Result<Options, String> {
         let token = muster_connect::read_token_file(&self.token_file).map_err(|e| chain(&e))?;
@@ -305,6 +329,15 @@ impl WorkerArgs {
             secrets: self.secrets,
             wip_interval: Some(self.wip_interval),
             agents,
+            approvals: ApprovalPolicy {
+                ask: match self.approvals {
+                    Approvals::Never => AskMode::Never,
+                    Approvals::Outside => AskMode::Outside,
+                    Approvals::Always => AskMode::Always,
+                },
+                allow: self.allow,
+                deny: self.deny,
+            },
         })
     }
 }

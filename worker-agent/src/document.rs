@@ -94,19 +94,36 @@ pub(crate) enum Change {
 /// Which questions of an agent are answered without a person.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct ApprovalPolicy {
+pub struct ApprovalPolicy {
     /// What happens to questions that no list below answers.
-    pub(crate) ask: AskMode,
+    pub ask: AskMode,
     /// Commands that begin with these words are allowed.
-    pub(crate) allow: Vec<String>,
+    pub allow: Vec<String>,
     /// Commands that begin with these words are denied; wins over `allow`.
-    pub(crate) deny: Vec<String>,
+    pub deny: Vec<String>,
+}
+
+impl ApprovalPolicy {
+    /// Puts a worker's own policy over a task's: what its operator wants to be asked about, no plan
+    /// allows, and what it denies, nobody does.
+    pub(crate) fn over(&self, task: &Self) -> Self {
+        let mut deny = self.deny.clone();
+        deny.extend(task.deny.iter().cloned());
+        Self {
+            ask: self.ask.max(task.ask),
+            allow: match self.ask {
+                AskMode::Never => task.allow.clone(),
+                AskMode::Outside | AskMode::Always => self.allow.clone(),
+            },
+            deny,
+        }
+    }
 }
 
 /// What happens to a question that no rule answers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum AskMode {
+pub enum AskMode {
     /// It is allowed: the task's isolation is what protects.
     #[default]
     Never,
@@ -181,6 +198,24 @@ pub(crate) enum Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plan_allows_nothing_that_its_workers_operator_wants_to_be_asked_about() {
+        let policy = |ask, allow: &[&str], deny: &[&str]| ApprovalPolicy {
+            ask,
+            allow: allow.iter().map(|words| (*words).to_owned()).collect(),
+            deny: deny.iter().map(|words| (*words).to_owned()).collect(),
+        };
+        let task = policy(AskMode::Outside, &["make"], &["rm"]);
+        let lenient = policy(AskMode::Never, &["ls"], &["sudo"]);
+        let merged = policy(AskMode::Outside, &["make"], &["sudo", "rm"]);
+        assert_eq!(lenient.over(&task), merged);
+        let strict = policy(AskMode::Always, &["ls"], &[]);
+        assert_eq!(
+            strict.over(&task),
+            policy(AskMode::Always, &["ls"], &["rm"])
+        );
+    }
 
     #[test]
     fn unknown_fields_are_ignored_and_missing_ones_have_defaults() {

@@ -26,6 +26,7 @@ mod worker;
 
 pub use attempt::LeftoverError;
 pub use disk::FREE_BYTES_MIN;
+pub use document::{ApprovalPolicy, AskMode};
 pub use frames::Error as FilesError;
 pub use identity::{Error as IdentityError, StateDir, host_name};
 pub use options::{Coordinator, Ended, Options, Repositories, Wish};

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use muster_connect::Token;
 
+use crate::document::ApprovalPolicy;
 use crate::identity::StateDir;
 use crate::secrets::Secret;
 
@@ -49,6 +50,8 @@ pub struct Options {
     pub wip_interval: Option<Duration>,
     /// How agents are started here, by name; else as plan, coordinator and host say.
     pub agents: BTreeMap<String, Vec<String>>,
+    /// Which questions of agents are answered without a person, whatever tasks say.
+    pub approvals: ApprovalPolicy,
 }
 
 /// Most bytes of new and changed files in one result unless said otherwise: more than people review,

@@ -13,7 +13,7 @@ use crate::frames::{Error, FrameFile, FrameReader};
 /// Bytes of output kept for each lease; what comes after is counted and dropped.
 pub const OUTPUT_BYTES_MAX: u64 = 64 << 20;
 /// Bytes kept beyond that for phases and notes, so that output can never crowd them out.
-const RESERVE_BYTES: u64 = 1 << 20;
+const RESERVE_BYTES: u64 = 8 << 20;
 /// Events of what was consumed; a call of a model takes seconds, so no honest lease comes near.
 const USAGES_MAX: u64 = 100_000;
 

@@ -146,6 +146,7 @@ impl Worker {
             secrets: options.secrets.clone(),
             wip_interval: options.wip_interval,
             agents: options.agents.clone(),
+            approvals: options.approvals.clone(),
         });
         if link::knows_another_coordinator(options, &identity.folder) {
             // Its leases have numbers that this one gives to others.

@@ -131,10 +131,11 @@ fn block(open: &v1::OpenQuestion, now: Timestamp, paint: Paint) -> String {
             waits.unwrap_or_default()
         )),
     );
-    text.push_str(&format!("    {}\n", one_line(&asked.title)));
+    // Whole, with pictures for what is no letter: what is hidden here would be allowed unseen.
+    text.push_str(&format!("    {}\n", harmless(&asked.title)));
     let mut lines = asked.detail.lines();
     for line in lines.by_ref().take(DETAIL_LINES) {
-        let line = one_line(line);
+        let line = harmless(line);
         let line = console::truncate_str(&line, DETAIL_WIDTH, "…");
         text.push_str(&format!("    {}\n", paint.dim(&format!("| {line}"))));
     }
@@ -145,7 +146,7 @@ fn block(open: &v1::OpenQuestion, now: Timestamp, paint: Paint) -> String {
     }
     for (what, value) in [("why", &asked.reason), ("in", &asked.folder)] {
         if !value.is_empty() {
-            text.push_str(&format!("    {what}: {}\n", one_line(value)));
+            text.push_str(&format!("    {what}: {}\n", harmless(value)));
         }
     }
     for choice in &asked.choices {

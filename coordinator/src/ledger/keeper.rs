@@ -49,11 +49,12 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(path: Arc<Path>, root: PathBuf, missed: Arc<AtomicBool>, lag: Lag) -> Self {
         Self {
+            // At once, so that a home has all its files when its coordinator answers.
+            database: Database::open(&path).ok(),
             path,
             root,
             missed,
             lag,
-            database: None,
             waiting: BTreeMap::new(),
             rows: 0,
             due: None,

@@ -37,7 +37,8 @@ pub struct ModelSettings {
     /// Who the agent is: an `AGENTS.md` file, or a folder with one and perhaps `skills/`, relative to
     /// the plan file. It is read when the plan is submitted.
     pub persona: Option<String>,
-    /// Which questions of the agent are answered without a person.
+    /// Which questions of the agent are answered without a person; `never` asks nobody and is the
+    /// default.
     pub approvals: Option<Approvals>,
     /// Whether an attempt that changes nothing has failed. If absent, `required` for tasks of models
     /// with a repository, unless they only read or answer with an `output_schema`.
@@ -132,7 +133,8 @@ pub struct Approvals {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ask {
-    /// It is allowed; the agent's sandbox and the worker's own rights are what protects.
+    /// Nobody is asked. What an agent asks about is allowed, but never to leave its sandbox; an agent
+    /// without one, such as Claude Code, may do what the worker's user may.
     #[default]
     Never,
     /// Changes within the work tree are allowed, a person is asked about the rest.
@@ -201,7 +203,10 @@ impl ModelSettings {
         agent_env: BTreeMap<String, String>,
     ) -> ModelDocument {
         if kind == AgentKind::Command {
-            return ModelDocument::default();
+            return ModelDocument {
+                agent_env,
+                ..ModelDocument::default()
+            };
         }
         let reviews = self
             .codex

@@ -135,6 +135,20 @@ fn agent_fits(
             format!("{context}`agent: {agent}` works on a `prompt`; `run` is for `agent: command`"),
             "remove `agent` to run the script, or `run` to use the agent",
         );
+    } else if let Some(codex) = entry.settings.model.codex.as_ref()
+        && codex.review.is_some()
+    {
+        if definition.kind != AgentKind::Codex {
+            let message = format!("{context}`agent: {agent}` knows no `codex: {{review}}`");
+            problems.add_with(
+                task,
+                message,
+                "only agents of kind `codex` review in this way",
+            );
+        } else if entry.prompt.is_some() {
+            let message = format!("{context}a review has a scope instead of a `prompt`");
+            problems.add_with(task, message, "remove `prompt`, or `review`");
+        }
     } else if !runs_script && entry.prompt.is_none() && entry.codex.is_none() {
         problems.add(task, format!("{context}`agent: {agent}` needs a `prompt`"));
     }

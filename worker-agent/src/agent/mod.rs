@@ -6,7 +6,7 @@ mod codex;
 pub(crate) mod command;
 pub(crate) mod conversation;
 pub(crate) mod lines;
-mod profile;
+pub(crate) mod profile;
 pub(crate) mod scripted;
 mod text;
 

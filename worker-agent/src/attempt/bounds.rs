@@ -98,6 +98,20 @@ pub(crate) fn clip_question(question: &mut Question) {
     }
 }
 
+/// Cuts a question to what a list of many needs.
+pub(crate) fn shorten(question: &mut Question) {
+    cut(&mut question.detail, LINE);
+    cut(&mut question.folder, LINE);
+    question.paths.truncate(8);
+    for path in &mut question.paths {
+        cut(path, LINE / 4);
+    }
+    for choice in &mut question.choices {
+        cut(&mut choice.rule, LINE / 4);
+        cut(&mut choice.label, LINE / 4);
+    }
+}
+
 /// Cuts a text at a character.
 fn cut(text: &mut String, bytes_max: usize) {
     text.truncate(text.floor_char_boundary(bytes_max));

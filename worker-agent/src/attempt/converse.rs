@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Component, Path};
 
-use muster_proto::v1::Failure;
+use muster_proto::v1::{Failure, GitSource};
 
 use super::dialogue::{Dialogue, Subject};
 use super::launch::Program;
@@ -30,9 +30,14 @@ impl Runner {
             return Ok(None);
         };
         let resume = self.grant.resume.as_ref();
-        let beginning = resume.map_or(Beginning::Clean, |resume| {
-            Beginning::Unfinished(resume.attempt)
-        });
+        let has_edits = |source: &GitSource| source.commit != source.base;
+        let has_edits = self.grant.source.as_ref().is_some_and(has_edits);
+        let unfinished = resume.filter(|_| has_edits);
+        let beginning =
+            unfinished.map_or(Beginning::Clean, |resume| match self.earlier_session() {
+                Some(_) => Beginning::Resumed(resume.attempt),
+                None => Beginning::Unfinished(resume.attempt),
+            });
         let mut prompt = prompt::first(task, beginning);
         if let Some(schema) = task
             .output_schema

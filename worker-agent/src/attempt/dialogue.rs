@@ -29,6 +29,8 @@ use crate::supervisor::End;
 pub(crate) const REPAIRS_MAX: u32 = 2;
 /// Questions that wait for people at once; agents ask a few side by side at most.
 const OPEN_MAX: usize = 32;
+/// Questions of one attempt, as the coordinator bounds them too.
+const ASKED_MAX: usize = 1_024;
 const BY_POLICY: &str = "policy";
 const BY_PERSON: &str = "person";
 const BY_AGENT: &str = "agent";
@@ -82,6 +84,8 @@ pub(crate) struct Dialogue {
     repairs_left: u32,
     /// Questions that wait for people.
     open: BTreeMap<u32, Question>,
+    /// Questions of this attempt so far.
+    asked_before: usize,
     usage: Usage,
     result: Option<Result<Said, Failure>>,
 }
@@ -109,6 +113,7 @@ impl Dialogue {
             turn: 0,
             repairs_left: REPAIRS_MAX,
             open: BTreeMap::new(),
+            asked_before: 0,
             usage: Usage::default(),
             result: None,
         })
@@ -295,23 +300,41 @@ impl Dialogue {
         let before = self.answered_before(&question);
         let verdict = match &before {
             Some((decision, _)) => Verdict::Answered(decision.clone()),
-            None => policy::judge(&self.subject.policy, &question, &self.subject.work),
+            None => policy::judge(
+                &self.subject.policy,
+                &question,
+                &self.subject.work,
+                policy::real,
+            ),
         };
         let by = before.map_or(BY_POLICY.to_owned(), |(_, by)| by);
         bounds::clip_question(&mut question);
-        acts.push(self.activity(activity::Kind::Question(question.clone())));
+        if policy::is_cut(&question) {
+            question
+                .reason
+                .insert_str(0, "[this is long, and not all of it is shown] ");
+        }
+        self.asked_before = self.asked_before.saturating_add(1);
+        let mut told = question.clone();
+        if matches!(verdict, Verdict::Answered(_)) {
+            // There may be any number of these, and the raw lines have them whole.
+            bounds::shorten(&mut told);
+        }
+        acts.push(self.activity(activity::Kind::Question(told)));
         match verdict {
-            Verdict::Answered(decision) => {
+            Verdict::Answered(decision) if self.asked_before <= ASKED_MAX => {
                 let steps = self.conversation.answer(number, &decision);
                 acts.push(self.activity(closed(number, &decision.choice, &by)));
                 self.take(steps, acts);
             }
-            Verdict::Ask if self.open.len() < OPEN_MAX => {
+            Verdict::Ask if self.open.len() < OPEN_MAX && self.asked_before <= ASKED_MAX => {
                 acts.push(Act::Report(report::Kind::Asked(question.clone())));
                 self.open.insert(number, question);
             }
-            Verdict::Ask => {
-                let message = format!("the agent asks more than {OPEN_MAX} questions at once");
+            Verdict::Answered(_) | Verdict::Ask => {
+                let message = format!(
+                    "the agent asks more than {OPEN_MAX} questions at once, or {ASKED_MAX} in all"
+                );
                 let error = AgentError {
                     class: ErrorClass::AgentError,
                     message,
@@ -338,8 +361,10 @@ impl Dialogue {
             before.question.as_ref().is_some_and(|before| {
                 let mut asked = question.clone();
                 bounds::clip_question(&mut asked);
-                (&before.kind, &before.title, &before.detail)
-                    == (&asked.kind, &asked.title, &asked.detail)
+                // Without a detail nobody knows what was allowed.
+                !asked.detail.is_empty()
+                    && (&before.kind, &before.title, &before.detail)
+                        == (&asked.kind, &asked.title, &asked.detail)
             }) && question
                 .choices
                 .iter()

@@ -19,7 +19,7 @@ use crate::failure;
 use crate::spool::{OUTPUT_BYTES_MAX, Taken};
 use crate::supervisor::{
     CgroupUse, Content, End, Error, Event, ExitReport, Input, Launch, Leftover, LostTree, Mark,
-    OutputReader, Stream, SupervisedProcess, leftover,
+    OutputReader, Stream, SupervisedProcess, hide_input, leftover,
 };
 
 /// Longest wait before limits are looked at again: tokio's timers stand still while the host
@@ -161,7 +161,15 @@ pub(crate) async fn run(
             let idle_until = program.idle.map(|idle| last_sign.after(idle));
             if let Some(stop) = current.stop {
                 ran = Ran::Stopped(stop);
-                process.stop();
+                match &talk {
+                    // What the turn has consumed is told when it is interrupted. The supervisor ends
+                    // it at the lease's deadline whatever comes of this.
+                    Some(talk) if !stands.over => {
+                        talk.cancel();
+                        ended_at = Some(now.after(CANCEL_PATIENCE));
+                    }
+                    _ => process.stop(),
+                }
             } else if stands.over {
                 ended_at.get_or_insert(now.after(CLOSE_PATIENCE));
             } else if now >= ends_at {
@@ -199,7 +207,13 @@ pub(crate) async fn run(
                     last_sign = clock::now();
                     more.notify_one();
                 }
-                Some(Event::Started { .. }) => last_sign = clock::now(),
+                Some(Event::Started { .. }) => {
+                    last_sign = clock::now();
+                    if talk.is_some() && let Err(error) = hide_input(&folder) {
+                        tracing::warn!(%error, "cannot hide an agent's pipe; ending it");
+                        process.stop();
+                    }
+                }
                 // What it left behind is being ended; no limit applies to that.
                 Some(Event::Exited(_)) => if ran == Ran::Ended { break },
             },

@@ -114,8 +114,7 @@ impl Found {
                 position,
             };
             let folder = lease_folder.launch(number);
-            let document = &grant.document;
-            if overheard::settle(document, &folder, from, usages, &scribe).await {
+            if overheard::settle(&grant, &folder, from, usages, &scribe).await {
                 continue;
             }
             if supervisor::OutputReader::open(&folder, position).is_ok() {

@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::clock::Boottime;
 use crate::disk::Disk;
+use crate::document::ApprovalPolicy;
 use crate::options::Repositories;
 use crate::secrets::Secret;
 use crate::session::link::Access;
@@ -70,6 +71,8 @@ pub(crate) struct Site {
     pub(crate) wip_interval: Option<Duration>,
     /// How agents are started here, by name.
     pub(crate) agents: BTreeMap<String, Vec<String>>,
+    /// What its operator says about questions of agents.
+    pub(crate) approvals: ApprovalPolicy,
 }
 
 /// What a lease tells its worker.

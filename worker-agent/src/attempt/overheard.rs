@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use muster_proto::v1::{self, Activity, Direction, activity};
+use muster_proto::v1::{self, Activity, Direction, Grant, activity};
 
 use super::capture::Recorder;
 use super::scribe::Scribe;
@@ -21,13 +21,13 @@ use crate::supervisor::{Content, Error, OutputReader, Stream};
 /// Tells the rest of a launch with whose agent there was a conversation; false if there was none.
 /// `usages` were told before.
 pub(super) async fn settle(
-    document: &[u8],
+    grant: &Grant,
     folder: &Path,
     from: Taken,
     usages: u64,
     scribe: &Scribe,
 ) -> bool {
-    let Ok(task) = TaskDocument::parse(document) else {
+    let Ok(task) = TaskDocument::parse(&grant.document) else {
         return false;
     };
     let conversation = agent_of(&task)
@@ -37,7 +37,12 @@ pub(super) async fn settle(
         return false;
     };
     // A machine expects to be opened; what it would say goes nowhere.
-    conversation.open(&Opening::default());
+    let session = grant.resume.as_ref().map(|resume| resume.session.clone());
+    conversation.open(&Opening {
+        resume: session.filter(|session| !session.is_empty()),
+        output_schema: task.output_schema.clone(),
+        ..Opening::default()
+    });
     if let Err(error) = read(conversation, folder, from, usages, scribe).await {
         let error = chain(&error);
         scribe

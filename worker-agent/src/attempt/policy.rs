@@ -18,40 +18,59 @@ pub(crate) enum Verdict {
 
 /// Kinds of questions that only a person, or nobody, can answer.
 const INPUT: &str = "input";
+/// More rights than the sandbox gives.
+const PERMISSION: &str = "permission";
 /// What ends a command and may begin another one.
 const JOINTS: [char; 8] = [';', '&', '|', '\n', '`', '$', '<', '>'];
 
-/// Decides on a question of an agent that works in `work`.
+/// Length from which on a text may have been cut by whoever made the question.
+const DETAIL_BYTES: usize = (16 << 10) - 8;
+const TITLE_BYTES: usize = (1 << 10) - 8;
+const PATH_BYTES: usize = (4 << 10) - 8;
+/// Files from which on some may have been left out.
+const PATHS: usize = 100;
+
+/// Decides on a question of an agent that works in `work`; `real` gives where a path leads.
 ///
-/// The deny list wins, also over one command among several; the allow list is good for one plain
-/// command only, since nobody can tell by its beginning what a script does.
-pub(crate) fn judge(policy: &ApprovalPolicy, question: &Question, work: &Path) -> Verdict {
+/// The deny list wins, also over one command among several, and is no boundary: a script can hide what it
+/// runs. The allow list is good for one plain command only, since nobody can tell by its beginning what a
+/// script does. Of a question that is not known whole only a person can judge.
+pub(crate) fn judge(
+    policy: &ApprovalPolicy,
+    question: &Question,
+    work: &Path,
+    real: impl Fn(&Path) -> PathBuf,
+) -> Verdict {
     let command = question.kind == "command";
-    if command
-        && let Some(rule) = policy
-            .deny
-            .iter()
-            .find(|rule| contains(&question.detail, rule))
-    {
-        let text = format!("the task's rules do not allow `{rule}`");
-        return answer(
-            question,
-            &[ChoiceEffect::Deny, ChoiceEffect::DenyAndStop],
-            text,
-        );
+    let script = match question.detail.is_empty() {
+        true => &question.title,
+        false => &question.detail,
+    };
+    let deny = |text: String| {
+        let effects = [ChoiceEffect::Deny, ChoiceEffect::DenyAndStop];
+        answer(question, &effects, text)
+    };
+    if command && let Some(rule) = policy.deny.iter().find(|rule| contains(script, rule)) {
+        return deny(format!("the task's rules do not allow `{rule}`"));
     }
-    let plain = !question.detail.contains(JOINTS);
+    let whole = !is_cut(question);
     let listed = || {
-        policy
-            .allow
-            .iter()
-            .any(|rule| begins(&question.detail, rule))
+        let plain = !question.detail.is_empty() && !question.detail.contains(JOINTS);
+        plain
+            && policy
+                .allow
+                .iter()
+                .any(|rule| begins(&question.detail, rule))
     };
     let allowed = match policy.ask {
         _ if question.kind == INPUT => false,
-        AskMode::Never => true,
-        _ if command && plain && listed() => true,
-        AskMode::Outside => is_inside(question, work),
+        AskMode::Never if question.kind == PERMISSION => {
+            return deny("nobody is asked, so the sandbox of this task is not left".to_owned());
+        }
+        AskMode::Never => whole || policy.deny.is_empty(),
+        _ if !whole => false,
+        _ if command && listed() => true,
+        AskMode::Outside => is_inside(question, work, real),
         AskMode::Always => false,
     };
     if allowed {
@@ -59,6 +78,14 @@ pub(crate) fn judge(policy: &ApprovalPolicy, question: &Question, work: &Path) -
         return answer(question, &effects, String::new());
     }
     Verdict::Ask
+}
+
+/// Tells whether a part of a question may be missing.
+pub(crate) fn is_cut(question: &Question) -> bool {
+    question.detail.len() >= DETAIL_BYTES
+        || (question.detail.is_empty() && question.title.len() >= TITLE_BYTES)
+        || question.paths.len() >= PATHS
+        || question.paths.iter().any(|path| path.len() >= PATH_BYTES)
 }
 
 /// Answers with the first of the effects that the question offers; else a person has to.
@@ -80,19 +107,38 @@ fn begins(command: &str, rule: &str) -> bool {
     rule.peek().is_some() && rule.all(|word| words.next() == Some(word))
 }
 
-/// Tells whether any of the commands of a script begins with the words of a rule.
+/// Tells whether the words of a rule stand anywhere in a script, whatever is before them, however they
+/// are quoted, and by whatever path the program is named.
 fn contains(script: &str, rule: &str) -> bool {
-    let quotes = ['\'', '"', '(', ')', '{', '}'];
-    let mut parts = script.split(JOINTS).flat_map(|part| part.split(quotes));
-    parts.any(|part| begins(part, rule))
+    let plain = |character: &char| !['\'', '"', '\\'].contains(character);
+    let script: String = script.chars().filter(plain).collect();
+    let ends = |character: char| {
+        character.is_whitespace() || JOINTS.contains(&character) || "(){}!".contains(character)
+    };
+    let words: Vec<&str> = script.split(ends).filter(|word| !word.is_empty()).collect();
+    let rule: Vec<&str> = rule.split_whitespace().collect();
+    !rule.is_empty()
+        && words.windows(rule.len()).any(|window| {
+            let name = |word: &str| word.rsplit('/').next().unwrap_or_default().to_owned();
+            let program = window.first().map(|word| name(word));
+            program.as_deref() == rule.first().copied()
+                && window.iter().skip(1).eq(rule.iter().skip(1))
+        })
 }
 
 /// Tells whether a question names only files of the work tree. A command may touch anything.
-fn is_inside(question: &Question, work: &Path) -> bool {
-    let paths = || question.paths.iter();
+fn is_inside(question: &Question, work: &Path, real: impl Fn(&Path) -> PathBuf) -> bool {
+    let root = real(work);
+    let inside = |path: &str| {
+        let path = plain(&work.join(path));
+        // What is in there runs with somebody else's commands.
+        let private = path.components().any(|part| part.as_os_str() == ".git");
+        path.starts_with(work) && !private && real(&path).starts_with(&root)
+    };
     question.kind == "file_change"
-        && paths().next().is_some()
-        && paths().all(|path| plain(&work.join(path)).starts_with(work))
+        && !question.paths.is_empty()
+        && question.paths.iter().all(|path| inside(path))
+        && (question.folder.is_empty() || inside(&question.folder))
 }
 
 /// Resolves `.` and `..` without looking at the disk.
@@ -108,6 +154,22 @@ fn plain(path: &Path) -> PathBuf {
         }
     }
     resolved
+}
+
+/// Gives where a path leads: links are followed as far as it exists.
+pub(crate) fn real(path: &Path) -> PathBuf {
+    for above in path.ancestors() {
+        if let Ok(real) = above.canonicalize() {
+            return path
+                .strip_prefix(above)
+                .map_or(real.clone(), |rest| real.join(rest));
+        }
+        // A link that leads nowhere yet may lead anywhere later.
+        if above.is_symlink() {
+            return PathBuf::new();
+        }
+    }
+    path.to_owned()
 }
 
 #[cfg(test)]
@@ -145,7 +207,7 @@ mod tests {
     }
 
     fn said(policy: &ApprovalPolicy, question: &Question) -> String {
-        match judge(policy, question, Path::new("/w")) {
+        match judge(policy, question, Path::new("/w"), Path::to_path_buf) {
             Verdict::Answered(decision) => decision.choice,
             Verdict::Ask => "ask".to_owned(),
         }
@@ -168,6 +230,13 @@ mod tests {
             ("bash -c 'rm -r x'", "no"),
             ("git push origin", "no"),
             ("git pull", "ask"),
+            ("FOO=1 rm x", "no"),
+            ("/bin/rm x", "no"),
+            ("sudo rm x", "no"),
+            ("find . | xargs rm", "no"),
+            ("! \\rm x", "no"),
+            ("\"git\" push", "no"),
+            ("echo firm", "ask"),
         ] {
             assert_eq!(
                 said(&policy, &question("command", command, &[])),
@@ -201,6 +270,44 @@ mod tests {
         assert_eq!(said(&policy, &question("command", "make", &[])), "yes");
         assert_eq!(said(&policy, &question("command", "sudo make", &[])), "no");
         assert_eq!(said(&policy, &question("input", "which one?", &[])), "ask");
+    }
+
+    #[test]
+    fn of_what_is_not_known_whole_a_person_judges() {
+        let long = format!("ls{}", " ".repeat(DETAIL_BYTES));
+        let asked = question("command", &long, &[]);
+        assert_eq!(said(&policy(AskMode::Always, &["ls"], &[]), &asked), "ask");
+        assert_eq!(said(&policy(AskMode::Never, &[], &["rm"]), &asked), "ask");
+        assert_eq!(said(&policy(AskMode::Never, &[], &[]), &asked), "yes");
+        let many = vec!["a"; PATHS];
+        let asked = question("file_change", "", &many);
+        assert_eq!(said(&policy(AskMode::Outside, &[], &[]), &asked), "ask");
+    }
+
+    #[test]
+    fn links_are_followed_and_more_rights_are_not_given_where_nobody_is_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let work = folder.path().join("w");
+        std::fs::create_dir_all(work.join("src")).unwrap();
+        std::os::unix::fs::symlink("/etc", work.join("out")).unwrap();
+        std::os::unix::fs::symlink("nowhere", work.join("dangling")).unwrap();
+        let outside = policy(AskMode::Outside, &[], &[]);
+        for (path, expected) in [
+            ("src/new/file", true),
+            ("out/passwd", false),
+            ("dangling", false),
+            ("dangling/x", false),
+            (".git/hooks/pre-commit", false),
+        ] {
+            let asked = question("file_change", "", &[path]);
+            let verdict = judge(&outside, &asked, &work, real);
+            assert_eq!(verdict != Verdict::Ask, expected, "{path}");
+        }
+        let mut rooted = question("file_change", "", &["src/a"]);
+        rooted.folder = "/".to_owned();
+        assert_eq!(judge(&outside, &rooted, &work, real), Verdict::Ask);
+        let asked = question("permission", "network", &[]);
+        assert_eq!(said(&policy(AskMode::Never, &[], &[]), &asked), "no");
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub(crate) enum Beginning {
     /// From the unfinished edits of the attempt with this number, whose worker was lost; the agent
     /// does not remember it.
     Unfinished(u32),
+    /// From the same, in the conversation that the agent had.
+    Resumed(u32),
 }
 
 /// Writes the first prompt of an attempt.
@@ -29,6 +31,14 @@ pub(crate) fn first(task: &TaskDocument, beginning: Beginning) -> String {
             "An earlier try at this task (attempt {attempt}) was cut off. Its unfinished edits are in \
              this work tree; nothing else of it is known. Look at them, keep what is good, and finish \
              the task.\n\n"
+        );
+    }
+    if let Beginning::Resumed(attempt) = beginning {
+        let _ = write!(
+            prompt,
+            "You were cut off in attempt {attempt} of this task. Your unfinished edits are in this work \
+             tree; commands that ran then do not run any more, and some may not have ended. Go on and \
+             finish the task, which was:\n\n"
         );
     }
     prompt.push_str(task.prompt.as_deref().unwrap_or_default());

@@ -226,6 +226,7 @@ impl Runner {
                 if let Some(command) = self.site.agents.get(&task.agent.name) {
                     task.agent.command.clone_from(command);
                 }
+                task.approvals = self.site.approvals.over(&task.approvals);
                 if task.in_place {
                     let message = "this worker cannot work in a user's own folder";
                     return Err(failure(class::AGENT_UNAVAILABLE, message, b""));
@@ -248,6 +249,9 @@ impl Runner {
                 }
                 let mut given = self.given(&task, &task.secrets)?;
                 given.masked.extend(invocation.masked);
+                let profile = crate::agent::profile::expand(&task.agent_env, place.own)?;
+                given.masked.extend(profile.masked);
+                given.values.extend(profile.values);
                 given.values.extend(invocation.env);
                 self.hide(&given);
                 Ok((task, agent, invocation.argv, given, place))
@@ -299,6 +303,7 @@ impl Runner {
             Ok(dialogue) => program.dialogue = dialogue,
             Err(failure) => return Happened::Failed(failure),
         }
+        let talks = program.dialogue.is_some();
         let launched = self.launch(program, scribe).await;
         done.cancel();
         if let Some(wip) = wip {
@@ -325,6 +330,10 @@ impl Runner {
                 }
                 Err(failure) => Happened::Failed(failure),
             },
+            Ok(_) if talks => {
+                let message = "the worker lost track of the agent's conversation";
+                Happened::Failed(failure(class::WORKER_LOST, message, b""))
+            }
             Ok(Launched { report, tail, .. }) => match agent.judge(&report.end, &tail) {
                 Ok(()) => {
                     self.summary = agent.summary(&place);

@@ -3,6 +3,7 @@
 //! A named pipe in the launch's folder: guard and supervisor need not know of it, the agent's shim opens
 //! it, and it ends with the worker, as a pipe that was handed down would.
 
+use std::io;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, mkfifoat};
@@ -24,4 +25,16 @@ pub fn open_input(dir: &Path) -> Result<pipe::Sender, Error> {
         .read_write(true)
         .open_sender(&path)
         .map_err(Error::file("open", &path))
+}
+
+/// Takes the pipe's name away once the agent runs: a program that the agent starts could write to it
+/// otherwise, also from a sandbox in which it can write no file.
+///
+/// # Errors
+/// The folder cannot be changed.
+pub fn hide_input(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_file(dir.join(files::INPUT)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }

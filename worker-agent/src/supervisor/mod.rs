@@ -47,7 +47,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub use error::Error;
-pub use input::open_input;
+pub use input::{hide_input, open_input};
 pub use launch::{CgroupUse, Input, Launch, MARK_VARIABLE, Mark, TERM_GRACE};
 pub use leftover::{Leftover, leftover};
 pub use process::{Control, Event, SupervisedProcess};

@@ -57,8 +57,14 @@ pub(super) fn run(dir: &Path) -> Result<(), Error> {
         return Err(Error::Used(dir.to_owned()));
     }
     let launch = Launch::load(dir)?.ok_or(Error::InvalidLaunch("there is no launch.json"))?;
+    let mut told = launch.clone();
+    told.env.clear();
+    let supervisor = Supervisor::new(dir, launch)?;
+    // From here on nobody reads the environment any more, and the agent could: it may hold secrets that
+    // the agent hides from the commands it runs. A disk that is too full for this takes no new work soon.
+    let _ = told.store(dir);
     // The lock is held until the last word is written.
-    Supervisor::new(dir, launch)?.run()
+    supervisor.run()
 }
 
 /// Is where the agent's main process stands.

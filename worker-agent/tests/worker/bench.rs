@@ -82,6 +82,7 @@ impl Bench {
             repositories: Repositories::Below(format!("file://{}", self.folder.path().display())),
             wip_interval: Some(Duration::from_millis(50)),
             agents: BTreeMap::new(),
+            approvals: worker_agent::ApprovalPolicy::default(),
         }
     }
 

@@ -265,6 +265,8 @@ pub(super) fn full_home(programs: &Programs) -> Result<()> {
         let refused = cluster.ask(["submit", &nothing.to_string_lossy()])?;
         ensure!(refused.code() != 0, "it was accepted: {}", refused.out);
         says(&refused.err, &["full", "free some space"])?;
+        // What noticed that the disk is full may have given back what it held.
+        disk.fill()?;
         // The one cannot push its work and waits, the other has nothing to push and reports.
         gates.open("a")?;
         gates.open("b")?;

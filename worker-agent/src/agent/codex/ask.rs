@@ -246,29 +246,10 @@ fn decide(asked: &mut Asked, decision: &Value) {
         _ => None,
     };
     if let (Some((label, effect)), Some(id)) = (plain, decision.as_str()) {
-        return asked.may(id, label, effect, reply);
+        asked.may(id, label, effect, reply);
     }
-    if let Some(rule) = decision.get("acceptWithExecpolicyAmendment") {
-        let words = items(rule, "execpolicy_amendment").iter();
-        let words: Vec<&str> = words.filter_map(Value::as_str).collect();
-        let rule = words.join(" ");
-        let label = format!("Always allow commands that begin with `{rule}`");
-        asked.may("acceptRule", &label, ChoiceEffect::AllowRule, reply);
-        asked.with_rule(&rule);
-    } else if let Some(rule) = decision
-        .get("applyNetworkPolicyAmendment")
-        .and_then(|rule| rule.get("network_policy_amendment"))
-    {
-        let host = text(rule, "host");
-        if text(rule, "action") == "allow" {
-            let label = format!("Always allow connections to {host}");
-            asked.may("allowHost", &label, ChoiceEffect::AllowRule, reply);
-        } else {
-            let label = format!("Always deny connections to {host}");
-            asked.may("denyHost", &label, ChoiceEffect::Deny, reply);
-        }
-        asked.with_rule(host);
-    }
+    // Rules are not offered: Codex would keep them in its own home, where they allow things to every later
+    // task, whatever its plan denies.
 }
 
 fn permissions(params: &Value) -> Part {

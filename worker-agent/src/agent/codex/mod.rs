@@ -66,7 +66,7 @@ impl Agent for CodexAgent {
         };
         let env = LOGIN
             .iter()
-            .filter(|name| !task.has_variable(name))
+            .filter(|name| !task.has_variable(name) && !task.agent_env.contains_key(**name))
             .filter_map(|name| Some(((*name).to_owned(), (place.own)(name)?)))
             .collect::<BTreeMap<_, _>>();
         Ok(Invocation {
@@ -124,6 +124,6 @@ fn converse(
     let own = task.agent_env.keys().map(String::as_str);
     let hidden: Vec<&str> = KEYS.into_iter().chain(own).collect();
     let mut argv = program;
-    argv.extend(settings::arguments(task, &hidden, place.own)?);
+    argv.extend(settings::arguments(task, &hidden, &place.work, place.own)?);
     Ok(argv)
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use std::path::Path;
+
 use serde_json::{Map, Value, json};
 
 use super::profile;
@@ -157,6 +159,7 @@ impl Settings {
 pub(super) fn arguments(
     task: &TaskDocument,
     hidden: &[&str],
+    work: &Path,
     own: Own<'_>,
 ) -> Result<Vec<String>, String> {
     let options = Options(&task.codex);
@@ -189,6 +192,12 @@ pub(super) fn arguments(
     for value in options.texts("config_overrides")? {
         set(value);
     }
+    // But for this: a repository's own `.codex/config.toml` can start programs. Codex would trust the
+    // folder of a thread that may write, and note so in the user's settings.
+    let work = Value::from(work.to_string_lossy());
+    set(&format!(
+        "projects={{{work}={{trust_level=\"untrusted\"}}}}"
+    ));
     for (key, name) in [
         ("enable_features", "--enable"),
         ("disable_features", "--disable"),

@@ -111,7 +111,7 @@ fn an_agent_that_asks_without_end_fails() {
     assert!(!dialogue.is_waiting());
     let (class, message) = failed(dialogue);
     assert_eq!(class, "agent_error");
-    assert!(message.contains("32 questions"), "{message}");
+    assert!(message.contains("32 questions at once"), "{message}");
 }
 
 #[test]

@@ -484,6 +484,8 @@ fn the_program_is_started_so_that_it_neither_hangs_nor_shows_its_keys() {
             "cli_auth_credentials_store=\"ephemeral\"",
             "-c",
             "a=1",
+            "-c",
+            "projects={\"/w\"={trust_level=\"untrusted\"}}",
             "--enable",
             "e",
             "--disable",
