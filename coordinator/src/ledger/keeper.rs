@@ -154,7 +154,6 @@ impl Keeper {
             "the ledger of usage cannot be written; it catches up from the transcripts later"
         );
         self.lag.set(Some(reason));
-        self.database = None;
         self.look_at = Some(Instant::now() + PAUSE);
     }
 
@@ -180,11 +179,21 @@ impl Keeper {
     }
 
     fn catch_up_once(&mut self) -> Result<(), Error> {
-        let begun = Instant::now();
         let mut database = match self.database.take() {
             Some(database) => database,
             None => Database::open(&self.path)?,
         };
+        let read = self.read_all(&mut database);
+        // Kept open on a full disk: closing would give room back, which the journal would take as a sign
+        // that all is well.
+        if !read.as_ref().is_err_and(is_spoiled) {
+            self.database = Some(database);
+        }
+        read
+    }
+
+    fn read_all(&self, database: &mut Database) -> Result<(), Error> {
+        let begun = Instant::now();
         let mut gone = database.leases()?;
         let (mut seen, mut first) = (BTreeSet::new(), None);
         let (files, listed) = transcripts(&self.root);
@@ -211,7 +220,6 @@ impl Keeper {
                 database.forget(*lease)?;
             }
         }
-        self.database = Some(database);
         info!(
             transcripts = seen.len(),
             milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
