@@ -172,6 +172,14 @@ impl Database {
         let Some(owner) = owner_of(path).filter(|_| !unchanged) else {
             return Ok(());
         };
+        if known.is_none() {
+            // One that has just been made does not say yet whose it is; the news of it will.
+            let mut begun = Position::default();
+            transcript::read_file_on(&full, &mut begun, CHUNK)?;
+            if begun.offset == 0 {
+                return Ok(());
+            }
+        }
         let doing = failed("write");
         let transaction = self.connection.transaction().map_err(doing)?;
         reread(&transaction, root, (lease, path, &owner), u64::MAX, false)?;
