@@ -3,6 +3,7 @@
 pub mod anthropic;
 pub mod openai;
 mod scenario;
+mod server;
 
 pub use anthropic::Anthropic;
 pub use openai::OpenAi;

@@ -4,24 +4,23 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::post;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::scenario::{Fault, Scenario};
+use super::server::{Server, lock};
 use super::{Served, Tokens};
 
 /// A key that is refused.
@@ -50,16 +49,13 @@ const PART_CHARS: usize = 8;
 
 /// The provider; ends when it is dropped.
 pub struct Anthropic {
-    address: SocketAddr,
-    known: Arc<Known>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    server: Server<Known>,
 }
 
 impl fmt::Debug for Anthropic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Anthropic")
-            .field("address", &self.address)
+            .field("address", &self.server.address)
             .finish_non_exhaustive()
     }
 }
@@ -78,51 +74,25 @@ impl Anthropic {
     /// # Errors
     /// There is no port or no thread.
     pub fn start() -> Result<Self> {
-        let listener = StdListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        let known = Arc::new(Known::default());
-        let (stop, stopped) = oneshot::channel();
-        let routes = Router::new()
-            .route("/v1/messages", post(respond))
-            .route("/v1/messages/count_tokens", post(count))
-            .layer(DefaultBodyLimit::disable())
-            .with_state(Arc::clone(&known));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("start the provider's runtime")?;
-        let thread = std::thread::Builder::new()
-            .name("fake-anthropic".into())
-            .spawn(move || {
-                runtime.block_on(async {
-                    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
-                        return;
-                    };
-                    tokio::select! {
-                        _ = async { axum::serve(listener, routes).await } => {}
-                        _ = stopped => {}
-                    }
-                });
-            })?;
-        Ok(Self {
-            address,
-            known,
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        let server = Server::start("fake-anthropic", |known| {
+            Router::new()
+                .route("/v1/messages", post(respond))
+                .route("/v1/messages/count_tokens", post(count))
+                .with_state(known)
+        })?;
+        Ok(Self { server })
     }
 
     /// Gives the address for `ANTHROPIC_BASE_URL`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.server.address)
     }
 
     /// Gives what was served so far, in order.
     #[must_use]
     pub fn served(&self) -> Vec<Served> {
-        lock(&self.known.served).clone()
+        lock(&self.server.known.served).clone()
     }
 
     /// Gives the variables that lead Claude Code to this provider and nowhere else.
@@ -139,22 +109,6 @@ impl Anthropic {
             .map(|(name, value)| (name.to_owned(), value))
             .into()
     }
-}
-
-impl Drop for Anthropic {
-    fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            // Fails only if it has ended.
-            let _ = stop.send(());
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is answered.

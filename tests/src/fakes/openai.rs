@@ -3,25 +3,24 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use axum::routing::post;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::scenario::{Fault, Scenario};
+use super::server::{Server, lock};
 use super::{Served, Tokens};
 
 /// A key that is refused.
@@ -46,16 +45,13 @@ const PART_CHARS: usize = 8;
 
 /// The provider; ends when it is dropped.
 pub struct OpenAi {
-    address: SocketAddr,
-    known: Arc<Known>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    server: Server<Known>,
 }
 
 impl fmt::Debug for OpenAi {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OpenAi")
-            .field("address", &self.address)
+            .field("address", &self.server.address)
             .finish_non_exhaustive()
     }
 }
@@ -74,50 +70,24 @@ impl OpenAi {
     /// # Errors
     /// There is no port or no thread.
     pub fn start() -> Result<Self> {
-        let listener = StdListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        let known = Arc::new(Known::default());
-        let (stop, stopped) = oneshot::channel();
-        let routes = Router::new()
-            .route("/v1/responses", post(respond))
-            .layer(DefaultBodyLimit::disable())
-            .with_state(Arc::clone(&known));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("start the provider's runtime")?;
-        let thread = std::thread::Builder::new()
-            .name("fake-openai".into())
-            .spawn(move || {
-                runtime.block_on(async {
-                    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
-                        return;
-                    };
-                    tokio::select! {
-                        _ = async { axum::serve(listener, routes).await } => {}
-                        _ = stopped => {}
-                    }
-                });
-            })?;
-        Ok(Self {
-            address,
-            known,
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        let server = Server::start("fake-openai", |known| {
+            Router::new()
+                .route("/v1/responses", post(respond))
+                .with_state(known)
+        })?;
+        Ok(Self { server })
     }
 
     /// Gives the address for `base_url`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}/v1", self.address)
+        format!("http://{}/v1", self.server.address)
     }
 
     /// Gives what was served so far, in order.
     #[must_use]
     pub fn served(&self) -> Vec<Served> {
-        lock(&self.known.served).clone()
+        lock(&self.server.known.served).clone()
     }
 
     /// Writes settings into a home of Codex that lead to this provider and nowhere else. Its key is
@@ -161,22 +131,6 @@ stream_idle_timeout_ms = 60000
         std::fs::write(home.join("config.toml"), text)?;
         Ok(())
     }
-}
-
-impl Drop for OpenAi {
-    fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            // Fails only if it has ended.
-            let _ = stop.send(());
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is answered.

@@ -1,11 +1,11 @@
 //! Claude Code itself against a provider that is made up.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use muster_tests::cluster::Cluster;
 use muster_tests::fakes::{self, Anthropic};
-use muster_tests::{Process, Programs};
+use muster_tests::{Process, Programs, agents};
 use serde_json::Value;
 
 use crate::{Scenario, with_cluster};
@@ -18,25 +18,13 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
     ("each_fault_of_claudes_provider_ends_in_its_class", fails),
 ];
 
-/// Finds the program; the reason if there is none.
-fn claude(source: &Path) -> Result<PathBuf, String> {
-    let named = std::env::var_os("CLAUDE_BIN").map(PathBuf::from);
-    let package = "target/agents/node_modules/@anthropic-ai/claude-code-linux-x64/claude";
-    let found = named.unwrap_or_else(|| source.join(package));
-    if found.is_file() {
-        Ok(found)
-    } else {
-        Err("skipped: no claude found".to_owned())
-    }
-}
-
 /// Says why these tests cannot run here.
 pub(crate) fn missing(source: &Path) -> Option<String> {
-    claude(source).err()
+    agents::claude(source).err()
 }
 
 fn start(cluster: &Cluster, provider: &Anthropic) -> Result<Process> {
-    let program = claude(&cluster.programs().source).map_err(anyhow::Error::msg)?;
+    let program = agents::claude(&cluster.programs().source).map_err(anyhow::Error::msg)?;
     let mut worker = cluster.worker("w", &cluster.address(), 2)?;
     worker = worker.var("CLAUDE_BIN", program);
     for (name, value) in provider.settings() {
