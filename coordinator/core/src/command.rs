@@ -9,8 +9,10 @@ use crate::ids::{
     AttemptNo, CommitId, Incarnation, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId,
 };
 use crate::plan::RunSpec;
+use crate::pool::PoolCommand;
 use crate::question::Asking;
 use crate::state::RunImage;
+use crate::time::Span;
 use crate::worker::Offer;
 
 /// A request to the core. Whatever a worker, user or file can put into it is checked here.
@@ -79,6 +81,8 @@ pub enum Command {
     Archived { run: RunId, last_seq: u64 },
     /// An archived run comes back so that it can be retried.
     Reload { image: Arc<RunImage> },
+    /// About pools and what they consist of.
+    Pool(PoolCommand),
     /// Time has passed.
     Tick,
 }
@@ -116,6 +120,8 @@ pub struct Hello {
     pub held: Vec<LeaseId>,
     /// The worker takes nothing new.
     pub draining: bool,
+    /// How long its machine will still be there, if that is known.
+    pub time_left: Option<Span>,
 }
 
 /// A sign of life.
@@ -131,6 +137,8 @@ pub struct Heartbeat {
     /// Leases it could take now; never more than its slots.
     pub free_slots: u32,
     pub draining: bool,
+    /// How long its machine will still be there, if that is known.
+    pub time_left: Option<Span>,
 }
 
 /// A worker's word about a lease.
@@ -231,6 +239,8 @@ pub enum Rejection {
     UnknownTarget,
     #[error("no worker is called {0}")]
     UnknownWorker(WorkerId),
+    #[error("no pool is called {0:?}")]
+    UnknownPool(Arc<str>),
     #[error("no question {0} is known; it may be of a run that has ended")]
     UnknownQuestion(QuestionId),
     /// An answer that the question does not take.
@@ -261,6 +271,7 @@ impl Rejection {
             Self::InvalidPlan(_) => "INVALID_PLAN",
             Self::UnknownTarget => "UNKNOWN_TARGET",
             Self::UnknownWorker(_) => "UNKNOWN_WORKER",
+            Self::UnknownPool(_) => "UNKNOWN_POOL",
             Self::UnknownQuestion(_) => "UNKNOWN_QUESTION",
             Self::Answer(_) => "INVALID_ANSWER",
             Self::KeyReused { .. } => "KEY_REUSED",

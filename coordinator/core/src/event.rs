@@ -7,6 +7,7 @@ use crate::ids::{
     AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId,
 };
 use crate::plan::RunSpec;
+use crate::pool::PoolEvent;
 use crate::question::Asking;
 use crate::state::RunImage;
 use crate::time::{Span, Timestamp};
@@ -281,6 +282,9 @@ pub enum EventKind {
         end: LeaseEnd,
     },
 
+    // --- pools ---
+    Pool(PoolEvent),
+
     // --- questions to people ---
     QuestionAsked {
         run: RunId,
@@ -331,7 +335,8 @@ impl EventKind {
             Self::CoordinatorStarted { .. }
             | Self::WorkerJoined { .. }
             | Self::WorkerDraining { .. }
-            | Self::WorkerForgotten { .. } => None,
+            | Self::WorkerForgotten { .. }
+            | Self::Pool(_) => None,
             Self::RunSubmitted { run, .. }
             | Self::CancelRequested { run, .. }
             | Self::IntegrationStarted { run }
@@ -405,6 +410,7 @@ impl EventKind {
             Self::QuestionClosed { .. } => "question_closed",
             Self::ConversationOpened { .. } => "conversation_opened",
             Self::TaskParked { .. } => "task_parked",
+            Self::Pool(event) => event.name(),
         }
     }
 }

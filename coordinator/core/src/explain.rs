@@ -8,7 +8,7 @@ use crate::event::{Placement, Work};
 use crate::failure::FailureClass;
 use crate::ids::{QuestionId, TaskIx, TaskKey, WorkerId};
 use crate::index::{
-    RunEntry, Wanted, WorkerEntry, may_grow, rank, task_of, task_wants, unanswered,
+    RunEntry, Wanted, WorkerEntry, drains, may_grow, rank, task_of, task_wants, unanswered,
 };
 use crate::question::Question;
 use crate::resume::{at_home, home};
@@ -339,11 +339,11 @@ fn unplaced(
     let (mut full, mut draining, mut resources, mut free) = (0, 0, 0, 0);
     let fits = |entry: &&WorkerEntry| never_fits(&entry.worker.offer, requirement).is_none();
     for entry in connected(state).filter(fits) {
-        if drains(entry) {
+        if drains(&entry.worker) || state.is_shut(&entry.worker.id).is_some() {
             draining += 1;
         } else if entry.aux.listed.is_none() || !heard(state, entry, now) {
             full += 1;
-        } else if misfit(entry, requirement).is_some() {
+        } else if misfit(entry, requirement, now).is_some() {
             resources += 1;
         } else {
             free += 1;
@@ -378,10 +378,6 @@ fn none_fits(state: &State, requirement: &Requirement) -> Option<Vec<(Lack, usiz
     (!lacks.is_empty()).then_some(lacks)
 }
 
-fn drains(entry: &WorkerEntry) -> bool {
-    entry.worker.draining || matches!(entry.worker.link, Link::Up { draining: true, .. })
-}
-
 /// Counts the work of the run and class that goes before the task.
 fn ahead(run: &Run, aux: &crate::index::RunAux, key: TaskKey) -> usize {
     let wanted = run.task(key.task).and_then(|task| task_wants(key, task));
@@ -408,7 +404,7 @@ impl Lack {
             Misfit::Agent(name) => Some(Self::Agent(name)),
             Misfit::Label(name) => Some(Self::Label(name)),
             Misfit::Resource(name) => Some(Self::Resource(name)),
-            Misfit::Busy(_) => None,
+            Misfit::Busy(_) | Misfit::Walltime => None,
         }
     }
 }

@@ -216,6 +216,20 @@ impl FailureClass {
         matches!(self, Self::Preempted | Self::Walltime)
     }
 
+    /// Tells whether such a failure of an attempt that had hardly begun speaks against its host: what
+    /// a task's own program says about its work never does.
+    #[must_use]
+    pub const fn may_be_the_hosts(self) -> bool {
+        matches!(
+            self,
+            Self::AgentUnavailable
+                | Self::Workspace
+                | Self::AgentCrashed
+                | Self::WorkerLost
+                | Self::DiskAllowance
+        )
+    }
+
     /// Says what a person can do about it, as one line; `None` where trying again is all there is.
     #[must_use]
     pub const fn remedy(self) -> Option<&'static str> {

@@ -46,6 +46,11 @@ number!(
     QuestionId, u64, "Q"
 );
 
+number!(
+    /// What a pool's provider was asked for: a machine, a job, a process. Never given twice.
+    AllocationId, u64, "A"
+);
+
 impl Epoch {
     /// From here on an epoch is that of a home put back from a backup, plus the starts since.
     ///

@@ -8,6 +8,7 @@ use crate::ids::{LeaseId, TaskIx, TaskKey};
 use crate::index::{ClassId, RunAux, RunEntry, Timer, Wanted, class_of, may_grow, rank, task_of};
 use crate::index::{free_slots, run_deadline, run_wants, task_deadline, task_wants, unanswered};
 use crate::limits;
+use crate::pool::Phase;
 use crate::resume::waits_for_home;
 use crate::state::{Lease, Link, Run, RunPhase, State, Task, TaskState, VerifyPhase, timeout_at};
 use crate::time::Timestamp;
@@ -32,9 +33,29 @@ pub fn check(state: &State) -> Checked {
         check_lease(state, lease)?;
     }
     check_workers(state)?;
+    check_allocations(state)?;
     check_timers(state)?;
     check_queues(state)?;
     check_lists(state)
+}
+
+fn check_allocations(state: &State) -> Checked {
+    for (id, held) in &state.allocations {
+        ensure(
+            held.id == *id && *id < state.next_allocation && held.first <= *id,
+            || format!("allocation {id} is too new or misplaced"),
+        )?;
+        let named = held.external.is_some() || held.phase == Phase::Wanted;
+        ensure(named, || format!("allocation {id} runs without a name"))?;
+    }
+    for (name, pool) in &state.pools {
+        let twice = pool
+            .suspects
+            .keys()
+            .find(|host| pool.quarantined.contains_key(*host) && pool.suspects[*host].len() >= limits::QUARANTINE_TASKS);
+        ensure(twice.is_none(), || format!("pool {name} would quarantine {twice:?} twice"))?;
+    }
+    Ok(())
 }
 
 /// Checks that a run holds together by itself, with indexes left out. Safe on any data.
@@ -282,7 +303,8 @@ fn check_workers(state: &State) -> Checked {
         ensure(used == aux.used, || {
             format!("worker {id} counts other resources")
         })?;
-        let free = free_slots(&entry.worker, aux);
+        let shut = state.is_shut(id).is_some();
+        let free = if shut { 0 } else { free_slots(&entry.worker, aux) };
         ensure(aux.listed == (free > 0).then_some(free), || {
             format!("worker {id} is misplaced")
         })?;

@@ -19,6 +19,7 @@ mod index;
 pub mod invariants;
 pub mod limits;
 pub mod plan;
+pub mod pool;
 pub mod question;
 mod recovery;
 mod resume;
@@ -36,7 +37,7 @@ pub use effects::{Effect, GitStep, WakeReason, due, effects, git_work, next_wake
 pub use event::{Event, EventKind};
 pub use failure::{Failure, FailureClass};
 pub use ids::{
-    AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId,
+    AllocationId, AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId,
 };
 pub use index::Timer;
 pub use recovery::ReplayError;

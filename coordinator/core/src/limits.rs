@@ -118,5 +118,31 @@ pub const SUGGESTION_SCAN: usize = 10_000;
 pub const ARCHIVED_REMEMBERED: usize = 4_096;
 /// Files and tasks of a merge conflict that are kept.
 pub const CONFLICT_ITEMS: usize = 256;
+/// Allocations in the inventory of all pools.
+pub const ALLOCATIONS: usize = 20_000;
+/// What a provider calls an allocation, or where it runs.
+pub const EXTERNAL_BYTES: usize = 256;
+/// Work that is ready within so long may have a machine started for it: what most providers need
+/// to start one.
+pub const SOON: Span = Span::from_secs(60);
+/// Waiting tasks of one kind that a plan of pools looks at: more than any pool has slots.
+pub const DEMAND_SCAN: usize = 10_000;
+/// First delay after a failed start of an allocation; doubles up to [`POOL_BACKOFF_MAX`].
+pub const POOL_BACKOFF_FIRST: Span = Span::from_secs(5);
+/// Longest delay between failed starts.
+pub const POOL_BACKOFF_MAX: Span = Span::from_secs(600);
+/// What must be left of a machine's time besides the time that work is expected to take.
+pub const WALLTIME_MARGIN: Span = Span::from_secs(120);
+/// What must be left of a machine's time for work of which nothing is known.
+pub const WALLTIME_FLOOR: Span = Span::from_secs(180);
+/// An attempt that fails sooner has hardly begun.
+pub const QUICK_FAILURE: Span = Span::from_secs(30);
+/// Tasks whose attempts failed at once on a host after which it is quarantined: one may be to blame
+/// itself, and so may two.
+pub const QUARANTINE_TASKS: usize = 3;
+/// How long a host is quarantined.
+pub const QUARANTINE: Span = Span::from_secs(3_600);
+/// Hosts of one pool that are suspected at once.
+pub const SUSPECTS: usize = 4_096;
 /// Tasks up to which debug builds check every invariant after every step.
 pub const TASKS_CHECKED: usize = 200;

@@ -2,8 +2,9 @@
 
 use crate::event::{Event, EventKind};
 use crate::failure::FailureClass;
-use crate::ids::{Epoch, LeaseId, RunId, WorkerId};
+use crate::ids::{AllocationId, Epoch, LeaseId, RunId, WorkerId};
 use crate::index::Said;
+use crate::pool::PoolEvent;
 use crate::settle::settle_all;
 use crate::state::{AttemptEnd, Image, Link, RunImage, State};
 use crate::time::Timestamp;
@@ -27,6 +28,8 @@ pub enum ReplayError {
     UnknownTask { run: RunId, seq: u64 },
     #[error("event {seq} names worker {worker}, which is not known")]
     UnknownWorker { worker: WorkerId, seq: u64 },
+    #[error("event {seq} names allocation {allocation}, which is not known or not new")]
+    Allocation { allocation: AllocationId, seq: u64 },
     #[error("the image does not hold together: {0}")]
     Image(String),
 }
@@ -43,9 +46,18 @@ impl State {
             next_run: image.next_run,
             next_lease: image.next_lease,
             next_question: image.next_question,
+            next_allocation: image.next_allocation,
+            pools: image.pools,
             keys: image.keys,
             ..Self::default()
         };
+        for allocation in image.allocations {
+            let id = allocation.id;
+            let known = state.allocations.insert(id, allocation);
+            if known.is_some() || id >= state.next_allocation {
+                return Err(ReplayError::Image(format!("allocation {id} twice or too new")));
+            }
+        }
         for mut worker in image.workers {
             worker.link = Link::Down { since: now };
             state.open_worker(worker);
@@ -90,12 +102,19 @@ impl State {
             lease.expires_at = lease.granted_at + lease.ttl + self.clocks.grace;
             lease
         });
+        let allocations = self.allocations().cloned().map(|mut allocation| {
+            allocation.idle_since = None;
+            allocation
+        });
         Image {
             epoch: self.epoch,
             last_seq: self.last_seq,
             next_run: self.next_run,
             next_lease: self.next_lease,
             next_question: self.next_question,
+            next_allocation: self.next_allocation,
+            pools: self.pools.clone(),
+            allocations: allocations.collect(),
             workers: workers.collect(),
             runs: self.runs().cloned().collect(),
             leases: leases.collect(),
@@ -178,6 +197,7 @@ impl State {
                 let open = self.lease(*lease).is_some_and(|open| open.run == *run);
                 (*run, *lease, open)
             }
+            EventKind::Pool(event) => return self.check_pool(seq, event),
             EventKind::WorkerDraining { worker, .. } | EventKind::WorkerForgotten { worker } => {
                 if !self.workers.contains_key(worker) {
                     let worker = worker.clone();
@@ -215,6 +235,27 @@ impl State {
             Ok(())
         } else {
             Err(ReplayError::Lease { run, seq, lease })
+        }
+    }
+
+    fn check_pool(&self, seq: u64, event: &PoolEvent) -> Result<(), ReplayError> {
+        let (allocation, fits) = match event {
+            PoolEvent::AllocationsWanted { first, .. } => (*first, *first >= self.next_allocation),
+            PoolEvent::AllocationQueued { allocation, .. }
+            | PoolEvent::AllocationRunning { allocation, .. }
+            | PoolEvent::AllocationEnding { allocation, .. }
+            | PoolEvent::AllocationEnded { allocation, .. } => {
+                (*allocation, self.allocations.contains_key(allocation))
+            }
+            PoolEvent::PoolPaused { .. }
+            | PoolEvent::PoolResumed { .. }
+            | PoolEvent::HostQuarantined { .. }
+            | PoolEvent::HostReleased { .. } => return Ok(()),
+        };
+        if fits {
+            Ok(())
+        } else {
+            Err(ReplayError::Allocation { allocation, seq })
         }
     }
 

@@ -111,7 +111,7 @@ pub(crate) fn at_home<'a>(
     let fits = |entry: &&WorkerEntry| {
         entry.aux.listed.is_some()
             && heard(state, entry, now)
-            && misfit(entry, requirement).is_none()
+            && misfit(entry, requirement, now).is_none()
     };
     let own = state.workers.get(home.worker).filter(fits);
     own.or_else(|| {

@@ -8,15 +8,17 @@
 //! and not one for each of its tasks.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::event::{Event, EventKind, Placement, Work};
 use crate::ids::{AttemptNo, RunId, TaskIx, TaskKey, WorkerId};
 use crate::index::{ClassId, Rank, RunEntry, WorkerEntry};
 use crate::limits;
+use crate::pool::lasts;
 use crate::resume::{at_home, waits_for_home};
 use crate::state::{Link, Run, RunPhase, State, TaskState, VerifyPhase};
-use crate::time::Timestamp;
+use crate::time::{Span, Timestamp};
 use crate::worker::{Offer, Requirement};
 
 /// Grants leases for work that is ready, at most [`limits::GRANTS_PER_ROUND`]; to be run at the end
@@ -136,7 +138,7 @@ pub(crate) fn holder(
     state: &State,
     id: RunId,
     ix: TaskIx,
-) -> Option<(TaskIx, std::sync::Arc<str>)> {
+) -> Option<(TaskIx, Arc<str>)> {
     let RunEntry { run, aux } = state.runs.get(&id)?;
     if aux.claims.is_empty() {
         return None;
@@ -197,7 +199,7 @@ fn place(
     let available = state.index.available.iter().enumerate();
     let mut fitting = available.filter_map(|(passed, (Reverse(free), id))| {
         let entry = state.workers.get(id)?;
-        let fits = heard(state, entry, now) && misfit(entry, requirement).is_none();
+        let fits = heard(state, entry, now) && misfit(entry, requirement, now).is_none();
         fits.then_some((passed, *free, id))
     });
     let (passed, free, id) = match lost(state, run, work) {
@@ -245,20 +247,55 @@ pub(crate) fn heard(state: &State, entry: &WorkerEntry, now: Timestamp) -> bool 
 
 /// Why a worker cannot take work, apart from its slots.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Misfit {
-    Pool(std::sync::Arc<str>),
-    Agent(std::sync::Arc<str>),
-    Label(std::sync::Arc<str>),
+pub enum Misfit {
+    Pool(Arc<str>),
+    Agent(Arc<str>),
+    Label(Arc<str>),
     /// It has less of the resource in all.
-    Resource(std::sync::Arc<str>),
+    Resource(Arc<str>),
+    /// Its machine goes away before the work would be done.
+    Walltime,
     /// It would have enough if its present leases were over.
-    Busy(std::sync::Arc<str>),
+    Busy(Arc<str>),
+}
+
+/// What a worker has, or a new one would.
+#[derive(Clone, Copy)]
+pub(crate) struct Offered<'a> {
+    pub(crate) pool: &'a str,
+    /// `None` when any agent is taken to be there.
+    pub(crate) agents: Option<&'a BTreeSet<Arc<str>>>,
+    pub(crate) labels: &'a BTreeSet<Arc<str>>,
+    pub(crate) resources: &'a BTreeMap<Arc<str>, u64>,
+    /// How long its machine will be there, if that is known.
+    pub(crate) left: Option<Span>,
+}
+
+impl<'a> Offered<'a> {
+    fn by(offer: &'a Offer, left: Option<Span>) -> Self {
+        Self {
+            pool: &offer.pool,
+            agents: Some(&offer.agents),
+            labels: &offer.labels,
+            resources: &offer.resources,
+            left,
+        }
+    }
+
+    pub(crate) fn of(entry: &'a WorkerEntry, now: Timestamp) -> Self {
+        let left = entry.aux.ends_at.map(|at| at.since(now));
+        Self::by(&entry.worker.offer, left)
+    }
 }
 
 /// Gives the first reason why the worker cannot take work of this requirement now.
-pub(crate) fn misfit(entry: &WorkerEntry, requirement: &Requirement) -> Option<Misfit> {
+pub(crate) fn misfit(
+    entry: &WorkerEntry,
+    requirement: &Requirement,
+    now: Timestamp,
+) -> Option<Misfit> {
     let offer = &entry.worker.offer;
-    never_fits(offer, requirement).or_else(|| {
+    lacks(&Offered::of(entry, now), requirement).or_else(|| {
         let mut needs = requirement.resources.iter();
         let short = needs.find(|(name, need)| {
             let total = offer.resources.get(*name).copied().unwrap_or(0);
@@ -271,27 +308,31 @@ pub(crate) fn misfit(entry: &WorkerEntry, requirement: &Requirement) -> Option<M
 
 /// Gives the first reason why a worker of this offer can never take work of this requirement.
 pub(crate) fn never_fits(offer: &Offer, requirement: &Requirement) -> Option<Misfit> {
-    if let Some(pool) = requirement
-        .pool
-        .as_ref()
-        .filter(|pool| **pool != offer.pool)
-    {
+    lacks(&Offered::by(offer, None), requirement)
+}
+
+/// Gives the first thing that is missing for work of this requirement, other work left aside.
+pub(crate) fn lacks(offered: &Offered<'_>, requirement: &Requirement) -> Option<Misfit> {
+    let pool = requirement.pool.as_ref();
+    if let Some(pool) = pool.filter(|pool| &***pool != offered.pool) {
         return Some(Misfit::Pool(pool.clone()));
     }
-    if !offer.agents.contains(&requirement.agent) {
-        return Some(Misfit::Agent(requirement.agent.clone()));
+    let agent = &requirement.agent;
+    if offered.agents.is_some_and(|agents| !agents.contains(agent)) {
+        return Some(Misfit::Agent(agent.clone()));
     }
-    if let Some(label) = requirement
-        .labels
-        .iter()
-        .find(|l| !offer.labels.contains(*l))
-    {
+    let mut labels = requirement.labels.iter();
+    if let Some(label) = labels.find(|label| !offered.labels.contains(*label)) {
         return Some(Misfit::Label(label.clone()));
     }
     let mut needs = requirement.resources.iter();
     let short =
-        needs.find(|(name, need)| offer.resources.get(*name).copied().unwrap_or(0) < **need);
-    short.map(|(name, _)| Misfit::Resource(name.clone()))
+        needs.find(|(name, need)| offered.resources.get(*name).copied().unwrap_or(0) < **need);
+    if let Some((name, _)) = short {
+        return Some(Misfit::Resource(name.clone()));
+    }
+    let gone = offered.left.filter(|left| !lasts(*left, requirement.expected));
+    gone.map(|_| Misfit::Walltime)
 }
 
 fn grant(

@@ -1,7 +1,11 @@
 //! What a worker offers and what a task needs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
+
+use crate::ids::AllocationId;
+use crate::time::Span;
 
 /// What a task needs of a worker. Tasks of a run share equal requirements.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -14,6 +18,9 @@ pub struct Requirement {
     pub labels: BTreeSet<Arc<str>>,
     /// Countable resources the task occupies while it runs, such as `cpus`, `memory_mib`, `gpus`.
     pub resources: BTreeMap<Arc<str>, u64>,
+    /// How long the work will take, by its plan; zero when that is not known. Work is not given to a
+    /// machine that goes away before.
+    pub expected: Span,
 }
 
 /// What a worker offers, stated in its hello.
@@ -29,4 +36,25 @@ pub struct Offer {
     pub agents: BTreeSet<Arc<str>>,
     /// Host name, for people.
     pub host: Arc<str>,
+    /// The allocation whose credential it joined with.
+    pub allocation: Option<AllocationId>,
+}
+
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "agent {}", self.agent)?;
+        if let Some(pool) = &self.pool {
+            write!(f, ", pool {pool}")?;
+        }
+        for label in &self.labels {
+            write!(f, ", label {label}")?;
+        }
+        for (name, amount) in &self.resources {
+            write!(f, ", {amount} {name}")?;
+        }
+        if self.expected > Span::ZERO {
+            write!(f, ", {} s", self.expected.ms() / 1_000)?;
+        }
+        Ok(())
+    }
 }

@@ -12,10 +12,10 @@ mod timer;
 
 use crate::command::{Command, Rejection, Reply};
 use crate::event::{Event, EventKind};
-use crate::ids::{LeaseId, WorkerId};
+use crate::ids::{AllocationId, LeaseId, WorkerId};
 use crate::settle;
 use crate::state::{Link, State};
-use crate::time::Timestamp;
+use crate::time::{Span, Timestamp};
 
 /// What a command leads to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,6 +35,7 @@ pub enum Touch {
         session: u64,
         hello: u64,
         draining: bool,
+        time_left: Option<Span>,
     },
     /// A heartbeat came; `credit` is how many grants the worker takes until the next one.
     Beat {
@@ -43,11 +44,14 @@ pub enum Touch {
         free_slots: u32,
         credit: u32,
         draining: bool,
+        time_left: Option<Span>,
     },
     /// The worker's stream is gone.
     Down { worker: WorkerId },
     /// A lease has a full TTL plus grace from now.
     Renew { lease: LeaseId },
+    /// Nothing has needed the allocation from now on, or something does again.
+    Idle { allocation: AllocationId, idle: bool },
 }
 
 /// What a step did: events in their order, to be persisted before the reply leaves.
@@ -116,6 +120,7 @@ pub fn decide(state: &State, now: Timestamp, command: &Command) -> Result<Decisi
         } => git::integration_made(state, *run, *generation, result),
         Command::Archived { run, last_seq } => submit::archived(state, *run, *last_seq),
         Command::Reload { image } => submit::reload(state, image),
+        Command::Pool(command) => crate::pool::decide(state, now, command),
         Command::Tick => Ok(timer::tick(state, now)),
     }
 }
@@ -149,8 +154,10 @@ impl State {
                 session,
                 hello,
                 draining,
+                time_left,
             } => {
                 if let Some(entry) = self.workers.get_mut(&worker) {
+                    entry.aux.ends_at = time_left.map(|left| now + left);
                     entry.aux.credit = 0;
                     entry.aux.hello = hello;
                 }
@@ -169,12 +176,14 @@ impl State {
                 free_slots,
                 credit,
                 draining,
+                time_left,
             } => {
                 let Some(entry) = self.workers.get_mut(&worker) else {
                     return;
                 };
                 if let Link::Up { session, .. } = entry.worker.link {
                     entry.aux.credit = credit;
+                    entry.aux.ends_at = time_left.map(|left| now + left);
                     let up = Link::Up {
                         session,
                         heartbeat: seq,
@@ -194,6 +203,11 @@ impl State {
             Touch::Renew { lease } => {
                 if let Some(ttl) = self.lease(lease).map(|lease| lease.ttl) {
                     self.set_expiry(lease, now + ttl + self.clocks.grace);
+                }
+            }
+            Touch::Idle { allocation, idle } => {
+                if let Some(held) = self.allocations.get_mut(&allocation) {
+                    held.idle_since = idle.then_some(now);
                 }
             }
         }

@@ -70,6 +70,7 @@ pub(super) fn hello(state: &State, now: Timestamp, hello: &Hello) -> Result<Deci
         session: hello.session,
         hello: hello.number,
         draining: hello.draining,
+        time_left: hello.time_left,
     }];
     touches.extend(renewals(state, &verdicts));
     Ok(Decision {
@@ -94,6 +95,7 @@ pub(super) fn heartbeat(state: &State, beat: &Heartbeat) -> Result<Decision, Rej
         free_slots,
         credit: free_slots.saturating_sub(unseen),
         draining: beat.draining,
+        time_left: beat.time_left,
     }];
     touches.extend(renewals(state, &verdicts));
     Ok(Decision {

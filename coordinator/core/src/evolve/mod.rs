@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::build;
 use crate::event::{Event, EventKind, LeaseEnd, Work};
-use crate::ids::{Epoch, LeaseId, QuestionId, RunId, TaskKey};
+use crate::ids::{AllocationId, Epoch, LeaseId, QuestionId, RunId, TaskKey};
 use crate::index::Said;
 use crate::question::{Answered, Question};
 use crate::state::{
@@ -57,6 +57,7 @@ impl State {
                     self.next_run = self.next_run.max(RunId(epoch.0));
                     self.next_lease = self.next_lease.max(LeaseId(epoch.0));
                     self.next_question = self.next_question.max(QuestionId(epoch.0));
+                    self.next_allocation = self.next_allocation.max(AllocationId(epoch.0));
                 }
             }
             EventKind::WorkerJoined {
@@ -77,6 +78,7 @@ impl State {
                     };
                     self.open_worker(fresh);
                 }
+                self.note_joined(worker);
                 self.relist_worker(worker);
             }
             EventKind::WorkerDraining {
@@ -258,6 +260,9 @@ impl State {
                 summary,
             } => {
                 self.remember(*run, *lease, Said::Made);
+                if let Some(worker) = self.lease(*lease).map(|lease| lease.worker.clone()) {
+                    self.note_succeeded(&worker);
+                }
                 if let Some(key) = self.task_of(*lease) {
                     self.attempt_made(key, at, outcome, *usage, summary);
                 }
@@ -271,6 +276,7 @@ impl State {
             } => {
                 self.remember(*run, *lease, Said::NotMade);
                 if let Some(key) = self.task_of(*lease) {
+                    self.note_failed(*lease, key, failure.class, at);
                     self.end_attempt(key, at, || AttemptEnd::Failed(failure.clone()));
                     self.amend_attempt(key, |attempt| attempt.usage = *usage);
                     self.count_failure(key, failure);
@@ -389,6 +395,7 @@ impl State {
                 ..
             } => self.open_conversation(*lease, conversation, software),
             EventKind::TaskParked { lease, .. } => self.park(*lease, at),
+            EventKind::Pool(event) => self.evolve_pool(at, event),
         }
     }
 }

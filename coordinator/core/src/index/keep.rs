@@ -241,6 +241,7 @@ impl State {
 
     /// Lists the worker by what it can take now, and its deadline of being forgotten.
     pub(crate) fn relist_worker(&mut self, id: &WorkerId) {
+        let shut = self.is_shut(id).is_some();
         let Some(WorkerEntry { worker, aux }) = self.workers.get_mut(id) else {
             return;
         };
@@ -248,7 +249,7 @@ impl State {
             self.index.available.remove(&(Reverse(free), id.clone()));
         }
         let free = free_slots(worker, aux);
-        if free > 0 {
+        if free > 0 && !shut {
             aux.listed = Some(free);
             self.index.available.insert((Reverse(free), id.clone()));
         }

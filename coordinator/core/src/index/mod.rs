@@ -149,6 +149,8 @@ pub(crate) struct WorkerAux {
     /// Number of the last hello of this incarnation. Volatile: a stream does not outlive the
     /// coordinator's process.
     pub(crate) hello: u64,
+    /// When its machine goes away, by its own word. Volatile.
+    pub(crate) ends_at: Option<Timestamp>,
     /// Resources its leases occupy.
     pub(crate) used: BTreeMap<Arc<str>, u64>,
     /// Its place in [`Index::available`].
@@ -415,12 +417,14 @@ fn claims(task: &Task) -> bool {
     )
 }
 
-/// Gives how many leases the worker takes now.
+/// Tells whether somebody wants the worker to take nothing new.
+pub(crate) fn drains(worker: &Worker) -> bool {
+    worker.draining || matches!(worker.link, Link::Up { draining: true, .. })
+}
+
+/// Gives how many leases the worker takes now, if it is not shut.
 pub(crate) fn free_slots(worker: &Worker, aux: &WorkerAux) -> u32 {
-    let Link::Up { draining, .. } = worker.link else {
-        return 0;
-    };
-    if draining || worker.draining {
+    if drains(worker) || !matches!(worker.link, Link::Up { .. }) {
         return 0;
     }
     let held = u32::try_from(aux.leases.len()).unwrap_or(u32::MAX);

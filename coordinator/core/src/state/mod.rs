@@ -11,11 +11,12 @@ use std::sync::Arc;
 use crate::event::{Actor, MergeConflict, Outcome, RunOutcome, Usage, Work};
 use crate::failure::Failure;
 use crate::ids::{
-    AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, WorkerId,
+    AllocationId, AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, WorkerId,
 };
 use crate::index::{Index, LeaseEntry, RunEntry, WorkerEntry};
 use crate::limits;
 use crate::plan::{IntegrateSpec, Profile, Source};
+use crate::pool::{Allocation, Policy, Pool};
 use crate::question::{PastQuestion, Question};
 use crate::time::{Span, Timestamp};
 use crate::worker::Offer;
@@ -309,6 +310,9 @@ pub struct Image {
     pub next_run: RunId,
     pub next_lease: LeaseId,
     pub next_question: QuestionId,
+    pub next_allocation: AllocationId,
+    pub pools: BTreeMap<Arc<str>, Pool>,
+    pub allocations: Vec<Allocation>,
     pub workers: Vec<Worker>,
     pub runs: Vec<Run>,
     pub leases: Vec<Lease>,
@@ -351,12 +355,17 @@ pub struct State {
     pub(crate) next_run: RunId,
     pub(crate) next_lease: LeaseId,
     pub(crate) next_question: QuestionId,
+    pub(crate) next_allocation: AllocationId,
+    pub(crate) pools: BTreeMap<Arc<str>, Pool>,
+    pub(crate) allocations: BTreeMap<AllocationId, Allocation>,
     pub(crate) runs: BTreeMap<RunId, RunEntry>,
     pub(crate) leases: BTreeMap<LeaseId, LeaseEntry>,
     pub(crate) workers: BTreeMap<WorkerId, WorkerEntry>,
     pub(crate) keys: BTreeMap<Arc<str>, KeyUse>,
     pub(crate) index: Index,
     pub(crate) clocks: LeaseClocks,
+    /// How pools are to be run; the coordinator's configuration.
+    pub(crate) policies: BTreeMap<Arc<str>, Policy>,
     /// Runs archived lately, the last one at the end, with the last event of their image: one that was
     /// read from the archive before the run went on is not taken for it. Volatile: what was read does
     /// not outlive the coordinator's process either.

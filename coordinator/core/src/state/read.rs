@@ -4,7 +4,7 @@ use super::{
     Attempt, Lease, LeaseClocks, Run, RunPhase, State, Task, TaskState, VerifyPhase, Worker,
 };
 use crate::event::{Outcome, Work};
-use crate::ids::{CommitId, Epoch, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId};
+use crate::ids::{AllocationId, CommitId, Epoch, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId};
 use crate::plan::{Profile, VerifySpec};
 use crate::question::{PastQuestion, Question};
 use crate::time::Timestamp;
@@ -23,6 +23,7 @@ impl State {
             next_run: RunId(1),
             next_lease: LeaseId(1),
             next_question: QuestionId(1),
+            next_allocation: AllocationId(1),
             ..Self::default()
         }
     }

@@ -4,6 +4,7 @@ mod batching;
 mod deadlines;
 mod explaining;
 mod failing;
+mod pools;
 mod properties;
 mod questions;
 mod reports;

@@ -139,6 +139,7 @@ fn an_older_incarnation_and_a_replaced_session_are_refused() {
             offer: Arc::new(offer(1)),
             held: vec![],
             draining: false,
+            time_left: None,
         })
     };
     assert_eq!(world.refused(&hello(1, 9)).code(), "SESSION_SUPERSEDED");
@@ -161,6 +162,7 @@ fn a_hello_that_comes_behind_a_later_one_ends_nothing() {
         offer: Arc::new(offer(1)),
         held: vec![],
         draining: false,
+        time_left: None,
     });
     world.hello_numbered("w", 3, vec![]);
     world.beat("w");
@@ -314,6 +316,7 @@ fn a_worker_may_have_as_many_slots_as_the_bound_says_and_not_one_more() {
         offer: Arc::new(offer(limits::SLOTS_PER_WORKER + 1)),
         held: vec![],
         draining: false,
+        time_left: None,
     });
     let limit = Rejection::Limit {
         limit: "slots of a worker",

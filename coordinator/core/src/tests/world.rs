@@ -221,6 +221,7 @@ impl World {
             offer: Arc::new(offer),
             held,
             draining: false,
+            time_left: None,
         };
         match self.try_act(&Command::Hello(hello)) {
             Ok((_, Reply::Welcome { verdicts })) => verdicts.into_iter().collect(),
@@ -270,6 +271,7 @@ impl World {
             free_slots: known.offer.slots.saturating_sub(used),
             held,
             draining: false,
+            time_left: None,
         }))
     }
 
@@ -580,6 +582,7 @@ fn kind_name(kind: &EventKind) -> &'static str {
         EventKind::WorkerJoined { .. } => "joined",
         EventKind::WorkerDraining { .. } => "draining",
         EventKind::WorkerForgotten { .. } => "forgotten",
+        EventKind::Pool(event) => event.name(),
         EventKind::RunSubmitted { .. } => "submitted",
         EventKind::CancelRequested { .. } => "cancel",
         EventKind::IntegrationStarted { .. } => "integrating",

@@ -1,0 +1,274 @@
+//! What commands about pools lead to.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{
+    Allocation, AllocationEnd, EndCause, Phase, PoolCommand, PoolEvent, Seen, is_near, plan,
+};
+use crate::command::{Rejection, Reply};
+use crate::decide::{Decision, Touch, head};
+use crate::event::{Actor, EventKind};
+use crate::ids::AllocationId;
+use crate::limits;
+use crate::state::{Link, State};
+use crate::time::Timestamp;
+
+/// Who pauses a pool that fails.
+const SYSTEM: &str = "coordinator";
+
+pub(crate) fn decide(
+    state: &State,
+    now: Timestamp,
+    command: &PoolCommand,
+) -> Result<Decision, Rejection> {
+    match command {
+        PoolCommand::Plan => Ok(planned(state, now)),
+        PoolCommand::Observe { allocations } => Ok(observed(state, now, allocations)),
+        PoolCommand::Pause { pool, reason, by } => {
+            known(state, pool)?;
+            if state.pool(pool).is_some_and(|pool| pool.paused.is_some()) {
+                return Ok(decision(vec![]));
+            }
+            Ok(decision(vec![paused(pool, reason, by)]))
+        }
+        PoolCommand::Resume { pool, by } => {
+            known(state, pool)?;
+            let clean = state.pool(pool).is_none_or(|pool| {
+                pool.paused.is_none()
+                    && pool.failures == 0
+                    && pool.quarantined.is_empty()
+                    && pool.suspects.is_empty()
+            });
+            if clean {
+                return Ok(decision(vec![]));
+            }
+            Ok(decision(vec![PoolEvent::PoolResumed {
+                pool: Arc::clone(pool),
+                by: Arc::clone(by),
+            }]))
+        }
+    }
+}
+
+fn known(state: &State, pool: &Arc<str>) -> Result<(), Rejection> {
+    if state.policies.contains_key(pool) || state.pools.contains_key(pool) {
+        return Ok(());
+    }
+    Err(Rejection::UnknownPool(Arc::clone(pool)))
+}
+
+fn decision(events: Vec<PoolEvent>) -> Decision {
+    Decision {
+        events: events.into_iter().map(EventKind::Pool).collect(),
+        touches: vec![],
+        reply: Reply::Done,
+    }
+}
+
+fn paused(pool: &Arc<str>, reason: &str, by: &Actor) -> PoolEvent {
+    PoolEvent::PoolPaused {
+        pool: Arc::clone(pool),
+        reason: head(reason, limits::TEXT_BYTES),
+        by: Arc::clone(by),
+    }
+}
+
+fn planned(state: &State, now: Timestamp) -> Decision {
+    let mut events = vec![];
+    quarantines(state, now, &mut events);
+    let mut next = state.next_allocation;
+    let mut idle = BTreeSet::new();
+    let room = limits::ALLOCATIONS.saturating_sub(state.allocations.len());
+    let mut room = u32::try_from(room).unwrap_or(u32::MAX);
+    for outlook in plan::outlook(state, now) {
+        idle.extend(outlook.idle);
+        for stop in outlook.stops {
+            events.push(PoolEvent::AllocationEnding {
+                allocation: stop.allocation,
+                cause: stop.cause,
+                reason: stop.why,
+            });
+        }
+        let Some(start) = outlook.start else {
+            continue;
+        };
+        let count = start.count.min(room);
+        if count == 0 {
+            continue;
+        }
+        room -= count;
+        events.push(PoolEvent::AllocationsWanted {
+            pool: outlook.pool,
+            first: next,
+            count,
+            why: head(&start.why, limits::TEXT_BYTES),
+        });
+        next = AllocationId(next.0.saturating_add(u64::from(count)));
+    }
+    let mut decision = decision(events);
+    let changed = state
+        .allocations()
+        .filter(|held| held.idle_since.is_some() != idle.contains(&held.id));
+    decision.touches = changed
+        .map(|held| Touch::Idle {
+            allocation: held.id,
+            idle: held.idle_since.is_none(),
+        })
+        .collect();
+    decision
+}
+
+/// Quarantines hosts on which attempts of several tasks failed at once, and lets those go whose time
+/// is over. A pool that has to be quarantined host by host is paused instead.
+fn quarantines(state: &State, now: Timestamp, events: &mut Vec<PoolEvent>) {
+    for (name, pool) in &state.pools {
+        for (host, quarantine) in &pool.quarantined {
+            if quarantine.until <= now {
+                events.push(PoolEvent::HostReleased {
+                    pool: Arc::clone(name),
+                    host: Arc::clone(host),
+                });
+            }
+        }
+        let Some(policy) = state.policies.get(name).filter(|policy| policy.quarantine) else {
+            continue;
+        };
+        let suspects = pool.suspects.iter();
+        let bad = suspects.filter(|(_, tasks)| tasks.len() >= limits::QUARANTINE_TASKS);
+        let mut hosts = pool.quarantined.len();
+        for (host, tasks) in bad {
+            if pool.quarantined.contains_key(host) {
+                continue;
+            }
+            hosts += 1;
+            let reason = format!(
+                "attempts of {} tasks failed there within {} s each",
+                tasks.len(),
+                limits::QUICK_FAILURE.ms() / 1_000
+            );
+            events.push(PoolEvent::HostQuarantined {
+                pool: Arc::clone(name),
+                host: Arc::clone(host),
+                reason: reason.into(),
+                until: now + limits::QUARANTINE,
+            });
+        }
+        let limit = usize::try_from(policy.failures_max).unwrap_or(usize::MAX);
+        if hosts >= limit.max(1) && pool.paused.is_none() {
+            let reason = format!("{hosts} of its hosts are in quarantine: attempts fail at once");
+            events.push(paused(name, &reason, &SYSTEM.into()));
+        }
+    }
+}
+
+fn observed(state: &State, now: Timestamp, seen: &[(AllocationId, Seen)]) -> Decision {
+    let mut events = vec![];
+    let mut told = BTreeSet::new();
+    let mut failures: std::collections::BTreeMap<Arc<str>, Failing> =
+        std::collections::BTreeMap::new();
+    for (id, seen) in seen {
+        let Some(held) = state.allocation(*id).filter(|_| told.insert(*id)) else {
+            continue;
+        };
+        match seen {
+            Seen::Queued { external } => {
+                let known = held.external.as_ref() == Some(external);
+                if !known || !matches!(held.phase, Phase::Queued { .. }) {
+                    events.push(PoolEvent::AllocationQueued {
+                        allocation: *id,
+                        external: head(external, limits::EXTERNAL_BYTES),
+                    });
+                }
+            }
+            Seen::Running { external, host } => {
+                let known = held.external.as_ref() == Some(external) && held.host == *host;
+                if !known || !matches!(held.phase, Phase::Running { .. }) {
+                    events.push(PoolEvent::AllocationRunning {
+                        allocation: *id,
+                        external: head(external, limits::EXTERNAL_BYTES),
+                        host: head(host, limits::EXTERNAL_BYTES),
+                    });
+                }
+            }
+            Seen::Refused { detail } => {
+                let end = AllocationEnd::Refused;
+                ended(state, held, end, detail, &mut failures, &mut events);
+            }
+            Seen::Gone { detail } => {
+                if lives(state, now, held) {
+                    continue;
+                }
+                let end = end_of(held);
+                ended(state, held, end, detail, &mut failures, &mut events);
+            }
+        }
+    }
+    decision(events)
+}
+
+/// Tells whether a worker of the allocation is heard all the same: its own session is the truth
+/// about work, whatever its provider has forgotten.
+fn lives(state: &State, now: Timestamp, held: &Allocation) -> bool {
+    let mut workers = state.workers_of(held.id);
+    workers.any(|worker| match &worker.link {
+        Link::Up { .. } => true,
+        link @ Link::Down { .. } => {
+            held.ending.is_none()
+                && state.leases_of_worker(&worker.id).next().is_some()
+                && is_near(state, link, now)
+        }
+    })
+}
+
+fn end_of(held: &Allocation) -> AllocationEnd {
+    match held.ending.as_ref().map(|ending| ending.cause) {
+        Some(EndCause::NeverJoined) => AllocationEnd::NeverJoined,
+        Some(EndCause::Idle | EndCause::Surplus | EndCause::Quarantined) => AllocationEnd::Released,
+        None if held.joined => AllocationEnd::Gone,
+        None => AllocationEnd::NeverJoined,
+    }
+}
+
+/// Failed starts of a pool that one answer tells of.
+struct Failing {
+    failures: u32,
+    batch: AllocationId,
+}
+
+fn ended(
+    state: &State,
+    held: &Allocation,
+    end: AllocationEnd,
+    detail: &str,
+    failures: &mut std::collections::BTreeMap<Arc<str>, Failing>,
+    events: &mut Vec<PoolEvent>,
+) {
+    events.push(PoolEvent::AllocationEnded {
+        allocation: held.id,
+        end,
+        detail: head(detail, limits::TEXT_BYTES),
+    });
+    if !end.is_failure() {
+        return;
+    }
+    let pool = state.pool(&held.pool);
+    let failing = failures
+        .entry(Arc::clone(&held.pool))
+        .or_insert_with(|| Failing {
+            failures: pool.map_or(0, |pool| pool.failures),
+            batch: pool.map_or(AllocationId(0), |pool| pool.failed_batch),
+        });
+    if failing.batch == held.first {
+        return;
+    }
+    failing.failures += 1;
+    failing.batch = held.first;
+    let max = state.policies.get(&held.pool).map(|policy| policy.failures_max);
+    let is_paused = pool.is_some_and(|pool| pool.paused.is_some());
+    if !is_paused && Some(failing.failures) == max {
+        let times = failing.failures;
+        let reason = format!("{times} starts in a row failed, the last one so: {detail}");
+        events.push(paused(&held.pool, &reason, &SYSTEM.into()));
+    }
+}

@@ -1,0 +1,393 @@
+//! Pools: where workers come from, how many of them are wanted, and what became of each.
+//!
+//! An *allocation* is what a pool's provider is asked for: a Slurm job, a machine, a process. It is
+//! in the inventory from before the provider is asked until nothing of it exists any more, so a
+//! start that was cut off is found again and never repeated blindly. What is wanted is planned from
+//! scratch each time ([`plan()`]), from the work that waits, the policies and the inventory. Starting
+//! machines for a backlog, and the bound on how many may wait in a foreign queue, are HyperQueue's
+//! automatic allocation; the pause after failures too.
+
+mod decide;
+mod demand;
+mod evolve;
+mod plan;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::event::Actor;
+use crate::ids::{AllocationId, TaskKey, WorkerId};
+use crate::limits;
+use crate::state::{Link, State};
+use crate::time::{Span, Timestamp};
+use crate::worker::Offer;
+
+pub use demand::{Demand, demands};
+pub use plan::{Hindrance, Outlook, Prospect, Start, Stop, outlook, prospects};
+
+pub(crate) use decide::decide;
+
+/// How a pool is to be run: the coordinator's configuration, volatile.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// Pools of a higher one are asked first.
+    pub priority: i32,
+    /// Allocations that are there always.
+    pub min: u32,
+    /// Allocations at most; 0 for pools whose workers people start themselves.
+    pub max: u32,
+    /// What one worker of it will offer. `agents` and `host` are not used.
+    pub template: Offer,
+    /// Agents that its workers will have; `None` when it is to be learned from those that came.
+    pub agents: Option<BTreeSet<Arc<str>>>,
+    /// Workers in one allocation.
+    pub workers: u32,
+    /// How long an allocation may have nothing to do before it is ended.
+    pub idle_timeout: Span,
+    /// Allocations that may wait in the provider's queue at once.
+    pub backlog: u32,
+    /// Allocations asked for in one step.
+    pub burst: u32,
+    /// How long an allocation may run before its first worker must have joined.
+    pub join_timeout: Span,
+    /// How long an allocation lives at most.
+    pub walltime: Option<Span>,
+    /// Failed starts in a row after which the pool pauses itself.
+    pub failures_max: u32,
+    /// Hosts on which attempts fail at once get no more work for a while.
+    pub quarantine: bool,
+}
+
+/// A pool as far as it is durable.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Pool {
+    pub paused: Option<Pause>,
+    /// Starts that failed since the last one that led to a worker.
+    pub failures: u32,
+    /// When the last of them failed.
+    pub failed_at: Timestamp,
+    /// What the provider or the allocation said of it.
+    pub last_failure: Box<str>,
+    /// First allocation of the batch that failed last: a batch counts once.
+    pub failed_batch: AllocationId,
+    /// Tasks whose attempts failed at once, by host; cleared by an attempt that went well.
+    pub suspects: BTreeMap<Arc<str>, BTreeSet<TaskKey>>,
+    pub quarantined: BTreeMap<Arc<str>, Quarantine>,
+}
+
+/// Why a pool starts nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pause {
+    pub reason: Box<str>,
+    pub by: Actor,
+    pub at: Timestamp,
+}
+
+/// Why a host gets no work.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Quarantine {
+    pub reason: Box<str>,
+    pub at: Timestamp,
+    pub until: Timestamp,
+}
+
+/// What a provider was, or is to be, asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Allocation {
+    pub id: AllocationId,
+    pub pool: Arc<str>,
+    /// First of those that are asked for together; they have consecutive ids.
+    pub first: AllocationId,
+    /// How many are asked for together.
+    pub batch: u32,
+    pub wanted_at: Timestamp,
+    pub phase: Phase,
+    /// As the provider names it.
+    pub external: Option<Box<str>>,
+    /// Where it runs, for people.
+    pub host: Box<str>,
+    /// Its first worker has said hello since it runs.
+    pub joined: bool,
+    /// How often it went back into the provider's queue.
+    pub requeues: u32,
+    pub ending: Option<Ending>,
+    /// Volatile: since when nothing has needed it.
+    pub idle_since: Option<Timestamp>,
+}
+
+/// How far an allocation has come, by its provider's word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// The provider is being asked; whether it heard is not known.
+    Wanted,
+    /// It waits in the provider's queue.
+    Queued { since: Timestamp },
+    Running { since: Timestamp },
+}
+
+/// An allocation gets no more work, and is ended once it holds none.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ending {
+    pub cause: EndCause,
+    pub reason: Box<str>,
+    pub at: Timestamp,
+}
+
+/// Why an allocation is to end.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum EndCause {
+    /// Nothing needed it for the pool's idle timeout.
+    Idle,
+    /// It runs, and no worker of it has joined in time.
+    NeverJoined,
+    /// Attempts fail at once on its host.
+    Quarantined,
+    /// The pool has more than its maximum, since the configuration changed.
+    Surplus,
+}
+
+impl EndCause {
+    /// Every cause, for tables and tests.
+    pub const ALL: [Self; 4] = [
+        Self::Idle,
+        Self::NeverJoined,
+        Self::Quarantined,
+        Self::Surplus,
+    ];
+
+    /// Gives the stable name used on the wire and in stored forms.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::NeverJoined => "never_joined",
+            Self::Quarantined => "quarantined",
+            Self::Surplus => "surplus",
+        }
+    }
+}
+
+/// What became of an allocation.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum AllocationEnd {
+    /// It was ended as planned, or its worker left when it had nothing to do.
+    Released,
+    /// The provider did not take the order.
+    Refused,
+    /// It ended, or had to be ended, before a worker of it had joined.
+    NeverJoined,
+    /// It ended by itself: its time was over, it was taken away or broke down.
+    Gone,
+}
+
+impl AllocationEnd {
+    /// Every end, for tables and tests.
+    pub const ALL: [Self; 4] = [
+        Self::Released,
+        Self::Refused,
+        Self::NeverJoined,
+        Self::Gone,
+    ];
+
+    /// Gives the stable name used on the wire and in stored forms.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Released => "released",
+            Self::Refused => "refused",
+            Self::NeverJoined => "never_joined",
+            Self::Gone => "gone",
+        }
+    }
+
+    /// Tells whether it speaks against starting another one soon.
+    #[must_use]
+    pub const fn is_failure(self) -> bool {
+        matches!(self, Self::Refused | Self::NeverJoined)
+    }
+}
+
+/// What happened to pools and their allocations.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PoolEvent {
+    /// Recorded before the provider is asked. The ids are `first` and those that follow it.
+    AllocationsWanted {
+        pool: Arc<str>,
+        first: AllocationId,
+        count: u32,
+        why: Box<str>,
+    },
+    /// The provider has taken the order, or is found to have it.
+    AllocationQueued {
+        allocation: AllocationId,
+        external: Box<str>,
+    },
+    AllocationRunning {
+        allocation: AllocationId,
+        external: Box<str>,
+        host: Box<str>,
+    },
+    /// It gets no more work.
+    AllocationEnding {
+        allocation: AllocationId,
+        cause: EndCause,
+        reason: Box<str>,
+    },
+    /// Nothing of it exists any more.
+    AllocationEnded {
+        allocation: AllocationId,
+        end: AllocationEnd,
+        detail: Box<str>,
+    },
+    PoolPaused {
+        pool: Arc<str>,
+        reason: Box<str>,
+        by: Actor,
+    },
+    /// It may start allocations again; its failures and quarantines are forgotten.
+    PoolResumed { pool: Arc<str>, by: Actor },
+    HostQuarantined {
+        pool: Arc<str>,
+        host: Arc<str>,
+        reason: Box<str>,
+        until: Timestamp,
+    },
+    HostReleased { pool: Arc<str>, host: Arc<str> },
+}
+
+impl PoolEvent {
+    /// Gives the stable name used in logs, on the wire and in JSON.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::AllocationsWanted { .. } => "allocations_wanted",
+            Self::AllocationQueued { .. } => "allocation_queued",
+            Self::AllocationRunning { .. } => "allocation_running",
+            Self::AllocationEnding { .. } => "allocation_ending",
+            Self::AllocationEnded { .. } => "allocation_ended",
+            Self::PoolPaused { .. } => "pool_paused",
+            Self::PoolResumed { .. } => "pool_resumed",
+            Self::HostQuarantined { .. } => "host_quarantined",
+            Self::HostReleased { .. } => "host_released",
+        }
+    }
+}
+
+/// What the core is asked about pools.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PoolCommand {
+    /// Compares what is wanted with the inventory; harmless to repeat.
+    Plan,
+    /// A provider's word about allocations; those that are not known any more are passed over.
+    Observe {
+        allocations: Vec<(AllocationId, Seen)>,
+    },
+    Pause {
+        pool: Arc<str>,
+        reason: Box<str>,
+        by: Actor,
+    },
+    Resume { pool: Arc<str>, by: Actor },
+}
+
+/// How a provider sees an allocation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Seen {
+    /// It did not take the order, and will not carry it out later either.
+    Refused { detail: Box<str> },
+    Queued { external: Box<str> },
+    Running { external: Box<str>, host: Box<str> },
+    /// It surely does not run and never will again.
+    Gone { detail: Box<str> },
+}
+
+/// Why a worker gets nothing though it is connected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shut {
+    /// Its allocation is to end.
+    Ending,
+    /// Attempts failed at once on its host.
+    Quarantined,
+}
+
+impl State {
+    /// Sets how pools are to be run from now on; pools that are not named start nothing.
+    pub fn set_pools(&mut self, policies: BTreeMap<Arc<str>, Policy>) {
+        self.policies = policies;
+        let workers: Vec<WorkerId> = self.workers.keys().cloned().collect();
+        for worker in workers {
+            self.relist_worker(&worker);
+        }
+    }
+
+    /// Gives the pools that are configured.
+    pub fn policies(&self) -> impl Iterator<Item = (&Arc<str>, &Policy)> {
+        self.policies.iter()
+    }
+
+    /// Finds what is known of a pool; `None` when nothing ever happened to it.
+    #[must_use]
+    pub fn pool(&self, name: &str) -> Option<&Pool> {
+        self.pools.get(name)
+    }
+
+    /// Gives the inventory, oldest first.
+    pub fn allocations(&self) -> impl DoubleEndedIterator<Item = &Allocation> + ExactSizeIterator {
+        self.allocations.values()
+    }
+
+    /// Finds an allocation that has not ended.
+    #[must_use]
+    pub fn allocation(&self, id: AllocationId) -> Option<&Allocation> {
+        self.allocations.get(&id)
+    }
+
+    /// Tells why the worker gets nothing though it is connected.
+    #[must_use]
+    pub fn is_shut(&self, worker: &WorkerId) -> Option<Shut> {
+        let offer = &self.worker(worker)?.offer;
+        let allocation = offer.allocation.and_then(|id| self.allocation(id));
+        if allocation.is_some_and(|allocation| allocation.ending.is_some()) {
+            return Some(Shut::Ending);
+        }
+        let pool = self.pools.get(&offer.pool)?;
+        let shut = pool.quarantined.contains_key(&offer.host);
+        shut.then_some(Shut::Quarantined)
+    }
+
+    /// Tells whether nothing holds an allocation that is to end: its provider may end it now.
+    #[must_use]
+    pub fn may_end(&self, id: AllocationId) -> bool {
+        let ending = self.allocation(id).is_some_and(|a| a.ending.is_some());
+        let mut workers = self.workers_of(id);
+        ending && workers.all(|worker| self.leases_of_worker(&worker.id).next().is_none())
+    }
+
+    /// Gives the workers of an allocation, connected or not. Costs O(workers).
+    pub fn workers_of(&self, id: AllocationId) -> impl Iterator<Item = &crate::state::Worker> {
+        let workers = self.workers();
+        workers.filter(move |worker| worker.offer.allocation == Some(id))
+    }
+}
+
+/// Tells whether a worker is there, or may well be back in a moment.
+fn is_near(state: &State, link: &Link, now: Timestamp) -> bool {
+    match link {
+        Link::Up { .. } => true,
+        Link::Down { since } => now.since(*since) <= state.clocks.ttl + state.clocks.grace,
+    }
+}
+
+/// Gives when a pool may start something again after its last failure.
+fn retry_at(pool: &Pool) -> Option<Timestamp> {
+    let exponent = pool.failures.checked_sub(1)?.min(16);
+    let wait = limits::POOL_BACKOFF_FIRST.ms() << exponent;
+    let wait = Span::from_ms(wait).min(limits::POOL_BACKOFF_MAX);
+    Some(pool.failed_at + wait)
+}
+
+/// Tells whether work that takes so long ends before the machine does; what takes an unknown time
+/// gets the benefit of the doubt until shortly before.
+pub(crate) fn lasts(left: Span, expected: Span) -> bool {
+    left >= (expected + limits::WALLTIME_MARGIN).max(limits::WALLTIME_FLOOR)
+}

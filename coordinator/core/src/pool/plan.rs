@@ -1,0 +1,652 @@
+//! What each pool should start and end now, and why. Pure, and from scratch each time.
+//!
+//! Work is dealt out on paper: first to the workers that are there and to what is on its way, the
+//! work with most needs first; then to new allocations of the pools, in the order of their
+//! priority. An allocation that got nothing on paper is idle; what is idle for long is ended.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::demand::{self, Demand};
+use super::{Allocation, EndCause, Phase, Policy, Pool, is_near, retry_at};
+use crate::ids::{AllocationId, LeaseId};
+use crate::index::{WorkerEntry, drains};
+use crate::schedule::{Misfit, Offered, lacks};
+use crate::state::State;
+use crate::time::{Span, Timestamp};
+use crate::worker::Requirement;
+
+/// What one pool would do now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outlook {
+    pub pool: Arc<str>,
+    /// Allocations in its inventory that are not ending.
+    pub allocations: u32,
+    /// Of these, how many have no worker yet.
+    pub coming: u32,
+    /// Waiting work, ready and soon, that its allocations are taken to serve.
+    pub serves: u32,
+    pub start: Option<Start>,
+    pub stops: Vec<Stop>,
+    /// Why it starts no more for work that would fit.
+    pub hindrance: Option<Hindrance>,
+    /// Work that nobody serves and that this pool never can, by what it lacks.
+    pub lacks: BTreeMap<Misfit, u32>,
+    /// Allocations that nothing needs now.
+    pub idle: BTreeSet<AllocationId>,
+}
+
+/// Allocations to be asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Start {
+    pub count: u32,
+    pub why: Box<str>,
+}
+
+/// An allocation to be ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stop {
+    pub allocation: AllocationId,
+    pub cause: EndCause,
+    pub why: Box<str>,
+}
+
+/// Why a pool starts nothing more for work that it could serve.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Hindrance {
+    Paused { reason: Box<str> },
+    /// It is given time after a failed start.
+    Backoff { left: Span, detail: Box<str> },
+    /// It has as many allocations as it may.
+    Max { max: u32 },
+    /// As many wait in its provider's queue as may.
+    Backlog { backlog: u32 },
+    /// The rest is asked for in the next steps.
+    Burst { burst: u32 },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Ready,
+    Soon,
+}
+
+/// Room for work, on paper.
+struct Room<'a> {
+    offered: Offered<'a>,
+    slots: u32,
+    /// What other work occupies of the countable resources.
+    used: BTreeMap<&'a str, u64>,
+    pool: &'a str,
+    allocation: Option<AllocationId>,
+    /// Holds work, or got some on paper.
+    needed: bool,
+}
+
+/// Agents that workers of a pool have had, by pool.
+type Learned<'a> = BTreeMap<&'a str, BTreeSet<Arc<str>>>;
+
+/// Plans all pools. Costs O(waiting work + kinds of it × (workers + pools)).
+#[must_use]
+pub fn outlook(state: &State, now: Timestamp) -> Vec<Outlook> {
+    let wants = demand::wants(state, now);
+    let learned = learned(state);
+    let mut rooms = existing(state, now, &wants.ending);
+    coming(state, now, &learned, &mut rooms);
+    let mut demands = wants.demands;
+    demands.sort_by_key(|demand| Reverse(needs(&demand.requirement)));
+    let mut pools: Vec<Ledger<'_>> = state
+        .policies
+        .iter()
+        .map(|(name, policy)| Ledger::new(state, now, name, policy, &learned))
+        .collect();
+    pools.sort_by_key(|pool| (Reverse(pool.policy.priority), pool.name));
+    for kind in [Kind::Ready, Kind::Soon] {
+        // All that is there before anything is opened, so that nothing comes for a free slot.
+        let mut left: Vec<u32> = vec![];
+        for demand in &demands {
+            let wanted = match kind {
+                Kind::Ready => demand.ready,
+                Kind::Soon => demand.soon,
+            };
+            left.push(deal(&mut rooms, &demand.requirement, wanted, &mut pools));
+        }
+        for (demand, left) in demands.iter().zip(left) {
+            let mut left = deal(&mut rooms, &demand.requirement, left, &mut pools);
+            for pool in &mut pools {
+                left = pool.open(&mut rooms, demand, left);
+            }
+        }
+    }
+    let mut outlooks: Vec<Outlook> = vec![];
+    for pool in pools {
+        outlooks.push(pool.close(state, now, &rooms));
+    }
+    outlooks.sort_by(|one, other| one.pool.cmp(&other.pool));
+    outlooks
+}
+
+/// What a pool would do for one piece of work.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Prospect {
+    /// No worker of it could ever do the work.
+    Lacks(Misfit),
+    /// It starts nothing itself: people start its workers.
+    External,
+    /// So many allocations are on their way, and one of them may take it.
+    Coming(u32),
+    /// It would start one in the next step.
+    Starts,
+    /// It would start one, but must not now.
+    Hindered(Hindrance),
+    /// Its workers will be free for it sooner or later.
+    Busy,
+}
+
+/// Gives, pool by pool, what stands between work of this requirement and a worker. Costs as much as
+/// [`outlook`].
+#[must_use]
+pub fn prospects(
+    state: &State,
+    now: Timestamp,
+    requirement: &Requirement,
+) -> Vec<(Arc<str>, Prospect)> {
+    let learned = learned(state);
+    let outlooks = outlook(state, now).into_iter();
+    let prospects = outlooks.filter_map(|outlook| {
+        let policy = state.policies.get(&outlook.pool)?;
+        let prospect = if let Some(lack) = lacks(&offered(policy, &learned), requirement) {
+            Prospect::Lacks(lack)
+        } else if policy.max == 0 {
+            Prospect::External
+        } else if outlook.coming > 0 {
+            Prospect::Coming(outlook.coming)
+        } else if outlook.start.is_some() {
+            Prospect::Starts
+        } else if let Some(hindrance) = outlook.hindrance {
+            Prospect::Hindered(hindrance)
+        } else {
+            Prospect::Busy
+        };
+        Some((outlook.pool, prospect))
+    });
+    prospects.collect()
+}
+
+/// Gives how much a requirement asks for: who asks for more goes first.
+fn needs(requirement: &Requirement) -> (bool, usize, usize, Span) {
+    (
+        requirement.pool.is_some(),
+        requirement.labels.len(),
+        requirement.resources.len(),
+        requirement.expected,
+    )
+}
+
+fn learned(state: &State) -> Learned<'_> {
+    let mut learned: Learned<'_> = BTreeMap::new();
+    for worker in state.workers() {
+        let offer = &worker.offer;
+        if state.policies.contains_key(&offer.pool) {
+            let agents = learned.entry(&offer.pool).or_default();
+            agents.extend(offer.agents.iter().cloned());
+        }
+    }
+    learned
+}
+
+/// Gives what a new allocation's worker is taken to offer. Agents that nobody has stated are those
+/// that earlier workers of the pool had; before there were any, all of them.
+fn offered<'a>(policy: &'a Policy, learned: &'a Learned<'_>) -> Offered<'a> {
+    let template = &policy.template;
+    Offered {
+        pool: &template.pool,
+        agents: policy
+            .agents
+            .as_ref()
+            .or_else(|| learned.get(&*template.pool)),
+        labels: &template.labels,
+        resources: &template.resources,
+        left: policy.walltime,
+    }
+}
+
+/// Gives the room of workers that are there.
+fn existing<'a>(state: &'a State, now: Timestamp, ending: &BTreeSet<LeaseId>) -> Vec<Room<'a>> {
+    let mut rooms = vec![];
+    for entry in state.workers.values() {
+        let WorkerEntry { worker, aux } = entry;
+        let shut = drains(worker) || state.is_shut(&worker.id).is_some();
+        if shut || !is_near(state, &worker.link, now) {
+            continue;
+        }
+        let held = aux.leases.iter().filter(|lease| !ending.contains(lease));
+        let held = u32::try_from(held.count()).unwrap_or(u32::MAX);
+        let offer = &*worker.offer;
+        rooms.push(Room {
+            offered: Offered::of(entry, now),
+            slots: offer.slots.saturating_sub(held),
+            used: aux.used.iter().map(|(name, n)| (&**name, *n)).collect(),
+            pool: &offer.pool,
+            allocation: offer.allocation,
+            needed: !aux.leases.is_empty(),
+        });
+    }
+    // Those at work first, so that what can be left alone is.
+    rooms.sort_by_key(|room| !room.needed);
+    rooms
+}
+
+/// Adds the room of workers that are on their way.
+fn coming<'a>(state: &'a State, now: Timestamp, learned: &'a Learned<'_>, rooms: &mut Vec<Room<'a>>) {
+    let mut joined: BTreeMap<AllocationId, u32> = BTreeMap::new();
+    for worker in state.workers() {
+        if let Some(allocation) = worker.offer.allocation
+            && is_near(state, &worker.link, now)
+        {
+            *joined.entry(allocation).or_default() += 1;
+        }
+    }
+    for allocation in state.allocations() {
+        let policy = state.policies.get(&allocation.pool);
+        let Some(policy) = policy.filter(|_| allocation.ending.is_none()) else {
+            continue;
+        };
+        let joined = joined.get(&allocation.id).copied().unwrap_or(0);
+        // One that had workers and lost them is not known to get any again.
+        let missing = if allocation.joined {
+            0
+        } else {
+            policy.workers.saturating_sub(joined)
+        };
+        for _ in 0..missing {
+            rooms.push(new_room(policy, learned, Some(allocation.id)));
+        }
+    }
+}
+
+fn new_room<'a>(
+    policy: &'a Policy,
+    learned: &'a Learned<'_>,
+    allocation: Option<AllocationId>,
+) -> Room<'a> {
+    Room {
+        offered: offered(policy, learned),
+        slots: policy.template.slots,
+        used: BTreeMap::new(),
+        pool: &policy.template.pool,
+        allocation,
+        needed: false,
+    }
+}
+
+impl<'a> Room<'a> {
+    /// Takes work as far as it fits, and gives how much it took.
+    fn take(&mut self, requirement: &'a Requirement, wanted: u32) -> u32 {
+        if self.slots == 0 || wanted == 0 || lacks(&self.offered, requirement).is_some() {
+            return 0;
+        }
+        let mut fits = self.slots.min(wanted);
+        for (name, need) in &requirement.resources {
+            let total = self.offered.resources.get(name).copied().unwrap_or(0);
+            let used = self.used.get(&**name).copied().unwrap_or(0);
+            let times = total.saturating_sub(used).checked_div(*need);
+            fits = fits.min(times.map_or(u32::MAX, |n| u32::try_from(n).unwrap_or(u32::MAX)));
+        }
+        for (name, need) in &requirement.resources {
+            let used = self.used.entry(name).or_default();
+            *used = used.saturating_add(need.saturating_mul(u64::from(fits)));
+        }
+        self.slots -= fits;
+        self.needed |= fits > 0;
+        fits
+    }
+}
+
+/// Deals work to room that there is, and gives how much is left.
+fn deal<'a>(
+    rooms: &mut [Room<'a>],
+    requirement: &'a Requirement,
+    mut wanted: u32,
+    pools: &mut [Ledger<'_>],
+) -> u32 {
+    for room in rooms {
+        if wanted == 0 {
+            break;
+        }
+        let taken = room.take(requirement, wanted);
+        wanted -= taken;
+        if taken > 0
+            && let Some(pool) = pools.iter_mut().find(|pool| &**pool.name == room.pool)
+        {
+            pool.serves = pool.serves.saturating_add(taken);
+        }
+    }
+    wanted
+}
+
+/// One pool while it is planned.
+struct Ledger<'a> {
+    name: &'a Arc<str>,
+    policy: &'a Policy,
+    learned: &'a Learned<'a>,
+    allocations: u32,
+    coming: u32,
+    /// Not yet in the provider's queue, waiting in it.
+    asked: u32,
+    queued: u32,
+    /// Nothing may be started at all.
+    closed: Option<Hindrance>,
+    hindrance: Option<Hindrance>,
+    serves: u32,
+    opened: u32,
+    /// What the first new allocation is for, and how much work all are for.
+    first: Option<&'a Requirement>,
+    work: u32,
+    lacks: BTreeMap<Misfit, u32>,
+}
+
+impl<'a> Ledger<'a> {
+    fn new(
+        state: &'a State,
+        now: Timestamp,
+        name: &'a Arc<str>,
+        policy: &'a Policy,
+        learned: &'a Learned<'a>,
+    ) -> Self {
+        let mut new = Self {
+            name,
+            policy,
+            learned,
+            allocations: 0,
+            coming: 0,
+            asked: 0,
+            queued: 0,
+            closed: state.pools.get(name).and_then(|pool| closed(pool, now)),
+            hindrance: None,
+            serves: 0,
+            opened: 0,
+            first: None,
+            work: 0,
+            lacks: BTreeMap::new(),
+        };
+        for allocation in state.allocations() {
+            if allocation.pool != *name || allocation.ending.is_some() {
+                continue;
+            }
+            new.allocations += 1;
+            new.coming += u32::from(!allocation.joined);
+            match allocation.phase {
+                Phase::Wanted => new.asked += 1,
+                Phase::Queued { .. } => new.queued += 1,
+                Phase::Running { .. } => {}
+            }
+        }
+        new
+    }
+
+    /// Gives how many more allocations may be opened, and what stands against more.
+    fn allowed(&self) -> (u32, Hindrance) {
+        if let Some(closed) = &self.closed {
+            return (0, closed.clone());
+        }
+        let Policy {
+            max,
+            backlog,
+            burst,
+            ..
+        } = *self.policy;
+        let waiting = self.asked + self.queued + self.opened;
+        let bounds = [
+            (
+                max.saturating_sub(self.allocations + self.opened),
+                Hindrance::Max { max },
+            ),
+            (
+                backlog.saturating_sub(waiting),
+                Hindrance::Backlog { backlog },
+            ),
+            (
+                burst.saturating_sub(self.asked + self.opened),
+                Hindrance::Burst { burst },
+            ),
+        ];
+        let least = bounds.into_iter().min_by_key(|(left, _)| *left);
+        least.unwrap_or((0, Hindrance::Max { max }))
+    }
+
+    /// Opens room for work that nobody serves, and gives how much is left.
+    fn open<'b>(&mut self, rooms: &mut Vec<Room<'b>>, demand: &'b Demand, mut left: u32) -> u32
+    where
+        'a: 'b,
+        'b: 'a,
+    {
+        let requirement = &*demand.requirement;
+        if left == 0 || self.policy.max == 0 {
+            return left;
+        }
+        if let Some(lack) = lacks(&offered(self.policy, self.learned), requirement) {
+            *self.lacks.entry(lack).or_default() += left;
+            return left;
+        }
+        while left > 0 {
+            let (allowed, hindrance) = self.allowed();
+            if allowed == 0 {
+                self.hindrance.get_or_insert(hindrance);
+                break;
+            }
+            let mut taken = 0;
+            for _ in 0..self.policy.workers {
+                let mut room = new_room(self.policy, self.learned, None);
+                taken += room.take(requirement, left - taken);
+                rooms.push(room);
+            }
+            self.opened += 1;
+            // A need that does not fit an empty worker was found above.
+            debug_assert!(taken > 0, "{requirement:?} fits and does not");
+            if taken == 0 {
+                break;
+            }
+            self.first.get_or_insert(requirement);
+            self.work = self.work.saturating_add(taken);
+            self.serves = self.serves.saturating_add(taken);
+            left -= taken;
+        }
+        left
+    }
+
+    /// Opens what the pool's minimum wants, and finds what is to end.
+    fn close(mut self, state: &State, now: Timestamp, rooms: &[Room<'_>]) -> Outlook {
+        let mut for_min = 0;
+        while self.allocations + self.opened < self.policy.min {
+            let (allowed, hindrance) = self.allowed();
+            if allowed == 0 {
+                self.hindrance.get_or_insert(hindrance);
+                break;
+            }
+            self.opened += 1;
+            for_min += 1;
+        }
+        let start = (self.opened > 0).then(|| Start {
+            count: self.opened,
+            why: self.why(for_min),
+        });
+        let (stops, idle) = self.stops(state, now, rooms);
+        Outlook {
+            pool: Arc::clone(self.name),
+            allocations: self.allocations,
+            coming: self.coming,
+            serves: self.serves,
+            start,
+            stops,
+            hindrance: self.hindrance,
+            lacks: self.lacks,
+            idle,
+        }
+    }
+
+    fn why(&self, for_min: u32) -> Box<str> {
+        let mut why = String::new();
+        if let Some(first) = self.first {
+            let tasks = if self.work == 1 {
+                "1 task waits".to_owned()
+            } else {
+                format!("{} tasks wait", self.work)
+            };
+            why = format!("{tasks} for room, first one that needs {first}");
+        }
+        if for_min > 0 {
+            let and = if why.is_empty() { "" } else { "; " };
+            why = format!("{why}{and}at least {} are to be there", self.policy.min);
+        }
+        why.into()
+    }
+
+    fn stops(
+        &self,
+        state: &State,
+        now: Timestamp,
+        rooms: &[Room<'_>],
+    ) -> (Vec<Stop>, BTreeSet<AllocationId>) {
+        let needed: BTreeSet<AllocationId> = rooms
+            .iter()
+            .filter(|room| room.needed)
+            .filter_map(|room| room.allocation)
+            .collect();
+        let quarantined = self.quarantined(state);
+        let own = state.allocations();
+        let own = own.filter(|held| held.pool == *self.name && held.ending.is_none());
+        let own: Vec<&Allocation> = own.collect();
+        let mut stops = vec![];
+        let mut idle: Vec<&Allocation> = vec![];
+        for allocation in &own {
+            let id = allocation.id;
+            if let Some(host) = quarantined.get(&id) {
+                stops.push(Stop {
+                    allocation: id,
+                    cause: EndCause::Quarantined,
+                    why: format!("attempts fail at once on {host}").into(),
+                });
+            } else if let Phase::Running { since } = allocation.phase
+                && !allocation.joined
+                && now.since(since) > self.policy.join_timeout
+            {
+                let why = format!(
+                    "it runs for {} s and no worker has joined",
+                    now.since(since).ms() / 1_000
+                );
+                stops.push(Stop {
+                    allocation: id,
+                    cause: EndCause::NeverJoined,
+                    why: why.into(),
+                });
+            } else if !needed.contains(&id) {
+                idle.push(allocation);
+            }
+        }
+        let ids: BTreeSet<AllocationId> = idle.iter().map(|held| held.id).collect();
+        // The youngest and those that have not come yet are the smallest loss.
+        idle.sort_by_key(|held| (held.joined, Reverse(held.id)));
+        let stay = u32::try_from(own.len() - stops.len()).unwrap_or(u32::MAX);
+        let surplus = stay.saturating_sub(self.policy.max);
+        let spare = stay.saturating_sub(self.policy.min);
+        let mut surplus = usize::try_from(surplus).unwrap_or(usize::MAX);
+        let mut spare = usize::try_from(spare).unwrap_or(usize::MAX);
+        for allocation in idle {
+            let since = allocation.idle_since.map(|since| now.since(since));
+            let (cause, why) = if surplus > 0 {
+                surplus -= 1;
+                let why = format!("the pool has more than its maximum of {}", self.policy.max);
+                (EndCause::Surplus, why)
+            } else if spare > 0 && since.is_some_and(|idle| idle >= self.policy.idle_timeout) {
+                let idle = since.unwrap_or_default().ms() / 1_000;
+                (EndCause::Idle, format!("nothing has needed it for {idle} s"))
+            } else {
+                continue;
+            };
+            spare = spare.saturating_sub(1);
+            stops.push(Stop {
+                allocation: allocation.id,
+                cause,
+                why: why.into(),
+            });
+        }
+        (stops, ids)
+    }
+
+    /// Gives the allocations of which a worker is on a quarantined host.
+    fn quarantined(&self, state: &'a State) -> BTreeMap<AllocationId, &'a Arc<str>> {
+        let Some(pool) = state.pools.get(self.name) else {
+            return BTreeMap::new();
+        };
+        let workers = state.workers().filter(|worker| {
+            let offer = &worker.offer;
+            offer.pool == *self.name && pool.quarantined.contains_key(&offer.host)
+        });
+        let found = workers.filter_map(|worker| {
+            let offer = &worker.offer;
+            Some((offer.allocation?, &offer.host))
+        });
+        found.collect()
+    }
+}
+
+/// Gives why a pool may start nothing at all now.
+fn closed(pool: &Pool, now: Timestamp) -> Option<Hindrance> {
+    if let Some(pause) = &pool.paused {
+        let reason = pause.reason.clone();
+        return Some(Hindrance::Paused { reason });
+    }
+    let at = retry_at(pool)?;
+    (at > now).then(|| Hindrance::Backoff {
+        left: at.since(now),
+        detail: pool.last_failure.clone(),
+    })
+}
+
+impl std::fmt::Display for Prospect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Lacks(lack) => write!(f, "never: {lack}"),
+            Self::External => f.write_str("people start its workers, and none that is free fits"),
+            Self::Coming(1) => f.write_str("1 allocation is on its way"),
+            Self::Coming(count) => write!(f, "{count} allocations are on their way"),
+            Self::Starts => f.write_str("it is about to start one"),
+            Self::Hindered(hindrance) => hindrance.fmt(f),
+            Self::Busy => f.write_str("its workers are busy, and will be free"),
+        }
+    }
+}
+
+impl std::fmt::Display for Misfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pool(name) => write!(f, "the task asks for pool {name}"),
+            Self::Agent(name) => write!(f, "its workers do not have agent {name}"),
+            Self::Label(name) => write!(f, "its workers do not carry label {name}"),
+            Self::Resource(name) => write!(f, "its workers do not have enough {name}"),
+            Self::Walltime => f.write_str("its machines do not stay as long as the work takes"),
+            Self::Busy(name) => write!(f, "{name} is taken by other work"),
+        }
+    }
+}
+
+impl std::fmt::Display for Hindrance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Paused { reason } => write!(f, "it is paused: {reason}"),
+            Self::Backoff { left, detail } => write!(
+                f,
+                "its last start failed ({detail}); the next is tried in {} s",
+                left.ms().div_ceil(1_000)
+            ),
+            Self::Max { max } => write!(f, "it has its maximum of {max} allocations"),
+            Self::Backlog { backlog } => write!(
+                f,
+                "{backlog} of its allocations wait to be run already, as many as its backlog allows"
+            ),
+            Self::Burst { burst } => write!(f, "at most {burst} are started at once"),
+        }
+    }
+}
