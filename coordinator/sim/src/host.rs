@@ -270,6 +270,7 @@ impl World<'_> {
                 .map(coordinator_core::LeaseId)
                 .collect(),
             draining: process.machine.is_draining(),
+            time_left: None,
         };
         let life = known.life;
         let conn = self.open_conn(host, life, incarnation);

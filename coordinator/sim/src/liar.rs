@@ -92,6 +92,7 @@ impl World<'_> {
                 offer: Arc::new(crate::plan::offer(&offered)),
                 held: held.into_iter().map(LeaseId).collect(),
                 draining: false,
+                time_left: None,
             };
             liar.welcome = false;
             liar.seq = 0;
@@ -153,6 +154,7 @@ impl World<'_> {
                     held: vec![LeaseId(lease)],
                     free_slots: 4,
                     draining: false,
+                    time_left: None,
                 }));
             }
             1 | 12 | 13 => Report::Started,

@@ -110,5 +110,6 @@ pub(crate) fn offer(offered: &Offered) -> Offer {
         agents: offered.agents.iter().map(|of| agent(*of).into()).collect(),
         resources: BTreeMap::from([(CPUS.into(), offered.cpus)]),
         host: "host".into(),
+        allocation: None,
     }
 }

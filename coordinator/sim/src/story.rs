@@ -27,6 +27,7 @@ impl fmt::Display for Told<'_> {
                 worker, draining, ..
             } => write!(f, " {worker} {draining}"),
             EventKind::WorkerForgotten { worker } => write!(f, " {worker}"),
+            EventKind::Pool(event) => write!(f, ": {event}"),
             EventKind::RunSubmitted { spec, .. } => write!(f, " {} tasks", spec.tasks.len()),
             EventKind::RunEnded { outcome, .. } => write!(f, " {outcome:?}"),
             EventKind::TaskBasing { task } => write!(f, " {}", task.task),

@@ -8,7 +8,7 @@ use coordinator_core::event::{Outcome, Usage, Work};
 use coordinator_core::question::{Asking, Choice, ChoiceEffect};
 use coordinator_core::worker::Offer;
 use coordinator_core::{
-    AttemptNo, CommitId, Failure, FailureClass, LeaseId, Span, TaskIx, Timestamp, limits,
+    AllocationId, AttemptNo, CommitId, Failure, FailureClass, LeaseId, Span, TaskIx, Timestamp, limits,
 };
 use muster_proto::v1;
 use tonic::Status;
@@ -332,11 +332,15 @@ pub fn report_verdict(answer: ReportAnswer) -> v1::ReportVerdict {
     }
 }
 
-/// Reads what a worker offers; the pool is its token's.
+/// Reads what a worker offers; pool and allocation are its token's.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` that names the field which exceeds its bound.
-pub fn offer_of(hello: &v1::Hello, pool: &str) -> Result<Offer, Status> {
+pub fn offer_of(
+    hello: &v1::Hello,
+    pool: &str,
+    allocation: Option<AllocationId>,
+) -> Result<Offer, Status> {
     let name = |text: &str, field: &str| -> Result<Arc<str>, Status> {
         if text.is_empty() || text.len() > OFFER_NAME_BYTES || text.chars().any(char::is_control) {
             return Err(Status::invalid_argument(format!(
@@ -387,6 +391,7 @@ pub fn offer_of(hello: &v1::Hello, pool: &str) -> Result<Offer, Status> {
             .map(|agent| name(&agent.name, "hello.agents"))
             .collect::<Result<BTreeSet<_>, _>>()?,
         host: name(&hello.host, "hello.host")?,
+        allocation,
     })
 }
 
@@ -480,7 +485,7 @@ mod tests {
                     drop(report_of(report));
                 }
                 if let Ok(hello) = v1::Hello::decode(bytes.as_slice()) {
-                    drop(offer_of(&hello, "p"));
+                    drop(offer_of(&hello, "p", None));
                 }
                 if let Ok(usage) = v1::Usage::decode(bytes.as_slice()) {
                     usage_of(Some(usage));

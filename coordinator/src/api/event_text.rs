@@ -67,6 +67,7 @@ pub(super) fn subject(kind: &EventKind) -> Subject {
         | EventKind::RunReopened { .. }
         | EventKind::RunArchived { .. }
         | EventKind::RunReloaded { .. }
+        | EventKind::Pool(_)
         | EventKind::QuestionAnswered { .. } => Subject::default(),
     }
 }
@@ -91,6 +92,7 @@ pub(super) fn text(kind: &EventKind, task: impl Fn(TaskIx) -> String) -> String 
         } => {
             format!("worker {worker} is no longer drained, says {by}")
         }
+        EventKind::Pool(event) => event.to_string(),
         EventKind::WorkerForgotten { worker } => format!("worker {worker} is forgotten"),
         EventKind::RunSubmitted { spec, .. } => {
             let count = spec.tasks.len();

@@ -7,6 +7,7 @@
 mod conflicts;
 pub mod convert;
 mod diff;
+mod door;
 mod event_text;
 mod explain;
 pub mod feed;

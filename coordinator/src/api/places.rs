@@ -160,7 +160,10 @@ impl Connection {
                 let what = "connections of viewers and workers";
                 taken.push(take(&shared.common, what, shared.common_max)?);
             }
-            Identity::Worker { .. } | Identity::Lease(_) | Identity::WorkerSession { .. } => {
+            Identity::Worker { .. }
+            | Identity::Allocation(_)
+            | Identity::Lease(_)
+            | Identity::WorkerSession { .. } => {
                 let what = "connections of viewers and workers";
                 taken.push(take(&shared.common, what, shared.common_max)?);
             }

@@ -40,9 +40,10 @@ pub fn of(error: engine::Error) -> Status {
 pub fn of_rejection(rejection: &Rejection) -> Status {
     let code = match rejection {
         Rejection::InvalidPlan(_) | Rejection::Answer(_) => Code::InvalidArgument,
-        Rejection::UnknownTarget | Rejection::UnknownWorker(_) | Rejection::UnknownQuestion(_) => {
-            Code::NotFound
-        }
+        Rejection::UnknownTarget
+        | Rejection::UnknownWorker(_)
+        | Rejection::UnknownPool(_)
+        | Rejection::UnknownQuestion(_) => Code::NotFound,
         Rejection::KeyReused { .. } | Rejection::RunNameTaken(_) => Code::AlreadyExists,
         Rejection::SessionSuperseded { .. } | Rejection::NotNow(_) => Code::FailedPrecondition,
         Rejection::Limit { .. } => Code::ResourceExhausted,

@@ -12,7 +12,6 @@ use coordinator_core::{
     Command, Epoch, Failure, FailureClass, Incarnation, LeaseId, Reply, Span, WorkerId, limits,
 };
 use futures::{Stream, StreamExt as _, stream};
-use muster_connect::TokenId;
 use muster_git::RefName;
 use muster_proto::FEATURE_RESUME;
 use muster_proto::v1::coordinator_message::Kind as Say;
@@ -28,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::convert;
+use super::door::{Door, Key};
 use super::grants::Grants;
 use super::limits::{
     FOREIGN_LEASES_PER_SESSION, HELLOS_PER_SECOND, SESSIONS, STALE_REPORTS_PER_SESSION,
@@ -38,7 +38,7 @@ use super::outbound::{Outbound, Pace, Told};
 use super::places::Connection;
 use super::status;
 use super::troubles::Troubles;
-use crate::auth::{Authenticator, Identity, Unverified};
+use crate::auth::{Authenticator, Identity};
 use crate::engine::{Handle, SESSION_QUEUE, ToSession};
 use crate::git::names;
 use crate::git::repositories::Repositories;
@@ -88,7 +88,7 @@ struct Inner {
     credentials: Arc<Authenticator>,
     sessions: AtomicU64,
     places: Arc<Semaphore>,
-    hellos: Mutex<BTreeMap<TokenId, Pace>>,
+    hellos: Mutex<BTreeMap<Key, Pace>>,
     joins: Mutex<Told>,
     troubles: Troubles,
     ending: CancellationToken,
@@ -141,15 +141,8 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let (pool, token) = match request.extensions().get::<Identity>() {
-            Some(Identity::Worker { pool, token }) => (pool.clone(), *token),
-            Some(_) => {
-                return Err(Status::permission_denied(
-                    "this token is not a worker's join token",
-                ));
-            }
-            None => return Err(Status::unauthenticated("no token")),
-        };
+        let identity = request.extensions().get::<Identity>().cloned();
+        let door = Door::find(&self.inner.engine, identity).await?;
         let place = self.inner.places.clone().try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!(
                 "sessions: {SESSIONS} are open, and no more are served; try again later"
@@ -163,7 +156,7 @@ impl WorkerService for Workers {
             let _place = place;
             let served = tokio::select! {
                 () = inner.ending.cancelled() => Err(Status::unavailable("the coordinator is stopping")),
-                served = serve(&inner, &pool, token, &mut inbound, &out) => served,
+                served = serve(&inner, &door, &mut inbound, &out) => served,
             };
             if let Err(status) = served
                 && !out.end(status).await
@@ -179,10 +172,10 @@ impl WorkerService for Workers {
 
 impl Inner {
     /// Refuses a hello of a token that was used too often lately.
-    fn may_say_hello(&self, token: TokenId) -> Result<(), Status> {
+    fn may_say_hello(&self, key: Key) -> Result<(), Status> {
         let mut hellos = self.hellos.lock().unwrap_or_else(PoisonError::into_inner);
         if hellos
-            .entry(token)
+            .entry(key)
             .or_insert_with(Pace::of_hellos)
             .take(Instant::now())
         {
@@ -206,8 +199,8 @@ struct Session {
     worker: WorkerId,
     incarnation: Incarnation,
     number: u64,
-    /// What opened it, and may be revoked meanwhile.
-    token: TokenId,
+    /// What opened it.
+    key: Key,
     /// The worker begins with unfinished edits and still compares its result with the base. One that
     /// does not say so begins anew.
     resumes: bool,
@@ -228,8 +221,7 @@ impl Session {
 
 async fn serve(
     inner: &Arc<Inner>,
-    pool: &str,
-    token: TokenId,
+    door: &Door,
     inbound: &mut Streaming<WorkerMessage>,
     out: &Outbound,
 ) -> Result<(), Status> {
@@ -239,9 +231,10 @@ async fn serve(
     let Some(Heard::Hello(hello)) = first.and_then(|message| message.kind) else {
         return Err(Status::invalid_argument("a session begins with hello"));
     };
-    inner.may_say_hello(token)?;
+    inner.may_say_hello(door.key)?;
     let (to_session, mut orders) = mpsc::channel(SESSION_QUEUE);
-    let session = open(inner, pool, token, hello, to_session, out).await?;
+    let session = open(inner, door, hello, to_session, out).await?;
+    let pool = &*door.pool;
     if let Some(untold) = inner.tells() {
         info!(worker = %session.worker, session = session.number, pool, untold, "a worker has joined");
     }
@@ -256,7 +249,7 @@ async fn serve(
     let mut stale = 0;
     // Heartbeats look too; this ends one that sends none.
     let pace_of_checks = Duration::from_millis(inner.terms.heartbeat_interval.ms());
-    let gone = ended(&inner.credentials, Some(token), pace_of_checks);
+    let gone = ended(&inner.credentials, door.key.token(), pace_of_checks);
     tokio::pin!(gone);
     let result = loop {
         tokio::select! {
@@ -306,8 +299,7 @@ impl Drop for Storing {
 
 async fn open(
     inner: &Arc<Inner>,
-    pool: &str,
-    token: TokenId,
+    door: &Door,
     hello: v1::Hello,
     to_session: mpsc::Sender<ToSession>,
     out: &Outbound,
@@ -327,12 +319,12 @@ async fn open(
         hello.held_leases.len(),
         LEASES_PER_MESSAGE,
     )?;
-    let offer = convert::offer_of(&hello, pool)?;
+    let offer = convert::offer_of(&hello, &door.pool, door.allocation())?;
     let session = Session {
         worker: WorkerId::new(name),
         incarnation: Incarnation(hello.incarnation),
         number: inner.sessions.fetch_add(1, Ordering::Relaxed),
-        token,
+        key: door.key,
         resumes: theirs.features.iter().any(|name| name == FEATURE_RESUME),
     };
     let credential = inner
@@ -348,6 +340,7 @@ async fn open(
         offer: Arc::new(offer),
         held: hello.held_leases.iter().copied().map(LeaseId).collect(),
         draining: hello.draining,
+        time_left: None,
     };
     let reply = inner
         .engine
@@ -403,7 +396,7 @@ async fn hear(
                 heartbeat.held_leases.len(),
                 LEASES_PER_MESSAGE,
             )?;
-            still_welcome(inner, session.token)?;
+            session.key.still_welcome(&inner.credentials)?;
             let trouble = &heartbeat.trouble;
             inner
                 .troubles
@@ -416,6 +409,7 @@ async fn hear(
                 held: heartbeat.held_leases.into_iter().map(LeaseId).collect(),
                 free_slots: heartbeat.free_slots,
                 draining: heartbeat.draining,
+                time_left: None,
             });
             let reply = inner.engine.command(command).await.map_err(status::of)?;
             if let Reply::Renewed { seq, verdicts } = reply {
@@ -578,19 +572,6 @@ async fn published_at(
         })
         .await
         .map_err(status::of)
-}
-
-/// Refuses to go on with a session whose token was revoked or has run out.
-fn still_welcome(inner: &Inner, token: TokenId) -> Result<(), Status> {
-    let now = jiff::Timestamp::now();
-    match inner.credentials.tokens().is_live(token, now) {
-        Ok(()) => Ok(()),
-        Err(Unverified::Store(error)) => {
-            warn!(error = %error, "failed to look whether a token was revoked");
-            Err(Status::unavailable("tokens cannot be checked now"))
-        }
-        Err(gone) => Err(Status::unauthenticated(gone.to_string())),
-    }
 }
 
 /// Stores events apart from the session's other messages, so that a slow disk delays no heartbeat.

@@ -138,6 +138,7 @@ impl Ledger {
             | EventKind::WorkerJoined { .. }
             | EventKind::WorkerDraining { .. }
             | EventKind::WorkerForgotten { .. }
+            | EventKind::Pool(_)
             | EventKind::RunSubmitted { .. }
             | EventKind::CancelRequested { .. }
             | EventKind::IntegrationStarted { .. }

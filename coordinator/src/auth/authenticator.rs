@@ -72,6 +72,13 @@ impl Authenticator {
             .create(new, self.ca.certificate().fingerprint(), now)
     }
 
+    /// Makes the join token of an allocation; it pins this coordinator's authority, and is the same
+    /// each time.
+    pub fn allocation_token(&self, allocation: u64) -> Token {
+        let fingerprint = self.ca.certificate().fingerprint();
+        self.credentials.allocation(allocation, fingerprint)
+    }
+
     /// Returns who sent a request with these headers.
     ///
     /// Takes `Bearer CREDENTIAL`, and `Basic` with any user and the credential as the password,
@@ -99,6 +106,9 @@ impl Authenticator {
 
     fn identify(&self, credential: &str, now: Timestamp) -> Result<Identity, Refusal> {
         if let Some((id, secret)) = Token::parse_credential(credential) {
+            if let Some(allocation) = self.credentials.verify_allocation(id, &secret) {
+                return Ok(allocation);
+            }
             return Ok(self.tokens.verify(id, &secret, now)?);
         }
         self.credentials

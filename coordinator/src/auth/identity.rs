@@ -59,6 +59,8 @@ pub enum Identity {
         /// The token.
         token: TokenId,
     },
+    /// Holds the join token of an allocation. Whether that is still there is not proven here.
+    Allocation(u64),
     /// Holds the credential of a lease. Whether that lease still lives is not proven here.
     Lease(u64),
     /// Holds a worker session's credential. Whether that session was ever fenced is not proven
@@ -116,7 +118,10 @@ impl Identity {
             Self::Admin { .. } => Access::Administer,
             Self::Operator { .. } => Access::Operate,
             Self::Viewer { .. } => Access::View,
-            Self::Worker { .. } | Self::Lease(_) | Self::WorkerSession { .. } => {
+            Self::Worker { .. }
+            | Self::Allocation(_)
+            | Self::Lease(_)
+            | Self::WorkerSession { .. } => {
                 return Err(self.denied(wanted.to_string()));
             }
         };
@@ -134,6 +139,7 @@ impl Identity {
             Self::Admin { .. }
             | Self::Operator { .. }
             | Self::Viewer { .. }
+            | Self::Allocation(_)
             | Self::Lease(_)
             | Self::WorkerSession { .. } => Err(self.denied("worker".to_owned())),
         }
@@ -146,7 +152,7 @@ impl Identity {
             | Self::Operator { token }
             | Self::Viewer { token }
             | Self::Worker { token, .. } => Some(*token),
-            Self::Lease(_) | Self::WorkerSession { .. } => None,
+            Self::Allocation(_) | Self::Lease(_) | Self::WorkerSession { .. } => None,
         }
     }
 
@@ -165,6 +171,7 @@ impl fmt::Display for Identity {
             Self::Operator { token } => write!(f, "operator token {token}"),
             Self::Viewer { token } => write!(f, "viewer token {token}"),
             Self::Worker { pool, token } => write!(f, "worker token {token} of pool {pool}"),
+            Self::Allocation(id) => write!(f, "join token of allocation A{id}"),
             Self::Lease(lease) => write!(f, "credential of lease {lease}"),
             Self::WorkerSession { worker, .. } => {
                 write!(f, "session credential of worker {worker}")

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use muster_connect::{Fingerprint, Secret, Token, TokenId};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
@@ -15,6 +16,7 @@ const LEASE: &str = "lease_";
 const SESSION: &str = "session_";
 const LEASE_CONTEXT: &str = "muster 2026-11 lease credential";
 const SESSION_CONTEXT: &str = "muster 2026-11 worker session credential";
+const ALLOCATION_CONTEXT: &str = "muster 2026-11 allocation join token";
 const MAC_HEX: usize = 64;
 /// Worker ids are host, allocation and number; the longest host name has 253 characters.
 const NAME_BYTES_MAX: usize = 512;
@@ -24,6 +26,7 @@ const NAME_BYTES_MAX: usize = 512;
 pub struct CredentialIssuer {
     lease: [u8; 32],
     session: [u8; 32],
+    allocation: [u8; 32],
 }
 
 impl CredentialIssuer {
@@ -32,6 +35,7 @@ impl CredentialIssuer {
         Self {
             lease: key.derive(LEASE_CONTEXT),
             session: key.derive(SESSION_CONTEXT),
+            allocation: key.derive(ALLOCATION_CONTEXT),
         }
     }
 
@@ -53,6 +57,29 @@ impl CredentialIssuer {
             .finalize()
             .into_bytes();
         Ok(format!("{SESSION}{worker}_{incarnation}_{}", hex(&mac)))
+    }
+
+    /// Returns the join token of an allocation, for a coordinator with this authority. It opens
+    /// sessions for this allocation's pool, as long as the allocation is in the inventory.
+    pub fn allocation(&self, allocation: u64, ca: Fingerprint) -> Token {
+        let id = allocation.to_be_bytes();
+        let secret = mac(&self.allocation, &[&id]).finalize().into_bytes();
+        Token {
+            id: TokenId::from_bytes(id),
+            secret: Secret::from_bytes(secret.into()),
+            ca,
+        }
+    }
+
+    /// Returns the allocation whose join token this is, or `None` if it is another token or none of
+    /// ours.
+    ///
+    /// The MAC is compared in constant time.
+    pub fn verify_allocation(&self, id: TokenId, secret: &Secret) -> Option<Identity> {
+        mac(&self.allocation, &[id.as_bytes()])
+            .verify_slice(secret.expose())
+            .ok()?;
+        Some(Identity::Allocation(u64::from_be_bytes(*id.as_bytes())))
     }
 
     /// Returns whose credential `text` is, or `None` if it is not one of ours.
@@ -165,6 +192,21 @@ mod tests {
         assert_eq!(restarted.verify(&text), Some(Identity::Lease(42)));
         let (_other_home, other) = self::issuer();
         assert_eq!(other.verify(&text), None);
+    }
+
+    #[test]
+    fn a_join_token_of_an_allocation_is_known_by_its_number_and_by_nobody_else() {
+        let (_home, issuer) = issuer();
+        let token = issuer.allocation(7, Fingerprint::from_bytes([1; 32]));
+        let verify = |issuer: &CredentialIssuer, id, secret| issuer.verify_allocation(id, secret);
+        assert_eq!(
+            verify(&issuer, token.id, &token.secret),
+            Some(Identity::Allocation(7))
+        );
+        let other = TokenId::from_bytes(8u64.to_be_bytes());
+        assert_eq!(verify(&issuer, other, &token.secret), None);
+        let (_other_home, stranger) = self::issuer();
+        assert_eq!(verify(&stranger, token.id, &token.secret), None);
     }
 
     #[test]

@@ -107,7 +107,7 @@ impl Fence for EngineFence {
                     self.show().await?;
                     Ok(Scope::Viewer)
                 }
-                Identity::Worker { .. } => Err(Refusal::NoAccess),
+                Identity::Worker { .. } | Identity::Allocation(_) => Err(Refusal::NoAccess),
             }
         }
         .boxed()

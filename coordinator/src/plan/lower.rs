@@ -296,6 +296,7 @@ fn requirement(settings: &Settings, agent: &str) -> Requirement {
             .into_iter()
             .filter_map(|(name, amount)| Some((Arc::from(name), amount.filter(|n| *n > 0)?)))
             .collect(),
+        expected: coordinator_core::Span::ZERO,
     }
 }
 

@@ -13,6 +13,7 @@ mod evolve;
 mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use crate::event::Actor;
@@ -269,6 +270,64 @@ impl PoolEvent {
             Self::PoolResumed { .. } => "pool_resumed",
             Self::HostQuarantined { .. } => "host_quarantined",
             Self::HostReleased { .. } => "host_released",
+        }
+    }
+}
+
+impl fmt::Display for PoolEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AllocationsWanted {
+                pool,
+                first,
+                count: 1,
+                why,
+            } => write!(f, "pool {pool} wants allocation {first}: {why}"),
+            Self::AllocationsWanted {
+                pool,
+                first,
+                count,
+                why,
+            } => write!(f, "pool {pool} wants {count} allocations from {first} on: {why}"),
+            Self::AllocationQueued {
+                allocation,
+                external,
+            } => write!(f, "allocation {allocation} waits as {external}"),
+            Self::AllocationRunning {
+                allocation,
+                external,
+                host,
+            } => write!(f, "allocation {allocation} runs as {external} on {host}"),
+            Self::AllocationEnding {
+                allocation, reason, ..
+            } => write!(f, "allocation {allocation} is to end: {reason}"),
+            Self::AllocationEnded {
+                allocation,
+                end,
+                detail,
+            } => {
+                let end = match end {
+                    AllocationEnd::Released => "was given back",
+                    AllocationEnd::Refused => "was refused",
+                    AllocationEnd::NeverJoined => "ended before a worker of it had joined",
+                    AllocationEnd::Gone => "is gone",
+                };
+                write!(f, "allocation {allocation} {end}")?;
+                if detail.is_empty() {
+                    return Ok(());
+                }
+                write!(f, ": {detail}")
+            }
+            Self::PoolPaused { pool, reason, by } => {
+                write!(f, "pool {pool} is paused by {by}: {reason}")
+            }
+            Self::PoolResumed { pool, by } => write!(f, "pool {pool} goes on, says {by}"),
+            Self::HostQuarantined {
+                pool, host, reason, ..
+            } => write!(f, "host {host} of pool {pool} gets no work: {reason}"),
+            Self::HostReleased { pool, host } => {
+                write!(f, "host {host} of pool {pool} gets work again")
+            }
         }
     }
 }

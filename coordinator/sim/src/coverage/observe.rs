@@ -147,7 +147,7 @@ pub fn observe(state: &State, command: &Command, watch: &mut dyn Watch) {
             tell(kinds::run(known), came);
         }
         Command::Reload { image } => tell(kinds::run(state.run(image.run.id)), Came::Reload),
-        Command::Tick => {}
+        Command::Pool(_) | Command::Tick => {}
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod event;
 mod plan;
+mod pool;
 mod question;
 mod run;
 #[cfg(test)]

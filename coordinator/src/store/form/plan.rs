@@ -8,7 +8,7 @@ use std::sync::Arc;
 use coordinator_core::plan::{IntegrateSpec, Profile, RunSpec, Source, TaskSpec, VerifySpec};
 use coordinator_core::time::Span;
 use coordinator_core::worker::{Offer, Requirement};
-use coordinator_core::{CommitId, Failure, FailureClass};
+use coordinator_core::{AllocationId, CommitId, Failure, FailureClass};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -237,6 +237,8 @@ struct RequirementV1<'a> {
     labels: Vec<Text<'a>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     resources: BTreeMap<Text<'a>, u64>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    expected: u64,
 }
 
 impl<'a> From<&'a Requirement> for RequirementV1<'a> {
@@ -246,6 +248,7 @@ impl<'a> From<&'a Requirement> for RequirementV1<'a> {
             pool: requirement.pool.as_ref().map(text),
             labels: texts(&requirement.labels),
             resources: counts(&requirement.resources),
+            expected: requirement.expected.ms(),
         }
     }
 }
@@ -257,6 +260,7 @@ impl From<&RequirementV1<'_>> for Requirement {
             pool: form.pool.as_ref().map(shared),
             labels: shareds::<BTreeSet<_>>(&form.labels),
             resources: shared_counts(&form.resources),
+            expected: Span::from_ms(form.expected),
         }
     }
 }
@@ -312,6 +316,8 @@ pub(super) struct OfferV1<'a> {
     resources: BTreeMap<Text<'a>, u64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     agents: Vec<Text<'a>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    allocation: Option<u64>,
 }
 
 impl<'a> From<&'a Offer> for OfferV1<'a> {
@@ -323,6 +329,7 @@ impl<'a> From<&'a Offer> for OfferV1<'a> {
             labels: texts(&offer.labels),
             resources: counts(&offer.resources),
             agents: texts(&offer.agents),
+            allocation: offer.allocation.map(|id| id.0),
         }
     }
 }
@@ -336,6 +343,7 @@ impl From<&OfferV1<'_>> for Offer {
             resources: shared_counts(&form.resources),
             agents: shareds(&form.agents),
             host: shared(&form.host),
+            allocation: form.allocation.map(AllocationId),
         }
     }
 }

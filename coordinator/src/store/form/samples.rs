@@ -17,7 +17,7 @@ use coordinator_core::state::{
 use coordinator_core::time::Span;
 use coordinator_core::worker::{Offer, Requirement};
 use coordinator_core::{
-    AttemptNo, CommitId, Epoch, Event, EventKind, Failure, FailureClass, Incarnation, LeaseId,
+    AllocationId, AttemptNo, CommitId, Epoch, Event, EventKind, Failure, FailureClass, Incarnation, LeaseId,
     QuestionId, RunId, TaskIx, TaskKey, Timestamp, WorkerId,
 };
 
@@ -44,7 +44,7 @@ variants!(KINDS, kind_name, EventKind:
     IntegrationConflicted, RunReopened, RunReloaded, TaskBasing, TaskReady, TaskSucceeded,
     TaskFailed, TaskSkipped, TaskCancelled, TaskAborted, TaskReopened, LeaseGranted, WorkStarted,
     AttemptSucceeded, AttemptFailed, VerifyPassed, VerifyFailed, VerifyLost, LeaseRevoked,
-    LeaseClosed, QuestionAsked, QuestionAnswered, QuestionClosed, ConversationOpened, TaskParked,
+    LeaseClosed, Pool, QuestionAsked, QuestionAnswered, QuestionClosed, ConversationOpened, TaskParked,
 );
 variants!(TASK_STATES, task_state_name, TaskState:
     Blocked, Basing, Ready, Leased, Verifying, Parked, Succeeded, Failed, Cancelled, Aborted,
@@ -196,6 +196,7 @@ fn offer() -> Offer {
         resources: [("cpus".into(), 16)].into(),
         agents: ["codex".into(), "command".into()].into(),
         host: "laptop".into(),
+        allocation: None,
     }
 }
 
@@ -684,6 +685,9 @@ pub(in crate::store) fn image() -> Image {
         next_run: RunId(11),
         next_lease: LeaseId(101),
         next_question: QuestionId(6),
+        next_allocation: AllocationId(1),
+        pools: BTreeMap::new(),
+        allocations: vec![],
         workers: vec![
             worker("laptop/0", Link::Down { since: at(30) }),
             worker(

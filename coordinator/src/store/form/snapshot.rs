@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use coordinator_core::pool::{Allocation, Pool};
 use coordinator_core::state::{Image, KeyUse, Lease, Link, Run, Worker};
 use coordinator_core::time::Span;
 use coordinator_core::worker::Offer;
-use coordinator_core::{Epoch, Incarnation, LeaseId, QuestionId, RunId, Timestamp, WorkerId};
+use coordinator_core::{AllocationId, Epoch, Incarnation, LeaseId, QuestionId, RunId, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::event::WorkV1;
 use super::plan::{OfferV1, Text, shared, text};
+use super::pool::{AllocationV1, PoolV1};
 
 /// An image without its runs, and the time of the batch that it stands behind.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,6 +37,9 @@ impl Head {
                 next_run: image.next_run,
                 next_lease: image.next_lease,
                 next_question: image.next_question,
+                next_allocation: image.next_allocation,
+                pools: image.pools.clone(),
+                allocations: image.allocations.clone(),
                 workers: image.workers.clone(),
                 runs: Vec::new(),
                 leases: image.leases.clone(),
@@ -63,6 +68,18 @@ pub(super) struct HeadV1<'a> {
     workers: Vec<WorkerV1<'a>>,
     leases: Vec<LeaseV1<'a>>,
     keys: Vec<KeyV1<'a>>,
+    /// 0 in snapshots that are older than pools.
+    #[serde(default, skip_serializing_if = "is_first")]
+    next_allocation: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pools: Vec<PoolV1<'a>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    allocations: Vec<AllocationV1<'a>>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_first(next: &u64) -> bool {
+    *next <= 1
 }
 
 #[derive(Serialize, Deserialize)]
@@ -97,6 +114,11 @@ impl<'a> From<&'a Head> for HeadV1<'a> {
                     digest: text(&used.digest),
                 })
                 .collect(),
+            next_allocation: image.next_allocation.0,
+            pools: (image.pools.iter())
+                .map(|(name, pool)| PoolV1::new(name, pool))
+                .collect(),
+            allocations: image.allocations.iter().map(AllocationV1::from).collect(),
         }
     }
 }
@@ -117,6 +139,9 @@ impl TryFrom<HeadV1<'_>> for Head {
                 (shared(&form.key), used)
             })
             .collect();
+        let pools = form.pools.into_iter();
+        let pools = pools.map(|form| (shared(&form.name), Pool::from(form)));
+        let allocations = form.allocations.into_iter().map(Allocation::try_from);
         Ok(Self {
             at: Timestamp::from_ms(form.at),
             runs: form.runs.into_iter().map(RunId).collect(),
@@ -130,6 +155,9 @@ impl TryFrom<HeadV1<'_>> for Head {
                 runs: Vec::new(),
                 leases: form.leases.into_iter().map(Lease::from).collect(),
                 keys,
+                next_allocation: AllocationId(form.next_allocation.max(1)),
+                pools: pools.collect(),
+                allocations: allocations.collect::<Result<_, _>>()?,
             },
         })
     }

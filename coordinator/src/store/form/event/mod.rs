@@ -8,6 +8,7 @@ use coordinator_core::{AttemptNo, Epoch, Event, Failure, TaskIx, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::pool::PoolEventV1;
 use super::plan::{FailureV1, OfferV1, RunSpecV1, Text, commit, is_zero, shared, text};
 use super::question::AskingV1;
 use super::run::{ConflictV1, RunV1};
@@ -272,6 +273,9 @@ enum KindV1<'a> {
         conversation: Text<'a>,
         #[serde(default, skip_serializing_if = "str::is_empty")]
         software: Text<'a>,
+    },
+    Pool {
+        event: PoolEventV1<'a>,
     },
     TaskParked {
         run: u64,

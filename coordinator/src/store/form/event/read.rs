@@ -284,6 +284,7 @@ impl TryFrom<KindV1<'_>> for EventKind {
                 lease: LeaseId(lease),
                 question: QuestionId(question),
             },
+            KindV1::Pool { event } => Self::Pool(event.try_into()?),
             KindV1::Newer => {
                 return Err(Error::NewerEvent);
             }

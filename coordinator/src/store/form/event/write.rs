@@ -260,6 +260,9 @@ impl<'a> From<&'a EventKind> for KindV1<'a> {
                 conversation: text(conversation),
                 software: text(software),
             },
+            EventKind::Pool(event) => Self::Pool {
+                event: event.into(),
+            },
             EventKind::TaskParked {
                 run,
                 lease,
