@@ -41,6 +41,8 @@ use crate::ledger::Ledger;
 use crate::ledger::prices::Prices;
 use crate::plan::AgentDefinition;
 use crate::pool::local::{self, Parting};
+use crate::pool::settings::PoolSettings;
+use crate::pool::{self, Surroundings};
 use crate::store;
 use crate::store::sqlite::SqliteStore;
 use crate::transcript::{self, Transcripts};
@@ -94,6 +96,8 @@ pub struct Options {
     pub mirrors: BTreeMap<String, MirrorSettings>,
     /// What models cost.
     pub prices: Prices,
+    /// Pools that the configuration declares.
+    pub pools: BTreeMap<Arc<str>, PoolSettings>,
     /// This program: what git's hook and the local worker run.
     pub executable: PathBuf,
 }
@@ -312,6 +316,22 @@ impl App {
             };
             keeper = Some(tokio::spawn(local::run(local, told)));
         }
+        let around = Surroundings {
+            engine: engine.clone(),
+            auth: auth.clone(),
+            home: home.path().to_owned(),
+            executable: options.executable.clone(),
+            address: reachable(address).to_string(),
+        };
+        let pools = match options.mode {
+            Mode::Read => &BTreeMap::new(),
+            Mode::Serve | Mode::Embedded => &options.pools,
+        };
+        let standings = pool::start(pools, &around, &tasks, &ending).await;
+        let _standings = standings.map_err(|error| Error::Io {
+            action: "start the pools",
+            source: error.into(),
+        })?;
         let ca_path = auth.ca().certificate_path().to_owned();
         let here = AddressFile {
             address: reachable(address).to_string(),

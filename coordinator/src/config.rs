@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use coordinator_core::Span;
 use coordinator_core::state::LeaseClocks;
@@ -18,6 +19,7 @@ use serde::Serialize;
 use crate::git::mirror::MirrorSettings;
 use crate::ledger::prices::{self, Prices};
 use crate::plan::{AgentDefinition, Duration, Problems};
+use crate::pool::settings::PoolSettings;
 
 /// Name of the file in the home.
 pub const FILE_NAME: &str = "config.toml";
@@ -53,6 +55,8 @@ pub struct Config {
     pub mirrors: BTreeMap<String, MirrorSettings>,
     /// What models cost.
     pub prices: Prices,
+    /// Where workers come from, by name.
+    pub pools: BTreeMap<Arc<str>, PoolSettings>,
 }
 
 /// Where a value came from.
@@ -326,6 +330,7 @@ fn load_with(
         prices.set(&model, placed.value);
     }
     let config = Config {
+        pools: BTreeMap::new(),
         listen,
         slots,
         log,

@@ -27,6 +27,7 @@ pub struct Authenticator {
     tokens: TokenStore,
     credentials: CredentialIssuer,
     home: PathBuf,
+    home_id: String,
 }
 
 impl Authenticator {
@@ -41,6 +42,7 @@ impl Authenticator {
             tokens: TokenStore::open(home, &key)?,
             credentials: CredentialIssuer::new(&key),
             home: home.to_owned(),
+            home_id: key.home_id(),
         };
         authenticator.ensure_admin_token(Timestamp::now())?;
         Ok(Arc::new(authenticator))
@@ -70,6 +72,11 @@ impl Authenticator {
     pub fn create_token(&self, new: &NewToken, now: Timestamp) -> Result<Token, TokenStoreError> {
         self.tokens
             .create(new, self.ca.certificate().fingerprint(), now)
+    }
+
+    /// Tells this home from others: eight hexadecimal digits that are no secret and never change.
+    pub fn home_id(&self) -> &str {
+        &self.home_id
     }
 
     /// Makes the join token of an allocation; it pins this coordinator's authority, and is the same

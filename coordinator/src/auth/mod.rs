@@ -22,6 +22,7 @@ pub use authenticator::{Authenticator, Error as OpenError, Refusal};
 pub use ca::{CertificateAuthority, Error as CaError, ServerCertificate};
 pub use identity::{Access, Denied, Identity, Role};
 pub use lease_credential::{CredentialIssuer, Error as CredentialError};
+pub(crate) use secret_key::make_private_folder;
 pub use secret_key::{Error as SecretKeyError, SecretKey};
 pub(crate) use tokens::NAME as TOKENS;
 pub use tokens::{Error as TokenStoreError, NewToken, TokenRecord, TokenStore, Unverified};

@@ -43,6 +43,12 @@ impl SecretKey {
         Ok(Self(key))
     }
 
+    /// Returns what tells this home from others; it is no secret.
+    pub(super) fn home_id(&self) -> String {
+        let [a, b, c, d, ..] = self.derive("muster 2026-11 home id");
+        format!("{a:02x}{b:02x}{c:02x}{d:02x}")
+    }
+
     /// Derives an independent key for one purpose, which `context` names.
     pub(super) fn derive(&self, context: &str) -> [u8; 32] {
         blake3::derive_key(context, &self.0)
@@ -66,7 +72,7 @@ pub(super) fn random_bytes<const N: usize>() -> Result<[u8; N], Error> {
 }
 
 /// Makes `folder` and its parents where missing; new ones have mode 0700.
-pub(super) fn make_private_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn make_private_folder(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

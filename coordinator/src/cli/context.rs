@@ -257,6 +257,7 @@ impl Context {
             heartbeat_interval: config.heartbeat_interval,
             agents: config.agents,
             mirrors: config.mirrors,
+            pools: config.pools,
             prices: config.prices,
             executable,
         };

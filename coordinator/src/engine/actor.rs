@@ -419,6 +419,7 @@ impl Actor {
         let mut last: BTreeMap<RunId, u64> = BTreeMap::new();
         let mut refs_changed = false;
         let mut workers_changed = false;
+        let mut pools_changed = false;
         for event in events {
             if let Some(run) = event.kind.run() {
                 last.insert(run, event.seq);
@@ -430,6 +431,7 @@ impl Actor {
                 EventKind::WorkerJoined { .. }
                 | EventKind::WorkerDraining { .. }
                 | EventKind::WorkerForgotten { .. } => workers_changed = true,
+                EventKind::Pool(_) | EventKind::LeaseClosed { .. } => pools_changed = true,
                 _ => {}
             }
         }
@@ -441,6 +443,9 @@ impl Actor {
         }
         if workers_changed {
             self.notices.announce_workers();
+        }
+        if pools_changed {
+            self.notices.announce_pools();
         }
         self.notices.announce_commit();
     }

@@ -14,6 +14,7 @@ pub struct Notices {
     projection: watch::Sender<u64>,
     committed: watch::Sender<u64>,
     workers: watch::Sender<u64>,
+    pools: watch::Sender<u64>,
     runs: Mutex<BTreeMap<RunId, watch::Sender<u64>>>,
 }
 
@@ -24,6 +25,7 @@ impl Default for Notices {
             projection: watch::Sender::new(0),
             committed: watch::Sender::new(0),
             workers: watch::Sender::new(0),
+            pools: watch::Sender::new(0),
             runs: Mutex::default(),
         }
     }
@@ -54,6 +56,12 @@ impl Notices {
         self.workers.subscribe()
     }
 
+    /// Signals that what is wanted of pools may have changed.
+    #[must_use]
+    pub fn pools(&self) -> watch::Receiver<u64> {
+        self.pools.subscribe()
+    }
+
     /// Signals that a run has new events; the number is its last sequence number.
     #[must_use]
     pub fn run(&self, run: RunId) -> watch::Receiver<u64> {
@@ -77,6 +85,10 @@ impl Notices {
 
     pub(super) fn announce_workers(&self) {
         self.workers.send_modify(|count| *count += 1);
+    }
+
+    pub(super) fn announce_pools(&self) {
+        self.pools.send_modify(|count| *count += 1);
     }
 
     /// Wakes the watchers of a run and forgets runs that nobody watches.

@@ -1,5 +1,116 @@
 //! Where workers come from.
+//!
+//! The core plans what each pool should start and end and keeps the inventory (`planner.rs` asks it
+//! to); a [`carry::Carrier`] for each pool carries that out through a [`provider::Provider`], and
+//! tells the core what it sees. `local.rs` is apart from all this: the worker of an embedded
+//! coordinator.
 
+pub mod carry;
+mod compare;
 pub mod local;
+pub mod planner;
+pub mod processes;
 pub mod provider;
 pub mod settings;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use coordinator_core::Command;
+use coordinator_core::pool::PoolCommand;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::carry::{Carrier, Standings};
+use self::processes::Processes;
+use self::provider::Provider;
+use self::settings::{PoolKind, PoolSettings};
+use crate::auth::Authenticator;
+use crate::engine::{self, Handle};
+
+/// How often processes of local pools are looked at.
+const PROCESSES_POLL: Duration = Duration::from_secs(2);
+
+/// What pools need of the coordinator around them.
+pub struct Surroundings {
+    pub engine: Handle,
+    pub auth: Arc<Authenticator>,
+    /// The coordinator's home.
+    pub home: PathBuf,
+    /// This program.
+    pub executable: PathBuf,
+    /// `host:port` on which this coordinator listens.
+    pub address: String,
+}
+
+/// Starts to run the configured pools, until `ending`.
+///
+/// # Errors
+/// The engine does not answer.
+pub async fn start(
+    pools: &BTreeMap<Arc<str>, PoolSettings>,
+    around: &Surroundings,
+    tasks: &TaskTracker,
+    ending: &CancellationToken,
+) -> Result<Standings, engine::Error> {
+    let standings = Standings::default();
+    if pools.is_empty() {
+        return Ok(standings);
+    }
+    // Before anything is planned: from here on orders are this process's own.
+    let fresh = around.engine.query(|state, _| state.next_allocation());
+    let fresh = fresh.await?;
+    let policies = pools.iter();
+    let policies = policies.map(|(name, settings)| (Arc::clone(name), settings.policy.clone()));
+    let policies = policies.collect();
+    let configure = Command::Pool(PoolCommand::Configure { policies });
+    around.engine.command(configure).await?;
+    for (name, settings) in pools {
+        let Some((provider, poll)) = provider(name, settings, around) else {
+            continue;
+        };
+        let carrier = Carrier {
+            pool: Arc::clone(name),
+            provider,
+            engine: around.engine.clone(),
+            auth: Arc::clone(&around.auth),
+            home: around.home.clone(),
+            poll,
+            fresh,
+            standings: standings.clone(),
+        };
+        tasks.spawn(carrier.run(ending.clone()));
+    }
+    tasks.spawn(planner::run(around.engine.clone(), ending.clone()));
+    Ok(standings)
+}
+
+/// Makes the provider of a pool; `None` of pools whose workers people start.
+fn provider(
+    name: &Arc<str>,
+    settings: &PoolSettings,
+    around: &Surroundings,
+) -> Option<(Box<dyn Provider>, Duration)> {
+    match &settings.kind {
+        PoolKind::External => None,
+        PoolKind::Local => {
+            let processes = Processes {
+                pool: Arc::clone(name),
+                home: around.home.clone(),
+                home_id: around.auth.home_id().into(),
+                host: worker_agent::host_name().into(),
+                executable: around.executable.clone(),
+                policy: settings.policy.clone(),
+            };
+            Some((Box::new(processes), PROCESSES_POLL))
+        }
+        PoolKind::Slurm(_) => None,
+    }
+}
+
+/// Gives the folder of a pool in the coordinator's home.
+fn folder(home: &Path, pool: &str) -> PathBuf {
+    home.join("pools").join(pool)
+}

@@ -10,9 +10,13 @@ mod session;
 mod submit;
 mod timer;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use crate::command::{Command, Rejection, Reply};
 use crate::event::{Event, EventKind};
 use crate::ids::{AllocationId, LeaseId, WorkerId};
+use crate::pool::Policy;
 use crate::settle;
 use crate::state::{Link, State};
 use crate::time::{Span, Timestamp};
@@ -52,6 +56,8 @@ pub enum Touch {
     Renew { lease: LeaseId },
     /// Nothing has needed the allocation from now on, or something does again.
     Idle { allocation: AllocationId, idle: bool },
+    /// How pools are to be run.
+    Pools(BTreeMap<Arc<str>, Policy>),
 }
 
 /// What a step did: events in their order, to be persisted before the reply leaves.
@@ -205,6 +211,7 @@ impl State {
                     self.set_expiry(lease, now + ttl + self.clocks.grace);
                 }
             }
+            Touch::Pools(policies) => self.set_pools(policies),
             Touch::Idle { allocation, idle } => {
                 if let Some(held) = self.allocations.get_mut(&allocation) {
                     held.idle_since = idle.then_some(now);

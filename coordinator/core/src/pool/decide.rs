@@ -23,6 +23,11 @@ pub(crate) fn decide(
     command: &PoolCommand,
 ) -> Result<Decision, Rejection> {
     match command {
+        PoolCommand::Configure { policies } => {
+            let mut decision = decision(vec![]);
+            decision.touches.push(Touch::Pools(policies.clone()));
+            Ok(decision)
+        }
         PoolCommand::Plan => Ok(planned(state, now)),
         PoolCommand::Observe { allocations } => Ok(observed(state, now, allocations)),
         PoolCommand::Pause { pool, reason, by } => {

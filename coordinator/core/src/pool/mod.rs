@@ -335,6 +335,10 @@ impl fmt::Display for PoolEvent {
 /// What the core is asked about pools.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PoolCommand {
+    /// How pools are to be run from now on; volatile. Pools that are not named start nothing.
+    Configure {
+        policies: BTreeMap<Arc<str>, Policy>,
+    },
     /// Compares what is wanted with the inventory; harmless to repeat.
     Plan,
     /// A provider's word about allocations; those that are not known any more are passed over.
@@ -370,13 +374,14 @@ pub enum Shut {
 }
 
 impl State {
-    /// Sets how pools are to be run from now on; pools that are not named start nothing.
-    pub fn set_pools(&mut self, policies: BTreeMap<Arc<str>, Policy>) {
+    /// Gives the id of the next allocation; all younger ones are not given yet.
+    #[must_use]
+    pub fn next_allocation(&self) -> AllocationId {
+        self.next_allocation
+    }
+
+    pub(crate) fn set_pools(&mut self, policies: BTreeMap<Arc<str>, Policy>) {
         self.policies = policies;
-        let workers: Vec<WorkerId> = self.workers.keys().cloned().collect();
-        for worker in workers {
-            self.relist_worker(&worker);
-        }
     }
 
     /// Gives the pools that are configured.

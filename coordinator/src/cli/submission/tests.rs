@@ -33,6 +33,7 @@ impl World {
             agents: config.agents,
             mirrors: config.mirrors,
             prices: config.prices,
+            pools: config.pools,
             // What git's hook runs, and it consents: no lease is tested here.
             executable: "/bin/true".into(),
         })

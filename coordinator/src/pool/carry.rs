@@ -1,0 +1,335 @@
+//! Carries out, for one pool, what the core wants of its provider: places orders, watches what
+//! became of them, ends what is to end. Safe to repeat from any point.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use coordinator_core::pool::{Phase, PoolCommand, Seen};
+use coordinator_core::{AllocationId, Command};
+use muster_connect::private_file;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::compare::{Held, Memory};
+use super::folder;
+use super::provider::{Error, Order, Provider};
+use crate::auth::{Authenticator, make_private_folder};
+use crate::engine::{self, Handle};
+
+/// Pause between two looks at what the core wants, when nothing tells of a change.
+const LOOK: Duration = Duration::from_secs(2);
+/// How soon a list is asked for again after an order or an end.
+const SOON: Duration = Duration::from_secs(1);
+/// Longest pause between lists that fail.
+const TROUBLE_MAX: Duration = Duration::from_secs(120);
+
+/// How it goes with a pool's provider, for people. Volatile.
+#[derive(Clone, Default, Debug)]
+pub struct Standing {
+    /// What is the matter with the provider; `None` when it answers.
+    pub trouble: Option<String>,
+    /// Allocations that nobody knows and that are about to be ended.
+    pub orphans: usize,
+}
+
+/// How it goes with all pools.
+#[derive(Clone, Default, Debug)]
+pub struct Standings(Arc<Mutex<BTreeMap<Arc<str>, Standing>>>);
+
+impl Standings {
+    /// Gives how it goes with one pool.
+    #[must_use]
+    pub fn of(&self, pool: &str) -> Standing {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(pool).cloned().unwrap_or_default()
+    }
+
+    fn set(&self, pool: &Arc<str>, change: impl FnOnce(&mut Standing)) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(all.entry(Arc::clone(pool)).or_default());
+    }
+}
+
+/// What carries a pool.
+pub struct Carrier {
+    pub pool: Arc<str>,
+    pub provider: Box<dyn Provider>,
+    pub engine: Handle,
+    pub auth: Arc<Authenticator>,
+    /// The coordinator's home.
+    pub home: PathBuf,
+    /// How often the provider is asked for its list.
+    pub poll: Duration,
+    /// Orders from here on are of this process; what became of older ones only a list can tell.
+    pub fresh: AllocationId,
+    pub standings: Standings,
+}
+
+/// What the core wants, and what is known.
+struct Wanted {
+    held: Vec<Held>,
+    /// Orders that have no answer, with how many allocations each has, and whether all of them are to
+    /// end already.
+    orders: BTreeMap<AllocationId, (u32, bool)>,
+    /// To be ended now.
+    ends: Vec<Box<str>>,
+    exclude: Vec<Arc<str>>,
+}
+
+struct State {
+    memory: Memory,
+    begun: Instant,
+    next_list: Instant,
+    pause: Duration,
+    /// Older orders that surely have not arrived.
+    lost: BTreeSet<AllocationId>,
+}
+
+impl Carrier {
+    /// Works until `ending`.
+    pub async fn run(self, ending: CancellationToken) {
+        let now = Instant::now();
+        let mut state = State {
+            memory: Memory::default(),
+            begun: now,
+            next_list: now,
+            pause: self.poll,
+            lost: BTreeSet::new(),
+        };
+        let mut changed = self.engine.notices().pools();
+        loop {
+            changed.mark_unchanged();
+            let stepped = tokio::select! {
+                () = ending.cancelled() => return,
+                stepped = self.step(&mut state) => stepped,
+            };
+            if let Err(error) = stepped {
+                warn!(pool = &*self.pool, error = %error, "the engine does not answer a pool");
+            }
+            let wait = state.next_list.min(Instant::now() + LOOK);
+            tokio::select! {
+                () = ending.cancelled() => return,
+                told = changed.changed() => if told.is_err() { return },
+                () = tokio::time::sleep_until(wait) => {}
+            }
+        }
+    }
+
+    async fn step(&self, state: &mut State) -> Result<(), engine::Error> {
+        let wanted = self.wanted().await?;
+        self.forget_tokens(&wanted.held);
+        for (first, (count, ends)) in &wanted.orders {
+            if state.memory.doubts(*first) {
+                continue;
+            }
+            if *first < self.fresh && !state.lost.contains(first) {
+                state.memory.doubt(*first, state.begun.elapsed());
+                continue;
+            }
+            if *ends {
+                self.never(*first, *count).await?;
+            } else {
+                self.order(state, *first, *count, &wanted.exclude).await?;
+            }
+        }
+        if !wanted.ends.is_empty() && Instant::now() >= state.next_list {
+            if let Err(error) = self.provider.end(&wanted.ends).await {
+                self.trouble("end allocations", &error);
+            }
+        }
+        if Instant::now() >= state.next_list {
+            self.look(state).await?;
+        }
+        Ok(())
+    }
+
+    async fn wanted(&self) -> Result<Wanted, engine::Error> {
+        let pool = Arc::clone(&self.pool);
+        let query = move |core: &coordinator_core::State, _| {
+            let mut wanted = Wanted {
+                held: vec![],
+                orders: BTreeMap::new(),
+                ends: vec![],
+                exclude: vec![],
+            };
+            for held in core.allocations().filter(|held| held.pool == pool) {
+                wanted.held.push(Held {
+                    id: held.id,
+                    first: held.first,
+                    external: held.external.clone(),
+                });
+                match (&held.external, held.phase) {
+                    (Some(external), _) if core.may_end(held.id) => {
+                        wanted.ends.push(external.clone());
+                    }
+                    (None, Phase::Wanted) => {
+                        let order = wanted.orders.entry(held.first).or_insert((0, true));
+                        order.0 += 1;
+                        order.1 &= held.ending.is_some();
+                    }
+                    _ => {}
+                }
+            }
+            if let Some(known) = core.pool(&pool) {
+                wanted.exclude = known.quarantined.keys().cloned().collect();
+            }
+            wanted
+        };
+        self.engine.query(query).await
+    }
+
+    /// Says that an order which was never placed never will be.
+    async fn never(&self, first: AllocationId, count: u32) -> Result<(), engine::Error> {
+        let detail = "it was not needed any more before it was ordered";
+        self.observe(batch(first, count, |_| Seen::Gone {
+            detail: detail.into(),
+        }))
+        .await
+    }
+
+    async fn order(
+        &self,
+        state: &mut State,
+        first: AllocationId,
+        count: u32,
+        exclude: &[Arc<str>],
+    ) -> Result<(), engine::Error> {
+        let tokens = match self.tokens(first, count) {
+            Ok(tokens) => tokens,
+            Err(error) => {
+                self.trouble("write join tokens", &Error::Unclear(error.to_string()));
+                return Ok(());
+            }
+        };
+        let order = Order {
+            pool: Arc::clone(&self.pool),
+            home: self.auth.home_id().into(),
+            first,
+            count,
+            tokens,
+            exclude: exclude.to_vec(),
+        };
+        let started = self.provider.start(&order).await;
+        state.next_list = state.next_list.min(Instant::now() + SOON);
+        match started {
+            Ok(sightings) => {
+                info!(pool = &*self.pool, %first, count, "ordered allocations");
+                let seen = sightings.into_iter().map(|sighting| {
+                    let id = AllocationId(first.0.saturating_add(u64::from(sighting.index)));
+                    let external = sighting.external;
+                    (id, Seen::Queued { external })
+                });
+                self.observe(seen.collect()).await
+            }
+            Err(Error::Refused(detail)) => {
+                warn!(pool = &*self.pool, %first, detail, "the provider refuses an order");
+                self.observe(batch(first, count, |_| Seen::Refused {
+                    detail: detail.as_str().into(),
+                }))
+                .await
+            }
+            Err(error @ Error::Unclear(_)) => {
+                self.trouble("order allocations", &error);
+                state.memory.doubt(first, state.begun.elapsed());
+                Ok(())
+            }
+        }
+    }
+
+    /// Asks for the list and tells the core what it says.
+    async fn look(&self, state: &mut State) -> Result<(), engine::Error> {
+        let listed = self.provider.list().await;
+        let now = Instant::now();
+        let sightings = match listed {
+            Ok(sightings) => sightings,
+            Err(error) => {
+                self.trouble("list allocations", &error);
+                state.pause = (state.pause * 2).min(TROUBLE_MAX.max(self.poll));
+                state.next_list = now + state.pause;
+                return Ok(());
+            }
+        };
+        state.pause = self.poll;
+        state.next_list = now + self.poll;
+        // Of what is in the inventory by now, whatever was ordered meanwhile.
+        let held = self.wanted().await?.held;
+        let judgement = state
+            .memory
+            .compare(&held, &sightings, now.duration_since(state.begun));
+        for first in judgement.lost {
+            info!(pool = &*self.pool, %first, "an order has not arrived and is placed again");
+            state.lost.insert(first);
+        }
+        self.standings.set(&self.pool, |standing| {
+            standing.trouble = None;
+            standing.orphans = judgement.orphans.len();
+        });
+        if !judgement.orphans.is_empty() {
+            let orphans = &judgement.orphans;
+            warn!(pool = &*self.pool, ?orphans, "ending allocations that nobody knows");
+            if let Err(error) = self.provider.end(orphans).await {
+                self.trouble("end allocations that nobody knows", &error);
+            }
+        }
+        self.observe(judgement.seen).await
+    }
+
+    async fn observe(&self, allocations: Vec<(AllocationId, Seen)>) -> Result<(), engine::Error> {
+        if allocations.is_empty() {
+            return Ok(());
+        }
+        let command = Command::Pool(PoolCommand::Observe { allocations });
+        self.engine.command(command).await.map(drop)
+    }
+
+    fn trouble(&self, doing: &str, error: &Error) {
+        warn!(pool = &*self.pool, error = %error, "failed to {doing}");
+        self.standings.set(&self.pool, |standing| {
+            standing.trouble = Some(format!("failed to {doing}: {error}"));
+        });
+    }
+
+    fn token_path(&self, id: AllocationId) -> PathBuf {
+        folder(&self.home, &self.pool).join(format!("{id}.token"))
+    }
+
+    /// Writes the join tokens of an order; the same each time.
+    fn tokens(&self, first: AllocationId, count: u32) -> std::io::Result<Vec<PathBuf>> {
+        make_private_folder(&folder(&self.home, &self.pool))?;
+        let ids = (0..u64::from(count)).map(|nth| AllocationId(first.0.saturating_add(nth)));
+        let written = ids.map(|id| {
+            let path = self.token_path(id);
+            let token = self.auth.allocation_token(id.0);
+            private_file::replace(&path, format!("{}\n", token.reveal()).as_bytes())?;
+            Ok(path)
+        });
+        written.collect()
+    }
+
+    /// Removes the tokens of allocations that have ended; they open nothing any more.
+    fn forget_tokens(&self, held: &[Held]) {
+        let Ok(files) = std::fs::read_dir(folder(&self.home, &self.pool)) else {
+            return;
+        };
+        for file in files.flatten() {
+            let name = file.file_name();
+            let id = name.to_str().and_then(|name| name.strip_suffix(".token"));
+            let id = id.and_then(|id| id.strip_prefix('A')?.parse().ok());
+            if id.is_some_and(|id| held.iter().all(|held| held.id != AllocationId(id))) {
+                drop(std::fs::remove_file(file.path()));
+            }
+        }
+    }
+}
+
+fn batch(
+    first: AllocationId,
+    count: u32,
+    seen: impl Fn(AllocationId) -> Seen,
+) -> Vec<(AllocationId, Seen)> {
+    let ids = (0..u64::from(count)).map(|nth| AllocationId(first.0.saturating_add(nth)));
+    ids.map(|id| (id, seen(id))).collect()
+}

@@ -1,0 +1,361 @@
+//! What a provider's list says about the inventory. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use coordinator_core::AllocationId;
+use coordinator_core::pool::Seen;
+
+use super::provider::{Sighted, Sighting};
+
+/// Lists in a row in which an allocation must be missing before it is taken to be gone, and how long
+/// it must be: a list may be made of several parts, and a busy provider forgets for a moment.
+const MISSING_LISTS: u32 = 2;
+const MISSING_FOR: Duration = Duration::from_secs(10);
+/// How long an order whose answer was lost may still arrive.
+pub(super) const SETTLES: Duration = Duration::from_secs(30);
+/// How long what nobody knows is left alone: it may be of an order whose answer is on its way.
+const STRANGER_FOR: Duration = Duration::from_secs(60);
+
+/// An allocation of the inventory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Held {
+    pub(super) id: AllocationId,
+    pub(super) first: AllocationId,
+    /// `None` while its order has no answer.
+    pub(super) external: Option<Box<str>>,
+}
+
+/// What earlier lists have said. Volatile: after a restart it is learned again.
+#[derive(Default, Debug)]
+pub(super) struct Memory {
+    missing: BTreeMap<AllocationId, (u32, Duration)>,
+    strangers: BTreeMap<Box<str>, Duration>,
+    /// Orders that may or may not have arrived, and since when.
+    doubts: BTreeMap<AllocationId, Duration>,
+}
+
+/// What follows from a list.
+#[derive(PartialEq, Eq, Default, Debug)]
+pub(super) struct Judgement {
+    pub(super) seen: Vec<(AllocationId, Seen)>,
+    /// What nobody knows any more, or came twice: to be ended.
+    pub(super) orphans: Vec<Box<str>>,
+    /// Orders that surely have not arrived: they can be placed again.
+    pub(super) lost: Vec<AllocationId>,
+}
+
+impl Memory {
+    /// An order may or may not have arrived.
+    pub(super) fn doubt(&mut self, first: AllocationId, now: Duration) {
+        self.doubts.entry(first).or_insert(now);
+    }
+
+    pub(super) fn doubts(&self, first: AllocationId) -> bool {
+        self.doubts.contains_key(&first)
+    }
+
+    /// Compares a list, of this home and pool alone, with the inventory. `now` only grows.
+    pub(super) fn compare(
+        &mut self,
+        held: &[Held],
+        sightings: &[Sighting],
+        now: Duration,
+    ) -> Judgement {
+        let mut judgement = Judgement::default();
+        let known: BTreeMap<AllocationId, &Held> = held.iter().map(|one| (one.id, one)).collect();
+        let chosen = choose(&known, sightings);
+        let mut strangers = BTreeSet::new();
+        for (place, sighting) in sightings.iter().enumerate() {
+            let id = id_of(sighting);
+            if chosen.get(&id) == Some(&place) {
+                let external = sighting.external.clone();
+                let seen = match &sighting.state {
+                    Sighted::Queued => Seen::Queued { external },
+                    Sighted::Running { host } => Seen::Running {
+                        external,
+                        host: host.clone(),
+                    },
+                    Sighted::Ended { detail } => Seen::Gone {
+                        detail: detail.clone(),
+                    },
+                    Sighted::Ending | Sighted::Unknown => continue,
+                };
+                judgement.seen.push((id, seen));
+            } else if !matches!(sighting.state, Sighted::Ended { .. } | Sighted::Ending) {
+                strangers.insert(sighting.external.clone());
+            }
+        }
+        self.miss(held, &chosen, now, &mut judgement);
+        self.strangers.retain(|name, _| strangers.contains(name));
+        for name in strangers {
+            let since = *self.strangers.entry(name.clone()).or_insert(now);
+            if now.saturating_sub(since) >= STRANGER_FOR {
+                judgement.orphans.push(name);
+            }
+        }
+        judgement
+    }
+
+    fn miss(
+        &mut self,
+        held: &[Held],
+        chosen: &BTreeMap<AllocationId, usize>,
+        now: Duration,
+        judgement: &mut Judgement,
+    ) {
+        let missing = held.iter().filter(|one| !chosen.contains_key(&one.id));
+        let missing: BTreeMap<AllocationId, &Held> = missing.map(|one| (one.id, one)).collect();
+        self.missing.retain(|id, _| missing.contains_key(id));
+        let arrived: BTreeSet<AllocationId> = held
+            .iter()
+            .filter(|one| one.external.is_some() || chosen.contains_key(&one.id))
+            .map(|one| one.first)
+            .collect();
+        let firsts: BTreeSet<AllocationId> = held.iter().map(|one| one.first).collect();
+        self.doubts
+            .retain(|first, _| firsts.contains(first) && !arrived.contains(first));
+        for (id, one) in missing {
+            // Nobody has ordered it yet, or the answer is not clear.
+            if one.external.is_none() && !arrived.contains(&one.first) {
+                continue;
+            }
+            let (lists, since) = self.missing.entry(id).or_insert((0, now));
+            *lists += 1;
+            if *lists >= MISSING_LISTS && now.saturating_sub(*since) >= MISSING_FOR {
+                let detail = "its provider does not list it any more".into();
+                judgement.seen.push((id, Seen::Gone { detail }));
+            }
+        }
+        let settled = self.doubts.iter();
+        let settled = settled.filter(|(_, since)| now.saturating_sub(**since) >= SETTLES);
+        judgement.lost = settled.map(|(first, _)| *first).collect();
+        for first in &judgement.lost {
+            self.doubts.remove(first);
+        }
+    }
+}
+
+fn id_of(sighting: &Sighting) -> AllocationId {
+    AllocationId(sighting.name.first.0.saturating_add(u64::from(sighting.index)))
+}
+
+/// Chooses for each allocation the sighting that is it: the one with the name that is known, else the
+/// one that is farthest, else the first. All others of that name came twice.
+fn choose(
+    known: &BTreeMap<AllocationId, &Held>,
+    sightings: &[Sighting],
+) -> BTreeMap<AllocationId, usize> {
+    let mut chosen: BTreeMap<AllocationId, (u8, usize)> = BTreeMap::new();
+    for (place, sighting) in sightings.iter().enumerate() {
+        let id = id_of(sighting);
+        let Some(held) = known.get(&id).filter(|held| held.first == sighting.name.first) else {
+            continue;
+        };
+        let rank = match (&held.external, &sighting.state) {
+            (Some(external), _) if *external != sighting.external => continue,
+            (Some(_), _) | (None, Sighted::Running { .. }) => 0,
+            (None, Sighted::Queued | Sighted::Unknown) => 1,
+            (None, Sighted::Ending | Sighted::Ended { .. }) => 2,
+        };
+        let best = chosen.entry(id).or_insert((rank, place));
+        if rank < best.0 {
+            *best = (rank, place);
+        }
+    }
+    let places = chosen.into_iter();
+    places.map(|(id, (_, place))| (id, place)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::provider::OrderName;
+
+    const POLL: u64 = 10;
+
+    fn held(id: u64, external: Option<&str>) -> Held {
+        Held {
+            id: AllocationId(id),
+            first: AllocationId(id),
+            external: external.map(Into::into),
+        }
+    }
+
+    fn sighting(first: u64, external: &str, state: Sighted) -> Sighting {
+        Sighting {
+            external: external.into(),
+            name: OrderName {
+                home: "h".into(),
+                pool: "p".into(),
+                first: AllocationId(first),
+            },
+            index: 0,
+            state,
+        }
+    }
+
+    fn running() -> Sighted {
+        Sighted::Running { host: "n1".into() }
+    }
+
+    fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    /// Hands in the same list every ten seconds until something but `seen` follows.
+    fn repeat(memory: &mut Memory, held: &[Held], list: &[Sighting]) -> (u64, Judgement) {
+        for nth in 0..100 {
+            let judgement = memory.compare(held, list, secs(nth * POLL));
+            if !judgement.orphans.is_empty() || !judgement.lost.is_empty() {
+                return (nth * POLL, judgement);
+            }
+        }
+        panic!("nothing follows in a hundred lists");
+    }
+
+    #[test]
+    fn what_is_listed_is_observed() {
+        let mut memory = Memory::default();
+        let list = [
+            sighting(1, "j1", Sighted::Queued),
+            sighting(2, "j2", running()),
+            sighting(3, "j3", Sighted::Unknown),
+            sighting(4, "j4", Sighted::Ending),
+            sighting(
+                5,
+                "j5",
+                Sighted::Ended {
+                    detail: "TIMEOUT".into(),
+                },
+            ),
+        ];
+        let held: Vec<Held> = (1..=5).map(|id| held(id, None)).collect();
+        let judgement = memory.compare(&held, &list, secs(0));
+        assert_eq!(
+            judgement.seen,
+            [
+                (
+                    AllocationId(1),
+                    Seen::Queued {
+                        external: "j1".into()
+                    }
+                ),
+                (
+                    AllocationId(2),
+                    Seen::Running {
+                        external: "j2".into(),
+                        host: "n1".into()
+                    }
+                ),
+                (
+                    AllocationId(5),
+                    Seen::Gone {
+                        detail: "TIMEOUT".into()
+                    }
+                ),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_allocation_is_gone_only_after_it_was_missing_twice_and_for_a_while() {
+        let mut memory = Memory::default();
+        let held = [held(1, Some("j1"))];
+        assert_eq!(memory.compare(&held, &[], secs(0)), Judgement::default());
+        assert_eq!(memory.compare(&held, &[], secs(1)), Judgement::default());
+        let there = [sighting(1, "j1", Sighted::Unknown)];
+        memory.compare(&held, &there, secs(5));
+        assert_eq!(memory.compare(&held, &[], secs(11)).seen, []);
+        assert_eq!(memory.compare(&held, &[], secs(12)).seen, []);
+        assert_eq!(memory.compare(&held, &[], secs(21)).seen.len(), 1);
+    }
+
+    #[test]
+    fn an_order_without_an_answer_is_found_by_its_name() {
+        let mut memory = Memory::default();
+        memory.doubt(AllocationId(1), secs(0));
+        let judgement = memory.compare(
+            &[held(1, None)],
+            &[sighting(1, "j9", Sighted::Queued)],
+            secs(1),
+        );
+        assert_eq!(judgement.seen.len(), 1);
+        assert!(!memory.doubts(AllocationId(1)));
+    }
+
+    #[test]
+    fn an_order_that_does_not_arrive_can_be_placed_again_and_not_before() {
+        let mut memory = Memory::default();
+        memory.doubt(AllocationId(1), secs(0));
+        let (at, judgement) = repeat(&mut memory, &[held(1, None)], &[]);
+        assert_eq!(at, 30);
+        assert_eq!(judgement.lost, [AllocationId(1)]);
+        assert_eq!(judgement.seen, []);
+    }
+
+    #[test]
+    fn what_nobody_knows_is_ended_after_a_grace_time() {
+        let mut memory = Memory::default();
+        let (at, judgement) = repeat(&mut memory, &[], &[sighting(1, "j1", running())]);
+        assert_eq!(at, 60);
+        assert_eq!(judgement.orphans, ["j1".into()]);
+        let ended = Sighted::Ended { detail: "".into() };
+        let judgement = memory.compare(&[], &[sighting(1, "j1", ended)], secs(200));
+        assert_eq!(judgement, Judgement::default());
+    }
+
+    #[test]
+    fn an_allocation_that_comes_twice_is_kept_once() {
+        let mut memory = Memory::default();
+        let twice = [
+            sighting(1, "j1", Sighted::Queued),
+            sighting(1, "j2", running()),
+        ];
+        let judgement = memory.compare(&[held(1, None)], &twice, secs(0));
+        assert!(matches!(
+            &judgement.seen[..],
+            [(_, Seen::Running { external, .. })] if &**external == "j2"
+        ));
+        let (_, judgement) = repeat(&mut memory, &[held(1, Some("j2"))], &twice);
+        assert_eq!(judgement.orphans, ["j1".into()]);
+    }
+
+    #[test]
+    fn a_known_allocation_is_not_taken_for_another_of_its_name() {
+        let mut memory = Memory::default();
+        let other = [sighting(1, "j2", running())];
+        let known = [held(1, Some("j1"))];
+        let (_, judgement) = repeat(&mut memory, &known, &other);
+        assert_eq!(judgement.orphans, ["j2".into()]);
+    }
+
+    #[test]
+    fn of_an_array_each_task_is_judged_for_itself() {
+        let mut memory = Memory::default();
+        let array = |id, external: Option<&str>| Held {
+            first: AllocationId(5),
+            ..held(id, external)
+        };
+        let at = |index, external: &str, state| Sighting {
+            index,
+            ..sighting(5, external, state)
+        };
+        let list = [at(0, "j_0", running()), at(2, "j_2", Sighted::Queued)];
+        memory.doubt(AllocationId(5), secs(0));
+        let inventory = [array(5, None), array(6, None), array(7, None)];
+        let judgement = memory.compare(&inventory, &list, secs(0));
+        let ids: Vec<u64> = judgement.seen.iter().map(|(id, _)| id.0).collect();
+        assert_eq!(ids, [5, 7]);
+        memory.compare(&inventory, &list, secs(10));
+        let judgement = memory.compare(&inventory, &list, secs(20));
+        let gone = (
+            AllocationId(6),
+            Seen::Gone {
+                detail: "its provider does not list it any more".into(),
+            },
+        );
+        assert!(judgement.seen.contains(&gone), "the order has arrived");
+        assert_eq!(judgement.lost, []);
+    }
+}
