@@ -125,6 +125,7 @@ fn join(state: &mut State, now: Timestamp) {
             offer: Arc::new(offer),
             held: vec![],
             draining: false,
+            time_left: None,
         });
         step(state, now, &hello).unwrap();
         beat(state, now, n, 1, vec![]);
@@ -140,6 +141,7 @@ fn beat(state: &mut State, now: Timestamp, n: usize, seq: u64, held: Vec<LeaseId
         free_slots: SLOTS - u32::try_from(held.len()).unwrap(),
         held,
         draining: false,
+        time_left: None,
     });
     step(state, now, &beat).unwrap();
 }
