@@ -49,11 +49,13 @@ fn check_allocations(state: &State) -> Checked {
         ensure(named, || format!("allocation {id} runs without a name"))?;
     }
     for (name, pool) in &state.pools {
-        let twice = pool
-            .suspects
-            .keys()
-            .find(|host| pool.quarantined.contains_key(*host) && pool.suspects[*host].len() >= limits::QUARANTINE_TASKS);
-        ensure(twice.is_none(), || format!("pool {name} would quarantine {twice:?} twice"))?;
+        let twice = pool.suspects.keys().find(|host| {
+            pool.quarantined.contains_key(*host)
+                && pool.suspects[*host].len() >= limits::QUARANTINE_TASKS
+        });
+        ensure(twice.is_none(), || {
+            format!("pool {name} would quarantine {twice:?} twice")
+        })?;
     }
     Ok(())
 }
@@ -304,7 +306,11 @@ fn check_workers(state: &State) -> Checked {
             format!("worker {id} counts other resources")
         })?;
         let shut = state.is_shut(id).is_some();
-        let free = if shut { 0 } else { free_slots(&entry.worker, aux) };
+        let free = if shut {
+            0
+        } else {
+            free_slots(&entry.worker, aux)
+        };
         ensure(aux.listed == (free > 0).then_some(free), || {
             format!("worker {id} is misplaced")
         })?;

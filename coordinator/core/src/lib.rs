@@ -37,7 +37,8 @@ pub use effects::{Effect, GitStep, WakeReason, due, effects, git_work, next_wake
 pub use event::{Event, EventKind};
 pub use failure::{Failure, FailureClass};
 pub use ids::{
-    AllocationId, AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId,
+    AllocationId, AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx,
+    TaskKey, WorkerId,
 };
 pub use index::Timer;
 pub use recovery::ReplayError;

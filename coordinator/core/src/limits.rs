@@ -144,5 +144,14 @@ pub const QUARANTINE_TASKS: usize = 3;
 pub const QUARANTINE: Span = Span::from_secs(3_600);
 /// Hosts of one pool that are suspected at once.
 pub const SUSPECTS: usize = 4_096;
+/// Lists in a row in which an allocation must be missing before it is taken to be gone: a list may be
+/// made of several parts, and a busy provider forgets for a moment.
+pub const MISSING_LISTS: u32 = 2;
+/// How long it must be missing for that.
+pub const MISSING_FOR: Span = Span::from_secs(10);
+/// How long an order whose answer was lost may still arrive.
+pub const ORDER_SETTLES: Span = Span::from_secs(30);
+/// How long what nobody knows is left alone: it may be of an order whose answer is on its way.
+pub const STRANGER_FOR: Span = Span::from_secs(60);
 /// Tasks up to which debug builds check every invariant after every step.
 pub const TASKS_CHECKED: usize = 200;

@@ -55,7 +55,9 @@ impl State {
             let id = allocation.id;
             let known = state.allocations.insert(id, allocation);
             if known.is_some() || id >= state.next_allocation {
-                return Err(ReplayError::Image(format!("allocation {id} twice or too new")));
+                return Err(ReplayError::Image(format!(
+                    "allocation {id} twice or too new"
+                )));
             }
         }
         for mut worker in image.workers {

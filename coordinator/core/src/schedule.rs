@@ -134,11 +134,7 @@ fn last_attempt(run: &Run, ix: TaskIx) -> AttemptNo {
 }
 
 /// Finds a task at work whose claim overlaps one of this task's.
-pub(crate) fn holder(
-    state: &State,
-    id: RunId,
-    ix: TaskIx,
-) -> Option<(TaskIx, Arc<str>)> {
+pub(crate) fn holder(state: &State, id: RunId, ix: TaskIx) -> Option<(TaskIx, Arc<str>)> {
     let RunEntry { run, aux } = state.runs.get(&id)?;
     if aux.claims.is_empty() {
         return None;
@@ -331,7 +327,9 @@ pub(crate) fn lacks(offered: &Offered<'_>, requirement: &Requirement) -> Option<
     if let Some((name, _)) = short {
         return Some(Misfit::Resource(name.clone()));
     }
-    let gone = offered.left.filter(|left| !lasts(*left, requirement.expected));
+    let gone = offered
+        .left
+        .filter(|left| !lasts(*left, requirement.expected));
     gone.map(|_| Misfit::Walltime)
 }
 

@@ -8,7 +8,8 @@ use coordinator_core::event::{Outcome, Usage, Work};
 use coordinator_core::question::{Asking, Choice, ChoiceEffect};
 use coordinator_core::worker::Offer;
 use coordinator_core::{
-    AllocationId, AttemptNo, CommitId, Failure, FailureClass, LeaseId, Span, TaskIx, Timestamp, limits,
+    AllocationId, AttemptNo, CommitId, Failure, FailureClass, LeaseId, Span, TaskIx, Timestamp,
+    limits,
 };
 use muster_proto::v1;
 use tonic::Status;

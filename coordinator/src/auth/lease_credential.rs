@@ -6,8 +6,8 @@
 
 use std::fmt;
 
-use muster_connect::{Fingerprint, Secret, Token, TokenId};
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use muster_connect::{Fingerprint, Secret, Token, TokenId};
 use sha2::Sha256;
 
 use super::{Identity, SecretKey};

@@ -6,14 +6,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use coordinator_core::pool::{Phase, PoolCommand, Seen};
-use coordinator_core::{AllocationId, Command};
+use coordinator_core::pool::{Held, Memory, Phase, PoolCommand, Seen};
+use coordinator_core::{AllocationId, Command, Timestamp};
 use muster_connect::private_file;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::compare::{Held, Memory};
 use super::folder;
 use super::provider::{Error, Order, Provider};
 use crate::auth::{Authenticator, make_private_folder};
@@ -88,6 +87,14 @@ struct State {
     lost: BTreeSet<AllocationId>,
 }
 
+impl State {
+    /// Time since this process began, which is all that lists are compared by.
+    fn now(&self) -> Timestamp {
+        let elapsed = self.begun.elapsed().as_millis();
+        Timestamp::from_ms(u64::try_from(elapsed).unwrap_or(u64::MAX))
+    }
+}
+
 impl Carrier {
     /// Works until `ending`.
     pub async fn run(self, ending: CancellationToken) {
@@ -126,7 +133,7 @@ impl Carrier {
                 continue;
             }
             if *first < self.fresh && !state.lost.contains(first) {
-                state.memory.doubt(*first, state.begun.elapsed());
+                state.memory.doubt(*first, state.now());
                 continue;
             }
             if *ends {
@@ -233,7 +240,7 @@ impl Carrier {
             }
             Err(error @ Error::Unclear(_)) => {
                 self.trouble("order allocations", &error);
-                state.memory.doubt(first, state.begun.elapsed());
+                state.memory.doubt(first, state.now());
                 Ok(())
             }
         }
@@ -256,9 +263,7 @@ impl Carrier {
         state.next_list = now + self.poll;
         // Of what is in the inventory by now, whatever was ordered meanwhile.
         let held = self.wanted().await?.held;
-        let judgement = state
-            .memory
-            .compare(&held, &sightings, now.duration_since(state.begun));
+        let judgement = state.memory.compare(&held, &sightings, state.now());
         for first in judgement.lost {
             info!(pool = &*self.pool, %first, "an order has not arrived and is placed again");
             state.lost.insert(first);
@@ -269,7 +274,11 @@ impl Carrier {
         });
         if !judgement.orphans.is_empty() {
             let orphans = &judgement.orphans;
-            warn!(pool = &*self.pool, ?orphans, "ending allocations that nobody knows");
+            warn!(
+                pool = &*self.pool,
+                ?orphans,
+                "ending allocations that nobody knows"
+            );
             if let Err(error) = self.provider.end(orphans).await {
                 self.trouble("end allocations that nobody knows", &error);
             }

@@ -6,7 +6,6 @@
 //! coordinator.
 
 pub mod carry;
-mod compare;
 pub mod local;
 pub mod planner;
 pub mod processes;

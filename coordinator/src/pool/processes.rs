@@ -11,8 +11,8 @@ use coordinator_core::AllocationId;
 use coordinator_core::pool::Policy;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use rustix::process::{Pid, Signal, kill_process};
 use muster_connect::private_file;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tracing::{info, warn};
@@ -57,7 +57,10 @@ impl Processes {
 
     fn spawn(&self, order: &Order, index: u32) -> std::io::Result<Sighting> {
         let place = usize::try_from(index).unwrap_or(usize::MAX);
-        let token = order.tokens.get(place).ok_or(std::io::ErrorKind::NotFound)?;
+        let token = order
+            .tokens
+            .get(place)
+            .ok_or(std::io::ErrorKind::NotFound)?;
         make_private_folder(&self.folder())?;
         let log = std::fs::File::options()
             .create(true)
@@ -88,7 +91,10 @@ impl Processes {
         tokio::spawn(async move {
             let ended = child.wait().await;
             let ended = ended.map_or_else(|error| error.to_string(), |how| how.to_string());
-            info!(allocation = &*shown, ended, "a worker of a local pool has ended");
+            info!(
+                allocation = &*shown,
+                ended, "a worker of a local pool has ended"
+            );
         });
         if let Some((pid, begun)) = kept {
             let kept = Kept {
@@ -192,7 +198,11 @@ pub(super) fn offer(policy: &Policy) -> Vec<OsString> {
         policy.template.slots.to_string().into(),
         // A coordinator that never comes back must not leave it there for ever.
         "--idle-exit".into(),
-        format!("{}ms", policy.idle_timeout.ms().saturating_mul(4).max(600_000)).into(),
+        format!(
+            "{}ms",
+            policy.idle_timeout.ms().saturating_mul(4).max(600_000)
+        )
+        .into(),
     ];
     for label in &policy.template.labels {
         arguments.extend(["--label".into(), OsString::from(&**label)]);
@@ -227,7 +237,9 @@ impl Provider for Processes {
 
     fn list(&self) -> BoxFuture<'_, Result<Vec<Sighting>, Error>> {
         let listed = self.listed();
-        let listed = listed.map_err(|error| Error::Unclear(format!("cannot read {}: {error}", self.folder().display())));
+        let listed = listed.map_err(|error| {
+            Error::Unclear(format!("cannot read {}: {error}", self.folder().display()))
+        });
         futures::future::ready(listed).boxed()
     }
 

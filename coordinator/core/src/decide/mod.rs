@@ -55,7 +55,10 @@ pub enum Touch {
     /// A lease has a full TTL plus grace from now.
     Renew { lease: LeaseId },
     /// Nothing has needed the allocation from now on, or something does again.
-    Idle { allocation: AllocationId, idle: bool },
+    Idle {
+        allocation: AllocationId,
+        idle: bool,
+    },
     /// How pools are to be run.
     Pools(BTreeMap<Arc<str>, Policy>),
 }

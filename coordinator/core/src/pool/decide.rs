@@ -269,7 +269,10 @@ fn ended(
     }
     failing.failures += 1;
     failing.batch = held.first;
-    let max = state.policies.get(&held.pool).map(|policy| policy.failures_max);
+    let max = state
+        .policies
+        .get(&held.pool)
+        .map(|policy| policy.failures_max);
     let is_paused = pool.is_some_and(|pool| pool.paused.is_some());
     if !is_paused && Some(failing.failures) == max {
         let times = failing.failures;

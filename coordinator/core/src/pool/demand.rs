@@ -54,12 +54,7 @@ pub(super) fn wants(state: &State, now: Timestamp) -> Wants {
             let verifies = verifies.filter(|(_, _, task)| !aux.ending.contains_key(&Some(*task)));
             ready = ready.saturating_add(u32::try_from(verifies.count()).unwrap_or(u32::MAX));
             for (_, _, task) in queue.attempts.iter().take(limits::DEMAND_SCAN) {
-                ready = ready.saturating_add(u32::from(startable(
-                    state,
-                    *id,
-                    *task,
-                    &mut claimed,
-                )));
+                ready = ready.saturating_add(u32::from(startable(state, *id, *task, &mut claimed)));
             }
             let ready = ready.min(left);
             left = left.saturating_sub(ready);
@@ -101,9 +96,9 @@ impl Claimed {
             self.0.iter().any(|held| {
                 let within = |inner: &str, outer: &str| {
                     outer.is_empty()
-                        || inner.strip_prefix(outer).is_some_and(|rest| {
-                            rest.is_empty() || rest.starts_with('/')
-                        })
+                        || inner
+                            .strip_prefix(outer)
+                            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
                 };
                 within(path, held) || within(held, path)
             })
@@ -171,7 +166,9 @@ fn soon(state: &State, now: Timestamp) -> Soon {
                 (task, expected.map(|profile| profile.requirement.expected))
             }
             Work::Verify { task, .. } => {
-                let verify = run.profile(task).and_then(|profile| profile.verify.as_ref());
+                let verify = run
+                    .profile(task)
+                    .and_then(|profile| profile.verify.as_ref());
                 (task, verify.map(|verify| verify.requirement.expected))
             }
             Work::FinalVerify => continue,

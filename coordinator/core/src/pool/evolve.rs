@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    Allocation, EndCause, Ending, Pause, Phase, PoolEvent, Quarantine,
-};
+use super::{Allocation, EndCause, Ending, Pause, Phase, PoolEvent, Quarantine};
 use crate::failure::FailureClass;
 use crate::ids::{AllocationId, LeaseId, TaskKey, WorkerId};
 use crate::limits;

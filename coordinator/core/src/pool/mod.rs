@@ -7,10 +7,12 @@
 //! machines for a backlog, and the bound on how many may wait in a foreign queue, are HyperQueue's
 //! automatic allocation; the pause after failures too.
 
+mod compare;
 mod decide;
 mod demand;
 mod evolve;
 mod plan;
+mod sight;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -23,8 +25,11 @@ use crate::state::{Link, State};
 use crate::time::{Span, Timestamp};
 use crate::worker::Offer;
 
+pub use compare::{Held, Judgement, Memory};
 pub use demand::{Demand, demands};
 pub use plan::{Hindrance, Outlook, Prospect, Start, Stop, outlook, prospects};
+
+pub use sight::{OrderName, Sighted, Sighting};
 
 pub(crate) use decide::decide;
 
@@ -122,8 +127,12 @@ pub enum Phase {
     /// The provider is being asked; whether it heard is not known.
     Wanted,
     /// It waits in the provider's queue.
-    Queued { since: Timestamp },
-    Running { since: Timestamp },
+    Queued {
+        since: Timestamp,
+    },
+    Running {
+        since: Timestamp,
+    },
 }
 
 /// An allocation gets no more work, and is ended once it holds none.
@@ -183,12 +192,7 @@ pub enum AllocationEnd {
 
 impl AllocationEnd {
     /// Every end, for tables and tests.
-    pub const ALL: [Self; 4] = [
-        Self::Released,
-        Self::Refused,
-        Self::NeverJoined,
-        Self::Gone,
-    ];
+    pub const ALL: [Self; 4] = [Self::Released, Self::Refused, Self::NeverJoined, Self::Gone];
 
     /// Gives the stable name used on the wire and in stored forms.
     #[must_use]
@@ -246,14 +250,20 @@ pub enum PoolEvent {
         by: Actor,
     },
     /// It may start allocations again; its failures and quarantines are forgotten.
-    PoolResumed { pool: Arc<str>, by: Actor },
+    PoolResumed {
+        pool: Arc<str>,
+        by: Actor,
+    },
     HostQuarantined {
         pool: Arc<str>,
         host: Arc<str>,
         reason: Box<str>,
         until: Timestamp,
     },
-    HostReleased { pool: Arc<str>, host: Arc<str> },
+    HostReleased {
+        pool: Arc<str>,
+        host: Arc<str>,
+    },
 }
 
 impl PoolEvent {
@@ -288,7 +298,10 @@ impl fmt::Display for PoolEvent {
                 first,
                 count,
                 why,
-            } => write!(f, "pool {pool} wants {count} allocations from {first} on: {why}"),
+            } => write!(
+                f,
+                "pool {pool} wants {count} allocations from {first} on: {why}"
+            ),
             Self::AllocationQueued {
                 allocation,
                 external,
@@ -350,18 +363,30 @@ pub enum PoolCommand {
         reason: Box<str>,
         by: Actor,
     },
-    Resume { pool: Arc<str>, by: Actor },
+    Resume {
+        pool: Arc<str>,
+        by: Actor,
+    },
 }
 
 /// How a provider sees an allocation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Seen {
     /// It did not take the order, and will not carry it out later either.
-    Refused { detail: Box<str> },
-    Queued { external: Box<str> },
-    Running { external: Box<str>, host: Box<str> },
+    Refused {
+        detail: Box<str>,
+    },
+    Queued {
+        external: Box<str>,
+    },
+    Running {
+        external: Box<str>,
+        host: Box<str>,
+    },
     /// It surely does not run and never will again.
-    Gone { detail: Box<str> },
+    Gone {
+        detail: Box<str>,
+    },
 }
 
 /// Why a worker gets nothing though it is connected.

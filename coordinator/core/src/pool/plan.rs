@@ -55,15 +55,26 @@ pub struct Stop {
 /// Why a pool starts nothing more for work that it could serve.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Hindrance {
-    Paused { reason: Box<str> },
+    Paused {
+        reason: Box<str>,
+    },
     /// It is given time after a failed start.
-    Backoff { left: Span, detail: Box<str> },
+    Backoff {
+        left: Span,
+        detail: Box<str>,
+    },
     /// It has as many allocations as it may.
-    Max { max: u32 },
+    Max {
+        max: u32,
+    },
     /// As many wait in its provider's queue as may.
-    Backlog { backlog: u32 },
+    Backlog {
+        backlog: u32,
+    },
     /// The rest is asked for in the next steps.
-    Burst { burst: u32 },
+    Burst {
+        burst: u32,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -239,7 +250,12 @@ fn existing<'a>(state: &'a State, now: Timestamp, ending: &BTreeSet<LeaseId>) ->
 }
 
 /// Adds the room of workers that are on their way.
-fn coming<'a>(state: &'a State, now: Timestamp, learned: &'a Learned<'_>, rooms: &mut Vec<Room<'a>>) {
+fn coming<'a>(
+    state: &'a State,
+    now: Timestamp,
+    learned: &'a Learned<'_>,
+    rooms: &mut Vec<Room<'a>>,
+) {
     let mut joined: BTreeMap<AllocationId, u32> = BTreeMap::new();
     for worker in state.workers() {
         if let Some(allocation) = worker.offer.allocation
@@ -561,7 +577,10 @@ impl<'a> Ledger<'a> {
                 (EndCause::Surplus, why)
             } else if spare > 0 && since.is_some_and(|idle| idle >= self.policy.idle_timeout) {
                 let idle = since.unwrap_or_default().ms() / 1_000;
-                (EndCause::Idle, format!("nothing has needed it for {idle} s"))
+                (
+                    EndCause::Idle,
+                    format!("nothing has needed it for {idle} s"),
+                )
             } else {
                 continue;
             };

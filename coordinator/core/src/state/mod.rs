@@ -11,7 +11,8 @@ use std::sync::Arc;
 use crate::event::{Actor, MergeConflict, Outcome, RunOutcome, Usage, Work};
 use crate::failure::Failure;
 use crate::ids::{
-    AllocationId, AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx, WorkerId,
+    AllocationId, AttemptNo, CommitId, Epoch, Incarnation, LeaseId, QuestionId, RunId, TaskIx,
+    WorkerId,
 };
 use crate::index::{Index, LeaseEntry, RunEntry, WorkerEntry};
 use crate::limits;

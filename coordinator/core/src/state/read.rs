@@ -4,7 +4,9 @@ use super::{
     Attempt, Lease, LeaseClocks, Run, RunPhase, State, Task, TaskState, VerifyPhase, Worker,
 };
 use crate::event::{Outcome, Work};
-use crate::ids::{AllocationId, CommitId, Epoch, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId};
+use crate::ids::{
+    AllocationId, CommitId, Epoch, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId,
+};
 use crate::plan::{Profile, VerifySpec};
 use crate::question::{PastQuestion, Question};
 use crate::time::Timestamp;

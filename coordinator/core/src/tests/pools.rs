@@ -54,7 +54,9 @@ struct Cluster(World);
 impl Cluster {
     fn new(policy: Policy) -> Self {
         let mut world = World::new();
-        world.state.set_pools(BTreeMap::from([(text(POOL), policy)]));
+        world
+            .state
+            .set_pools(BTreeMap::from([(text(POOL), policy)]));
         Self(world)
     }
 
@@ -154,7 +156,9 @@ fn as_many_allocations_are_wanted_as_the_waiting_work_fills() {
 #[test]
 fn blocked_work_starts_nothing() {
     let mut cluster = Cluster::new(policy(10));
-    cluster.0.submit(plan(&["a", "b: a", "c: a", "d: a", "e: a"]));
+    cluster
+        .0
+        .submit(plan(&["a", "b: a", "c: a", "d: a", "e: a"]));
     assert_eq!(cluster.wanted(), 1);
 }
 
@@ -237,12 +241,16 @@ fn work_that_takes_longer_than_the_machines_stay_starts_nothing() {
         walltime,
         ..policy(10)
     });
-    let long = |secs| move |task: &mut crate::plan::TaskSpec| {
-        task.profile.requirement.expected = Span::from_secs(secs);
+    let long = |secs| {
+        move |task: &mut crate::plan::TaskSpec| {
+            task.profile.requirement.expected = Span::from_secs(secs);
+        }
     };
     cluster.0.submit(independent(1).each(long(3_500)));
     assert_eq!(cluster.wanted(), 0);
-    cluster.0.submit(independent(1).named("second").each(long(3_400)));
+    cluster
+        .0
+        .submit(independent(1).named("second").each(long(3_400)));
     assert_eq!(cluster.wanted(), 1);
 }
 
@@ -276,7 +284,14 @@ fn work_is_not_leased_to_a_machine_that_goes_away_before_it_is_done() {
 #[test]
 fn a_pool_is_bounded_by_its_maximum_its_backlog_and_its_burst() {
     let cases = [
-        (Policy { max: 4, ..policy(0) }, 4, Hindrance::Max { max: 4 }),
+        (
+            Policy {
+                max: 4,
+                ..policy(0)
+            },
+            4,
+            Hindrance::Max { max: 4 },
+        ),
         (
             Policy {
                 backlog: 3,
@@ -321,7 +336,10 @@ fn what_runs_makes_room_in_the_backlog() {
 
 #[test]
 fn a_minimum_is_there_without_work_and_stays() {
-    let mut cluster = Cluster::new(Policy { min: 2, ..policy(5) });
+    let mut cluster = Cluster::new(Policy {
+        min: 2,
+        ..policy(5)
+    });
     assert_eq!(cluster.wanted(), 2);
     cluster.run(&[1, 2]);
     let names = [cluster.join(1), cluster.join(2)];
@@ -384,10 +402,7 @@ fn what_still_waits_in_the_queue_is_taken_back_when_its_work_is_gone() {
     cluster.0.cancel(crate::command::Target::Run(run));
     cluster.plan();
     cluster.pass(60, &[]);
-    assert_eq!(
-        cluster.ending(),
-        [(2, EndCause::Idle), (1, EndCause::Idle)]
-    );
+    assert_eq!(cluster.ending(), [(2, EndCause::Idle), (1, EndCause::Idle)]);
 }
 
 #[test]
@@ -532,10 +547,13 @@ fn a_host_on_which_attempts_fail_at_once_is_quarantined_and_its_pool_paused_at_l
         let is_paused = cluster.0.state.pool(POOL).unwrap().paused.is_some();
         assert_eq!(is_paused, paused);
         for lease in cluster.0.live() {
-            cluster.0.say(&lease, Report::Failed {
-                failure: super::world::failure(FailureClass::AgentFailed),
-                usage: crate::event::Usage::default(),
-            });
+            cluster.0.say(
+                &lease,
+                Report::Failed {
+                    failure: super::world::failure(FailureClass::AgentFailed),
+                    usage: crate::event::Usage::default(),
+                },
+            );
         }
         cluster.0.beat(&name);
         assert!(cluster.0.live().is_empty(), "it gets nothing any more");
@@ -654,6 +672,9 @@ fn resources_are_counted_when_work_is_dealt_out() {
     });
     cluster.0.submit(tasks);
     assert_eq!(cluster.wanted(), 3);
-    assert_eq!(cluster.inventory(), ids(&[1, 2, 3]).iter().map(|id| id.0).collect::<Vec<_>>());
+    assert_eq!(
+        cluster.inventory(),
+        ids(&[1, 2, 3]).iter().map(|id| id.0).collect::<Vec<_>>()
+    );
     assert!(cluster.0.state.worker(&worker("w1")).is_none());
 }

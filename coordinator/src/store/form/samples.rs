@@ -17,8 +17,8 @@ use coordinator_core::state::{
 use coordinator_core::time::Span;
 use coordinator_core::worker::{Offer, Requirement};
 use coordinator_core::{
-    AllocationId, AttemptNo, CommitId, Epoch, Event, EventKind, Failure, FailureClass, Incarnation, LeaseId,
-    QuestionId, RunId, TaskIx, TaskKey, Timestamp, WorkerId,
+    AllocationId, AttemptNo, CommitId, Epoch, Event, EventKind, Failure, FailureClass, Incarnation,
+    LeaseId, QuestionId, RunId, TaskIx, TaskKey, Timestamp, WorkerId,
 };
 
 pub(in crate::store) use questions::{LATER_KINDS, asking_task, later_kinds};

@@ -7,7 +7,9 @@ use coordinator_core::pool::{Allocation, Pool};
 use coordinator_core::state::{Image, KeyUse, Lease, Link, Run, Worker};
 use coordinator_core::time::Span;
 use coordinator_core::worker::Offer;
-use coordinator_core::{AllocationId, Epoch, Incarnation, LeaseId, QuestionId, RunId, Timestamp, WorkerId};
+use coordinator_core::{
+    AllocationId, Epoch, Incarnation, LeaseId, QuestionId, RunId, Timestamp, WorkerId,
+};
 use serde::{Deserialize, Serialize};
 
 use super::Error;

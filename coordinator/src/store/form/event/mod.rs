@@ -8,8 +8,8 @@ use coordinator_core::{AttemptNo, Epoch, Event, Failure, TaskIx, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::pool::PoolEventV1;
 use super::plan::{FailureV1, OfferV1, RunSpecV1, Text, commit, is_zero, shared, text};
+use super::pool::PoolEventV1;
 use super::question::AskingV1;
 use super::run::{ConflictV1, RunV1};
 use crate::store::Batch;

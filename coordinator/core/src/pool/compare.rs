@@ -1,67 +1,55 @@
-//! What a provider's list says about the inventory. Pure.
+//! What a provider's list says about the inventory.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-use coordinator_core::AllocationId;
-use coordinator_core::pool::Seen;
-
-use super::provider::{Sighted, Sighting};
-
-/// Lists in a row in which an allocation must be missing before it is taken to be gone, and how long
-/// it must be: a list may be made of several parts, and a busy provider forgets for a moment.
-const MISSING_LISTS: u32 = 2;
-const MISSING_FOR: Duration = Duration::from_secs(10);
-/// How long an order whose answer was lost may still arrive.
-pub(super) const SETTLES: Duration = Duration::from_secs(30);
-/// How long what nobody knows is left alone: it may be of an order whose answer is on its way.
-const STRANGER_FOR: Duration = Duration::from_secs(60);
+use super::{Seen, Sighted, Sighting};
+use crate::ids::AllocationId;
+use crate::limits;
+use crate::time::Timestamp;
 
 /// An allocation of the inventory.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Held {
-    pub(super) id: AllocationId,
-    pub(super) first: AllocationId,
+pub struct Held {
+    pub id: AllocationId,
+    pub first: AllocationId,
     /// `None` while its order has no answer.
-    pub(super) external: Option<Box<str>>,
+    pub external: Option<Box<str>>,
 }
 
 /// What earlier lists have said. Volatile: after a restart it is learned again.
 #[derive(Default, Debug)]
-pub(super) struct Memory {
-    missing: BTreeMap<AllocationId, (u32, Duration)>,
-    strangers: BTreeMap<Box<str>, Duration>,
+pub struct Memory {
+    missing: BTreeMap<AllocationId, (u32, Timestamp)>,
+    strangers: BTreeMap<Box<str>, Timestamp>,
     /// Orders that may or may not have arrived, and since when.
-    doubts: BTreeMap<AllocationId, Duration>,
+    doubts: BTreeMap<AllocationId, Timestamp>,
 }
 
 /// What follows from a list.
 #[derive(PartialEq, Eq, Default, Debug)]
-pub(super) struct Judgement {
-    pub(super) seen: Vec<(AllocationId, Seen)>,
+pub struct Judgement {
+    pub seen: Vec<(AllocationId, Seen)>,
     /// What nobody knows any more, or came twice: to be ended.
-    pub(super) orphans: Vec<Box<str>>,
+    pub orphans: Vec<Box<str>>,
     /// Orders that surely have not arrived: they can be placed again.
-    pub(super) lost: Vec<AllocationId>,
+    pub lost: Vec<AllocationId>,
 }
 
 impl Memory {
     /// An order may or may not have arrived.
-    pub(super) fn doubt(&mut self, first: AllocationId, now: Duration) {
+    pub fn doubt(&mut self, first: AllocationId, now: Timestamp) {
         self.doubts.entry(first).or_insert(now);
     }
 
-    pub(super) fn doubts(&self, first: AllocationId) -> bool {
+    /// Tells whether it is not known yet whether an order has arrived.
+    #[must_use]
+    pub fn doubts(&self, first: AllocationId) -> bool {
         self.doubts.contains_key(&first)
     }
 
-    /// Compares a list, of this home and pool alone, with the inventory. `now` only grows.
-    pub(super) fn compare(
-        &mut self,
-        held: &[Held],
-        sightings: &[Sighting],
-        now: Duration,
-    ) -> Judgement {
+    /// Compares a list, of this home and pool alone, with the inventory. `now` only grows; a clock of
+    /// the process will do.
+    pub fn compare(&mut self, held: &[Held], sightings: &[Sighting], now: Timestamp) -> Judgement {
         let mut judgement = Judgement::default();
         let known: BTreeMap<AllocationId, &Held> = held.iter().map(|one| (one.id, one)).collect();
         let chosen = choose(&known, sightings);
@@ -90,7 +78,7 @@ impl Memory {
         self.strangers.retain(|name, _| strangers.contains(name));
         for name in strangers {
             let since = *self.strangers.entry(name.clone()).or_insert(now);
-            if now.saturating_sub(since) >= STRANGER_FOR {
+            if now.since(since) >= limits::STRANGER_FOR {
                 judgement.orphans.push(name);
             }
         }
@@ -101,7 +89,7 @@ impl Memory {
         &mut self,
         held: &[Held],
         chosen: &BTreeMap<AllocationId, usize>,
-        now: Duration,
+        now: Timestamp,
         judgement: &mut Judgement,
     ) {
         let missing = held.iter().filter(|one| !chosen.contains_key(&one.id));
@@ -122,13 +110,13 @@ impl Memory {
             }
             let (lists, since) = self.missing.entry(id).or_insert((0, now));
             *lists += 1;
-            if *lists >= MISSING_LISTS && now.saturating_sub(*since) >= MISSING_FOR {
+            if *lists >= limits::MISSING_LISTS && now.since(*since) >= limits::MISSING_FOR {
                 let detail = "its provider does not list it any more".into();
                 judgement.seen.push((id, Seen::Gone { detail }));
             }
         }
         let settled = self.doubts.iter();
-        let settled = settled.filter(|(_, since)| now.saturating_sub(**since) >= SETTLES);
+        let settled = settled.filter(|(_, since)| now.since(**since) >= limits::ORDER_SETTLES);
         judgement.lost = settled.map(|(first, _)| *first).collect();
         for first in &judgement.lost {
             self.doubts.remove(first);
@@ -137,7 +125,13 @@ impl Memory {
 }
 
 fn id_of(sighting: &Sighting) -> AllocationId {
-    AllocationId(sighting.name.first.0.saturating_add(u64::from(sighting.index)))
+    AllocationId(
+        sighting
+            .name
+            .first
+            .0
+            .saturating_add(u64::from(sighting.index)),
+    )
 }
 
 /// Chooses for each allocation the sighting that is it: the one with the name that is known, else the
@@ -149,7 +143,10 @@ fn choose(
     let mut chosen: BTreeMap<AllocationId, (u8, usize)> = BTreeMap::new();
     for (place, sighting) in sightings.iter().enumerate() {
         let id = id_of(sighting);
-        let Some(held) = known.get(&id).filter(|held| held.first == sighting.name.first) else {
+        let Some(held) = known
+            .get(&id)
+            .filter(|held| held.first == sighting.name.first)
+        else {
             continue;
         };
         let rank = match (&held.external, &sighting.state) {
@@ -170,7 +167,8 @@ fn choose(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::provider::OrderName;
+    use crate::pool::OrderName;
+    use crate::time::Span;
 
     const POLL: u64 = 10;
 
@@ -199,8 +197,8 @@ mod tests {
         Sighted::Running { host: "n1".into() }
     }
 
-    fn secs(secs: u64) -> Duration {
-        Duration::from_secs(secs)
+    fn secs(secs: u64) -> Timestamp {
+        Timestamp::default() + Span::from_secs(secs)
     }
 
     /// Hands in the same list every ten seconds until something but `seen` follows.
