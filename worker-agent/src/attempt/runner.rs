@@ -535,7 +535,15 @@ impl Runner {
             Ok::<_, publish::Error>(commit)
         };
         let publishing = tokio::time::timeout(PUBLISH_LIMIT, publishing);
-        match until_stopped(&mut self.orders, publishing).await {
+        tokio::pin!(publishing);
+        let mut published = until_stopped(&mut self.orders, &mut publishing).await;
+        if let Err(stop @ Stop::HandOver(hand_over)) = published {
+            // The agent is done, and its result is worth more than a snapshot of it.
+            let limit = hand_over.step_limit(clock::now());
+            let rest = tokio::time::timeout(limit, &mut publishing).await;
+            published = rest.map_err(|_| stop);
+        }
+        match published {
             Err(stop) => Happened::Stopped(stop),
             Ok(Ok(Ok(Some(commit)))) => outcome(outcome::Kind::Commit(commit.to_string())),
             Ok(Ok(Ok(None))) if self.must_change => {
@@ -577,7 +585,11 @@ impl Runner {
                 }
             }
         };
-        match tokio::time::timeout(KEEP_LIMIT, pushing).await {
+        let limit = match self.orders.borrow().stop {
+            Some(Stop::HandOver(hand_over)) => hand_over.step_limit(clock::now()).min(KEEP_LIMIT),
+            _ => KEEP_LIMIT,
+        };
+        match tokio::time::timeout(limit, pushing).await {
             Ok(Ok((kept, refused))) => {
                 if let Some(commit) = kept {
                     let name = &source.wip_ref;
