@@ -501,8 +501,8 @@ mod tests {
         assert_eq!(take("new-scratch", 0).0, "host-7-2");
         let at = StateDir::At(base.path().join("named"));
         let id = |restarts| {
-            let taken = Identity::take(&at, "host", Some(&job("7", restarts))).unwrap();
-            taken.worker.clone()
+            let taken = Identity::take(&at, "host", Some(&job("7", restarts)));
+            taken.unwrap().worker
         };
         let first = id(0);
         assert_eq!(id(1), first);

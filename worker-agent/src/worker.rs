@@ -708,10 +708,12 @@ impl Worker {
             });
         }
         self.told.close();
+        let there = self.lock().time_left(clock::now());
+        let limit = there.map_or(STOP_LIMIT, |there| STOP_LIMIT.min(there / 2));
         let all_stopped = async { while self.runners.join_next().await.is_some() {} };
         // What goes on beyond this are pushes that cannot be made, and supervisors that end their
         // trees whether the worker waits or not.
-        let _ = tokio::time::timeout(STOP_LIMIT, all_stopped).await;
+        let _ = tokio::time::timeout(limit, all_stopped).await;
         self.runners.abort_all();
     }
 }

@@ -194,7 +194,7 @@ async fn a_hand_over_ends_in_time_although_nothing_can_be_kept() {
     assert!(!process.exists());
     assert_eq!(worker.ended().await.unwrap(), Ended::HandedOver);
     assert!(
-        began.elapsed() < Duration::from_secs(20),
+        began.elapsed() < Duration::from_secs(10),
         "{:?}",
         began.elapsed()
     );
@@ -244,4 +244,53 @@ async fn an_idle_worker_waits_for_its_time_and_ends_well() {
     );
     let goodbye = bench.fake.with(|state| state.goodbye.clone());
     assert_eq!(goodbye.as_deref(), Some("nothing to do"));
+}
+
+/// Sends a signal to an agent, its supervisor and its guard at once.
+fn signal_tree(name: &str, agent: &Path) {
+    let parent_of = |process: &Path| {
+        let stat = std::fs::read_to_string(process.join("stat")).unwrap();
+        let (_, rest) = stat.rsplit_once(") ").unwrap();
+        Path::new("/proc").join(rest.split(' ').nth(1).unwrap())
+    };
+    let supervisor = parent_of(agent);
+    let guard = parent_of(&supervisor);
+    let ids = [agent, &supervisor, &guard].map(|process| process.file_name().unwrap());
+    let sent = std::process::Command::new("kill")
+        .arg(name)
+        .args(ids)
+        .status();
+    assert!(sent.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_to_all_processes_of_a_machine_costs_no_attempt_its_work() {
+    // What a batch system sends before the end, and what it sends at the end.
+    for (signal, wish, expected) in [
+        ("-USR1", Wish::HandOver, Ended::HandedOver),
+        ("-TERM", Wish::Drain, Ended::Drained),
+    ] {
+        let bench = Bench::new().await;
+        let worker = Worker::start(options(&bench, 60));
+        let (talks, talks_pid) = agent(&bench, 7, "read -r never");
+        bench.fake.grant(talks).await;
+        let pid = bench.folder.path().join("pid-8");
+        let script = format!(
+            "echo half > file; echo $$ > {0}.new; mv {0}.new {0}; while :; do sleep 0.1; done",
+            pid.display()
+        );
+        bench.fake.grant(bench.run(8, &script)).await;
+        let agents = [process_of(&talks_pid).await, process_of(&pid).await];
+        for agent in &agents {
+            signal_tree(signal, agent);
+        }
+        worker.wish(wish);
+        assert_eq!(worker.ended().await.unwrap(), expected, "{signal}");
+        for lease in [7, 8] {
+            let failure = given_back(bench.fake.last_word(lease).await);
+            assert_eq!(failure.class, "preempted", "{signal} {lease}");
+            let kept = bench.remote_file(&format!("refs/muster/wip/r/t/{lease}"), "file");
+            assert_eq!(kept.as_deref(), Some("half\n"), "{signal} {lease}");
+        }
+    }
 }
