@@ -8,12 +8,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use jiff::Timestamp;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::clock::{self, Boottime};
 use crate::document::{ApprovalPolicy, AskMode};
 use crate::failure::chain;
-use crate::identity::StateDir;
+use crate::identity::{Allocation, StateDir};
 use crate::options::{
     CACHE_BYTES_MAX, CHANGE_BYTES_MAX, Coordinator, DISK_BYTES_MAX, Options, Repositories, Wish,
 };
@@ -35,11 +37,14 @@ Examples:
       --label gpu=a100 --resource gpus=2 --idle-exit 10m
 
 Exit codes:
-    0  it was drained or left as it was told to
+    0  it was drained, idle, or left as it was told to
     1  an error that another start may not meet, such as a folder for its state that is in use
     2  wrong usage: an option, the token file, or a folder for its state that cannot be one
     3  the coordinator refuses it: starting it again would not help
   130  ended at once by a third signal";
+/// Less is not enough to end an agent that withstands and to push its edits; with more the machine had better not be used at all.
+const HAND_OVER_MIN: Duration = Duration::from_secs(15);
+const HAND_OVER_MAX: Duration = Duration::from_secs(3_600);
 /// Units of sizes, largest first.
 const SIZE_UNITS: [(&str, u64); 4] = [
     ("GB", 1_000_000_000),
@@ -47,13 +52,12 @@ const SIZE_UNITS: [(&str, u64); 4] = [
     ("kB", 1_000),
     ("B", 1),
 ];
-/// Pool managers may remove a variable's value by setting it to nothing.
-const ALLOCATION_VARIABLES: [&str; 2] = ["MUSTER_ALLOCATION", "SLURM_JOB_ID"];
 
 /// Leases tasks from a coordinator and runs agents.
 ///
 /// The first TERM or INT drains: nothing new is taken and what is held is finished. The second
-/// stops the agents, keeps their edits and gives their tasks back. The third ends at once.
+/// stops the agents, keeps their edits and gives their tasks back. The third ends at once. USR1 says
+/// that the machine goes away: as the second TERM, within the time of `--hand-over`.
 #[derive(Clone, Debug, Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct WorkerArgs {
@@ -76,6 +80,17 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = slots)]
     slots: u32,
+    /// When this machine goes away: an RFC 3339 time, or `@` and seconds since 1970.
+    ///
+    /// In a Slurm job, SLURM_JOB_END_TIME if that is set. `--hand-over` before it the worker stops its
+    /// agents, keeps their edits with the coordinator, gives its tasks back and ends; others go on
+    /// with them.
+    #[arg(long, value_name = "TIME", env = "MUSTER_ENDS_AT", value_parser = moment)]
+    ends_at: Option<Timestamp>,
+    /// How long before the machine goes away, or after USR1, all of that may take.
+    #[arg(long, value_name = "DURATION", env = "MUSTER_HAND_OVER", value_parser = hand_over,
+        default_value = "2m")]
+    hand_over: Duration,
     /// Folder for the worker's state.
     ///
     /// Default: the node's scratch in a Slurm job, else the first free place in the `worker`
@@ -237,7 +252,9 @@ async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
     })?;
     let interrupt = signal(SignalKind::interrupt()).map_err(|error| Failed::of(&error))?;
     let terminate = signal(SignalKind::terminate()).map_err(|error| Failed::of(&error))?;
+    let notice = signal(SignalKind::user_defined1()).map_err(|error| Failed::of(&error))?;
     let (wish, wishes) = watch::channel(Wish::Work);
+    tokio::spawn(noticed(notice, wish.clone()));
     tokio::spawn(listen(interrupt, terminate, wish));
     match worker::run(options, wishes).await {
         Ok(ended) => {
@@ -255,7 +272,7 @@ async fn listen(mut interrupt: Signal, mut terminate: Signal, wish: watch::Sende
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        wish.send_replace(stronger);
+        wish_for(&wish, stronger);
     }
     tokio::select! {
         _ = interrupt.recv() => {}
@@ -263,6 +280,25 @@ async fn listen(mut interrupt: Signal, mut terminate: Signal, wish: watch::Sende
     }
     // Supervisors notice that their worker is gone, and end its agents.
     std::process::exit(EXIT_AT_ONCE);
+}
+
+/// Waits for the notice that the machine goes away; another one says nothing new.
+async fn noticed(mut notice: Signal, wish: watch::Sender<Wish>) {
+    loop {
+        if notice.recv().await.is_none() {
+            return;
+        }
+        wish_for(&wish, Wish::HandOver);
+    }
+}
+
+/// Wishes for something unless something stronger was wished for before.
+fn wish_for(wish: &watch::Sender<Wish>, new: Wish) {
+    wish.send_if_modified(|wish| {
+        let is_stronger = new > *wish;
+        *wish = new.max(*wish);
+        is_stronger
+    });
 }
 
 /// When a person is asked.
@@ -296,7 +332,14 @@ impl WorkerArgs {
             Some(folder) => StateDir::At(folder),
             None => StateDir::find(variable).map_err(|error| chain(&error))?,
         };
-        let set = |name: &&str| variable(name).filter(|value| !value.is_empty());
+        let now = Timestamp::now();
+        let ends_at = match self.ends_at {
+            Some(end) if end <= now => {
+                return Err(format!("--ends-at {end} is over; name a time to come"));
+            }
+            Some(end) => Some(end),
+            None => slurm_end(&variable),
+        };
         let mut resources = BTreeMap::new();
         for (name, amount) in self.resources {
             if resources.insert(name.clone(), amount).is_some() {
@@ -317,7 +360,9 @@ impl WorkerArgs {
             labels: self.labels,
             resources,
             pool: self.pool,
-            allocation: ALLOCATION_VARIABLES.iter().find_map(set),
+            allocation: Allocation::find(variable),
+            ends_at: ends_at.map(|end| on_boottime(end, now)),
+            hand_over: self.hand_over,
             idle_exit: self.idle_exit,
             disk_patience: self.disk_patience,
             // Still this program after its file was replaced by a newer one.
@@ -385,6 +430,41 @@ fn size(text: &str) -> Result<Size, String> {
         .ok_or_else(|| "that is more than any disk has".to_owned())
 }
 
+fn moment(text: &str) -> Result<Timestamp, String> {
+    let moment = match text.strip_prefix('@') {
+        Some(seconds) => seconds.parse().ok().and_then(since_1970),
+        None => text.parse().ok(),
+    };
+    let how = "write it as 2026-11-21T18:00:00Z or @1795284000";
+    moment.ok_or_else(|| how.to_owned())
+}
+
+fn since_1970(seconds: i64) -> Option<Timestamp> {
+    Timestamp::from_second(seconds).ok()
+}
+
+/// When the Slurm job ends that this runs in, if Slurm says so; older ones do not.
+fn slurm_end(variable: &impl Fn(&str) -> Option<String>) -> Option<Timestamp> {
+    variable("SLURM_JOB_ID").filter(|job| !job.is_empty())?;
+    let end = variable("SLURM_JOB_END_TIME")?.parse().ok()?;
+    since_1970(end)
+}
+
+/// Gives a moment of the wall clock on the clock that all deadlines are kept by: what the wall clock
+/// does later changes nothing.
+fn on_boottime(moment: Timestamp, now: Timestamp) -> Boottime {
+    let wait = moment.duration_since(now);
+    clock::now().after(Duration::try_from(wait).unwrap_or_default())
+}
+
+fn hand_over(text: &str) -> Result<Duration, String> {
+    duration(text).and_then(|time| {
+        let allowed = HAND_OVER_MIN..=HAND_OVER_MAX;
+        let checked = allowed.contains(&time).then_some(time);
+        checked.ok_or_else(|| "from 15s to 1h is allowed".to_owned())
+    })
+}
+
 fn wip_interval(text: &str) -> Result<Duration, String> {
     duration(text).and_then(|interval| {
         let allowed = Duration::from_secs(1)..=Duration::from_secs(600);
@@ -438,6 +518,60 @@ mod tests {
         }
         assert_eq!(Size(256_000_000).to_string(), "256MB");
         assert_eq!(Size(1_500).to_string(), "1500B");
+    }
+
+    #[test]
+    fn the_end_of_a_machine_is_a_time_in_words_or_in_seconds() {
+        let expected = Timestamp::from_second(1_795_284_000);
+        let told = moment("@1795284000").unwrap();
+        assert_eq!(Ok(told), expected.map_err(|_| ()));
+        assert_eq!(moment(&told.to_string()), Ok(told));
+        for wrong in ["", "@", "@x", "1795284000", "18:00", "@99999999999999999"] {
+            assert!(
+                moment(wrong).unwrap_err().contains("write it as"),
+                "{wrong}"
+            );
+        }
+        let in_an_hour = told + jiff::SignedDuration::from_hours(1);
+        let wait = on_boottime(in_an_hour, told).since(clock::now());
+        assert!(wait > Duration::from_secs(3_590) && wait <= Duration::from_secs(3_600));
+        assert!(on_boottime(told, in_an_hour) <= clock::now());
+    }
+
+    #[test]
+    fn a_slurm_job_that_knows_its_end_tells_it() {
+        let set = |known: &'static [(&str, &str)]| {
+            slurm_end(&|name: &str| {
+                let found = known.iter().find(|(set, _)| *set == name);
+                found.map(|(_, value)| (*value).to_owned())
+            })
+        };
+        assert_eq!(set(&[]), None);
+        assert_eq!(set(&[("SLURM_JOB_ID", "7")]), None);
+        assert_eq!(
+            set(&[("SLURM_JOB_ID", ""), ("SLURM_JOB_END_TIME", "5")]),
+            None
+        );
+        assert_eq!(
+            set(&[("SLURM_JOB_ID", "7"), ("SLURM_JOB_END_TIME", "soon")]),
+            None
+        );
+        let known = set(&[("SLURM_JOB_ID", "7"), ("SLURM_JOB_END_TIME", "1795284000")]);
+        assert_eq!(known, moment("@1795284000").ok());
+    }
+
+    #[test]
+    fn a_weaker_wish_changes_nothing() {
+        let (wish, wishes) = watch::channel(Wish::Work);
+        for (new, expected) in [
+            (Wish::HandOver, Wish::HandOver),
+            (Wish::Drain, Wish::HandOver),
+            (Wish::Leave, Wish::Leave),
+            (Wish::HandOver, Wish::Leave),
+        ] {
+            wish_for(&wish, new);
+            assert_eq!(*wishes.borrow(), expected);
+        }
     }
 
     #[test]

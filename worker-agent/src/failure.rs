@@ -16,6 +16,7 @@ pub(crate) mod class {
     pub(crate) const STALLED: &str = "stalled";
     pub(crate) const WORKER_LOST: &str = "worker_lost";
     pub(crate) const PREEMPTED: &str = "preempted";
+    pub(crate) const WALLTIME: &str = "walltime";
     pub(crate) const WORKSPACE: &str = "workspace";
     pub(crate) const PUBLISH: &str = "publish";
     pub(crate) const CHANGE_TOO_LARGE: &str = "change_too_large";

@@ -22,6 +22,8 @@ const FORMAT: u32 = 1;
 const IDENTITY_BYTES_MAX: u64 = 16 * 1024;
 /// Workers of one user on one host; more is a mistake of the starter.
 const PLACES_MAX: u32 = 4_096;
+/// Lives of one allocation that are told apart; batch systems hold a job that was begun so often.
+const RESTARTS_MAX: u32 = 1_000;
 /// Longest host name and allocation in a worker's id; with its other parts the id stays below the
 /// wire's 200 bytes.
 const PART_BYTES_MAX: usize = 80;
@@ -52,6 +54,67 @@ impl StateDir {
         let user = || variable("HOME").map(|home| Path::new(&home).join(".local/state/muster"));
         let home = home.or_else(state).or_else(user).ok_or(Error::NoHome)?;
         Ok(Self::Within(home.join("worker")))
+    }
+}
+
+/// The allocation that a worker runs in, such as a Slurm job.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Allocation {
+    /// Tells it from all others on the same host that may live at the same time.
+    pub name: String,
+    /// How often it was begun again under that name: a job that was requeued keeps its id.
+    pub restarts: u32,
+}
+
+impl Allocation {
+    /// Finds what the environment says: MUSTER_ALLOCATION, else the Slurm job and, where several
+    /// tasks of it run, which of them this is.
+    pub(crate) fn find(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        // Pool managers may remove a variable's value by setting it to nothing.
+        let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let of_slurm = || {
+            // Each task of an array has a job id of its own.
+            let job = variable("SLURM_JOB_ID")?;
+            let task = variable("SLURM_PROCID").filter(|task| task != "0");
+            Some(task.map_or(job.clone(), |task| format!("{job}.t{task}")))
+        };
+        let restarts = variable("SLURM_RESTART_COUNT").and_then(|count| count.parse().ok());
+        Some(Self {
+            name: variable("MUSTER_ALLOCATION").or_else(of_slurm)?,
+            restarts: restarts.unwrap_or(0),
+        })
+    }
+}
+
+/// Ids that a worker can have.
+struct Ids {
+    /// Host and allocation.
+    prefix: String,
+    restarts: u32,
+}
+
+impl Ids {
+    /// Gives the id of a worker whose folder is new.
+    ///
+    /// In an allocation that was begun again, an earlier life's folder may be lost, and with it the
+    /// number of its start and the word that its processes are gone. So it is another worker, and
+    /// what the earlier one held runs out by itself.
+    fn new_at(&self, place: &str) -> String {
+        self.of_life(self.restarts, place)
+    }
+
+    /// Tells whether a folder is one of this worker's, of this life of its allocation or an earlier
+    /// one.
+    fn are_of(&self, worker: &str, place: &str) -> bool {
+        (0..=self.restarts).any(|life| self.of_life(life, place) == worker)
+    }
+
+    fn of_life(&self, life: u32, place: &str) -> String {
+        let prefix = &self.prefix;
+        match life {
+            0 => format!("{prefix}-{place}"),
+            life => format!("{prefix}.r{life}-{place}"),
+        }
     }
 }
 
@@ -91,15 +154,16 @@ impl Identity {
     pub(crate) fn take(
         state: &StateDir,
         host: &str,
-        allocation: Option<&str>,
+        allocation: Option<&Allocation>,
     ) -> Result<Self, Error> {
         let host = plain(host);
-        let prefix = match allocation
-            .map(plain)
-            .filter(|allocation| !allocation.is_empty())
-        {
-            Some(allocation) => format!("{host}-{allocation}"),
-            None => host.clone(),
+        let name = allocation.map(|allocation| plain(&allocation.name));
+        let ids = Ids {
+            prefix: match name.filter(|name| !name.is_empty()) {
+                Some(name) => format!("{host}-{name}"),
+                None => host.clone(),
+            },
+            restarts: allocation.map_or(0, |allocation| allocation.restarts.min(RESTARTS_MAX)),
         };
         match state {
             StateDir::At(folder) => {
@@ -113,7 +177,11 @@ impl Identity {
                 let place = place.get(..8).unwrap_or_default();
                 let lock = lock_patiently(&folder)?.ok_or_else(|| Error::Taken(folder.clone()))?;
                 let shared = folder.join("cache");
-                Self::begin(folder, shared, format!("{prefix}-{place}"), host, lock)
+                let known = stored(&folder)?.map(|stored| stored.worker);
+                let worker = known
+                    .filter(|known| ids.are_of(known, place))
+                    .unwrap_or_else(|| ids.new_at(place));
+                Self::begin(folder, shared, worker, host, lock)
             }
             StateDir::Within(base) => {
                 create_private(base)?;
@@ -123,16 +191,18 @@ impl Identity {
                     .map_err(Error::file("find the absolute path of", base))?;
                 for place in 1..=PLACES_MAX {
                     let folder = base.join(place.to_string());
-                    let worker = format!("{prefix}-{place}");
                     create_private(&folder)?;
                     let Some(lock) = lock(&folder)? else {
                         continue;
                     };
                     // In a home shared by hosts, a folder stays with the host that began it: its
                     // leftovers can be confirmed only there.
-                    if stored(&folder)?.is_some_and(|stored| stored.worker != worker) {
-                        continue;
-                    }
+                    let place = place.to_string();
+                    let worker = match stored(&folder)?.map(|stored| stored.worker) {
+                        None => ids.new_at(&place),
+                        Some(known) if ids.are_of(&known, &place) => known,
+                        Some(_) => continue,
+                    };
                     let shared = base.join("cache").join(&host);
                     return Self::begin(folder, shared, worker, host, lock);
                 }
@@ -390,7 +460,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let state = StateDir::Within(base.path().to_owned());
         let first = Identity::take(&state, "host", None).unwrap();
-        let second = Identity::take(&state, "host", Some("42")).unwrap();
+        let second = Identity::take(&state, "host", Some(&job("42", 0))).unwrap();
         assert_eq!(
             (first.worker.as_str(), second.worker.as_str()),
             ("host-1", "host-42-2")
@@ -400,6 +470,74 @@ mod tests {
         let again = Identity::take(&state, "host", None).unwrap();
         assert_eq!(again.worker, "host-1");
         assert!(again.incarnation > before);
+    }
+
+    fn job(name: &str, restarts: u32) -> Allocation {
+        Allocation {
+            name: name.to_owned(),
+            restarts,
+        }
+    }
+
+    #[test]
+    fn a_requeued_job_is_a_newer_start_of_its_worker_or_another_worker() {
+        let base = tempfile::tempdir().unwrap();
+        let within = |folder: &str| StateDir::Within(base.path().join(folder));
+        let take = |folder, restarts| {
+            let taken = Identity::take(&within(folder), "host", Some(&job("7", restarts))).unwrap();
+            (taken.worker.clone(), taken.incarnation)
+        };
+        let (first, begun) = take("scratch", 0);
+        assert_eq!(first, "host-7-1");
+        // The scratch is still there: the same worker knows what it held.
+        let (again, later) = take("scratch", 1);
+        assert!(again == first && later > begun);
+        // It is gone: nobody can say that its processes are.
+        let (other, begun) = take("new-scratch", 1);
+        assert_eq!(other, "host-7.r1-1");
+        let (again, later) = take("new-scratch", 2);
+        assert!(again == other && later > begun);
+        // An earlier life, which a controller that forgot it may have left, is not this one.
+        assert_eq!(take("new-scratch", 0).0, "host-7-2");
+        let at = StateDir::At(base.path().join("named"));
+        let id = |restarts| {
+            let taken = Identity::take(&at, "host", Some(&job("7", restarts)));
+            taken.unwrap().worker
+        };
+        let first = id(0);
+        assert_eq!(id(1), first);
+        assert_eq!(take("scratch", 1).0, "host-7-1");
+    }
+
+    #[test]
+    fn workers_of_one_job_have_different_ids_even_with_a_scratch_each() {
+        let find = |set: &[(&'static str, &'static str)]| {
+            let set: std::collections::BTreeMap<_, _> = set.iter().copied().collect();
+            Allocation::find(|name| set.get(name).map(|value| (*value).to_owned()))
+        };
+        let named = |name: &str| Some(job(name, 0));
+        assert_eq!(find(&[("SLURM_PROCID", "1")]), None);
+        assert_eq!(find(&[("SLURM_JOB_ID", "")]), None);
+        // Two tasks of an array, and of a job.
+        let array = |id| {
+            [
+                ("SLURM_JOB_ID", id),
+                ("SLURM_ARRAY_JOB_ID", "8"),
+                ("SLURM_PROCID", "0"),
+            ]
+        };
+        assert_eq!(find(&array("8")), named("8"));
+        assert_eq!(find(&array("9")), named("9"));
+        let second = [("SLURM_JOB_ID", "8"), ("SLURM_PROCID", "1")];
+        assert_eq!(find(&second), named("8.t1"));
+        let requeued = [("SLURM_JOB_ID", "8"), ("SLURM_RESTART_COUNT", "2")];
+        assert_eq!(find(&requeued), Some(job("8", 2)));
+        let told = [
+            ("SLURM_JOB_ID", "8"),
+            ("MUSTER_ALLOCATION", "gpu-3"),
+            ("SLURM_PROCID", "1"),
+        ];
+        assert_eq!(find(&told), named("gpu-3"));
     }
 
     #[test]

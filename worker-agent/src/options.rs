@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use muster_connect::Token;
 
+use crate::clock::Boottime;
 use crate::document::ApprovalPolicy;
-use crate::identity::StateDir;
+use crate::identity::{Allocation, StateDir};
 use crate::secrets::Secret;
 
 /// What a worker is started with.
@@ -27,10 +28,14 @@ pub struct Options {
     pub resources: BTreeMap<String, u64>,
     /// The pool it expects to be in; the token's when empty.
     pub pool: String,
-    /// Identifies the allocation it runs in, such as a Slurm job.
-    pub allocation: Option<String>,
+    /// The allocation it runs in, such as a Slurm job.
+    pub allocation: Option<Allocation>,
     /// It ends by itself after holding nothing for so long.
     pub idle_exit: Option<Duration>,
+    /// When its machine goes away, if that is known.
+    pub ends_at: Option<Boottime>,
+    /// How long before that, or after a notice, it gives back what it holds.
+    pub hand_over: Duration,
     /// It ends when it has held leases on a failing disk for so long.
     pub disk_patience: Duration,
     /// An executable that calls [`crate::supervisor::dispatch`] first.
@@ -90,6 +95,8 @@ pub enum Wish {
     Work,
     /// Take nothing new, finish what is held, then end.
     Drain,
+    /// The machine goes away: stop what is held, keep its edits, give it back, and end in time.
+    HandOver,
     /// Stop what is held, keep its edits, give it back, and end.
     Leave,
 }
@@ -99,6 +106,10 @@ pub enum Wish {
 pub enum Ended {
     /// It was drained and owes nothing.
     Drained,
+    /// It has held nothing for as long as it was to wait.
+    Idle,
+    /// It gave back what it held, since its machine goes away.
+    HandedOver,
     /// It was told to leave.
     Left,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use muster_git::{Cache, Git, GitError, Identity as Author};
 use muster_proto::v1::{
-    EventBatch, Goodbye, Grant, LeaseEvents, Report, WorkerMessage, coordinator_message,
+    Drain, EventBatch, Goodbye, Grant, LeaseEvents, Report, WorkerMessage, coordinator_message,
     worker_message,
 };
 use prost::Message as _;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent;
 use crate::attempt::{self, FromLease, LeaseFolder, Orders, Runner, Site, Stop};
 use crate::clock::{self, Boottime};
+use crate::departure::Departure;
 use crate::disk::{self, Disk};
 use crate::failure::chain;
 use crate::frames;
@@ -48,7 +49,7 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(60);
 /// what they made and did not publish stays in that folder for the next start.
 pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ended, Error> {
     let host = identity::host_name();
-    let identity = Identity::take(&options.state, &host, options.allocation.as_deref())?;
+    let identity = Identity::take(&options.state, &host, options.allocation.as_ref())?;
     let mut worker = Worker::prepare(&options, &identity, wishes).await?;
     tracing::info!(
         worker = identity.worker,
@@ -69,6 +70,7 @@ pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ende
     watching.spawn(worker.site.disk.clone().watch(disk::LOOK_EVERY));
     let ended = worker.work(&mut link_events, &mut linking).await;
     if let Ok(ended) = &ended {
+        worker.tell_the_end(*ended);
         worker.say_goodbye(*ended, &mut link_events).await;
     }
     worker.stop_everything().await;
@@ -94,12 +96,24 @@ struct Worker {
     wishes: watch::Receiver<Wish>,
     idle_exit: Option<Duration>,
     idle_since: Boottime,
-    leave_at: Option<Boottime>,
+    departure: Departure,
+    /// Why everything is stopped and given back, and by when.
+    leaving: Option<Leaving>,
     /// When trouble with the disk began that has not ended.
     disk_fails_since: Option<Boottime>,
     disk_patience: Duration,
     /// Tells the link that no further session is wanted.
     no_more: CancellationToken,
+}
+
+/// A worker that gives back what it holds.
+struct Leaving {
+    stop: Stop,
+    /// When it ends whatever is left.
+    until: Boottime,
+    began: Boottime,
+    /// Leases that were being worked on.
+    given_back: Vec<u64>,
 }
 
 /// What became of reports that were to be stored.
@@ -156,6 +170,7 @@ impl Worker {
         }
         let outbox = Outbox::open(&identity.folder)?;
         let mut machine = Machine::new(options.slots, outbox.next_number());
+        machine.machine_ends(options.ends_at);
         for report in outbox.pending() {
             machine.restore_report(report.clone());
         }
@@ -175,7 +190,8 @@ impl Worker {
             wishes,
             idle_exit: options.idle_exit,
             idle_since: clock::now(),
-            leave_at: None,
+            departure: Departure::new(options.ends_at, options.hand_over),
+            leaving: None,
             disk_fails_since: None,
             disk_patience: options.disk_patience,
             no_more: CancellationToken::new(),
@@ -342,8 +358,10 @@ impl Worker {
         let orders = self.add_lease(grant.clone(), &folder, deadline);
         let runner = Runner::new(Arc::clone(&self.site), grant, orders);
         self.runners.spawn(runner.run());
-        if self.leave_at.is_some() {
-            self.order(lease, |orders| orders.stop = Some(Stop::Leave));
+        if let Some(leaving) = &mut self.leaving {
+            leaving.given_back.push(lease);
+            let stop = leaving.stop;
+            self.order(lease, |orders| orders.stop = Some(stop));
         }
     }
 
@@ -372,8 +390,14 @@ impl Worker {
                     .await;
             }
             LinkEvent::Message(kind) => {
-                if matches!(kind, coordinator_message::Kind::Drain(_)) {
-                    tracing::info!("the coordinator gives this worker nothing new");
+                match &kind {
+                    coordinator_message::Kind::Drain(Drain { leave: true }) => tracing::info!(
+                        "the coordinator wants this worker to end once it holds nothing"
+                    ),
+                    coordinator_message::Kind::Drain(_) => {
+                        tracing::info!("the coordinator gives this worker nothing new");
+                    }
+                    _ => {}
                 }
                 self.step(|machine, now| machine.received(kind, now)).await;
             }
@@ -507,14 +531,49 @@ impl Worker {
         if wish >= Wish::Drain {
             self.drain();
         }
-        if wish == Wish::Leave && self.leave_at.is_none() {
-            tracing::info!("leaving: attempts are stopped and given back");
-            self.leave_at = Some(clock::now().after(LEAVE_LIMIT));
-            for lease in self.leases.values() {
-                lease.orders.send_modify(|orders| {
-                    orders.stop.get_or_insert(Stop::Leave);
-                });
+        match wish {
+            Wish::Leave => {
+                tracing::info!("leaving: attempts are stopped and given back");
+                self.leave(Stop::Leave, clock::now().after(LEAVE_LIMIT));
             }
+            Wish::HandOver => self.hand_over(),
+            Wish::Work | Wish::Drain => {}
+        }
+    }
+
+    /// Gives back what is held, since the machine goes away.
+    fn hand_over(&mut self) {
+        if self.leaving.is_some() {
+            return;
+        }
+        let hand_over = self.departure.begin(clock::now());
+        // The heartbeat that says that nothing is taken says this too.
+        self.lock().machine_ends(self.departure.ends_at());
+        self.drain();
+        self.leave(Stop::HandOver(hand_over), hand_over.until);
+        tracing::info!(
+            class = hand_over.class,
+            seconds = hand_over.until.since(clock::now()).as_secs(),
+            "handing over: {}",
+            hand_over.message()
+        );
+    }
+
+    fn leave(&mut self, stop: Stop, until: Boottime) {
+        if self.leaving.is_some() {
+            return;
+        }
+        let given_back = self.lock().working();
+        self.leaving = Some(Leaving {
+            stop,
+            until,
+            began: clock::now(),
+            given_back,
+        });
+        for lease in self.leases.values() {
+            lease.orders.send_modify(|orders| {
+                orders.stop.get_or_insert(stop);
+            });
         }
     }
 
@@ -534,23 +593,65 @@ impl Worker {
     /// Tells whether there is nothing more to do.
     fn ended(&mut self) -> Option<Ended> {
         let now = clock::now();
-        let (holds_nothing, owes_nothing, is_draining) = {
+        if self.departure.is_due(now) {
+            self.hand_over();
+        }
+        let (holds_nothing, may_go, is_draining) = {
             let machine = self.lock();
-            let (holds, owes) = (machine.holds_nothing(), machine.owes_nothing());
-            (holds, owes, machine.is_draining())
+            let (holds, may_go) = (machine.holds_nothing(), machine.may_go());
+            (holds, may_go, machine.is_draining())
         };
         if !holds_nothing {
             self.idle_since = now;
         }
-        if let Some(limit) = self.idle_exit
-            && now.since(self.idle_since) >= limit
-        {
+        let is_idle = self
+            .idle_exit
+            .is_some_and(|limit| now.since(self.idle_since) >= limit);
+        if is_idle {
             self.drain();
         }
-        match self.leave_at {
-            Some(at) if owes_nothing || now >= at => Some(Ended::Left),
-            None if is_draining && owes_nothing => Some(Ended::Drained),
+        match &self.leaving {
+            Some(leaving) if may_go || now >= leaving.until => Some(match leaving.stop {
+                Stop::HandOver(_) => Ended::HandedOver,
+                Stop::Leave | Stop::Salvage => Ended::Left,
+            }),
+            None if is_draining && may_go => Some(match is_idle {
+                true => Ended::Idle,
+                false => Ended::Drained,
+            }),
             _ => None,
+        }
+    }
+
+    /// Says how the worker ends, and what is left of what it held.
+    fn tell_the_end(&self, ended: Ended) {
+        let held = self.lock().held();
+        let (took, given_back) = match &self.leaving {
+            Some(leaving) => (clock::now().since(leaving.began), &*leaving.given_back),
+            None => (Duration::ZERO, &[][..]),
+        };
+        let (left, given): (Vec<u64>, Vec<u64>) =
+            given_back.iter().partition(|lease| held.contains(lease));
+        let seconds = took.as_secs_f32();
+        match ended {
+            Ended::Drained => tracing::info!("drained: nothing is held any more"),
+            Ended::Idle => {
+                let limit = self.idle_exit.unwrap_or_default();
+                tracing::info!("nothing was held for {limit:?}: ending, as --idle-exit says");
+            }
+            Ended::HandedOver | Ended::Left if !left.is_empty() => tracing::warn!(
+                leases = ?given,
+                lost = ?left,
+                "handed over {} of {} leases in {seconds:.1} s: nobody took the others back, so they \
+                 run out by themselves",
+                given.len(),
+                given_back.len(),
+            ),
+            Ended::HandedOver | Ended::Left => tracing::info!(
+                leases = ?given,
+                "handed over {} leases in {seconds:.1} s: nothing is held any more",
+                given.len(),
+            ),
         }
     }
 
@@ -577,6 +678,8 @@ impl Worker {
         };
         let reason = match ended {
             Ended::Drained => "drained",
+            Ended::Idle => "nothing to do",
+            Ended::HandedOver => "its machine goes away",
             Ended::Left => "told to leave",
         };
         if self.lock().holds_nothing() {
@@ -605,10 +708,12 @@ impl Worker {
             });
         }
         self.told.close();
+        let there = self.lock().time_left(clock::now());
+        let limit = there.map_or(STOP_LIMIT, |there| STOP_LIMIT.min(there / 2));
         let all_stopped = async { while self.runners.join_next().await.is_some() {} };
         // What goes on beyond this are pushes that cannot be made, and supervisors that end their
         // trees whether the worker waits or not.
-        let _ = tokio::time::timeout(STOP_LIMIT, all_stopped).await;
+        let _ = tokio::time::timeout(limit, all_stopped).await;
         self.runners.abort_all();
     }
 }

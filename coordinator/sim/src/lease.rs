@@ -348,7 +348,7 @@ impl World<'_> {
                 failure: Some(failure),
                 usage: None,
             }),
-            Happened::Stopped(Stop::Leave) => {
+            Happened::Stopped(Stop::Leave | Stop::HandOver(_)) => {
                 let message = "the worker was told to leave";
                 report::Kind::GivenBack(failure(FailureClass::Preempted, message))
             }

@@ -177,7 +177,9 @@ mod tests {
     async fn a_worker_that_takes_nothing_is_given_up_by_name() {
         let (out, _stream) = Outbound::open(Duration::from_millis(20));
         let refused = loop {
-            let said = out.say(Kind::Drain(muster_proto::v1::Drain {})).await;
+            let said = out
+                .say(Kind::Drain(muster_proto::v1::Drain { leave: false }))
+                .await;
             if let Err(refused) = said {
                 break refused;
             }

@@ -710,7 +710,7 @@ async fn obey(
             let leases = leases.collect();
             out.say(Say::Answers(v1::Answers { leases })).await
         }
-        ToSession::Drain(true) => out.say(Say::Drain(v1::Drain {})).await,
+        ToSession::Drain(true) => out.say(Say::Drain(v1::Drain { leave: false })).await,
         // The next heartbeat's renewal shows that the drain was taken back.
         ToSession::Drain(false) => Ok(()),
     }

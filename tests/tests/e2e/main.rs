@@ -20,6 +20,7 @@ mod examples;
 mod failures;
 mod first;
 mod foreign;
+mod handover;
 mod integration;
 mod mixed;
 mod programs;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         acp::SCENARIOS,
         failures::SCENARIOS,
         foreign::SCENARIOS,
+        handover::SCENARIOS,
         deaths::SCENARIOS,
         deployed::SCENARIOS,
         straggler::SCENARIOS,

@@ -83,9 +83,8 @@ impl Phase {
                 let stopped = report::Kind::Stopped(muster_proto::v1::Empty {});
                 (Self::Salvaging, Next::SalvageThenReport(stopped))
             }
-            (_, Happened::Stopped(Stop::Leave)) => {
-                let message = "the worker was told to leave";
-                let given_back = report::Kind::GivenBack(failure(class::PREEMPTED, message, b""));
+            (_, Happened::Stopped(stop)) => {
+                let given_back = report::Kind::GivenBack(left(stop));
                 (Self::Keeping, Next::KeepThenReport(given_back))
             }
             (_, Happened::Failed(failure)) => {
@@ -120,11 +119,23 @@ impl Phase {
     }
 }
 
+/// Tells why a lease is given back by a worker that leaves.
+pub(super) fn left(stop: Stop) -> Failure {
+    match stop {
+        Stop::HandOver(hand_over) => failure(hand_over.class, hand_over.message(), b""),
+        Stop::Leave | Stop::Salvage => {
+            failure(class::PREEMPTED, "the worker was told to leave", b"")
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use muster_proto::v1::{Empty, outcome};
 
     use super::*;
+    use crate::clock::Boottime;
+    use crate::departure::HandOver;
 
     const PHASES: [Phase; 3] = [Phase::Preparing, Phase::Running, Phase::Publishing];
 
@@ -163,6 +174,16 @@ mod tests {
                 panic!("{next:?}");
             };
             assert_eq!(failure.class, "preempted");
+            let hand_over = HandOver {
+                class: "walltime",
+                until: Boottime::from_millis(1),
+            };
+            let stop = Happened::Stopped(Stop::HandOver(hand_over));
+            let (_, next) = phase.next(stop, Usage::default());
+            let Next::KeepThenReport(report::Kind::GivenBack(failure)) = next else {
+                panic!("{next:?}");
+            };
+            assert_eq!(failure.class, "walltime");
         }
     }
 

@@ -29,6 +29,7 @@ use muster_proto::v1::{Answer, report};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Boottime;
+use crate::departure::HandOver;
 use crate::disk::Disk;
 use crate::document::ApprovalPolicy;
 use crate::options::Repositories;
@@ -93,6 +94,8 @@ pub enum Stop {
     Salvage,
     /// The worker leaves: the lease is given back.
     Leave,
+    /// The worker's machine goes away: the lease is given back, and soon.
+    HandOver(HandOver),
 }
 
 /// What a worker tells a lease.

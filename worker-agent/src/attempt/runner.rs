@@ -9,6 +9,7 @@ use muster_git::{Expected, GitError, ObjectId, RefName, Workspace};
 use muster_proto::v1::{
     Empty, Failed, Failure, GitSource, Grant, Outcome, Usage, outcome, report, work,
 };
+use rustix::process::Signal;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +23,7 @@ use super::scribe::Scribe;
 use super::{FromLease, Orders, Site, Stop};
 use crate::agent::{Place, agent_of};
 use crate::clock::{self, Boottime};
+use crate::departure::HandOver;
 use crate::document::{Change, TaskDocument};
 use crate::failure::{chain, class, failure};
 use crate::identity::create_private;
@@ -40,6 +42,10 @@ const KEEP_LIMIT: Duration = Duration::from_secs(30);
 /// Tries of keeping them, and the pause between two.
 const KEEP_TRIES: u32 = 4;
 const KEEP_PAUSE: Duration = Duration::from_millis(500);
+/// With what batch systems end all processes of a machine at once, or tell them of its end.
+const ENDING_SIGNALS: [i32; 2] = [Signal::TERM.as_raw(), Signal::USR1.as_raw()];
+/// How long the worker may take to hear of it after its agent.
+const NOTICE_PATIENCE: Duration = Duration::from_secs(1);
 /// Longest summary on the wire.
 const SUMMARY_BYTES_MAX: usize = 4_096;
 /// Limit of work whose grant and document name none.
@@ -505,9 +511,30 @@ impl Runner {
                     by: StopCause::Deadline,
                     ..
                 } => Err(Happened::Stopped(Stop::Salvage)),
+                End::Stopped {
+                    by: StopCause::Signal,
+                    ..
+                } => Err(Happened::Stopped(self.taken_away())),
+                End::Signalled { signal } if ENDING_SIGNALS.contains(&signal) => {
+                    let notice = launch::stop_ordered(&mut self.orders);
+                    match tokio::time::timeout(NOTICE_PATIENCE, notice).await {
+                        Ok(stop) => Err(Happened::Stopped(stop)),
+                        Err(_) => Ok(launched),
+                    }
+                }
                 _ => Ok(launched),
             },
         }
+    }
+
+    /// Says why a lease stops whose supervisor somebody else told to end: nobody does that to one
+    /// process alone, so the machine goes away, or the worker with all that is its.
+    fn taken_away(&self) -> Stop {
+        let ordered = self.orders.borrow().stop;
+        ordered.unwrap_or(Stop::HandOver(HandOver {
+            class: class::PREEMPTED,
+            until: clock::now().after(KEEP_LIMIT),
+        }))
     }
 
     async fn publish(&mut self, workspace: Option<&Workspace>, scribe: &Scribe) -> Happened {
@@ -535,7 +562,15 @@ impl Runner {
             Ok::<_, publish::Error>(commit)
         };
         let publishing = tokio::time::timeout(PUBLISH_LIMIT, publishing);
-        match until_stopped(&mut self.orders, publishing).await {
+        tokio::pin!(publishing);
+        let mut published = until_stopped(&mut self.orders, &mut publishing).await;
+        if let Err(stop @ Stop::HandOver(hand_over)) = published {
+            // The agent is done, and its result is worth more than a snapshot of it.
+            let limit = hand_over.step_limit(clock::now());
+            let rest = tokio::time::timeout(limit, &mut publishing).await;
+            published = rest.map_err(|_| stop);
+        }
+        match published {
             Err(stop) => Happened::Stopped(stop),
             Ok(Ok(Ok(Some(commit)))) => outcome(outcome::Kind::Commit(commit.to_string())),
             Ok(Ok(Ok(None))) if self.must_change => {
@@ -577,7 +612,11 @@ impl Runner {
                 }
             }
         };
-        match tokio::time::timeout(KEEP_LIMIT, pushing).await {
+        let limit = match self.orders.borrow().stop {
+            Some(Stop::HandOver(hand_over)) => hand_over.step_limit(clock::now()).min(KEEP_LIMIT),
+            _ => KEEP_LIMIT,
+        };
+        match tokio::time::timeout(limit, pushing).await {
             Ok(Ok((kept, refused))) => {
                 if let Some(commit) = kept {
                     let name = &source.wip_ref;

@@ -6,7 +6,7 @@ use muster_proto::v1::{Empty, Failed, Failure, report};
 
 use super::Stop;
 use super::launch::Launched;
-use super::machine::Happened;
+use super::machine::{Happened, left};
 use super::runner::Runner;
 use super::scribe::Scribe;
 use crate::agent::command::{judge, shell};
@@ -81,9 +81,6 @@ fn ended(happened: Happened) -> report::Kind {
 fn stopped(stop: Stop) -> report::Kind {
     match stop {
         Stop::Salvage => report::Kind::Stopped(Empty {}),
-        Stop::Leave => {
-            let message = "the worker was told to leave";
-            report::Kind::GivenBack(failure(class::PREEMPTED, message, b""))
-        }
+        Stop::Leave | Stop::HandOver(_) => report::Kind::GivenBack(left(stop)),
     }
 }

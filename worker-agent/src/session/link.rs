@@ -279,6 +279,10 @@ impl Link {
             draining: machine.is_draining(),
             pool: self.options.pool.clone(),
             number,
+            time_left: machine
+                .time_left(clock::now())
+                .and_then(|left| left.try_into().ok()),
+            hand_over: self.options.hand_over.try_into().ok(),
         }
     }
 }

@@ -7,13 +7,17 @@
 //! - A report is said only after it was stored, and again after each reconnect until acknowledged.
 //! - Events are sent in order, within the coordinator's window, from what it last confirmed.
 
+mod lease;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use muster_proto::v1::{
-    Answer, EventAck, Grant, Heartbeat, LeaseAnswers, Report, ReportAck, ReportBatch,
+    Answer, Drain, EventAck, Grant, Heartbeat, LeaseAnswers, Report, ReportAck, ReportBatch,
     ReportVerdict, Verdict, Welcome, coordinator_message, report, worker_message,
 };
+
+use lease::{Batch, Lease, Position, Work};
 
 use super::window::EventWindow;
 use crate::clock::Boottime;
@@ -85,113 +89,6 @@ pub struct NextEvents {
     pub bytes_max: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Work {
-    /// Processes may run until a margin before `end`.
-    Working { end: Boottime, ttl: Duration },
-    /// Processes are being ended.
-    Stopping,
-    /// The final report was made.
-    Reported,
-    /// The final report was acknowledged, or this incarnation never held the lease.
-    Over,
-}
-
-/// Events that were sent and are not acknowledged.
-#[derive(Clone, Copy, Debug)]
-struct Batch {
-    /// Number of the last of them.
-    last: u64,
-    bytes: u64,
-    sent_at: Boottime,
-}
-
-#[derive(Clone, Debug)]
-struct Lease {
-    work: Work,
-    /// Nothing more will be added to its events, and its folder holds nothing unpublished.
-    finished: bool,
-    /// Numbers of the last event on disk, sent in this session, and confirmed.
-    events_stored: u64,
-    events_sent: u64,
-    events_acknowledged: u64,
-    in_flight: VecDeque<Batch>,
-    position: Position,
-}
-
-/// Whether this session's coordinator has said up to where it has a lease's events.
-///
-/// What was acknowledged before proves nothing to a new session: the coordinator's home may have
-/// been put back from a backup since, and what this worker still has on disk is then the only copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Position {
-    Unknown,
-    Asked,
-    Known,
-}
-
-impl Lease {
-    fn new(work: Work) -> Self {
-        Self {
-            work,
-            finished: false,
-            events_stored: 0,
-            events_sent: 0,
-            events_acknowledged: 0,
-            in_flight: VecDeque::new(),
-            position: Position::Known,
-        }
-    }
-
-    /// Forgets what an earlier session's coordinator has said it has.
-    fn forget_position(&mut self) {
-        self.position = match self.events_stored {
-            0 => Position::Known,
-            _ => Position::Unknown,
-        };
-    }
-
-    fn is_held(&self) -> bool {
-        self.work != Work::Over
-    }
-
-    fn takes_slot(&self) -> bool {
-        matches!(self.work, Work::Working { .. } | Work::Stopping)
-    }
-
-    fn bytes_in_flight(&self) -> u64 {
-        self.in_flight.iter().map(|batch| batch.bytes).sum()
-    }
-
-    /// Takes an acknowledgement; gives the batches that are through with it.
-    fn acknowledge(&mut self, number: u64) -> Vec<Batch> {
-        // A peer that confirms what does not exist confirms what does.
-        let number = number.min(self.events_stored);
-        if self.position == Position::Asked {
-            // Nothing else is under way for this lease, so this is the answer.
-            self.position = Position::Known;
-            self.events_acknowledged = number;
-            self.events_sent = number;
-        }
-        self.events_acknowledged = self.events_acknowledged.max(number);
-        self.events_sent = self.events_sent.max(self.events_acknowledged);
-        let mut through = Vec::new();
-        while let Some(batch) = self.in_flight.front()
-            && batch.last <= self.events_acknowledged
-        {
-            through.extend(self.in_flight.pop_front());
-        }
-        through
-    }
-
-    fn is_done(&self) -> bool {
-        self.work == Work::Over
-            && self.finished
-            && self.position == Position::Known
-            && self.events_acknowledged >= self.events_stored
-    }
-}
-
 #[derive(Clone, Debug)]
 struct Pending {
     report: Report,
@@ -205,6 +102,9 @@ struct Session {
     sent_at: VecDeque<(u64, Boottime)>,
     event_window: EventWindow,
     report_window: usize,
+    /// The first heartbeat that said that nothing is taken, and whether it was answered.
+    drain_told: Option<u64>,
+    drain_known: bool,
 }
 
 /// The worker's side of a session, and what outlives sessions.
@@ -214,6 +114,8 @@ pub struct Machine {
     draining: bool,
     /// Its disk cannot be worked on.
     disk_trouble: Option<String>,
+    /// When its machine goes away.
+    ends_at: Option<Boottime>,
     leases: BTreeMap<u64, Lease>,
     reports: BTreeMap<u64, Pending>,
     next_report: u64,
@@ -229,6 +131,7 @@ impl Machine {
             slots,
             draining: false,
             disk_trouble: None,
+            ends_at: None,
             leases: BTreeMap::new(),
             reports: BTreeMap::new(),
             next_report,
@@ -272,6 +175,12 @@ impl Machine {
     pub fn held(&self) -> Vec<u64> {
         let held = self.leases.iter().filter(|(_, lease)| lease.is_held());
         held.map(|(id, _)| *id).collect()
+    }
+
+    /// Leases whose work goes on or is being ended.
+    pub fn working(&self) -> Vec<u64> {
+        let working = self.leases.iter().filter(|(_, lease)| lease.takes_slot());
+        working.map(|(id, _)| *id).collect()
     }
 
     /// Leases it could take now.
@@ -321,6 +230,23 @@ impl Machine {
         self.reports.is_empty() && self.leases.is_empty()
     }
 
+    /// Tells whether nothing is owed and nothing new can be under way: the coordinator has answered a
+    /// heartbeat that said that nothing is taken. Without a session nobody grants anything.
+    pub fn may_go(&self) -> bool {
+        let session = self.session.as_ref();
+        self.owes_nothing() && session.is_none_or(|session| session.drain_known)
+    }
+
+    /// Takes when the machine goes away, which heartbeats tell from here on.
+    pub fn machine_ends(&mut self, at: Option<Boottime>) {
+        self.ends_at = at;
+    }
+
+    /// How long the machine will still be there, if that is known.
+    pub fn time_left(&self, now: Boottime) -> Option<Duration> {
+        self.ends_at.map(|end| end.since(now))
+    }
+
     /// Begins a session with the coordinator's answer to the hello.
     pub fn welcomed(&mut self, welcome: &Welcome, now: Boottime) -> Vec<Output> {
         self.disconnected();
@@ -332,6 +258,8 @@ impl Machine {
             sent_at: VecDeque::new(),
             event_window: EventWindow::new(welcome.event_window_bytes, interval),
             report_window: usize::try_from(welcome.report_window.max(1)).unwrap_or(1),
+            drain_told: None,
+            drain_known: false,
         });
         let mut outputs = Vec::new();
         for verdict in &welcome.verdicts {
@@ -364,6 +292,7 @@ impl Machine {
     pub fn heartbeat(&mut self, now: Boottime) -> Option<Heartbeat> {
         let (held_leases, free_slots) = (self.held(), self.free_slots());
         let draining = self.draining;
+        let time_left = self.time_left(now);
         let trouble = self.disk_trouble.as_ref();
         let trouble = trouble.map(|what| format!("its disk cannot be worked on: {what}"));
         let session = self.session.as_mut()?;
@@ -372,12 +301,16 @@ impl Machine {
             session.sent_at.pop_front();
         }
         session.sent_at.push_back((session.last_heartbeat, now));
+        if draining {
+            session.drain_told.get_or_insert(session.last_heartbeat);
+        }
         Some(Heartbeat {
             seq: session.last_heartbeat,
             held_leases,
             free_slots,
             draining,
             trouble: trouble.unwrap_or_default(),
+            time_left: time_left.and_then(|left| left.try_into().ok()),
         })
     }
 
@@ -393,6 +326,10 @@ impl Machine {
             // Only the first message is a welcome, and the shell has taken that one.
             coordinator_message::Kind::Welcome(_) => {}
             coordinator_message::Kind::Renewal(renewal) => {
+                if let Some(session) = &mut self.session {
+                    let told = session.drain_told.is_some_and(|told| told <= renewal.seq);
+                    session.drain_known |= told;
+                }
                 for verdict in &renewal.verdicts {
                     match verdict.verdict() {
                         Verdict::Keep => self.renew(verdict.lease, renewal.seq, &mut outputs),
@@ -424,6 +361,12 @@ impl Machine {
             coordinator_message::Kind::Stop(stop) => {
                 for lease in stop.leases {
                     self.stop(lease, StopCause::Told, &mut outputs);
+                }
+            }
+            coordinator_message::Kind::Drain(Drain { leave: true }) => {
+                if !self.draining {
+                    self.drain();
+                    outputs.push(self.heartbeat_message(now));
                 }
             }
             // The coordinator keeps to it itself, and may take it back without a word: a grant

@@ -6,13 +6,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::{flag, low_level};
 
 use super::Error;
 
 /// Wakes the supervisor for TERM and for ended children, and makes it deaf to HUP and INT, which
-/// are a terminal's business with the worker.
+/// are a terminal's business with the worker, and to USR1 and USR2, which are a batch system's.
 #[derive(Debug)]
 pub(super) struct Signals {
     wake: UnixStream,
@@ -36,7 +36,7 @@ impl Signals {
             low_level::pipe::register(signal, waker.try_clone()?)?;
         }
         // Handled, not ignored: what is ignored would stay so in the agent.
-        for signal in [SIGHUP, SIGINT] {
+        for signal in [SIGHUP, SIGINT, SIGUSR1, SIGUSR2] {
             flag::register(signal, Arc::new(AtomicBool::new(false)))?;
         }
         Ok(Self { wake, waker, term })

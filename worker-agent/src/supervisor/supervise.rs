@@ -344,7 +344,11 @@ impl Supervisor {
                 self.status = Some(status);
                 self.ran_ms = Some(self.elapsed_ms());
                 self.notices.say(Notice::Exited(status));
-                Cause::Exited(status)
+                match self.signals.terminated() {
+                    // Whoever told this process to end has told the agent too.
+                    true => Cause::Stopped(StopCause::Signal),
+                    false => Cause::Exited(status),
+                }
             }
         };
         self.end(cause)
@@ -523,6 +527,15 @@ impl Supervisor {
             cgroup.remove();
         }
         let end = match self.ending.take() {
+            // As above, and the agent was faster.
+            Some((Cause::Exited(status), _))
+                if status != ExitStatus::Code(0) && self.signals.terminated() =>
+            {
+                End::Stopped {
+                    by: StopCause::Signal,
+                    status: self.status,
+                }
+            }
             Some((Cause::Exited(ExitStatus::Code(code)), _)) => End::Exited { code },
             Some((Cause::Exited(ExitStatus::Signal(signal)), _)) => End::Signalled { signal },
             Some((Cause::ExecFailed(reason), _)) => End::ExecFailed { reason },

@@ -77,6 +77,8 @@ impl Bench {
             disk_bytes_max: 50_000_000_000,
             secrets: Vec::new(),
             cache_bytes_max: 20_000_000_000,
+            ends_at: None,
+            hand_over: Duration::from_secs(120),
             disk_patience: Duration::from_secs(900),
             executable: env!("CARGO_BIN_EXE_worker-agent").into(),
             repositories: Repositories::Below(format!("file://{}", self.folder.path().display())),

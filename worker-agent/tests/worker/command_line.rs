@@ -16,9 +16,14 @@ fn start(bench: &Bench) -> Child {
 }
 
 fn start_in(bench: &Bench, state: &Path) -> Child {
+    described(bench, state).spawn().unwrap()
+}
+
+fn described(bench: &Bench, state: &Path) -> Command {
     let token = bench.folder.path().join("token");
     std::fs::write(&token, bench.fake.token.reveal()).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_worker-agent"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_worker-agent"));
+    command
         .args([
             "--coordinator",
             &bench.fake.address,
@@ -31,9 +36,8 @@ fn start_in(bench: &Bench, state: &Path) -> Child {
         .arg(token)
         .arg("--state-dir")
         .arg(state)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::piped());
+    command
 }
 
 async fn ended(mut child: Child) -> (Option<i32>, String) {
@@ -113,6 +117,18 @@ async fn a_folder_that_cannot_hold_its_state_is_wrong_usage_and_says_what_to_nam
     }
     assert_eq!(std::fs::read_to_string(file).unwrap(), "not a folder");
     assert!(bench.fake.with(|state| state.hellos.is_empty()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_of_the_machine_that_is_over_or_no_time_is_wrong_usage() {
+    let bench = Bench::new().await;
+    for (end, said) in [("@1000000000", "is over"), ("tonight", "write it as")] {
+        let mut command = described(&bench, &bench.state());
+        let child = command.args(["--ends-at", end]).spawn().unwrap();
+        let (code, text) = ended(child).await;
+        assert_eq!(code, Some(2), "{text}");
+        assert!(text.contains(said), "{text}");
+    }
 }
 
 /// An agent that says so once it runs, and the place of its process id.

@@ -34,6 +34,8 @@ pub(crate) struct State {
     pub(crate) events: BTreeMap<u64, Vec<AgentEvent>>,
     pub(crate) goodbye: Option<String>,
     pub(crate) heartbeat: u64,
+    /// How long its machine will still be there, as heartbeats told one after the other.
+    pub(crate) time_left: Vec<Option<Duration>>,
     pub(crate) stopped: BTreeSet<u64>,
     pub(crate) ttl: Duration,
     pub(crate) acks_reports: bool,
@@ -121,6 +123,7 @@ impl Fake {
             events: BTreeMap::new(),
             goodbye: None,
             heartbeat: 0,
+            time_left: Vec::new(),
             stopped: BTreeSet::new(),
             ttl: Duration::from_secs(60),
             acks_reports: true,
@@ -320,6 +323,10 @@ impl Service {
             Heard::Heartbeat(heartbeat) => {
                 assert_eq!(heartbeat.seq, state.heartbeat + 1, "heartbeats in order");
                 state.heartbeat = heartbeat.seq;
+                let time_left = heartbeat.time_left;
+                state
+                    .time_left
+                    .push(time_left.map(|left| left.try_into().unwrap()));
                 let verdicts = match state.renews {
                     true => verdicts(state, &heartbeat.held_leases),
                     false => Vec::new(),

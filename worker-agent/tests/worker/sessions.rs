@@ -324,19 +324,6 @@ async fn an_unavailable_coordinator_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_worker_ends_by_itself_if_it_is_asked_to() {
-    let bench = Bench::new().await;
-    let mut options = bench.options();
-    options.idle_exit = Some(std::time::Duration::from_millis(300));
-    let worker = super::bench::Worker::start(options);
-    assert_eq!(worker.ended().await.unwrap(), Ended::Drained);
-    bench
-        .fake
-        .until("a goodbye", |state| state.goodbye.clone())
-        .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn leases_of_another_coordinator_are_set_aside() {
     let first = Bench::new().await;
     let worker = first.worker();

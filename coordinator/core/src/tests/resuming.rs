@@ -185,6 +185,25 @@ fn an_attempt_that_is_lost_early_leaves_the_earlier_conversation_to_the_next() {
 }
 
 #[test]
+fn work_given_back_by_a_machine_that_goes_away_goes_on_elsewhere_and_does_not_count() {
+    for class in [FailureClass::Walltime, FailureClass::Preempted] {
+        let (mut world, run, lease) = at_work();
+        let given = Report::GivenBack {
+            failure: failure(class),
+        };
+        assert_eq!(world.say(&lease, given), ReportAnswer::Recorded);
+        // Nobody waits for the one that has the conversation: it does not come back.
+        world.pass_beating(Span::from_secs(10), &["v"]);
+        assert_eq!(world.only().worker, worker("v"), "{class}");
+        assert_eq!(goes_on(&world, run), (vec![1], Some("c1".into())));
+        let task = world.state.task(world.key(run, "a")).unwrap();
+        let history = task.history.as_ref().unwrap();
+        assert_eq!((history.counted, history.crashes), (0, 1), "{class}");
+        world.replayed();
+    }
+}
+
+#[test]
 fn a_grant_that_came_to_nothing_does_not_break_the_line() {
     let (mut world, run, lease) = at_work();
     world.fail(&lease, FailureClass::WorkerLost);

@@ -138,6 +138,44 @@ fn a_full_or_draining_worker_gives_back() {
 }
 
 #[test]
+fn heartbeats_tell_how_long_the_machine_will_still_be_there() {
+    let mut machine = connected();
+    assert_eq!(machine.heartbeat(at(1)).unwrap().time_left, None);
+    machine.machine_ends(Some(at(90)));
+    let mut left = |seconds| {
+        let left = machine.heartbeat(at(seconds)).unwrap().time_left;
+        left.map(|left| left.seconds)
+    };
+    assert_eq!((left(30), left(200)), (Some(60), Some(0)));
+}
+
+#[test]
+fn a_worker_that_is_to_leave_goes_once_its_coordinator_knows_that_it_takes_nothing() {
+    let mut machine = connected();
+    let drain = |leave| coordinator_message::Kind::Drain(Drain { leave });
+    machine.received(drain(false), at(1));
+    assert!(!machine.is_draining());
+    let outputs = machine.received(drain(true), at(2));
+    let [Output::Send(worker_message::Kind::Heartbeat(beat))] = &outputs[..] else {
+        panic!("{outputs:?}");
+    };
+    assert!(beat.draining && beat.free_slots == 0 && beat.seq == 2);
+    assert_eq!(machine.received(drain(true), at(2)), []);
+    // The answer to a heartbeat from before; a grant may be on its way.
+    machine.received(renewal(1, vec![]), at(3));
+    assert!(machine.owes_nothing() && !machine.may_go());
+    machine.received(renewal(2, vec![]), at(3));
+    assert!(machine.may_go());
+    // A new session has not heard of it yet.
+    machine.disconnected();
+    assert!(machine.may_go());
+    machine.welcomed(&welcome(&[]), at(4));
+    assert!(!machine.may_go());
+    machine.received(renewal(1, vec![]), at(5));
+    assert!(machine.may_go());
+}
+
+#[test]
 fn a_worker_whose_disk_fails_offers_nothing_until_it_works_again() {
     let mut machine = connected();
     let free = |outputs: &[Output]| {
