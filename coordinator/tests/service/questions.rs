@@ -97,6 +97,8 @@ async fn an_answer_reaches_the_agent_in_each_session_until_it_has_it() {
             question: 3,
             choice: "yes".to_owned(),
             text: "but quickly".to_owned(),
+            name: id.clone(),
+            by: "USER".to_owned(),
         }],
     };
     assert_eq!(told, std::slice::from_ref(&expected));
