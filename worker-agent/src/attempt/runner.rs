@@ -223,7 +223,13 @@ impl Runner {
         let invoked = TaskDocument::parse(&self.grant.document)
             .map_err(|error| failure(class::AGENT_UNAVAILABLE, &chain(&error), b""))
             .and_then(|mut task| {
-                if let Some(command) = self.site.agents.get(&task.agent.name) {
+                let overrides = &self.site.agents;
+                // Of the kind's own program it also says how that is started.
+                let of_kind = || {
+                    let brings_none = task.agent.command.is_empty();
+                    overrides.get(&task.agent.kind).filter(|_| brings_none)
+                };
+                if let Some(command) = overrides.get(&task.agent.name).or_else(of_kind) {
                     task.agent.command.clone_from(command);
                 }
                 task.approvals = self.site.approvals.over(&task.approvals);

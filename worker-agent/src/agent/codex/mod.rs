@@ -43,11 +43,10 @@ impl Agent for CodexAgent {
     }
 
     fn find(&self, own: Own<'_>) -> Option<AgentOffer> {
-        let program = find::find(own)?;
         Some(AgentOffer {
             name: KIND.to_owned(),
-            version: find::version(&program),
-            program,
+            program: find::find(own)?,
+            version: String::new(),
         })
     }
 
