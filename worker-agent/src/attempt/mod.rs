@@ -10,6 +10,7 @@ mod folder;
 mod launch;
 mod leftover;
 pub mod machine;
+mod needs;
 mod overheard;
 mod policy;
 pub(crate) mod prompt;

@@ -17,6 +17,7 @@ use super::environment::environment;
 use super::folder::LeaseFolder;
 use super::launch::{self, Launched, Program, Ran};
 use super::machine::{Happened, Next, Phase};
+use super::needs;
 use super::publish::{self, Credential};
 use super::scribe::Scribe;
 use super::{FromLease, Orders, Site, Stop};
@@ -28,7 +29,7 @@ use crate::identity::create_private;
 use crate::mask::{Hidden, Mask};
 use crate::secrets::{self, Shortest, ValueFrom};
 use crate::spool::{OUTPUT_BYTES_MAX, Spool};
-use crate::supervisor::{End, StopCause, TERM_GRACE};
+use crate::supervisor::{End, ExitReport, StopCause, TERM_GRACE};
 
 /// Tries of fetching and checking out, and the pause before the second; doubles.
 const PREPARE_TRIES: u32 = 4;
@@ -248,6 +249,9 @@ impl Runner {
                     prompt: self.folder.prompt(),
                     own: &|name| std::env::var(name).ok(),
                 };
+                if let Some(failure) = needs::missing(&task, &place.work) {
+                    return Err(failure);
+                }
                 let mut invocation = agent.invocation(&task, &place)?;
                 // If it is not there any more the conversation says so itself.
                 if let Some(session) = self.earlier_session() {
@@ -301,6 +305,7 @@ impl Runner {
             }
             _ => None,
         };
+        let named = argv.first().cloned().unwrap_or_default();
         let mut program = self.program(&task, 1, argv, &given);
         program.cwd.clone_from(&place.work);
         program.ends_at = self.began.after(self.limit(task.timeout_ms));
@@ -323,6 +328,14 @@ impl Runner {
         }
         match launched {
             Err(happened) => happened,
+            Ok(Launched {
+                report:
+                    ExitReport {
+                        end: End::ExecFailed { reason },
+                        ..
+                    },
+                ..
+            }) => Happened::Failed(needs::not_started(&named, &task, &reason)),
             Ok(Launched {
                 spoken: Some(spoken),
                 ..

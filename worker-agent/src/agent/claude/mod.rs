@@ -130,7 +130,9 @@ impl Agent for ClaudeAgent {
     fn invocation(&self, task: &TaskDocument, place: &Place<'_>) -> Result<Invocation, Failure> {
         let mut argv = match task.agent.command.as_slice() {
             [] => {
-                let message = "claude is not there any more: neither CLAUDE_BIN nor PATH has it";
+                let message = "claude is not there any more: neither CLAUDE_BIN nor PATH has it; \
+                               install it on this worker, or start the worker with \
+                               `--agent claude=COMMAND`";
                 vec![
                     find(place.own)
                         .ok_or_else(|| failure(class::AGENT_UNAVAILABLE, message, b""))?,
