@@ -53,7 +53,10 @@ fn a_declared_agent_waits_without_a_lease_for_a_worker_that_has_its_program() {
     world.join("v", 1);
     world.join("w", 1);
     let run = world.submit(declaring("run", &[&opencode]));
-    assert_eq!(world.state.declared_agents(), [opencode.clone()]);
+    assert_eq!(
+        world.state.declared_agents(),
+        std::slice::from_ref(&opencode)
+    );
     assert_eq!(
         said(&world, run, "t0"),
         "it waits: the fitting workers are busy: 2 asked whether they have its agent → \
@@ -128,7 +131,10 @@ fn after_a_restart_workers_are_asked_again_for_what_live_runs_name() {
     world.join("w", 1);
     says(&mut world, "w", &[(&opencode, false)]);
     world.restart();
-    assert_eq!(world.state.declared_agents(), [opencode.clone()]);
+    assert_eq!(
+        world.state.declared_agents(),
+        std::slice::from_ref(&opencode)
+    );
     world.hello("w", 1, offer(1));
     assert_eq!(world.beat("w"), []);
     says(&mut world, "w", &[(&opencode, true)]);

@@ -232,7 +232,7 @@ impl From<&VerifyV1<'_>> for VerifySpec {
 struct RequirementV1<'a> {
     agent: Text<'a>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    declared: Option<DeclaredV1<'a>>,
+    declared: Option<Box<DeclaredV1<'a>>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pool: Option<Text<'a>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -252,9 +252,11 @@ impl<'a> From<&'a Requirement> for RequirementV1<'a> {
     fn from(requirement: &'a Requirement) -> Self {
         Self {
             agent: text(&requirement.agent),
-            declared: requirement.declared.as_ref().map(|declared| DeclaredV1 {
-                name: text(&declared.name),
-                program: text(&declared.program),
+            declared: requirement.declared.as_ref().map(|declared| {
+                Box::new(DeclaredV1 {
+                    name: text(&declared.name),
+                    program: text(&declared.program),
+                })
             }),
             pool: requirement.pool.as_ref().map(text),
             labels: texts(&requirement.labels),
