@@ -140,6 +140,7 @@ fn beat(state: &mut State, now: Timestamp, n: usize, seq: u64, held: Vec<LeaseId
         free_slots: SLOTS - u32::try_from(held.len()).unwrap(),
         held,
         draining: false,
+        looked: None,
     });
     step(state, now, &beat).unwrap();
 }

@@ -11,7 +11,7 @@ use crate::ids::{
 use crate::plan::RunSpec;
 use crate::question::Asking;
 use crate::state::RunImage;
-use crate::worker::Offer;
+use crate::worker::{DeclaredAgent, Offer};
 
 /// A request to the core. Whatever a worker, user or file can put into it is checked here.
 #[derive(Clone, Debug)]
@@ -131,6 +131,9 @@ pub struct Heartbeat {
     /// Leases it could take now; never more than its slots.
     pub free_slots: u32,
     pub draining: bool,
+    /// Which declared agents it has and which it lacks, of all that it was asked for; `None` if it
+    /// says nothing about that.
+    pub looked: Option<BTreeMap<DeclaredAgent, bool>>,
 }
 
 /// A worker's word about a lease.

@@ -56,7 +56,8 @@ pub enum FailureClass {
     Transport,
     /// What the account may use is used up until a later time.
     UsageLimit,
-    /// The provider refused the request itself: no such model, a setting it does not take.
+    /// The request itself is wrong: no such model, a setting that the provider does not take, an image
+    /// or a folder that is not there.
     InvalidRequest,
     /// The conversation is longer than the model can read.
     ContextWindow,

@@ -19,6 +19,9 @@ pub const TASK_NAME_BYTES: usize = 100;
 pub const PATHS_PER_TASK: usize = 256;
 /// Workers known at once.
 pub const WORKERS: usize = 20_000;
+/// Declared agents that workers are asked for at once: live runs seldom name ten. Of more, those are
+/// asked for that were named last.
+pub const DECLARED_AGENTS: usize = 256;
 /// Slots of one worker.
 pub const SLOTS_PER_WORKER: u32 = 4_096;
 /// Retries a task may ask for.

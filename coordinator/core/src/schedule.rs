@@ -17,7 +17,7 @@ use crate::limits;
 use crate::resume::{at_home, waits_for_home};
 use crate::state::{Link, Run, RunPhase, State, TaskState, VerifyPhase};
 use crate::time::Timestamp;
-use crate::worker::{Offer, Requirement};
+use crate::worker::{DeclaredAgent, Requirement};
 
 /// Grants leases for work that is ready, at most [`limits::GRANTS_PER_ROUND`]; to be run at the end
 /// of each batch. The rest is granted in the next round.
@@ -248,6 +248,10 @@ pub(crate) fn heard(state: &State, entry: &WorkerEntry, now: Timestamp) -> bool 
 pub(crate) enum Misfit {
     Pool(std::sync::Arc<str>),
     Agent(std::sync::Arc<str>),
+    /// It looked for the program of this agent and did not find it.
+    Program(DeclaredAgent),
+    /// It has not said yet whether it has this agent.
+    Unanswered(DeclaredAgent),
     Label(std::sync::Arc<str>),
     /// It has less of the resource in all.
     Resource(std::sync::Arc<str>),
@@ -258,7 +262,7 @@ pub(crate) enum Misfit {
 /// Gives the first reason why the worker cannot take work of this requirement now.
 pub(crate) fn misfit(entry: &WorkerEntry, requirement: &Requirement) -> Option<Misfit> {
     let offer = &entry.worker.offer;
-    never_fits(offer, requirement).or_else(|| {
+    never_fits(entry, requirement).or_else(|| {
         let mut needs = requirement.resources.iter();
         let short = needs.find(|(name, need)| {
             let total = offer.resources.get(*name).copied().unwrap_or(0);
@@ -269,8 +273,10 @@ pub(crate) fn misfit(entry: &WorkerEntry, requirement: &Requirement) -> Option<M
     })
 }
 
-/// Gives the first reason why a worker of this offer can never take work of this requirement.
-pub(crate) fn never_fits(offer: &Offer, requirement: &Requirement) -> Option<Misfit> {
+/// Gives the first reason why a worker can never take work of this requirement, as far as it is
+/// known now.
+pub(crate) fn never_fits(entry: &WorkerEntry, requirement: &Requirement) -> Option<Misfit> {
+    let offer = &entry.worker.offer;
     if let Some(pool) = requirement
         .pool
         .as_ref()
@@ -278,8 +284,17 @@ pub(crate) fn never_fits(offer: &Offer, requirement: &Requirement) -> Option<Mis
     {
         return Some(Misfit::Pool(pool.clone()));
     }
-    if !offer.agents.contains(&requirement.agent) {
-        return Some(Misfit::Agent(requirement.agent.clone()));
+    match &requirement.declared {
+        // Its program may be there although the kind's own is not.
+        Some(declared) => match entry.aux.looked.get(declared) {
+            Some(true) => {}
+            Some(false) => return Some(Misfit::Program(declared.clone())),
+            None => return Some(Misfit::Unanswered(declared.clone())),
+        },
+        None if !offer.agents.contains(&requirement.agent) => {
+            return Some(Misfit::Agent(requirement.agent.clone()));
+        }
+        None => {}
     }
     if let Some(label) = requirement
         .labels

@@ -153,6 +153,7 @@ impl World<'_> {
                     held: vec![LeaseId(lease)],
                     free_slots: 4,
                     draining: false,
+                    looked: None,
                 }));
             }
             1 | 12 | 13 => Report::Started,

@@ -120,6 +120,7 @@ impl World<'_> {
                     held: beat.held_leases.into_iter().map(LeaseId).collect(),
                     free_slots: beat.free_slots,
                     draining: beat.draining,
+                    looked: None,
                 };
                 let command = Command::Heartbeat(beat);
                 self.request(Request::Command(Asker::Heartbeat(conn), command));

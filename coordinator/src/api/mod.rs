@@ -4,6 +4,7 @@
 //! [`Server::run`]. Behind the gate every request carries the [`crate::auth::Identity`] of its
 //! sender in its extensions.
 
+pub mod agents;
 mod conflicts;
 pub mod convert;
 mod diff;

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
+use super::agents::{self, Agents};
 use super::convert;
 use super::grants::Grants;
 use super::limits::{
@@ -91,6 +92,7 @@ struct Inner {
     hellos: Mutex<BTreeMap<TokenId, Pace>>,
     joins: Mutex<Told>,
     troubles: Troubles,
+    agents: Agents,
     ending: CancellationToken,
 }
 
@@ -119,6 +121,7 @@ impl Workers {
             hellos: Mutex::default(),
             joins: Mutex::new(Told::joins()),
             troubles: Troubles::default(),
+            agents: Agents::default(),
             ending,
         };
         Self {
@@ -130,6 +133,12 @@ impl Workers {
     #[must_use]
     pub fn troubles(&self) -> Troubles {
         self.inner.troubles.clone()
+    }
+
+    /// What they have found on their hosts.
+    #[must_use]
+    pub fn agents(&self) -> Agents {
+        self.inner.agents.clone()
     }
 }
 
@@ -288,6 +297,7 @@ async fn serve(
         }
     };
     inner.troubles.forget(&session.worker, session.number);
+    inner.agents.forget(&session.worker, session.number);
     session.close(&inner.engine).await;
     if let Some(untold) = inner.tells() {
         info!(worker = %session.worker, session = session.number, untold, "a worker's session has ended");
@@ -349,11 +359,16 @@ async fn open(
         held: hello.held_leases.iter().copied().map(LeaseId).collect(),
         draining: hello.draining,
     };
+    let offers = v1::AgentsFound {
+        offers: hello.agents,
+        ..v1::AgentsFound::default()
+    };
     let reply = inner
         .engine
         .open(said, to_session)
         .await
         .map_err(status::of)?;
+    inner.agents.note(&session.worker, session.number, &offers);
     let Reply::Welcome { verdicts } = reply else {
         return Err(Status::internal("hello was answered with something else"));
     };
@@ -408,6 +423,11 @@ async fn hear(
             inner
                 .troubles
                 .note(&session.worker, session.number, trouble);
+            let mut looked = None;
+            if let Some(found) = &heartbeat.agents {
+                looked = Some(agents::looked(found)?);
+                inner.agents.note(&session.worker, session.number, found);
+            }
             let command = Command::Heartbeat(Heartbeat {
                 worker: session.worker.clone(),
                 incarnation: session.incarnation,
@@ -416,6 +436,7 @@ async fn hear(
                 held: heartbeat.held_leases.into_iter().map(LeaseId).collect(),
                 free_slots: heartbeat.free_slots,
                 draining: heartbeat.draining,
+                looked,
             });
             let reply = inner.engine.command(command).await.map_err(status::of)?;
             if let Reply::Renewed { seq, verdicts } = reply {
@@ -730,6 +751,10 @@ async fn obey(
             });
             let leases = leases.collect();
             out.say(Say::Answers(v1::Answers { leases })).await
+        }
+        ToSession::Look(wanted) => {
+            let agents = wanted.iter().map(agents::to_wire).collect();
+            out.say(Say::LookFor(v1::LookFor { agents })).await
         }
         ToSession::Drain(true) => out.say(Say::Drain(v1::Drain {})).await,
         // The next heartbeat's renewal shows that the drain was taken back.

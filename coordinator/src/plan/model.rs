@@ -41,7 +41,8 @@ pub struct ModelSettings {
     /// default.
     pub approvals: Option<Approvals>,
     /// Whether an attempt that changes nothing has failed. If absent, `required` for tasks of models
-    /// with a repository, unless they only read or answer with an `output_schema`.
+    /// with a repository, unless they only read or answer with an `output_schema`. `required` needs a
+    /// repository.
     pub change: Option<Change>,
     /// What must be true of the work; the agent is told.
     pub acceptance: Option<Vec<String>>,
@@ -49,9 +50,10 @@ pub struct ModelSettings {
     /// twice.
     #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
     pub output_schema: Option<serde_json::Value>,
-    /// Images for the agent, relative to the work tree.
+    /// Images for the agent, relative to the work tree; one that is not there fails the attempt.
     pub images: Option<Vec<String>>,
-    /// Folders of the worker besides the work tree in which the agent may write.
+    /// Folders of the worker besides the work tree in which the agent may write; one that is not there
+    /// fails the attempt.
     pub add_dirs: Option<Vec<String>>,
     /// What only Codex knows.
     pub codex: Option<CodexSettings>,

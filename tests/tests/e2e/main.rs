@@ -5,6 +5,7 @@
 
 mod abuse;
 mod acp;
+mod agents;
 mod approvals;
 mod changes;
 mod claude;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         integration::SCENARIOS,
         codex_par::SCENARIOS,
         acp::SCENARIOS,
+        agents::SCENARIOS,
         failures::SCENARIOS,
         foreign::SCENARIOS,
         deaths::SCENARIOS,

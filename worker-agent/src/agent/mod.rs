@@ -8,10 +8,12 @@ pub(crate) mod conversation;
 pub(crate) mod lines;
 pub(crate) mod profile;
 pub(crate) mod scripted;
+mod search;
 mod text;
+mod version;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use muster_proto::v1::{AgentOffer, Failure};
 
@@ -20,14 +22,22 @@ use crate::failure::{class, failure};
 use crate::supervisor::End;
 
 use conversation::Conversation;
+pub(crate) use search::{Asking, Overrides, found, offers};
+use search::{may_run, program};
 
 /// One kind of agent.
 pub(crate) trait Agent: Send + Sync {
     /// Name of the kind, as plans use it.
     fn kind(&self) -> &'static str;
 
-    /// Looks for the agent's program on this host; `None` if it is not there.
+    /// Looks for the agent's program on this host, without starting it; `None` if it is not there.
+    /// The program is empty if each task brings its own.
     fn find(&self, own: Own<'_>) -> Option<AgentOffer>;
+
+    /// Asks a program of this kind for its version; empty if it does not say.
+    fn version(&self, program: &str) -> String {
+        version::ask(program)
+    }
 
     /// Says what to start for a task.
     fn invocation(&self, task: &TaskDocument, place: &Place<'_>) -> Result<Invocation, Failure>;
@@ -103,29 +113,6 @@ const KINDS: [&dyn Agent; 5] = [
     &acp::AcpAgent,
 ];
 
-/// Finds the agents of this host; `overrides` say how some are started, by name.
-pub(crate) fn offers(own: Own<'_>, overrides: &BTreeMap<String, Vec<String>>) -> Vec<AgentOffer> {
-    let path = own("PATH").unwrap_or_default();
-    let offers = KINDS.iter().filter_map(|agent| {
-        let named = overrides
-            .get(agent.kind())
-            .and_then(|command| command.first());
-        let Some(named) = named else {
-            return agent.find(own);
-        };
-        let found = match named.contains('/') {
-            true => may_run(Path::new(named)).then(|| named.clone()),
-            false => program(named, &path),
-        };
-        found.map(|program| AgentOffer {
-            name: agent.kind().to_owned(),
-            program,
-            version: String::new(),
-        })
-    });
-    offers.collect()
-}
-
 /// Names the variables in which the logins of all agents are.
 pub(crate) fn keys() -> impl Iterator<Item = &'static str> {
     KINDS.iter().flat_map(|agent| agent.keys()).copied()
@@ -138,17 +125,4 @@ pub(crate) fn agent_of(task: &TaskDocument) -> Result<&'static dyn Agent, Failur
         let message = format!("this worker has no agent of the kind {:?}", task.agent.kind);
         failure(class::AGENT_UNAVAILABLE, &message, b"")
     })
-}
-
-/// Finds a program in the folders of `path`.
-fn program(name: &str, path: &str) -> Option<String> {
-    let mut candidates = path.split(':').filter(|folder| folder.starts_with('/'));
-    candidates.find_map(|folder| {
-        let candidate = Path::new(folder).join(name);
-        may_run(&candidate).then(|| candidate.to_string_lossy().into_owned())
-    })
-}
-
-fn may_run(candidate: &Path) -> bool {
-    candidate.is_file() && rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK).is_ok()
 }

@@ -11,6 +11,7 @@ mod hiding;
 mod launch;
 mod leftover;
 pub mod machine;
+mod needs;
 mod overheard;
 mod policy;
 pub(crate) mod prompt;

@@ -18,6 +18,7 @@ use super::folder::LeaseFolder;
 use super::hiding;
 use super::launch::{self, Launched, Program, Ran};
 use super::machine::{Happened, Next, Phase};
+use super::needs;
 use super::publish::{self, Credential};
 use super::scribe::Scribe;
 use super::{FromLease, Orders, Site, Stop};
@@ -29,7 +30,7 @@ use crate::identity::create_private;
 use crate::mask::{Hidden, Mask};
 use crate::secrets::{self, Shortest, ValueFrom};
 use crate::spool::{OUTPUT_BYTES_MAX, Spool};
-use crate::supervisor::{End, StopCause, TERM_GRACE};
+use crate::supervisor::{End, ExitReport, StopCause, TERM_GRACE};
 
 /// Tries of fetching and checking out, and the pause before the second; doubles.
 const PREPARE_TRIES: u32 = 4;
@@ -224,7 +225,13 @@ impl Runner {
         let invoked = TaskDocument::parse(&self.grant.document)
             .map_err(|error| failure(class::AGENT_UNAVAILABLE, &chain(&error), b""))
             .and_then(|mut task| {
-                if let Some(command) = self.site.agents.get(&task.agent.name) {
+                let overrides = &self.site.agents;
+                // Of the kind's own program it also says how that is started.
+                let of_kind = || {
+                    let brings_none = task.agent.command.is_empty();
+                    overrides.get(&task.agent.kind).filter(|_| brings_none)
+                };
+                if let Some(command) = overrides.get(&task.agent.name).or_else(of_kind) {
                     task.agent.command.clone_from(command);
                 }
                 task.approvals = self.site.approvals.over(&task.approvals);
@@ -243,6 +250,9 @@ impl Runner {
                     prompt: self.folder.prompt(),
                     own: &|name| std::env::var(name).ok(),
                 };
+                if let Some(failure) = needs::missing(&task, &place.work) {
+                    return Err(failure);
+                }
                 let mut invocation = agent.invocation(&task, &place)?;
                 // If it is not there any more the conversation says so itself.
                 if let Some(session) = self.earlier_session() {
@@ -296,6 +306,7 @@ impl Runner {
             }
             _ => None,
         };
+        let named = argv.first().cloned().unwrap_or_default();
         let mut program = self.program(&task, 1, argv, &given);
         program.cwd.clone_from(&place.work);
         program.ends_at = self.began.after(self.limit(task.timeout_ms));
@@ -318,6 +329,14 @@ impl Runner {
         }
         match launched {
             Err(happened) => happened,
+            Ok(Launched {
+                report:
+                    ExitReport {
+                        end: End::ExecFailed { reason },
+                        ..
+                    },
+                ..
+            }) => Happened::Failed(needs::not_started(&named, &task, &reason)),
             Ok(Launched {
                 spoken: Some(spoken),
                 ..

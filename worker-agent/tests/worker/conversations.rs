@@ -271,3 +271,38 @@ async fn what_was_consumed_is_told_once_though_the_worker_is_killed_in_mid_turn(
     let all = bench.fake.with(|state| consumed(state.activities(7)));
     assert_eq!(all, [1, 2, 4]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_task_names_and_is_not_there_fails_it_by_its_name() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let script = "read -r prompt; echo done";
+    let nowhere = json!({"name": "mine", "kind": "acp", "command": ["/nonexistent/agent", "acp"]});
+    for (lease, more, class, says) in [
+        (
+            7,
+            json!({"images": ["./no.png"]}),
+            "invalid_request",
+            ["no.png", "`images`"],
+        ),
+        (
+            8,
+            json!({"add_dirs": ["/no/such/folder"]}),
+            "invalid_request",
+            ["/no/such/folder", "`add_dirs`"],
+        ),
+        (
+            9,
+            json!({"agent": nowhere, "run": null}),
+            "agent_unavailable",
+            ["`/nonexistent/agent`", "`--agent mine=COMMAND`"],
+        ),
+    ] {
+        bench.fake.grant(grant(&bench, lease, script, &more)).await;
+        let (found, message) = class_of(bench.fake.last_word(lease).await);
+        assert_eq!(found, class, "{message}");
+        for say in says {
+            assert!(message.contains(say), "{message}");
+        }
+    }
+}

@@ -10,12 +10,15 @@ mod session;
 mod submit;
 mod timer;
 
+use std::collections::BTreeMap;
+
 use crate::command::{Command, Rejection, Reply};
 use crate::event::{Event, EventKind};
 use crate::ids::{LeaseId, WorkerId};
 use crate::settle;
 use crate::state::{Link, State};
 use crate::time::Timestamp;
+use crate::worker::DeclaredAgent;
 
 /// What a command leads to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,6 +46,8 @@ pub enum Touch {
         free_slots: u32,
         credit: u32,
         draining: bool,
+        /// Replaces what the worker said before about declared agents, if it says anything.
+        looked: Option<BTreeMap<DeclaredAgent, bool>>,
     },
     /// The worker's stream is gone.
     Down { worker: WorkerId },
@@ -153,6 +158,7 @@ impl State {
                 if let Some(entry) = self.workers.get_mut(&worker) {
                     entry.aux.credit = 0;
                     entry.aux.hello = hello;
+                    entry.aux.looked.clear();
                 }
                 let up = Link::Up {
                     session,
@@ -169,12 +175,16 @@ impl State {
                 free_slots,
                 credit,
                 draining,
+                looked,
             } => {
                 let Some(entry) = self.workers.get_mut(&worker) else {
                     return;
                 };
                 if let Link::Up { session, .. } = entry.worker.link {
                     entry.aux.credit = credit;
+                    if let Some(looked) = looked {
+                        entry.aux.looked = looked;
+                    }
                     let up = Link::Up {
                         session,
                         heartbeat: seq,

@@ -88,12 +88,20 @@ pub(super) fn heartbeat(state: &State, beat: &Heartbeat) -> Result<Decision, Rej
     let unseen = leases.filter(|lease| !lease.revoked && !held.contains(&lease.id));
     let unseen = u32::try_from(unseen.count()).unwrap_or(u32::MAX);
     let free_slots = beat.free_slots.min(worker.offer.slots);
+    let looked = beat.looked.as_ref().map_or(0, BTreeMap::len);
+    if looked > limits::DECLARED_AGENTS {
+        return Err(Rejection::Limit {
+            limit: "declared agents of a heartbeat",
+            max: limits::DECLARED_AGENTS as u64,
+        });
+    }
     let mut touches = vec![Touch::Beat {
         worker: beat.worker.clone(),
         seq: beat.seq,
         free_slots,
         credit: free_slots.saturating_sub(unseen),
         draining: beat.draining,
+        looked: beat.looked.clone(),
     }];
     touches.extend(renewals(state, &verdicts));
     Ok(Decision {

@@ -15,7 +15,7 @@ use crate::limits;
 use crate::question::Question;
 use crate::state::{Lease, Link, Run, RunPhase, Task, TaskState, VerifyPhase, Worker};
 use crate::time::Timestamp;
-use crate::worker::Requirement;
+use crate::worker::{DeclaredAgent, Requirement};
 
 /// Number of an interned requirement.
 pub(crate) type ClassId = u32;
@@ -149,6 +149,9 @@ pub(crate) struct WorkerAux {
     /// Number of the last hello of this incarnation. Volatile: a stream does not outlive the
     /// coordinator's process.
     pub(crate) hello: u64,
+    /// Which declared agents it has (true) or lacks, of those it was asked for in this session.
+    /// Volatile: it is asked again in each session.
+    pub(crate) looked: BTreeMap<DeclaredAgent, bool>,
     /// Resources its leases occupy.
     pub(crate) used: BTreeMap<Arc<str>, u64>,
     /// Its place in [`Index::available`].

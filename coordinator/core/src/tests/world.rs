@@ -270,6 +270,7 @@ impl World {
             free_slots: known.offer.slots.saturating_sub(used),
             held,
             draining: false,
+            looked: None,
         }))
     }
 

@@ -114,6 +114,7 @@ fn usage() -> Usage {
 fn requirement() -> Requirement {
     Requirement {
         agent: "codex".into(),
+        declared: None,
         pool: Some("slurm".into()),
         labels: ["gpu".into(), "os=linux".into()].into(),
         resources: [("cpus".into(), 4), ("memory_mib".into(), 8_192)].into(),

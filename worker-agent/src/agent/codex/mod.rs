@@ -43,11 +43,10 @@ impl Agent for CodexAgent {
     }
 
     fn find(&self, own: Own<'_>) -> Option<AgentOffer> {
-        let program = find::find(own)?;
         Some(AgentOffer {
             name: KIND.to_owned(),
-            version: find::version(&program),
-            program,
+            program: find::find(own)?,
+            version: String::new(),
         })
     }
 
@@ -55,7 +54,10 @@ impl Agent for CodexAgent {
         let unavailable = |message: &str| failure(class::AGENT_UNAVAILABLE, message, b"");
         let program = match task.agent.command.as_slice() {
             [] => vec![find::find(place.own).ok_or_else(|| {
-                unavailable("codex is not there any more: neither CODEX_BIN nor PATH has it")
+                unavailable(
+                    "codex is not there any more: neither CODEX_BIN nor PATH has it; install it on this \
+                     worker, or start the worker with `--agent codex=COMMAND`",
+                )
             })?],
             command => command.to_vec(),
         };
