@@ -152,7 +152,7 @@ fn permission_wanted(tool: &str, request: &Value, folder: &Path, open: &mut Open
     let mut choices = vec![choice(ALLOW, "Allow once", ChoiceEffect::AllowOnce)];
     let suggestions = request["permission_suggestions"].as_array();
     for suggestion in suggestions.into_iter().flatten().take(CHOICES_MAX) {
-        if let Some((offer, rule)) = offered(choices.len(), suggestion) {
+        if let Some((offer, rule)) = offered(choices.len(), suggestion, folder) {
             open.rules.insert(offer.id.clone(), rule);
             choices.push(offer);
         }
@@ -188,7 +188,7 @@ fn reason(request: &Value) -> String {
 
 /// Makes a choice of a change of rules that the agent suggests. It holds for this session only: the
 /// agent would write it into files of the repository or of the worker's user otherwise.
-fn offered(number: usize, suggestion: &Value) -> Option<(Choice, Value)> {
+fn offered(number: usize, suggestion: &Value, folder: &Path) -> Option<(Choice, Value)> {
     let mut kept = suggestion.clone();
     kept.as_object_mut()?
         .insert("destination".to_owned(), "session".into());
@@ -214,6 +214,13 @@ fn offered(number: usize, suggestion: &Value) -> Option<(Choice, Value)> {
         "addDirectories" => {
             let folders = suggestion["directories"].as_array()?.iter();
             let folders: Vec<&str> = folders.filter_map(Value::as_str).collect();
+            // Nothing is gained by it there, and whoever allows something for the session means more.
+            if folders
+                .iter()
+                .all(|inside| Path::new(inside).starts_with(folder))
+            {
+                return None;
+            }
             let label = format!("Allow within {} from now on", folders.join(", "));
             choice(&id, &label, ChoiceEffect::AllowSession)
         }
