@@ -44,7 +44,7 @@ pub(crate) struct Opening {
 impl Opening {
     /// Turns to a conversation that begins anew, if the earlier one cannot be gone on with.
     pub(crate) fn begin_anew(&mut self) {
-        if self.resume.take().is_some() {
+        if self.resume.take().is_some() && !self.anew.is_empty() {
             self.prompt = std::mem::take(&mut self.anew);
         }
     }
