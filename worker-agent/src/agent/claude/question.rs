@@ -151,8 +151,12 @@ fn permission_wanted(tool: &str, request: &Value, folder: &Path, open: &mut Open
     };
     let mut choices = vec![choice(ALLOW, "Allow once", ChoiceEffect::AllowOnce)];
     let suggestions = request["permission_suggestions"].as_array();
-    for suggestion in suggestions.into_iter().flatten().take(CHOICES_MAX) {
-        if let Some((offer, rule)) = offered(choices.len(), suggestion, folder) {
+    let suggestions = suggestions.into_iter().flatten().take(CHOICES_MAX);
+    let mut suggestions: Vec<&Value> = suggestions.collect();
+    // Whoever allows something for the session gets the first that does so, and little is gained by this.
+    suggestions.sort_by_key(|suggestion| is_within(suggestion, folder));
+    for suggestion in suggestions {
+        if let Some((offer, rule)) = offered(choices.len(), suggestion) {
             open.rules.insert(offer.id.clone(), rule);
             choices.push(offer);
         }
@@ -168,6 +172,15 @@ fn permission_wanted(tool: &str, request: &Value, folder: &Path, open: &mut Open
         paths,
         ..Question::default()
     }
+}
+
+/// Tells whether a suggestion opens nothing but the folder that is worked in.
+fn is_within(suggestion: &Value, folder: &Path) -> bool {
+    let folders = suggestion["directories"].as_array();
+    folders.is_some_and(|folders| {
+        let mut folders = folders.iter().filter_map(Value::as_str);
+        folders.all(|inside| Path::new(inside).starts_with(folder))
+    })
 }
 
 /// Says why the agent asks, as far as it does.
@@ -188,7 +201,7 @@ fn reason(request: &Value) -> String {
 
 /// Makes a choice of a change of rules that the agent suggests. It holds for this session only: the
 /// agent would write it into files of the repository or of the worker's user otherwise.
-fn offered(number: usize, suggestion: &Value, folder: &Path) -> Option<(Choice, Value)> {
+fn offered(number: usize, suggestion: &Value) -> Option<(Choice, Value)> {
     let mut kept = suggestion.clone();
     kept.as_object_mut()?
         .insert("destination".to_owned(), "session".into());
@@ -214,13 +227,6 @@ fn offered(number: usize, suggestion: &Value, folder: &Path) -> Option<(Choice, 
         "addDirectories" => {
             let folders = suggestion["directories"].as_array()?.iter();
             let folders: Vec<&str> = folders.filter_map(Value::as_str).collect();
-            // Nothing is gained by it there, and whoever allows something for the session means more.
-            if folders
-                .iter()
-                .all(|inside| Path::new(inside).starts_with(folder))
-            {
-                return None;
-            }
             let label = format!("Allow within {} from now on", folders.join(", "));
             choice(&id, &label, ChoiceEffect::AllowSession)
         }
