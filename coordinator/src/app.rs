@@ -266,6 +266,7 @@ impl App {
             fleet_readers,
             auth.clone(),
             repositories.clone(),
+            &transcripts,
         );
         let terms = Terms {
             epoch,

@@ -108,6 +108,23 @@ pub const PROFILES_PER_RUN: usize = 65_536;
 pub const PATH_BYTES: usize = 4_096;
 /// An agent's summary of an attempt.
 pub const SUMMARY_BYTES: usize = 4_096;
+/// Earlier attempts that the next one is told of: what went wrong before these was either mended since
+/// or went wrong again. With the bounds below and [`FAILURE_OUTPUT_BYTES`] a prompt grows by less than
+/// 100 KiB, some 25,000 tokens, and seldom by more than a tenth of that.
+pub const EARLIER_ATTEMPTS: usize = 3;
+/// What an earlier attempt's agent said last, for the next one: as much as its summary.
+pub const EARLIER_SAID_BYTES: usize = SUMMARY_BYTES;
+/// A command, an item of a plan or a path of an earlier attempt: enough to know it again.
+pub const EARLIER_LINE_BYTES: usize = 300;
+/// The last commands of an earlier attempt: where it stood, not how it came there.
+pub const EARLIER_COMMANDS: usize = 20;
+/// Changed files of an earlier attempt that are named; the rest is counted.
+pub const EARLIER_FILES: usize = 40;
+/// Items of an earlier attempt's plan: more is no plan any more.
+pub const EARLIER_TODO: usize = 20;
+/// Bytes from the end of an earlier attempt's transcript that its summary is made of: a grant waits
+/// for it, and its worker's other messages with it.
+pub const EARLIER_READ_BYTES: usize = 8 * 1024 * 1024;
 /// A question, an answer, or the reason of a cancel.
 pub const TEXT_BYTES: usize = 8_192;
 /// Idempotency keys kept; beyond it the smallest key of a run that is not live is forgotten.

@@ -27,6 +27,7 @@ mod server;
 mod slow;
 pub mod status;
 pub mod submit;
+mod summaries;
 mod tls;
 pub mod troubles;
 pub mod usage;

@@ -159,10 +159,17 @@ fn remark(task: &v1::Task) -> String {
             .as_ref()
             .map(|failure| failure.class.clone())
             .unwrap_or_default(),
-        "leased" | "verifying" => last
-            .map(|attempt| format!("on {}", one_line(&attempt.worker)))
-            .unwrap_or_default(),
+        "leased" | "verifying" => last.map(placed).unwrap_or_default(),
         _ => one_line(&task.reason),
+    }
+}
+
+fn placed(attempt: &v1::Attempt) -> String {
+    let place = format!("on {}", one_line(&attempt.worker));
+    match attempt.continues {
+        0 => place,
+        from if attempt.anew => format!("{place}, began anew with a summary of attempt {from}"),
+        from => format!("{place}, goes on from attempt {from}"),
     }
 }
 

@@ -56,6 +56,8 @@ pub struct DependencyFacts {
 #[derive(Clone, Debug)]
 pub struct EarlierAttempt {
     pub attempt: AttemptNo,
+    /// The lease that it had.
+    pub lease: LeaseId,
     /// Ref that holds its commit, when it published one.
     pub published: Option<(String, CommitId)>,
     pub failure: Option<Failure>,
@@ -226,6 +228,7 @@ impl GrantFacts {
                     };
                     EarlierAttempt {
                         attempt: earlier.number,
+                        lease: earlier.lease,
                         published: match outcome {
                             Some(Outcome::Commit(commit)) => Some((
                                 refs::attempt(&run.name, &task.name, earlier.number.0),

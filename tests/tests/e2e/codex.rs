@@ -53,15 +53,15 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
 const KEY: &str = "sk-e2e-5f2c9d";
 
 /// A provider, and a worker whose Codex knows no other.
-struct Stage {
-    provider: OpenAi,
-    home: PathBuf,
-    mine: Repository,
+pub(crate) struct Stage {
+    pub(crate) provider: OpenAi,
+    pub(crate) home: PathBuf,
+    pub(crate) mine: Repository,
     codex: PathBuf,
 }
 
 impl Stage {
-    fn set(cluster: &Cluster, programs: &Programs) -> Result<Self> {
+    pub(crate) fn set(cluster: &Cluster, programs: &Programs) -> Result<Self> {
         let codex = muster_tests::agents::codex(&programs.source).map_err(anyhow::Error::msg)?;
         let provider = OpenAi::start()?;
         let home = cluster.folder().join("codex-home");
@@ -76,7 +76,7 @@ impl Stage {
     }
 
     /// Writes a plan of tasks for Codex, given as YAML.
-    fn plan(&self, cluster: &Cluster, tasks: &str) -> Result<PathBuf> {
+    pub(crate) fn plan(&self, cluster: &Cluster, tasks: &str) -> Result<PathBuf> {
         let text = format!(
             "repo: {}\ndefaults: {{ agent: codex, timeout: 2m }}\ntasks:\n{tasks}",
             self.mine.path().display()
@@ -85,7 +85,7 @@ impl Stage {
     }
 
     /// Runs a plan with a coordinator of its own; gives what it said last.
-    fn run(&self, cluster: &Cluster, tasks: &str, code: i32) -> Result<Value> {
+    pub(crate) fn run(&self, cluster: &Cluster, tasks: &str, code: i32) -> Result<Value> {
         let plan = self.plan(cluster, tasks)?;
         let plan = plan.to_string_lossy();
         let ran = cluster
@@ -100,7 +100,7 @@ impl Stage {
     }
 
     /// Starts a coordinator and a worker that stay.
-    fn serve(&self, cluster: &mut Cluster) -> Result<muster_tests::Process> {
+    pub(crate) fn serve(&self, cluster: &mut Cluster) -> Result<muster_tests::Process> {
         cluster.serve()?;
         let worker = cluster
             .worker("codex", &cluster.address(), 2)?
@@ -303,7 +303,7 @@ fn repaired(programs: &Programs) -> Result<()> {
 }
 
 /// Waits until no process of a run's agents is left.
-fn nothing_lives(run: &str) -> Result<()> {
+pub(crate) fn nothing_lives(run: &str) -> Result<()> {
     wait::until_true("nothing of the run lives", SOON, || {
         Ok(traces::with_variable("MUSTER_RUN", run)?.is_empty())
     })

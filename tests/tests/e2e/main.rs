@@ -12,6 +12,7 @@ mod claude;
 mod clocks;
 mod codex;
 mod codex_par;
+mod codex_settings;
 mod cutoff;
 mod deaths;
 mod deployed;
@@ -21,6 +22,7 @@ mod examples;
 mod failures;
 mod first;
 mod foreign;
+mod going_on;
 mod integration;
 mod mixed;
 mod programs;
@@ -85,11 +87,14 @@ fn main() -> ExitCode {
     let without_clocks = muster_tests::clocks::missing(&programs.source);
     let without_codex = muster_tests::agents::codex(&programs.source).err();
     let with_needs = [
-        (without_codex, codex::SCENARIOS),
+        (without_codex.clone(), codex::SCENARIOS),
+        (without_codex.clone(), codex_settings::SCENARIOS),
+        (without_codex, going_on::CODEX),
         (muster_tests::hosts::missing(), several_hosts::SCENARIOS),
         (claude::missing(&programs.source), claude::SCENARIOS),
+        (claude::missing(&programs.source), going_on::CLAUDE),
         (mixed::missing(&programs.source), mixed::SCENARIOS),
-        (acp::missing(), acp::REAL_SCENARIOS),
+        (acp::missing(&programs.source), acp::REAL_SCENARIOS),
         (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
         (without_clocks.clone(), clocks::SCENARIOS),
         (without_clocks, cutoff::CLOCK_SCENARIOS),

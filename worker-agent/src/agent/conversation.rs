@@ -33,10 +33,21 @@ pub(crate) struct Opening {
     pub(crate) instructions: String,
     /// Id of a conversation of this host that is to be gone on with.
     pub(crate) resume: Option<String>,
+    /// The first prompt if that cannot be gone on with: it says what the agent does not remember then.
+    pub(crate) anew: String,
     /// JSON Schema of the last message, for agents that can be held to one.
     pub(crate) output_schema: Option<Value>,
     /// Variables of the agent's program, for agents that log in by a message. Some are secret.
     pub(crate) env: BTreeMap<String, String>,
+}
+
+impl Opening {
+    /// Turns to a conversation that begins anew, if the earlier one cannot be gone on with.
+    pub(crate) fn begin_anew(&mut self) {
+        if self.resume.take().is_some() && !self.anew.is_empty() {
+            self.prompt = std::mem::take(&mut self.anew);
+        }
+    }
 }
 
 /// What the driver is to do, in order.
@@ -51,7 +62,7 @@ pub(crate) enum Step {
     /// The agent does not wait for this answer any more.
     Withdraw(u32),
     /// The session named at the opening cannot be gone on with: a new one was begun, with the
-    /// opening's prompt.
+    /// opening's prompt for that.
     NotResumed(String),
     /// The turn is over; the driver prompts again or closes. Comes once a turn.
     TurnEnded(Turn),

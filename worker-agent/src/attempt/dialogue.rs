@@ -271,7 +271,8 @@ impl Dialogue {
                 Step::Send(line) => acts.push(Act::Send(line)),
                 Step::CloseInput => acts.push(Act::CloseInput),
                 Step::NotResumed(why) => acts.push(Act::Note(format!(
-                    "the earlier conversation cannot be gone on with, a new one was begun: {why}"
+                    "the earlier conversation cannot be gone on with, a new one was begun, with a \
+                     summary of what was done: {why}"
                 ))),
                 Step::Tell(kind) => self.tell(kind, acts),
                 Step::Ask(question) => self.asked(question, acts),

@@ -5,6 +5,7 @@ mod bounds;
 mod capture;
 mod converse;
 mod dialogue;
+mod earlier;
 mod environment;
 mod folder;
 mod hiding;

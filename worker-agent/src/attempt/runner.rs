@@ -254,10 +254,11 @@ impl Runner {
                     return Err(failure);
                 }
                 let mut invocation = agent.invocation(&task, &place)?;
-                // If it is not there any more the conversation says so itself.
-                if let Some(session) = self.earlier_session() {
-                    agent.resume(&mut invocation, &place, session);
-                }
+                // If it is not there any more and its agent only learns that when it asks for it, the
+                // conversation says so itself.
+                let session = self.earlier_session().map(str::to_owned);
+                let session =
+                    session.filter(|session| agent.resume(&mut invocation, &place, session));
                 let mut given = self.given(&task, &task.secrets)?;
                 given.masked.extend(invocation.masked);
                 let profile = crate::agent::profile::expand(&task.agent_env, place.own)?;
@@ -265,9 +266,9 @@ impl Runner {
                 given.values.extend(profile.values);
                 given.values.extend(invocation.env);
                 self.hide(&task, &mut given);
-                Ok((task, agent, invocation.argv, given, place))
+                Ok((task, agent, (invocation.argv, session), given, place))
             });
-        let (task, agent, argv, given, place) = match invoked {
+        let (task, agent, (argv, session), given, place) = match invoked {
             Ok(invoked) => invoked,
             Err(failure) => return Happened::Failed(failure),
         };
@@ -311,8 +312,13 @@ impl Runner {
         program.cwd.clone_from(&place.work);
         program.ends_at = self.began.after(self.limit(task.timeout_ms));
         program.idle = task.idle_timeout_ms.map(Duration::from_millis);
-        match self.dialogue(&task, agent, &place, &program, scribe) {
-            Ok(dialogue) => program.dialogue = dialogue,
+        let known = session.clone();
+        match self.dialogue(&task, agent, &place, &program, (session, scribe)) {
+            Ok(Some(dialogue)) => {
+                self.note_what_is_known(known.as_deref(), scribe).await;
+                program.dialogue = Some(dialogue);
+            }
+            Ok(None) => {}
             Err(failure) => return Happened::Failed(failure),
         }
         let talks = program.dialogue.is_some();
@@ -722,6 +728,13 @@ async fn checkout(
         .remote(source, Credential::Lease(&grant.credential))
         .await?;
     let cached = site.cache.ensure_commit(&remote, &name, commit).await?;
+    for earlier in &grant.earlier {
+        let (name, commit) = (&earlier.r#ref, &earlier.commit);
+        if let (Ok(name), Ok(commit)) = (RefName::parse(name), ObjectId::parse(commit)) {
+            // For an agent that wants to look at it; nothing depends on it.
+            let _ = site.cache.ensure_commit(&remote, &name, commit).await;
+        }
+    }
     if grant.resume.is_none() || source.base == source.commit {
         let made = Workspace::create(&cached, &folder.workspace(), &site.identity).await?;
         return Ok(made.with_change_limit(site.change_bytes_max));

@@ -69,6 +69,26 @@ fn whoever_was_cut_off_goes_on_where_its_conversation_is() {
 }
 
 #[test]
+fn whoever_does_not_remember_the_attempt_before_began_anew() {
+    for (conversation, anew) in [("c1", false), ("c2", true)] {
+        let (mut world, run, lease) = at_work();
+        world.fail(&lease, FailureClass::WorkerLost);
+        world.pass_beating(Span::from_secs(10), &["v", "w"]);
+        let next = world.only();
+        let began_anew = |world: &World| {
+            let task = world.state.task(world.key(run, "a")).unwrap();
+            task.began_anew(task.attempts().last().unwrap())
+        };
+        assert!(!began_anew(&world), "it has told of nothing yet");
+        world.started(&next);
+        world.say(&next, converses(conversation));
+        assert_eq!(began_anew(&world), anew);
+        world.say(&next, converses("put in short"));
+        assert!(!began_anew(&world) || anew);
+    }
+}
+
+#[test]
 fn a_counted_failure_begins_anew_anywhere() {
     let (mut world, run, lease) = at_work();
     world.fail(&lease, FailureClass::AgentFailed);

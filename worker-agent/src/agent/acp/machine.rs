@@ -262,6 +262,7 @@ impl Acp {
             });
             return vec![self.request("session/load", &params, Phase::Loading)];
         }
+        self.opening.begin_anew();
         let reason = "this agent cannot go on with an earlier session".to_owned();
         vec![Step::NotResumed(reason), self.create()]
     }
@@ -277,6 +278,7 @@ impl Acp {
             Err(error) => {
                 let error = ending::error(error, "the agent does not load the session");
                 self.usage = Usage::default();
+                self.opening.begin_anew();
                 vec![Step::NotResumed(error.message), self.create()]
             }
         }

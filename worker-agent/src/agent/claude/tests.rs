@@ -421,6 +421,25 @@ fn a_permission_has_the_programs_own_choices_and_rules_stay_in_the_session() {
 }
 
 #[test]
+fn what_is_allowed_for_the_session_is_more_than_the_folder_that_is_worked_in() {
+    let folders = |folders: &[&str]| json!({"type": "addDirectories", "directories": folders});
+    let mode = json!({"type": "setMode", "mode": "acceptEdits"});
+    for (suggestion, label) in [
+        (folders(&["/w/repo", "/w/repo/src"]), "Allow, and all edits"),
+        (folders(&["/w/repo", "/srv"]), "Allow within /w/repo, /srv"),
+    ] {
+        let request = json!({"subtype": "can_use_tool", "tool_name": "Bash",
+            "input": {"command": "touch a"}, "permission_suggestions": [suggestion, mode]});
+        let line = json!({"type": "control_request", "request_id": "r", "request": request});
+        let asked = questions(&begun().line(line.to_string().as_bytes()));
+        let mut choices = asked[0].choices.iter();
+        let session = choices.find(|choice| choice.effect() == ChoiceEffect::AllowSession);
+        let offered = &session.unwrap().label;
+        assert!(offered.starts_with(label), "{offered}");
+    }
+}
+
+#[test]
 fn an_edit_is_asked_about_with_its_file_and_what_it_changes() {
     let edits: Vec<Question> = questions(&played("tools"))
         .into_iter()

@@ -150,7 +150,7 @@ impl AppServer {
             }),
             Sent::Resume => {
                 let why = failed("go on with the conversation").message;
-                self.opening.resume = None;
+                self.opening.begin_anew();
                 vec![Step::NotResumed(why), self.open_thread()]
             }
             Sent::Start => self.failed(failed("open a thread")),

@@ -370,6 +370,7 @@ fn a_conversation_that_is_gone_is_begun_anew_and_that_is_said() {
         machine(json!({})),
         &Opening {
             resume: Some("gone".into()),
+            anew: "A summary, and the task.".into(),
             ..opening()
         },
     );
@@ -389,6 +390,9 @@ fn a_conversation_that_is_gone_is_begun_anew_and_that_is_said() {
             .get("threadId")
             .is_none()
     );
+    player.hear(&json!({"id": 3, "result": {"thread": {"id": "new"}}}).to_string());
+    let prompt = player.sent("turn/start")[0]["params"]["input"].to_string();
+    assert!(prompt.contains("A summary, and the task."), "{prompt}");
 }
 
 #[test]
