@@ -66,6 +66,7 @@ impl Calls {
             reasoning_tokens: number(last, "reasoningOutputTokens"),
             cost_micros: None,
             calls: 1,
+            unknown_calls: 0,
         };
         // An estimate of the context after it was written anew: nothing was called.
         (added.input_tokens != 0 || added.output_tokens != 0).then_some(added)
