@@ -17,6 +17,7 @@ use super::environment::environment;
 use super::folder::LeaseFolder;
 use super::launch::{self, Launched, Program, Ran};
 use super::machine::{Happened, Next, Phase};
+use super::meter::Metering;
 use super::publish::{self, Credential};
 use super::scribe::Scribe;
 use super::{FromLease, Orders, Site, Stop};
@@ -304,6 +305,7 @@ impl Runner {
             Err(failure) => return Happened::Failed(failure),
         }
         let talks = program.dialogue.is_some();
+        program.meter = agent.meter(&task).map(|meter| Metering::new(meter, 0));
         let launched = self.launch(program, scribe).await;
         done.cancel();
         if let Some(wip) = wip {
@@ -420,6 +422,7 @@ impl Runner {
             masked: given.masked.clone(),
             unseen: given.unseen.clone(),
             dialogue: None,
+            meter: None,
         }
     }
 
@@ -464,6 +467,7 @@ impl Runner {
             return failed(class::WORKSPACE, &error, b"");
         }
         let (ends_at, idle) = (program.ends_at, program.idle);
+        let has_meter = program.meter.is_some();
         let disk_limit = program.disk.to_string();
         let executable = self.site.executable.clone();
         let launched = launch::run(&executable, program, &mut self.orders, scribe).await;
@@ -479,6 +483,8 @@ impl Runner {
         self.run_time += Duration::from_millis(ran_ms.unwrap_or_default());
         if let Some(spoken) = &launched.spoken {
             self.consumed = spoken.usage;
+        } else if has_meter {
+            self.consumed = launched.metered;
         }
         match launched.ran {
             Ran::Stopped(stop) => Err(Happened::Stopped(stop)),
