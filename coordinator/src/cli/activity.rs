@@ -454,6 +454,7 @@ pub(crate) fn json(activity: &v1::Activity) -> Value {
                 "reasoning_tokens": usage.reasoning_tokens,
                 "cost_micros": usage.cost_micros,
                 "calls": usage.calls,
+                "unknown_calls": usage.unknown_calls,
             }),
         ),
         Some(Kind::Retry(retry)) => (

@@ -208,6 +208,25 @@ pub(crate) struct Decision {
     pub(crate) text: String,
 }
 
+/// A file of the agent's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) file: PathBuf,
+    /// What is in every line that matters.
+    pub(crate) word: &'static str,
+}
+
+/// What was found in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Recorded {
+    /// A line with the word, without its end.
+    Line(Vec<u8>),
+    /// The file with this name cannot be read, or not to its end.
+    Unreadable(PathBuf),
+    /// That was all of all files.
+    End,
+}
+
 /// One agent's protocol, as a pure machine. No call may panic, whatever the agent wrote.
 pub(crate) trait Conversation: Send + std::fmt::Debug {
     /// Begins; called once, before anything else.
@@ -230,6 +249,17 @@ pub(crate) trait Conversation: Send + std::fmt::Debug {
 
     /// Says goodbye: no turn follows.
     fn close(&mut self) -> Vec<Step>;
+
+    /// Names files in which the agent itself keeps what it may not have had the time to say. Asked when
+    /// the program has ended.
+    fn records(&self) -> Vec<Record> {
+        Vec::new()
+    }
+
+    /// Takes what was found in such files, and that it was all.
+    fn recorded(&mut self, _found: &Recorded) -> Vec<Step> {
+        Vec::new()
+    }
 
     /// Judges a program that ended while a turn ran; `stderr` is the end of what it complained.
     fn lost(&mut self, end: &End, stderr: &str) -> AgentError;

@@ -15,7 +15,7 @@ mod version;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use muster_proto::v1::{AgentOffer, Failure};
+use muster_proto::v1::{AgentOffer, Failure, ModelUsage};
 
 use crate::document::TaskDocument;
 use crate::failure::{class, failure};
@@ -57,6 +57,12 @@ pub(crate) trait Agent: Send + Sync {
         None
     }
 
+    /// Gives what reads off the output of a program without a conversation what it consumed; `None` for
+    /// one that says nothing of that.
+    fn meter(&self, _task: &TaskDocument) -> Option<Box<dyn Meter>> {
+        None
+    }
+
     /// Tells whether the conversation itself holds the agent to a JSON Schema; the prompt says it
     /// otherwise.
     fn takes_schema(&self) -> bool {
@@ -77,6 +83,16 @@ pub(crate) trait Agent: Send + Sync {
     fn summary(&self, _place: &Place<'_>) -> String {
         String::new()
     }
+}
+
+/// Reads off a program's output what it consumed of models, as a pure machine. No call may panic, whatever
+/// the program wrote.
+pub(crate) trait Meter: Send + std::fmt::Debug {
+    /// Takes one line of its standard output, without its end; gives what was consumed since.
+    fn line(&mut self, line: &[u8]) -> Option<ModelUsage>;
+
+    /// Hears that the program has ended.
+    fn ended(&mut self) -> Option<ModelUsage>;
 }
 
 /// Gives variables of the worker's own environment.

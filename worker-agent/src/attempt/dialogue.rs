@@ -16,9 +16,9 @@ use muster_proto::v1::{
 use serde_json::Value;
 
 use super::policy::{self, Grounds, Verdict};
-use super::{bounds, prompt};
+use super::{bounds, meter, prompt};
 use crate::agent::conversation::{
-    AgentError, Conversation, Decision, ErrorClass, Opening, Step, Turn,
+    AgentError, Conversation, Decision, ErrorClass, Opening, Record, Recorded, Step, Turn,
 };
 use crate::agent::lines::{Line, Lines};
 use crate::document::ApprovalPolicy;
@@ -199,6 +199,19 @@ impl Dialogue {
         acts
     }
 
+    /// Names files of the agent's in which there is more than it has said. The program has ended.
+    pub(crate) fn records(&self) -> Vec<Record> {
+        self.conversation.records()
+    }
+
+    /// Takes what was found in such a file.
+    pub(crate) fn recorded(&mut self, found: &Recorded) -> Vec<Act> {
+        let mut acts = Vec::new();
+        let steps = self.conversation.recorded(found);
+        self.take(steps, &mut acts);
+        acts
+    }
+
     /// Hears that the program ended; `stderr` is the end of what it complained.
     pub(crate) fn exited(&mut self, end: &End, stderr: &[u8]) -> Vec<Act> {
         let mut acts = Vec::new();
@@ -288,27 +301,11 @@ impl Dialogue {
         let told = self.activity(kind.clone());
         acts.push(told);
         match kind {
-            activity::Kind::Usage(usage) => self.add(&usage),
+            activity::Kind::Usage(usage) => meter::add(&mut self.usage, &usage),
             activity::Kind::SessionOpened(session) => {
                 acts.push(Act::Report(report::Kind::SessionOpened(session)));
             }
             _ => {}
-        }
-    }
-
-    fn add(&mut self, usage: &v1::ModelUsage) {
-        let total = &mut self.usage;
-        for (sum, more) in [
-            (&mut total.input_tokens, usage.input_tokens),
-            (&mut total.output_tokens, usage.output_tokens),
-            (&mut total.cached_input_tokens, usage.cached_input_tokens),
-            (&mut total.reasoning_tokens, usage.reasoning_tokens),
-            (
-                &mut total.cost_micros,
-                usage.cost_micros.unwrap_or_default(),
-            ),
-        ] {
-            *sum = sum.saturating_add(more);
         }
     }
 

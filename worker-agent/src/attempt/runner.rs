@@ -18,6 +18,7 @@ use super::folder::LeaseFolder;
 use super::hiding;
 use super::launch::{self, Launched, Program, Ran};
 use super::machine::{Happened, Next, Phase};
+use super::meter::Metering;
 use super::needs;
 use super::publish::{self, Credential};
 use super::scribe::Scribe;
@@ -322,6 +323,7 @@ impl Runner {
             Err(failure) => return Happened::Failed(failure),
         }
         let talks = program.dialogue.is_some();
+        program.meter = agent.meter(&task).map(|meter| Metering::new(meter, 0));
         let launched = self.launch(program, scribe).await;
         done.cancel();
         if let Some(wip) = wip {
@@ -442,6 +444,7 @@ impl Runner {
             masked: given.masked.clone(),
             unseen: given.unseen.clone(),
             dialogue: None,
+            meter: None,
         }
     }
 
@@ -486,6 +489,7 @@ impl Runner {
             return failed(class::WORKSPACE, &error, b"");
         }
         let (ends_at, idle) = (program.ends_at, program.idle);
+        let has_meter = program.meter.is_some();
         let disk_limit = program.disk.to_string();
         let executable = self.site.executable.clone();
         let launched = launch::run(&executable, program, &mut self.orders, scribe).await;
@@ -501,6 +505,8 @@ impl Runner {
         self.run_time += Duration::from_millis(ran_ms.unwrap_or_default());
         if let Some(spoken) = &launched.spoken {
             self.consumed = spoken.usage;
+        } else if has_meter {
+            self.consumed = launched.metered;
         }
         match launched.ran {
             Ran::Stopped(stop) => Err(Happened::Stopped(stop)),

@@ -11,9 +11,9 @@ use super::items::{self, Items};
 use super::json::{head, text};
 use super::schema::is_strict;
 use super::settings::{API_KEY, Settings};
-use super::usage::Calls;
+use super::usage::{self, Calls};
 use crate::agent::conversation::{
-    AgentError, Conversation, Decision, ErrorClass, Opening, Step, Turn,
+    AgentError, Conversation, Decision, ErrorClass, Opening, Record, Recorded, Step, Turn,
 };
 use crate::agent::lines::{members, too_long};
 use crate::attempt::prompt::with_schema;
@@ -171,6 +171,9 @@ impl AppServer {
                 self.call(Sent::Resume, "thread/resume", &params)
             }
             None => {
+                // A call is told as it ends, and not only after its commands. There is no such thing
+                // for a thread that is gone on with.
+                params["experimentalRawEvents"] = Value::from(true);
                 if self.settings.ephemeral {
                     params["ephemeral"] = Value::from(true);
                 }
@@ -189,6 +192,7 @@ impl AppServer {
         }
         let model = text(result, "model");
         self.calls.talks_with(&self.thread, model);
+        self.calls.is_kept_in(&self.thread, text(thread, "path"));
         let mut steps = vec![Step::Tell(Kind::SessionOpened(SessionOpened {
             id: self.thread.clone(),
             model: model.to_owned(),
@@ -239,7 +243,7 @@ impl AppServer {
     }
 
     fn began(&mut self, id: &str) -> Vec<Step> {
-        self.calls.began(id);
+        self.calls.began(&self.thread, id);
         let Some(turn) = self.turn.as_mut().filter(|turn| turn.id.is_empty()) else {
             return Vec::new();
         };
@@ -298,10 +302,15 @@ impl AppServer {
                 .map(Kind::Usage)
                 .into_iter()
                 .collect(),
+            "rawResponse/completed" => {
+                let added = self.calls.completed(params).map(Kind::Usage);
+                added.into_iter().collect()
+            }
             "thread/started" => {
                 if let Some(thread) = params.get("thread") {
-                    self.calls
-                        .talks_with(text(thread, "id"), text(thread, "model"));
+                    let id = text(thread, "id");
+                    self.calls.talks_with(id, text(thread, "model"));
+                    self.calls.is_kept_in(id, text(thread, "path"));
                 }
                 Vec::new()
             }
@@ -312,14 +321,20 @@ impl AppServer {
             }
             "turn/started" => {
                 let turn = params.get("turn").unwrap_or(&Value::Null);
-                self.calls.began(text(turn, "id"));
+                self.calls.began(text(params, "threadId"), text(turn, "id"));
                 if ours {
                     return self.began(text(turn, "id"));
                 }
                 Vec::new()
             }
+            "turn/completed" => {
+                self.calls.ended(text(params, "threadId"));
+                if ours {
+                    return self.completed(params);
+                }
+                Vec::new()
+            }
             _ if !ours => Vec::new(),
-            "turn/completed" => return self.completed(params),
             "serverRequest/resolved" => {
                 return self.resolved(params.get("requestId").unwrap_or(&Value::Null));
             }
@@ -459,7 +474,11 @@ impl Conversation for AppServer {
         let params = json!({
             "clientInfo": { "name": "muster", "title": "Muster", "version": version },
             // Without it there is no way to end the commands of an interrupted turn.
-            "capabilities": { "experimentalApi": true },
+            "capabilities": {
+                "experimentalApi": true,
+                // Of the raw words of calls only their ends are wanted, for what they consumed.
+                "optOutNotificationMethods": ["rawResponseItem/completed"],
+            },
         });
         vec![self.call(Sent::Initialize, "initialize", &params)]
     }
@@ -486,6 +505,25 @@ impl Conversation for AppServer {
             // Somebody waits for it, or may.
             _ => self.failed(too_long("a message of codex")),
         }
+    }
+
+    fn records(&self) -> Vec<Record> {
+        let files = self.calls.cut_short().into_iter();
+        files
+            .map(|file| Record {
+                file,
+                word: usage::RECORD,
+            })
+            .collect()
+    }
+
+    fn recorded(&mut self, found: &Recorded) -> Vec<Step> {
+        let added = match found {
+            Recorded::Line(line) => self.calls.recorded(line).into_iter().collect(),
+            Recorded::Unreadable(file) => self.calls.unreadable(file).into_iter().collect(),
+            Recorded::End => self.calls.lost(),
+        };
+        added.into_iter().map(Kind::Usage).map(Step::Tell).collect()
     }
 
     fn prompt(&mut self, text: &str) -> Vec<Step> {

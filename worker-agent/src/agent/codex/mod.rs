@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use muster_proto::v1::{AgentOffer, Failure};
 
 use super::conversation::Conversation;
-use super::{Agent, Invocation, Own, Place};
+use super::{Agent, Invocation, Meter, Own, Place};
 use crate::document::TaskDocument;
 use crate::failure::{class, failure};
 use crate::supervisor::End;
@@ -93,6 +93,10 @@ impl Agent for CodexAgent {
         // Settings that cannot be read were refused by `invocation`.
         let settings = Settings::of(task).ok()?;
         Some(Box::new(AppServer::new(settings)))
+    }
+
+    fn meter(&self, task: &TaskDocument) -> Option<Box<dyn Meter>> {
+        is_exec(task).then(|| Box::new(exec::Turns::new(task)) as Box<dyn Meter>)
     }
 
     fn takes_schema(&self) -> bool {
