@@ -253,7 +253,10 @@ fn todo_list(list: &v1::TodoList) -> Vec<Shown> {
             "in_progress" => (Look::Bold, "▸"),
             _ => (Look::Plain, "·"),
         };
-        lines.push(Shown::Line(look, format!("  {sign} {}", output(&item.text))));
+        lines.push(Shown::Line(
+            look,
+            format!("  {sign} {}", output(&item.text)),
+        ));
     }
     lines.extend(left_out(list.items.len(), TODOS));
     lines
