@@ -177,7 +177,7 @@ impl World<'_> {
                 }
             }
             6 => Report::VerifyPassed,
-            7 => failed(FailureClass::ALL[usize::try_from((roll >> 8) % 30).unwrap_or(0)]),
+            7 => failed(FailureClass::ALL[usize::try_from((roll >> 8) % 31).unwrap_or(0)]),
             8 => Report::GivenBack {
                 failure: Failure::new(FailureClass::Preempted, "it leaves"),
             },

@@ -399,6 +399,7 @@ fn advice(class: FailureClass, run: &Run, task: &str) -> Option<String> {
         FailureClass::AgentCrashed
         | FailureClass::AgentError
         | FailureClass::Refusal
+        | FailureClass::Denied
         | FailureClass::OutputInvalid
         | FailureClass::NoChange => Some(format!(
             "`coordinator logs {} {task}` shows what it said and did",

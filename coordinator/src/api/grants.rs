@@ -317,6 +317,8 @@ fn resume(facts: ResumeFacts) -> v1::Resume {
                 question: past.number,
                 choice: past.choice.into(),
                 text: past.text.into(),
+                name: past.id.to_string(),
+                by: past.by.to_string(),
             }),
             by: past.by.to_string(),
         })

@@ -720,6 +720,8 @@ async fn obey(
                     question: facts.number,
                     choice: facts.choice.into(),
                     text: facts.text.into(),
+                    name: facts.id.to_string(),
+                    by: facts.by.to_string(),
                 });
             }
             let leases = leases.into_iter().map(|(lease, answers)| v1::LeaseAnswers {

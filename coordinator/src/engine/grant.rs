@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use coordinator_core::event::{Outcome, Work};
+use coordinator_core::event::{Actor, Outcome, Work};
 use coordinator_core::plan::VerifySpec;
 use coordinator_core::question::{PastQuestion, Question};
 use coordinator_core::state::{AttemptEnd, Conversation, Lease, Link, Run, RunPhase, TaskState};
 use coordinator_core::{
-    AttemptNo, CommitId, Failure, LeaseId, RunId, Span, State, TaskIx, WorkerId, limits,
+    AttemptNo, CommitId, Failure, LeaseId, QuestionId, RunId, Span, State, TaskIx, WorkerId, limits,
 };
 
 use crate::git::names as refs;
@@ -106,10 +106,12 @@ impl ResumeFacts {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AnswerFacts {
     pub lease: LeaseId,
+    pub id: QuestionId,
     /// The question's number within the attempt.
     pub number: u32,
     pub choice: Box<str>,
     pub text: Box<str>,
+    pub by: Actor,
 }
 
 impl AnswerFacts {
@@ -119,9 +121,11 @@ impl AnswerFacts {
         let answer = question.answer.as_ref()?;
         Some(Self {
             lease,
+            id: question.id,
             number: question.number,
             choice: answer.choice.clone(),
             text: answer.text.clone(),
+            by: answer.by.clone(),
         })
     }
 }

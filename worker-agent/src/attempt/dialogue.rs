@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use jsonschema::Validator;
 use muster_proto::v1::{
-    self, Activity, Answer, AnsweredQuestion, Empty, Failure, Question, QuestionClosed, Structured,
+    self, Activity, Answer, AnsweredQuestion, ChoiceEffect, Empty, Failure, Question, QuestionClosed, Structured,
     TurnEnd, TurnEnded, Usage, activity, report,
 };
 use serde_json::Value;
@@ -87,6 +87,8 @@ pub(crate) struct Dialogue {
     /// Questions of this attempt so far.
     asked_before: usize,
     usage: Usage,
+    /// What stopped the turn: an answer that denies and ends it.
+    stopped: Option<String>,
     result: Option<Result<Said, Failure>>,
 }
 
@@ -115,6 +117,7 @@ impl Dialogue {
             open: BTreeMap::new(),
             asked_before: 0,
             usage: Usage::default(),
+            stopped: None,
             result: None,
         })
     }
@@ -151,21 +154,18 @@ impl Dialogue {
             let Some(question) = self.open.get(&number) else {
                 continue;
             };
-            let offered = question
-                .choices
-                .iter()
-                .any(|choice| choice.id == answer.choice);
-            if !offered {
+            let mut choices = question.choices.iter();
+            if !choices.any(|choice| choice.id == answer.choice) {
                 let choice = &answer.choice;
                 acts.push(Act::Note(format!(
                     "question {number} has no choice {choice:?}; it is still open"
                 )));
                 continue;
             }
-            let decision = Decision {
-                choice: answer.choice.clone(),
-                text: answer.text.clone(),
-            };
+            if stops(question, &answer.choice) {
+                self.stopped = Some(stopped_by(answer));
+            }
+            let decision = decision(answer);
             let steps = self.conversation.answer(number, &decision);
             self.close_question(number, &decision.choice, BY_PERSON, &mut acts);
             self.take(steps, &mut acts);
@@ -299,7 +299,7 @@ impl Dialogue {
         let number = question.number;
         let before = self.answered_before(&question);
         let verdict = match &before {
-            Some((decision, _)) => Verdict::Answered(decision.clone()),
+            Some(answer) => Verdict::Answered(decision(answer)),
             None => policy::judge(
                 &self.subject.policy,
                 &question,
@@ -307,7 +307,13 @@ impl Dialogue {
                 policy::real,
             ),
         };
-        let by = before.map_or(BY_POLICY.to_owned(), |(_, by)| by);
+        if let Verdict::Answered(decision) = &verdict
+            && stops(&question, &decision.choice)
+        {
+            let by_rules = || format!("stopped by its rules: {}", decision.text);
+            self.stopped = Some(before.as_ref().map_or_else(by_rules, stopped_by));
+        }
+        let by = before.map_or(BY_POLICY.to_owned(), |answer| answer.by);
         bounds::clip_question(&mut question);
         if policy::is_cut(&question) {
             question
@@ -354,7 +360,7 @@ impl Dialogue {
     }
 
     /// Takes the answer that a person gave when an earlier attempt asked the same.
-    fn answered_before(&mut self, question: &Question) -> Option<(Decision, String)> {
+    fn answered_before(&mut self, question: &Question) -> Option<Answer> {
         let answered = &mut self.subject.answered;
         let place = answered.iter().position(|before| {
             let answer = before.answer.as_ref().map(|answer| &answer.choice);
@@ -371,12 +377,7 @@ impl Dialogue {
                 .any(|choice| Some(&choice.id) == answer)
         })?;
         let AnsweredQuestion { answer, by, .. } = answered.swap_remove(place);
-        let answer = answer?;
-        let decision = Decision {
-            choice: answer.choice,
-            text: answer.text,
-        };
-        Some((decision, by))
+        answer.map(|answer| Answer { by, ..answer })
     }
 
     fn close_question(&mut self, number: u32, choice: &str, by: &str, acts: &mut Vec<Act>) {
@@ -401,6 +402,9 @@ impl Dialogue {
             message: turn.message.clone(),
         })));
         let result = match turn.end {
+            _ if let Some(stopped) = &self.stopped => {
+                Err(failure(class::DENIED, stopped, turn.message.as_bytes()))
+            }
             TurnEnd::Completed => match self.structured(&turn) {
                 Ok(structured) => Ok(Said {
                     message: turn.message,
@@ -479,6 +483,26 @@ impl Dialogue {
             Err(faults)
         }
     }
+}
+
+fn decision(answer: &Answer) -> Decision {
+    Decision {
+        choice: answer.choice.clone(),
+        text: answer.text.clone(),
+    }
+}
+
+/// Tells whether a choice ends the turn.
+fn stops(question: &Question, choice: &str) -> bool {
+    let mut choices = question.choices.iter();
+    choices.any(|known| known.id == choice && known.effect() == ChoiceEffect::DenyAndStop)
+}
+
+/// Says who ended a turn, and why.
+fn stopped_by(answer: &Answer) -> String {
+    let Answer { name, text, by, .. } = answer;
+    let why = if text.is_empty() { "" } else { ": " };
+    format!("stopped by {by}'s answer to {name}{why}{text}")
 }
 
 fn closed(question: u32, choice: &str, by: &str) -> activity::Kind {

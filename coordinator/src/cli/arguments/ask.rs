@@ -62,7 +62,7 @@ pub(crate) struct Approve {
 
 /// Say no to an agent that asks
 ///
-/// The agent is told and goes on without; with `--stop` its turn ends.
+/// The agent is told and goes on without; with `--stop` its turn ends, and its task fails as `denied`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

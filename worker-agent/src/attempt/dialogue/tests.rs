@@ -51,7 +51,7 @@ fn answer(question: u32, choice: &str) -> BTreeMap<u32, Answer> {
     let answer = Answer {
         question,
         choice: choice.to_owned(),
-        text: String::new(),
+        ..Answer::default()
     };
     [(question, answer)].into()
 }
@@ -112,6 +112,27 @@ fn an_agent_that_asks_without_end_fails() {
     let (class, message) = failed(dialogue);
     assert_eq!(class, "agent_error");
     assert!(message.contains("32 questions at once"), "{message}");
+}
+
+#[test]
+fn a_turn_that_was_stopped_by_an_answer_ends_as_denied_however_it_ends() {
+    for end in ["interrupted", "fail authentication x", "done", "say on its way"] {
+        let mut dialogue = asking();
+        dialogue.heard(b"ask command make\n");
+        let stop = Answer {
+            name: "Q12".to_owned(),
+            by: "ann".to_owned(),
+            text: "not here".to_owned(),
+            ..answer(1, "stop").remove(&1).unwrap()
+        };
+        let told = dialogue.answers(&[(1, stop)].into());
+        assert_eq!(sent(&told), ["answer 1 stop \"not here\""]);
+        dialogue.heard(format!("{end}\n").as_bytes());
+        dialogue.exited(&End::Exited { code: 0 }, b"");
+        let expected = ("denied", "stopped by ann's answer to Q12: not here");
+        let (class, message) = failed(dialogue);
+        assert_eq!((class.as_str(), message.as_str()), expected, "{end}");
+    }
 }
 
 #[test]
