@@ -240,7 +240,9 @@ impl FailureClass {
             Self::Transport => "see that the worker reaches the provider",
             Self::AgentUnavailable => "install the agent on the worker",
             Self::SecretUnavailable => "give the worker the secret",
-            Self::Denied => "retry the task to let it ask again, or say in the prompt what it may do",
+            Self::Denied => {
+                "retry the task to let it ask again, or say in the prompt what it may do"
+            }
             Self::AgentFailed
             | Self::VerifyFailed
             | Self::TimedOut

@@ -162,11 +162,22 @@ impl ErrorClass {
         }
     }
 
+    /// Tells whether the same call fails however often it is made: agents that try again all the same are
+    /// stopped. A conversation that is too long may be made shorter by its agent.
+    pub(crate) const fn is_final(self) -> bool {
+        matches!(
+            self,
+            Self::Authentication | Self::InvalidRequest | Self::UsageLimit
+        )
+    }
+
     /// Judges an answer of a provider by its HTTP status alone.
     pub(crate) const fn of_status(status: u16) -> Self {
         match status {
             401 | 403 => Self::Authentication,
             402 => Self::UsageLimit,
+            // It was too slow, or something else was in the way for a moment.
+            408 | 409 | 425 => Self::ProviderError,
             413 => Self::ContextWindow,
             429 => Self::RateLimit,
             503 | 529 => Self::ProviderCapacity,

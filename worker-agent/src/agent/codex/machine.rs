@@ -15,11 +15,14 @@ use super::usage::Calls;
 use crate::agent::conversation::{
     AgentError, Conversation, Decision, ErrorClass, Opening, Step, Turn,
 };
+use crate::agent::lines::{members, too_long};
 use crate::attempt::prompt::with_schema;
 use crate::supervisor::End;
 
 /// Requests that may wait for an answer at once; Codex is refused more.
 const ASKED_MAX: usize = 64;
+/// Code of JSON-RPC for a request that cannot be read.
+const INVALID_REQUEST: i64 = -32_600;
 /// Code of JSON-RPC for a method that is not there.
 const NO_SUCH_METHOD: i64 = -32_601;
 const STDERR_BYTES_MAX: usize = 1_024;
@@ -320,7 +323,7 @@ impl AppServer {
             "serverRequest/resolved" => {
                 return self.resolved(params.get("requestId").unwrap_or(&Value::Null));
             }
-            "error" => self.troubled(params).into_iter().collect(),
+            "error" => return self.troubled(params),
             "item/agentMessage/delta" => self.items.delta(params, false).into_iter().collect(),
             "item/reasoning/summaryTextDelta" | "item/reasoning/textDelta" => {
                 self.items.delta(params, true).into_iter().collect()
@@ -335,22 +338,29 @@ impl AppServer {
         kinds.into_iter().map(Step::Tell).collect()
     }
 
-    fn troubled(&mut self, params: &Value) -> Option<Kind> {
-        let error = errors::of_turn(params.get("error")?);
+    fn troubled(&mut self, params: &Value) -> Vec<Step> {
+        let Some(said) = params.get("error") else {
+            return Vec::new();
+        };
+        let error = errors::of_turn(said);
         if params.get("willRetry") == Some(&Value::Bool(true)) {
             let (attempt, attempts_max) = errors::tries(&error.message);
-            return Some(Kind::Retry(RetryNotice {
+            let mut steps = vec![Step::Tell(Kind::Retry(RetryNotice {
                 attempt,
                 attempts_max,
                 delay: None,
                 error: Some(error.to_wire()),
-            }));
+            }))];
+            if errors::is_final(said, &error) {
+                steps.extend(self.failed(error));
+            }
+            return steps;
         }
         // Not the end yet: the turn's own end says what it was.
         if let Some(turn) = &mut self.turn {
             turn.error = Some(error);
         }
-        None
+        Vec::new()
     }
 
     fn completed(&mut self, params: &Value) -> Vec<Step> {
@@ -455,9 +465,23 @@ impl Conversation for AppServer {
         serde_json::from_slice(line).map_or_else(|_| Vec::new(), |message| self.message(&message))
     }
 
-    fn overlong(&mut self, _beginning: &[u8]) -> Vec<Step> {
-        // Only output that was told piece by piece before is that long.
-        Vec::new()
+    fn overlong(&mut self, beginning: &[u8]) -> Vec<Step> {
+        let Some(message) = members(beginning) else {
+            return Vec::new();
+        };
+        let method = message.get("method").and_then(Value::as_str);
+        match (method, message.get("id")) {
+            (Some(method), Some(id)) => {
+                let error = too_long(&format!("what codex asks with {method}"));
+                let answer = json!({ "code": INVALID_REQUEST, "message": &error.message });
+                let answer = json!({ "id": id, "error": answer }).to_string();
+                vec![Step::Tell(Kind::Error(error.to_wire())), Step::Send(answer)]
+            }
+            // What was told piece by piece before.
+            (Some(method), None) if method != "turn/completed" => Vec::new(),
+            // Somebody waits for it, or may.
+            _ => self.failed(too_long("a message of codex")),
+        }
     }
 
     fn prompt(&mut self, text: &str) -> Vec<Step> {
@@ -495,6 +519,9 @@ impl Conversation for AppServer {
         // The protocol has no reason for a denial; the turn takes it as a word of the user's.
         if effect == ChoiceEffect::Deny && !decision.text.is_empty() {
             steps.extend(self.prompt(&decision.text));
+        }
+        if effect == ChoiceEffect::DenyAndStop && !request.ends_the_turn() {
+            steps.extend(self.cancel());
         }
         steps
     }

@@ -116,7 +116,12 @@ fn an_agent_that_asks_without_end_fails() {
 
 #[test]
 fn a_turn_that_was_stopped_by_an_answer_ends_as_denied_however_it_ends() {
-    for end in ["interrupted", "fail authentication x", "done", "say on its way"] {
+    for end in [
+        "interrupted",
+        "fail authentication x",
+        "done",
+        "say on its way",
+    ] {
         let mut dialogue = asking();
         dialogue.heard(b"ask command make\n");
         let stop = Answer {
