@@ -53,6 +53,11 @@ pub(crate) trait Agent: Send + Sync {
         false
     }
 
+    /// Names the variables that hold its logins.
+    fn keys(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Names empty folders that the agent may leave where it worked.
     fn leftovers(&self) -> &'static [&'static str] {
         &[]
@@ -119,6 +124,11 @@ pub(crate) fn offers(own: Own<'_>, overrides: &BTreeMap<String, Vec<String>>) ->
         })
     });
     offers.collect()
+}
+
+/// Names the variables in which the logins of all agents are.
+pub(crate) fn keys() -> impl Iterator<Item = &'static str> {
+    KINDS.iter().flat_map(|agent| agent.keys()).copied()
 }
 
 /// Gives the agent of a task.

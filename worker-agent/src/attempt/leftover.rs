@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::folder::LeaseFolder;
+use super::hiding;
 use super::launch;
 use super::overheard;
 use super::scribe::Scribe;
@@ -17,7 +18,7 @@ use crate::document::TaskDocument;
 use crate::failure::chain;
 use crate::frames;
 use crate::mask::{Hidden, Mask};
-use crate::secrets::{self, Secret};
+use crate::secrets::Secret;
 use crate::spool::{OUTPUT_BYTES_MAX, Spool, Taken};
 use crate::supervisor::{self, Leftover};
 
@@ -162,8 +163,8 @@ fn hidden(listed: &[Secret], document: &[u8]) -> Hidden {
     let hidden = Hidden::default();
     if let Ok(task) = TaskDocument::parse(document) {
         let own = |name: &str| std::env::var(name).ok();
-        let values = [&task.secrets, &task.env_from].map(|from| secrets::known(listed, own, from));
-        hidden.set(Mask::of(values.iter().flatten().map(String::as_str)));
+        let values = hiding::values(listed, &own, &task);
+        hidden.set(Mask::of(values.iter().map(String::as_str)));
     }
     hidden
 }

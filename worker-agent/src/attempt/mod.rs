@@ -7,6 +7,7 @@ mod converse;
 mod dialogue;
 mod environment;
 mod folder;
+mod hiding;
 mod launch;
 mod leftover;
 pub mod machine;

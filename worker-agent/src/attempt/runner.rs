@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::allowance::Allowance;
 use super::environment::environment;
 use super::folder::LeaseFolder;
+use super::hiding;
 use super::launch::{self, Launched, Program, Ran};
 use super::machine::{Happened, Next, Phase};
 use super::publish::{self, Credential};
@@ -253,7 +254,7 @@ impl Runner {
                 given.masked.extend(profile.masked);
                 given.values.extend(profile.values);
                 given.values.extend(invocation.env);
-                self.hide(&given);
+                self.hide(&task, &mut given);
                 Ok((task, agent, invocation.argv, given, place))
             });
         let (task, agent, argv, given, place) = match invoked {
@@ -378,16 +379,12 @@ impl Runner {
         })
     }
 
-    /// Has the agent's secrets hidden in what a verify tells: the agent may have written them into
-    /// what is verified. Those that this worker does not have are not known to it.
-    pub(super) fn hide_secrets(&self, task: &TaskDocument, given: &mut Given) {
+    /// Hides what was given in everything that this lease tells, and all else that its task's agent is
+    /// given: it may have written it into what is verified. What this worker does not have it cannot hide.
+    pub(super) fn hide(&self, task: &TaskDocument, given: &mut Given) {
         let own = |name: &str| std::env::var(name).ok();
-        let known = secrets::known(&self.site.secrets, own, &task.secrets);
+        let known = hiding::values(&self.site.secrets, &own, task);
         given.unseen.extend(known);
-    }
-
-    /// Hides what was given in everything that this lease tells.
-    pub(super) fn hide(&self, given: &Given) {
         let values = given
             .masked
             .iter()

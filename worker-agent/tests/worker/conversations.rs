@@ -39,6 +39,8 @@ fn answers(lease: u64, question: u32, choice: &str) -> Say {
         question,
         choice: choice.to_owned(),
         text: "because".to_owned(),
+        name: format!("Q{question}"),
+        by: "ann".to_owned(),
     };
     Say::Answers(Answers {
         leases: vec![LeaseAnswers {

@@ -155,6 +155,10 @@ impl Agent for ClaudeAgent {
         true
     }
 
+    fn keys(&self) -> &'static [&'static str] {
+        &KEYS
+    }
+
     fn judge(&self, end: &End, tail: &[u8]) -> Result<(), Failure> {
         super::command::judge("Claude Code", class::AGENT_FAILED, end, tail)
     }

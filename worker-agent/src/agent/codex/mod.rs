@@ -76,6 +76,10 @@ impl Agent for CodexAgent {
         })
     }
 
+    fn keys(&self) -> &'static [&'static str] {
+        &KEYS
+    }
+
     fn judge(&self, end: &End, tail: &[u8]) -> Result<(), Failure> {
         super::command::judge(KIND, class::AGENT_FAILED, end, tail)
     }
