@@ -14,7 +14,7 @@ use crate::time::Timestamp;
 /// What an agent asks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Asking {
-    /// What it is about: `command`, `file_change`, `tool`, `permission` or `input`.
+    /// What it is about: `command`, `file_change`, `file_read`, `tool`, `permission` or `input`.
     pub kind: Box<str>,
     /// One line; bounded by [`limits::QUESTION_LINE_BYTES`].
     pub title: Box<str>,

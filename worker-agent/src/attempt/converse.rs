@@ -7,6 +7,7 @@ use muster_proto::v1::{Failure, GitSource};
 
 use super::dialogue::{Dialogue, Subject};
 use super::launch::Program;
+use super::policy::Grounds;
 use super::prompt::{self, Beginning};
 use super::runner::Runner;
 use super::scribe::Scribe;
@@ -56,7 +57,11 @@ impl Runner {
                 env: program.env.clone(),
             },
             policy: task.approvals.clone(),
-            work: self.work_folder(),
+            grounds: Grounds {
+                work: self.work_folder(),
+                folder: place.work.clone(),
+                skills: self.folder.skills(),
+            },
             answered: resume.map_or_else(Vec::new, |resume| resume.answered.clone()),
         };
         let means = Means {

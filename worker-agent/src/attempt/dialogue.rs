@@ -6,7 +6,6 @@
 //! failed.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use jsonschema::Validator;
 use muster_proto::v1::{
@@ -15,7 +14,7 @@ use muster_proto::v1::{
 };
 use serde_json::Value;
 
-use super::policy::{self, Verdict};
+use super::policy::{self, Grounds, Verdict};
 use super::{bounds, prompt};
 use crate::agent::conversation::{
     AgentError, Conversation, Decision, ErrorClass, Opening, Step, Turn,
@@ -66,8 +65,7 @@ pub(crate) struct Said {
 pub(crate) struct Subject {
     pub(crate) opening: Opening,
     pub(crate) policy: ApprovalPolicy,
-    /// Root of the work tree.
-    pub(crate) work: PathBuf,
+    pub(crate) grounds: Grounds,
     /// What people answered to questions of an earlier attempt, which was not given it any more: it is
     /// given when the same is asked again.
     pub(crate) answered: Vec<AnsweredQuestion>,
@@ -303,7 +301,7 @@ impl Dialogue {
             None => policy::judge(
                 &self.subject.policy,
                 &question,
-                &self.subject.work,
+                &self.subject.grounds,
                 policy::real,
             ),
         };

@@ -377,6 +377,34 @@ fn errors_have_classes_by_code_kind_words_and_status() {
 }
 
 #[test]
+fn what_only_reads_names_what_it_reads() {
+    for (call, kind, paths) in [
+        (
+            json!({"kind": "read", "locations": [{"path": "/s/SKILL.md"}]}),
+            "file_read",
+            &["/s/SKILL.md"][..],
+        ),
+        (json!({"kind": "read"}), "tool", &[]),
+        (
+            json!({"kind": "read", "locations": [{"path": "/s"}], "rawInput": {"command": "rm"}}),
+            "command",
+            &[],
+        ),
+    ] {
+        let mut call = call.clone();
+        call["toolCallId"] = "1".into();
+        let ask = json!({"jsonrpc": "2.0", "id": 0, "method": "session/request_permission",
+            "params": {"sessionId": "s", "toolCall": call, "options": []}});
+        let steps = fed(&mut working(), &[ask]);
+        let Some(Step::Ask(asked)) = steps.last() else {
+            panic!("{call}: {steps:?}");
+        };
+        assert_eq!(asked.kind, kind);
+        assert_eq!(asked.paths, paths);
+    }
+}
+
+#[test]
 fn a_beginning_that_fails_ends_the_turn() {
     let [began, _] = ready(&json!({}));
     let old = json!({"jsonrpc": "2.0", "id": 1, "result": {"protocolVersion": 2}});

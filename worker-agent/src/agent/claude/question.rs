@@ -121,6 +121,7 @@ impl Questions {
 fn permission_wanted(tool: &str, request: &Value, folder: &Path, open: &mut Open) -> Question {
     let input = &request["input"];
     let kind = tools::kind(tool);
+    let read = tools::read(tool, input, folder);
     let (kind, title, detail) = match kind {
         Kind::Command => {
             let command = text::of(input, "command");
@@ -133,6 +134,9 @@ fn permission_wanted(tool: &str, request: &Value, folder: &Path, open: &mut Open
                 format!("change {path}"),
                 tools::proposal(tool, input),
             )
+        }
+        Kind::Other if let Some(path) = &read => {
+            ("file_read", format!("read {path}"), input.to_string())
         }
         Kind::Other => {
             let server = tool
@@ -147,7 +151,7 @@ fn permission_wanted(tool: &str, request: &Value, folder: &Path, open: &mut Open
     };
     let paths = match kind {
         "file_change" => vec![tools::edited(input, folder)],
-        _ => Vec::new(),
+        _ => read.into_iter().collect(),
     };
     let mut choices = vec![choice(ALLOW, "Allow once", ChoiceEffect::AllowOnce)];
     let suggestions = request["permission_suggestions"].as_array();

@@ -438,6 +438,33 @@ fn an_edit_is_asked_about_with_its_file_and_what_it_changes() {
 }
 
 #[test]
+fn what_only_reads_names_what_it_reads() {
+    for (tool, input, kind, paths) in [
+        (
+            "Read",
+            json!({"file_path": "/s/SKILL.md", "limit": 9}),
+            "file_read",
+            &["/s/SKILL.md"][..],
+        ),
+        (
+            "Grep",
+            json!({"pattern": "x", "path": "/w/repo/a"}),
+            "file_read",
+            &["a"],
+        ),
+        ("Grep", json!({"pattern": "x"}), "tool", &[]),
+        ("WebFetch", json!({"path": "/s"}), "tool", &[]),
+    ] {
+        let ask = json!({"type": "control_request", "request_id": "1", "request":
+            {"subtype": "can_use_tool", "tool_name": tool, "input": input}});
+        let asked = questions(&begun().line(ask.to_string().as_bytes())).remove(0);
+        assert_eq!(asked.kind, kind, "{tool}");
+        assert_eq!(asked.paths, paths, "{tool}");
+        assert_eq!(asked.detail, input.to_string());
+    }
+}
+
+#[test]
 fn a_question_of_the_model_is_answered_in_words_or_with_one_of_its_options() {
     let lines: Vec<&str> = sample("ask").lines().collect();
     let asks = lines

@@ -17,7 +17,11 @@ fn dialogue(schema: Option<Value>, ask: AskMode) -> Dialogue {
             ask,
             ..ApprovalPolicy::default()
         },
-        work: "/w".into(),
+        grounds: Grounds {
+            work: "/w".into(),
+            folder: "/w".into(),
+            skills: "/lease/skills".into(),
+        },
         answered: Vec::new(),
     };
     Dialogue::new(Box::new(Scripted::default()), subject).unwrap()
@@ -226,7 +230,11 @@ fn a_schema_that_is_none_is_refused_before_anything_runs() {
             ..Opening::default()
         },
         policy: ApprovalPolicy::default(),
-        work: "/w".into(),
+        grounds: Grounds {
+            work: "/w".into(),
+            folder: "/w".into(),
+            skills: "/lease/skills".into(),
+        },
         answered: Vec::new(),
     };
     let refused = Dialogue::new(Box::new(Scripted::default()), subject).unwrap_err();
