@@ -75,6 +75,10 @@ pub const WORKER_FORGET: Span = Span::from_secs(24 * 3_600);
 /// Long enough for a person who is at lunch; then the slot is for others, and the attempt that goes
 /// on gets the answer.
 pub const PARK_AFTER: Span = Span::from_secs(3_600);
+/// How long the clocks of one attempt stand still for people, all its questions together; the next
+/// question parks it. Without it an agent that asks again and again would keep its slot for weeks. One
+/// question may take it beyond that by [`PARK_AFTER`].
+pub const PAUSED_MAX: Span = Span::from_secs(24 * 3_600);
 /// How long a task that can go on waits for the worker or host that has its agent's conversation:
 /// long enough for a worker that is started anew, and a small price beside what the conversation
 /// has cost.

@@ -118,13 +118,13 @@ pub enum Change {
 #[derive(Clone, PartialEq, Eq, Debug, Default, JsonSchema, Serialize, Deserialize)]
 #[schemars(deny_unknown_fields)]
 pub struct Approvals {
-    /// What happens to questions that no rule answers.
+    /// What happens to questions that no rule answers. The persona's skills are read without one.
     #[serde(default)]
     pub ask: Ask,
     /// Commands that begin with these words are allowed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<String>,
-    /// Commands that begin with these words are denied, whatever else is allowed.
+    /// Commands with these words in a row, anywhere, are denied, whatever else is allowed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<String>,
 }
@@ -137,7 +137,7 @@ pub enum Ask {
     /// without one, such as Claude Code, may do what the worker's user may.
     #[default]
     Never,
-    /// Changes within the work tree are allowed, a person is asked about the rest.
+    /// Reading and changing files within the work tree is allowed, a person is asked about the rest.
     Outside,
     /// A person is asked.
     Always,

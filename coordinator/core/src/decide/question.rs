@@ -8,10 +8,11 @@ use crate::command::{Rejection, ReportAnswer};
 use crate::event::{Actor, EventKind, Usage};
 use crate::failure::{Failure, FailureClass};
 use crate::ids::{QuestionId, TaskIx};
+use crate::index::unanswered;
 use crate::limits;
 use crate::question::{Asking, ChoiceEffect, PastQuestion, Question};
 use crate::state::{Attempt, Lease, Run, State};
-use crate::time::Timestamp;
+use crate::time::{Span, Timestamp};
 
 /// Records a question of an attempt. The number of one that it has asked before is no news.
 pub(super) fn ask(
@@ -49,6 +50,15 @@ pub(super) fn ask(
         number,
         asking: Arc::new(asking.bounded()),
     });
+    if asked.stood_still(now) >= limits::PAUSED_MAX {
+        let oldest = unanswered(asked.open).map_or(state.next_question, |open| open.id);
+        events.push(EventKind::TaskParked {
+            run: held.run,
+            lease: held.id,
+            question: oldest,
+        });
+        events.push(revoked(held));
+    }
     ReportAnswer::Recorded
 }
 
@@ -117,6 +127,7 @@ pub(super) fn conversation(
 struct Asked<'a> {
     open: &'a [Question],
     past: &'a [PastQuestion],
+    attempt: &'a Attempt,
 }
 
 impl<'a> Asked<'a> {
@@ -126,12 +137,20 @@ impl<'a> Asked<'a> {
         Some(Self {
             open: task.questions(),
             past: &attempt.asked,
+            attempt,
         })
     }
 
     fn knows(&self, number: u32) -> bool {
         self.open.iter().any(|open| open.number == number)
             || self.past.iter().any(|past| past.number == number)
+    }
+
+    /// How long the attempt's clocks have stood still for people.
+    fn stood_still(&self, now: Timestamp) -> Span {
+        let waiting = self.attempt.waiting_since;
+        let waiting = waiting.map_or(Span::ZERO, |since| now.since(since));
+        self.attempt.paused + waiting
     }
 
     fn is_full(&self) -> bool {

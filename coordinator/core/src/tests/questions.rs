@@ -83,6 +83,53 @@ fn a_question_pauses_the_clock_and_parks_after_a_while() {
 }
 
 #[test]
+fn an_attempt_that_has_waited_for_people_all_day_is_parked_by_its_next_question() {
+    let (mut world, run, lease) = at_work();
+    let almost = Span::from_ms(limits::PARK_AFTER.ms() - 1);
+    for number in 1..=25 {
+        world.say(&lease, asks(number, "again?"));
+        assert_eq!(world.states(run), "a=leased");
+        world.pass_beating(almost, &["w"]);
+        world.act(&answers(QuestionId(number.into()), "yes"));
+        world.say(&lease, closes(number, "yes", ""));
+    }
+    assert!(attempt(&world, run, 0).paused >= limits::PAUSED_MAX);
+    assert_eq!(
+        world.say(&lease, asks(26, "again?")),
+        ReportAnswer::Recorded
+    );
+    assert_eq!(world.states(run), "a=parked");
+    assert!(world.state.lease(lease.id).unwrap().revoked);
+    assert_eq!(open(&world), [QuestionId(26)]);
+    world.say(&lease, Report::Stopped);
+    world.act(&answers(QuestionId(26), "yes"));
+    world.beat("w");
+    let next = world.only();
+    assert_eq!(attempt(&world, run, 1).paused, Span::ZERO);
+    world.succeed(&next);
+    assert_eq!(world.states(run), "a=succeeded");
+    world.replayed();
+}
+
+#[test]
+fn overlapping_questions_make_one_wait() {
+    let (mut world, run, lease) = at_work();
+    let half = Span::from_ms(limits::PARK_AFTER.ms() / 2);
+    world.say(&lease, asks(1, "one"));
+    for number in 2..=49 {
+        world.pass_beating(half, &["w"]);
+        assert_eq!(world.states(run), "a=leased", "{number}");
+        world.say(&lease, asks(number, "and?"));
+        if number < 49 {
+            world.act(&answers(QuestionId(u64::from(number) - 1), "yes"));
+            world.say(&lease, closes(number - 1, "yes", ""));
+        }
+    }
+    assert_eq!(world.states(run), "a=parked");
+    world.replayed();
+}
+
+#[test]
 fn an_answer_in_time_lets_the_attempt_go_on_with_its_clock_set_back() {
     let (mut world, run, lease) = at_work();
     world.pass_beating(Span::from_secs(500), &["w"]);
