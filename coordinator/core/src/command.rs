@@ -169,6 +169,8 @@ pub enum Report {
         choice: Box<str>,
         /// A user, `policy` or `agent`.
         by: Box<str>,
+        /// The question of an earlier attempt whose answer it was given.
+        earlier: Option<QuestionId>,
     },
     /// It has a conversation that can be gone on with.
     ConversationOpened {

@@ -158,7 +158,7 @@ pub struct PastQuestion {
     pub by: Actor,
     pub at: Timestamp,
     /// What was asked, if a person's answer had not reached the agent when its attempt ended: the
-    /// attempt that goes on gives it when the same is asked again.
+    /// attempt that goes on gives it when the same is asked again. Gone once an agent was given it.
     pub undelivered: Option<Arc<Asking>>,
 }
 

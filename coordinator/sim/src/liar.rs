@@ -191,6 +191,7 @@ impl World<'_> {
                     number: u32::try_from((roll >> 16) % 4).unwrap_or(0),
                     choice: "no".into(),
                     by: "policy".into(),
+                    earlier: None,
                 },
                 _ => Report::ConversationOpened {
                     id: format!("c{}", (roll >> 16) % 3).into(),

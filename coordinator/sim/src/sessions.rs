@@ -154,6 +154,7 @@ impl World<'_> {
                         number: 1,
                         choice: "yes".into(),
                         by: "".into(),
+                        earlier: None,
                     },
                 };
                 self.request(Request::Command(Asker::Nobody, command));

@@ -201,6 +201,10 @@ pub fn report_of(report: v1::Report) -> Result<(LeaseId, Report), Status> {
             number: closed.question,
             choice: clip(&closed.choice, limits::QUESTION_LINE_BYTES).into(),
             by: clip(&closed.by, limits::QUESTION_LINE_BYTES).into(),
+            earlier: match closed.earlier.as_str() {
+                "" => None,
+                earlier => Some(super::questions::parse(earlier)?),
+            },
         },
         Kind::SessionOpened(opened) => Report::ConversationOpened {
             id: opened.id.into(),

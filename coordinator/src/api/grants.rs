@@ -309,7 +309,7 @@ fn resume(facts: ResumeFacts) -> v1::Resume {
         ),
         None => Default::default(),
     };
-    let answered = facts.answered.into_iter().filter_map(|past| {
+    let answered = facts.answered.into_iter().filter_map(|(lease, past)| {
         let asking = past.undelivered?;
         Some(v1::AnsweredQuestion {
             question: Some(convert::question(past.number, &asking)),
@@ -321,6 +321,7 @@ fn resume(facts: ResumeFacts) -> v1::Resume {
                 by: past.by.to_string(),
             }),
             by: past.by.to_string(),
+            lease: lease.0,
         })
     });
     v1::Resume {
@@ -443,7 +444,7 @@ fn context_resume<'a>(facts: &'a ResumeFacts, edits: Option<&'a Edits>) -> Conte
         answered: facts
             .answered
             .iter()
-            .map(|past| ContextAnswer {
+            .map(|(_, past)| ContextAnswer {
                 question: &past.title,
                 choice: &past.choice,
                 text: &past.text,

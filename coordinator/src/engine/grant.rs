@@ -71,8 +71,8 @@ pub struct ResumeFacts {
     pub edits: Vec<(AttemptNo, String)>,
     /// The conversation that it takes up, with the worker that had it.
     pub conversation: Option<(Conversation, WorkerId)>,
-    /// What people answered and the agent was not given any more.
-    pub answered: Vec<PastQuestion>,
+    /// What people answered and the agent was not given any more, with the lease that asked.
+    pub answered: Vec<(LeaseId, PastQuestion)>,
 }
 
 impl ResumeFacts {
@@ -93,10 +93,10 @@ impl ResumeFacts {
                 .collect(),
             conversation: taken_up.map(|(of, opened)| (opened.clone(), of.worker.clone())),
             answered: line()
-                .flat_map(|cut_off| &cut_off.asked)
-                .filter(|past| past.undelivered.is_some())
+                .flat_map(|cut_off| cut_off.asked.iter().map(|past| (cut_off.lease, past)))
+                .filter(|(_, past)| past.undelivered.is_some())
                 .take(limits::OPEN_QUESTIONS)
-                .cloned()
+                .map(|(lease, past)| (lease, past.clone()))
                 .collect(),
         })
     }

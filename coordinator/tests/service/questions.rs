@@ -35,6 +35,7 @@ fn closed(number: u32) -> Option<Report> {
         question: number,
         choice: "yes".to_owned(),
         by: String::new(),
+        earlier: String::new(),
     }))
 }
 

@@ -5,7 +5,7 @@ use std::path::{Component, Path};
 
 use muster_proto::v1::{Failure, GitSource};
 
-use super::dialogue::{Dialogue, Subject};
+use super::dialogue::{Dialogue, Leases, Subject};
 use super::launch::Program;
 use super::policy::Grounds;
 use super::prompt::{self, Beginning};
@@ -63,6 +63,10 @@ impl Runner {
                 skills: self.folder.skills(),
             },
             answered: resume.map_or_else(Vec::new, |resume| resume.answered.clone()),
+            leases: Leases {
+                folder: self.site.leases.clone(),
+                own: self.grant.lease,
+            },
         };
         let means = Means {
             lease: self.grant.lease,

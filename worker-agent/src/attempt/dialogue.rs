@@ -6,6 +6,7 @@
 //! failed.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use jsonschema::Validator;
 use muster_proto::v1::{
@@ -69,6 +70,23 @@ pub(crate) struct Subject {
     /// What people answered to questions of an earlier attempt, which was not given it any more: it is
     /// given when the same is asked again.
     pub(crate) answered: Vec<AnsweredQuestion>,
+    pub(crate) leases: Leases,
+}
+
+/// Where the folders of leases are: agents write their paths.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Leases {
+    /// The folder of all of them.
+    pub(crate) folder: PathBuf,
+    pub(crate) own: u64,
+}
+
+impl Leases {
+    /// Writes a text of an earlier lease as this one would write it.
+    fn moved(&self, text: &str, earlier: u64) -> String {
+        let root = |lease: u64| format!("{}/", self.folder.join(lease.to_string()).display());
+        text.replace(&root(earlier), &root(self.own))
+    }
 }
 
 /// A conversation and what was decided in it so far.
@@ -311,7 +329,9 @@ impl Dialogue {
             let by_rules = || format!("stopped by its rules: {}", decision.text);
             self.stopped = Some(before.as_ref().map_or_else(by_rules, stopped_by));
         }
-        let by = before.map_or(BY_POLICY.to_owned(), |answer| answer.by);
+        let by = before
+            .as_ref()
+            .map_or(BY_POLICY.to_owned(), |answer| answer.by.clone());
         bounds::clip_question(&mut question);
         if policy::is_cut(&question) {
             question
@@ -328,7 +348,14 @@ impl Dialogue {
         match verdict {
             Verdict::Answered(decision) if self.asked_before <= ASKED_MAX => {
                 let steps = self.conversation.answer(number, &decision);
-                acts.push(self.activity(closed(number, &decision.choice, &by)));
+                let closed = QuestionClosed {
+                    earlier: before.map_or_else(String::new, |answer| answer.name),
+                    ..closed(number, &decision.choice, &by)
+                };
+                acts.push(self.activity(activity::Kind::QuestionClosed(closed.clone())));
+                if !closed.earlier.is_empty() {
+                    acts.push(Act::Report(report::Kind::QuestionClosed(closed)));
+                }
                 self.take(steps, acts);
             }
             Verdict::Ask if self.open.len() < OPEN_MAX && self.asked_before <= ASKED_MAX => {
@@ -359,20 +386,28 @@ impl Dialogue {
 
     /// Takes the answer that a person gave when an earlier attempt asked the same.
     fn answered_before(&mut self, question: &Question) -> Option<Answer> {
-        let answered = &mut self.subject.answered;
+        // Of what is not known whole nobody knows that it is the same, and without a detail nobody knows
+        // what was allowed.
+        let is_command = question.kind == "command";
+        let title_is_cut = question.title.len() >= policy::TITLE_BYTES && !is_command;
+        if policy::is_cut(question) || title_is_cut || question.detail.is_empty() {
+            return None;
+        }
+        let mut asked = question.clone();
+        bounds::clip_question(&mut asked);
+        let Subject {
+            answered, leases, ..
+        } = &mut self.subject;
         let place = answered.iter().position(|before| {
-            let answer = before.answer.as_ref().map(|answer| &answer.choice);
-            before.question.as_ref().is_some_and(|before| {
-                let mut asked = question.clone();
-                bounds::clip_question(&mut asked);
-                // Without a detail nobody knows what was allowed.
-                !asked.detail.is_empty()
-                    && (&before.kind, &before.title, &before.detail)
-                        == (&asked.kind, &asked.title, &asked.detail)
-            }) && question
-                .choices
-                .iter()
-                .any(|choice| Some(&choice.id) == answer)
+            let choice = before.answer.as_ref().map(|answer| &answer.choice);
+            let offered = asked.choices.iter().any(|offer| Some(&offer.id) == choice);
+            offered
+                && before.question.as_ref().is_some_and(|known| {
+                    let now = |text: &str| leases.moved(text, before.lease);
+                    known.kind == asked.kind
+                        && (is_command || now(&known.title) == asked.title)
+                        && now(&known.detail) == asked.detail
+                })
         })?;
         let AnsweredQuestion { answer, by, .. } = answered.swap_remove(place);
         answer.map(|answer| Answer { by, ..answer })
@@ -381,10 +416,8 @@ impl Dialogue {
     fn close_question(&mut self, number: u32, choice: &str, by: &str, acts: &mut Vec<Act>) {
         if self.open.remove(&number).is_some() {
             let closed = closed(number, choice, by);
-            acts.push(self.activity(closed.clone()));
-            if let activity::Kind::QuestionClosed(closed) = closed {
-                acts.push(Act::Report(report::Kind::QuestionClosed(closed)));
-            }
+            acts.push(self.activity(activity::Kind::QuestionClosed(closed.clone())));
+            acts.push(Act::Report(report::Kind::QuestionClosed(closed)));
         }
     }
 
@@ -503,12 +536,13 @@ fn stopped_by(answer: &Answer) -> String {
     format!("stopped by {by}'s answer to {name}{why}{text}")
 }
 
-fn closed(question: u32, choice: &str, by: &str) -> activity::Kind {
-    activity::Kind::QuestionClosed(QuestionClosed {
+fn closed(question: u32, choice: &str, by: &str) -> QuestionClosed {
+    QuestionClosed {
         question,
         choice: choice.to_owned(),
         by: by.to_owned(),
-    })
+        earlier: String::new(),
+    }
 }
 
 /// Takes the fence away that models like to put around JSON.

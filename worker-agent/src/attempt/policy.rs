@@ -38,7 +38,7 @@ const JOINTS: [char; 8] = [';', '&', '|', '\n', '`', '$', '<', '>'];
 
 /// Length from which on a text may have been cut by whoever made the question.
 const DETAIL_BYTES: usize = (16 << 10) - 8;
-const TITLE_BYTES: usize = (1 << 10) - 8;
+pub(crate) const TITLE_BYTES: usize = (1 << 10) - 8;
 const PATH_BYTES: usize = (4 << 10) - 8;
 /// Files from which on some may have been left out.
 const PATHS: usize = 100;

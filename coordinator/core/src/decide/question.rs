@@ -63,15 +63,31 @@ pub(super) fn ask(
 }
 
 /// Records that the agent does not wait any more. Also of a question that has not been heard of,
-/// so that it is not opened by a report that comes late.
+/// so that it is not opened by a report that comes late. One that an answer to an `earlier` attempt's
+/// question closed was never open: the answer is handed over with it, and to no attempt again.
 pub(super) fn close(
     state: &State,
     (run, held, task): (&Run, &Lease, TaskIx),
-    number: u32,
-    choice: &str,
-    by: &str,
+    (number, earlier, choice, by): (u32, Option<QuestionId>, &str, &str),
     events: &mut Vec<EventKind>,
 ) -> ReportAnswer {
+    let closed = |question: QuestionId| EventKind::QuestionClosed {
+        run: held.run,
+        lease: held.id,
+        question,
+        number,
+        choice: head(choice, limits::QUESTION_LINE_BYTES),
+        by: head(by, limits::QUESTION_LINE_BYTES).into(),
+    };
+    if let Some(earlier) = earlier {
+        let attempts = run.task(task).map_or(&[][..], |task| task.attempts());
+        let mut waiting = attempts.iter().flat_map(|attempt| &attempt.asked);
+        if !waiting.any(|past| past.id == earlier && past.undelivered.is_some()) {
+            return ReportAnswer::AlreadyRecorded;
+        }
+        events.push(closed(earlier));
+        return ReportAnswer::Recorded;
+    }
     let Some(asked) = Asked::of(run, task) else {
         return ReportAnswer::Stale;
     };
@@ -82,14 +98,7 @@ pub(super) fn close(
     if open.is_none() && asked.is_full() {
         return ReportAnswer::Stale;
     }
-    events.push(EventKind::QuestionClosed {
-        run: held.run,
-        lease: held.id,
-        question: open.map_or(state.next_question, |open| open.id),
-        number,
-        choice: head(choice, limits::QUESTION_LINE_BYTES),
-        by: head(by, limits::QUESTION_LINE_BYTES).into(),
-    });
+    events.push(closed(open.map_or(state.next_question, |open| open.id)));
     ReportAnswer::Recorded
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::world::*;
 use crate::command::{Report, ReportAnswer, Target};
-use crate::event::EventKind;
-use crate::failure::FailureClass;
+use crate::event::{EventKind, Usage};
+use crate::failure::{Failure, FailureClass};
 use crate::ids::{QuestionId, RunId};
 use crate::question::{Asking, Choice, ChoiceEffect};
 use crate::state::{Attempt, AttemptEnd, Lease, TaskState};
@@ -108,6 +108,43 @@ fn an_attempt_that_has_waited_for_people_all_day_is_parked_by_its_next_question(
     assert_eq!(attempt(&world, run, 1).paused, Span::ZERO);
     world.succeed(&next);
     assert_eq!(world.states(run), "a=succeeded");
+    world.replayed();
+}
+
+#[test]
+fn an_answer_that_an_agent_did_not_get_is_handed_over_once() {
+    let (mut world, run, lease) = at_work();
+    world.say(&lease, asks(1, "which?"));
+    world.act(&answers(Q1, "yes"));
+    world.say(
+        &lease,
+        Report::Failed {
+            failure: Failure::new(FailureClass::RateLimit, "slow down"),
+            usage: Usage::default(),
+        },
+    );
+    let waits = |world: &World| attempt(world, run, 0).asked[0].undelivered.is_some();
+    world.pass_beating(Span::from_secs(30), &["w"]);
+    let next = world.only();
+    world.started(&next);
+    assert!(waits(&world));
+    let given = Report::QuestionClosed {
+        number: 1,
+        choice: "yes".into(),
+        by: "me".into(),
+        earlier: Some(Q1),
+    };
+    assert_eq!(world.say(&next, given.clone()), ReportAnswer::Recorded);
+    assert!(!waits(&world));
+    assert_eq!(attempt(&world, run, 1).asked, []);
+    assert_eq!(world.say(&next, given), ReportAnswer::AlreadyRecorded);
+    let unknown = Report::QuestionClosed {
+        number: 2,
+        choice: "yes".into(),
+        by: "me".into(),
+        earlier: Some(QuestionId(99)),
+    };
+    assert_eq!(world.say(&next, unknown), ReportAnswer::AlreadyRecorded);
     world.replayed();
 }
 

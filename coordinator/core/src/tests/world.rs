@@ -501,6 +501,7 @@ pub(crate) fn closes(number: u32, choice: &str, by: &str) -> Report {
         number,
         choice: choice.into(),
         by: by.into(),
+        earlier: None,
     }
 }
 

@@ -131,6 +131,7 @@ fn each(text: &str) -> Vec<v1::Activity> {
             question: 1,
             choice: String::new(),
             by: text(),
+            earlier: String::new(),
         }),
         Kind::Error(error(&text())),
         Kind::Structured(v1::Structured {

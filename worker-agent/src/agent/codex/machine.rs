@@ -329,7 +329,11 @@ impl AppServer {
                 self.items.delta(params, true).into_iter().collect()
             }
             "item/commandExecution/outputDelta" => self.items.output(params).into_iter().collect(),
-            "item/started" => self.items.started(item).into_iter().collect(),
+            "item/started" => self
+                .items
+                .started(item, &self.opening.folder)
+                .into_iter()
+                .collect(),
             "item/completed" => self.items.completed(item, &self.opening.folder),
             "turn/plan/updated" => vec![items::todo_list(params)],
             // News of this version and of later ones that nobody here needs.

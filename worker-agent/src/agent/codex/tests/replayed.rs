@@ -254,7 +254,7 @@ fn files_tools_and_permissions_are_asked_about_too() {
         .collect();
     let expected = [
         ("command", "touch q"),
-        ("file_change", "/home/user/repo/patched.txt"),
+        ("file_change", "patched.txt"),
         ("permission", "need net"),
     ];
     assert_eq!(kinds, expected);

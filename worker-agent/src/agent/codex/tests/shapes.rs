@@ -182,6 +182,27 @@ fn ended_with(player: &Player) -> ErrorClass {
 }
 
 #[test]
+fn a_change_is_asked_about_with_its_places_in_the_work_tree_and_where_files_go() {
+    let mut player = running();
+    let changes = json!([
+        {"path": "/home/user/repo/a", "kind": {"type": "update", "move_path": "/etc/b"}, "diff": "-x\n"},
+        {"path": "/tmp/c", "kind": {"type": "add"}, "diff": "+y\n"},
+    ]);
+    let item = json!({"type": "fileChange", "id": "i", "changes": changes});
+    let params = json!({"threadId": THREAD, "item": item});
+    player.hear(&json!({"method": "item/started", "params": params}).to_string());
+    let params = json!({"itemId": "i"});
+    ask(
+        &mut player,
+        "item/fileChange/requestApproval",
+        &json!(0),
+        params,
+    );
+    assert_eq!(player.open[0].paths, ["a", "/etc/b", "/tmp/c"]);
+    assert_eq!(player.open[0].title, "a /etc/b /tmp/c");
+}
+
+#[test]
 fn what_no_retry_cures_ends_the_turn_at_the_first_one() {
     for (info, details, expected) in [
         (
