@@ -110,7 +110,7 @@ pub const PATH_BYTES: usize = 4_096;
 pub const SUMMARY_BYTES: usize = 4_096;
 /// Earlier attempts that the next one is told of: what went wrong before these was either mended since
 /// or went wrong again. With the bounds below and [`FAILURE_OUTPUT_BYTES`] a prompt grows by less than
-/// 100 KiB, some 25,000 tokens, and seldom by more than a tenth of that.
+/// 200 KiB, some 50,000 tokens, if an agent aims at that, and seldom by more than a tenth of it.
 pub const EARLIER_ATTEMPTS: usize = 3;
 /// What an earlier attempt's agent said last, for the next one: as much as its summary.
 pub const EARLIER_SAID_BYTES: usize = SUMMARY_BYTES;

@@ -364,6 +364,25 @@ mod tests {
     }
 
     #[test]
+    fn an_attempt_that_goes_on_says_whether_its_agent_remembers_the_earlier_one() {
+        let attempt = |continues, anew| v1::Attempt {
+            continues,
+            anew,
+            ..canned::attempt(2, "running", 0, None)
+        };
+        for (attempt, expected) in [
+            (attempt(0, false), "on laptop-0"),
+            (attempt(1, false), "on laptop-0, goes on from attempt 1"),
+            (
+                attempt(1, true),
+                "on laptop-0, began anew with a summary of attempt 1",
+            ),
+        ] {
+            assert_eq!(placed(&attempt), expected);
+        }
+    }
+
+    #[test]
     fn the_state_of_a_run_decides_the_exit_code() {
         assert_eq!(exit(&canned::succeeded()), Exit::Success);
         assert_eq!(exit(&canned::failed()), Exit::RunFailed);

@@ -10,7 +10,7 @@ use muster_proto::v1::{EarlierAttempt, PastCommand};
 use crate::failure::one_line;
 
 /// Bytes of one summary's quotes: somewhat more than the coordinator sends.
-const QUOTES_BYTES_MAX: usize = 48 << 10;
+const QUOTES_BYTES_MAX: usize = 64 << 10;
 /// Attempts that are told of.
 const ATTEMPTS_MAX: usize = 4;
 const LINE_BYTES_MAX: usize = 1 << 10;
