@@ -615,6 +615,16 @@ fn the_last_conversation_of_an_attempt_is_known_with_its_host() {
 }
 
 #[test]
+fn the_longest_id_that_a_conversation_may_have_is_kept_whole() {
+    let (mut world, run, lease) = at_work();
+    let longest = "c".repeat(limits::QUESTION_LINE_BYTES);
+    let said = world.say(&lease, converses(&longest));
+    assert_eq!(said, ReportAnswer::Recorded);
+    let opened = attempt(&world, run, 0).conversation.as_ref().unwrap();
+    assert_eq!(*opened.id, *longest);
+}
+
+#[test]
 fn questions_and_their_answers_outlive_the_coordinator() {
     let (mut world, run, lease) = at_work();
     world.say(&lease, asks(1, "one"));

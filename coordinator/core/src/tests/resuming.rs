@@ -147,6 +147,20 @@ fn another_worker_of_the_same_host_has_the_conversation_too() {
 }
 
 #[test]
+fn whoever_has_the_conversation_gets_only_what_it_can_do() {
+    let (mut world, run, lease) = at_work();
+    let mut less = offer(1);
+    less.agents.clear();
+    world.say(&lease, Report::Stopped);
+    world.hello("w", 2, less);
+    world.pass_beating(Span::from_secs(50), &["v", "w"]);
+    assert_eq!(world.live(), []);
+    world.pass_beating(Span::from_secs(30), &["v", "w"]);
+    assert_eq!(world.only().worker, worker("v"));
+    assert_eq!(goes_on(&world, run), (vec![1], Some("c1".into())));
+}
+
+#[test]
 fn other_tasks_are_not_kept_back_by_one_that_waits_for_its_host() {
     let (mut world, _, _) = at_work();
     world.pass(limits::LEASE_TTL + limits::LEASE_GRACE);
