@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use jsonschema::Validator;
 use muster_proto::v1::{
-    Activity, Answer, AnsweredQuestion, ChoiceEffect, Empty, Failure, Question,
-    QuestionClosed, Structured, TurnEnd, TurnEnded, Usage, activity, report,
+    Activity, Answer, AnsweredQuestion, ChoiceEffect, Empty, Failure, Question, QuestionClosed,
+    Structured, TurnEnd, TurnEnded, Usage, activity, report,
 };
 use serde_json::Value;
 
