@@ -270,6 +270,7 @@ impl App {
             fleet_readers,
             auth.clone(),
             repositories.clone(),
+            &transcripts,
         );
         let terms = Terms {
             epoch,
@@ -287,6 +288,7 @@ impl App {
         );
         let operators = operators
             .with_troubles(workers.troubles())
+            .with_agents(workers.agents())
             .with_mirrors(copied.clone())
             .with_meter(Meter::new(ledger.clone(), options.prices.clone()));
         let router = router(operators, workers, &git_host).map_err(|error| Error::Io {

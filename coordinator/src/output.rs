@@ -239,6 +239,14 @@ pub fn one_line(text: &str) -> String {
     harmless(shown).replace(['\n', '\t'], " ").trim().to_owned()
 }
 
+/// Makes foreign text one line in which everything is seen, line breaks, cursor movements and colours
+/// too: for what agents run and change, where what is hidden might be what matters.
+#[must_use]
+pub fn whole_line(text: &str) -> String {
+    let text = text.trim_end_matches('\n').replace('\n', "\u{240a}");
+    harmless(&text.replace('\t', " ")).into_owned()
+}
+
 fn is_harmful(character: char) -> bool {
     (character.is_control() && !matches!(character, '\n' | '\t'))
         || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -247,6 +255,18 @@ fn is_harmful(character: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_whole_line_hides_nothing() {
+        for (text, expected) in [
+            ("rm -r ~\rls", "rm -r ~␍ls"),
+            ("rm\u{1b}[2K\u{1b}[1Gls", "rm␛[2K␛[1Gls"),
+            ("one\ntwo\tx\n\n", "one␊two x"),
+            ("\u{1b}]8;;x\u{7}y\u{202e}", "␛]8;;x␇y\u{fffd}"),
+        ] {
+            assert_eq!(whole_line(text), expected);
+        }
+    }
 
     #[test]
     fn colours_are_for_terminals_whose_owner_has_not_said_otherwise() {

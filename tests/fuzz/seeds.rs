@@ -223,6 +223,7 @@ fn heartbeat() -> Command {
         free_slots: 1,
         held: Vec::new(),
         draining: false,
+        looked: None,
     })
 }
 

@@ -18,6 +18,14 @@ pub fn claude(source: &Path) -> Result<PathBuf, String> {
     find(source, "CLAUDE_BIN", "claude")
 }
 
+/// Finds the program of opencode: the one that `OPENCODE_BIN` names, else the installed one.
+///
+/// # Errors
+/// Why tests that need it are skipped.
+pub fn opencode(source: &Path) -> Result<PathBuf, String> {
+    find(source, "OPENCODE_BIN", "opencode")
+}
+
 fn find(source: &Path, variable: &str, name: &str) -> Result<PathBuf, String> {
     let named = std::env::var_os(variable).map(PathBuf::from);
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);

@@ -99,7 +99,7 @@ pub struct ApprovalPolicy {
     pub ask: AskMode,
     /// Commands that begin with these words are allowed.
     pub allow: Vec<String>,
-    /// Commands that begin with these words are denied; wins over `allow`.
+    /// Commands with these words in a row, anywhere, are denied; wins over `allow`.
     pub deny: Vec<String>,
 }
 

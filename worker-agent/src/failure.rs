@@ -23,6 +23,7 @@ pub(crate) mod class {
     pub(crate) const DISK_ALLOWANCE: &str = "disk_allowance";
     pub(crate) const NO_CHANGE: &str = "no_change";
     pub(crate) const OUTPUT_INVALID: &str = "output_invalid";
+    pub(crate) const DENIED: &str = "denied";
     pub(crate) const SECRET_UNAVAILABLE: &str = "secret_unavailable";
 }
 

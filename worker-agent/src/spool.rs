@@ -54,12 +54,27 @@ pub struct Taken {
     pub position: u64,
 }
 
+impl Taken {
+    /// Gives up to where the output of a launch was taken.
+    pub fn of(self, launch: u32) -> u64 {
+        match launch.cmp(&self.launch) {
+            // One after the other, each to its end.
+            std::cmp::Ordering::Less => u64::MAX,
+            std::cmp::Ordering::Equal => self.position,
+            std::cmp::Ordering::Greater => 0,
+        }
+    }
+}
+
 /// The writing end of a lease's events.
 #[derive(Debug)]
 pub struct Spool {
     file: FrameFile,
     last: u64,
+    /// Of output that is told as it is.
     taken: Taken,
+    /// Of raw lines: they are gathered first, so they may be behind.
+    captured: Taken,
     output_bytes: u64,
     output_bytes_max: u64,
     reserve_bytes: u64,
@@ -72,7 +87,7 @@ impl Spool {
     /// Opens or creates a spool; one that was cut goes on after its last sound event.
     pub fn open(path: &Path, output_bytes_max: u64) -> Result<Self, Error> {
         let mut last = 0;
-        let mut taken = Taken::default();
+        let (mut taken, mut captured) = (Taken::default(), Taken::default());
         let (mut output_bytes, mut reserve_bytes, mut truncation_told) = (0, 0, false);
         let mut usages = 0;
         let file = FrameFile::open(path, |record| {
@@ -81,11 +96,14 @@ impl Spool {
                 return;
             };
             last = event.number;
-            taken = at;
             match event.kind {
-                Some(agent_event::Kind::Output(output)) => output_bytes += output.data.len() as u64,
+                Some(agent_event::Kind::Output(output)) => {
+                    taken = at;
+                    output_bytes += output.data.len() as u64;
+                }
                 Some(agent_event::Kind::OutputTruncated(_)) => truncation_told = true,
                 Some(agent_event::Kind::Capture(capture)) => {
+                    captured = at;
                     output_bytes += capture.deflated.len() as u64;
                 }
                 Some(agent_event::Kind::Activity(activity)) => match weight(&activity) {
@@ -100,6 +118,7 @@ impl Spool {
             file,
             last,
             taken,
+            captured,
             output_bytes,
             output_bytes_max,
             reserve_bytes,
@@ -149,7 +168,7 @@ impl Spool {
 
     /// Adds raw lines that end at `taken`.
     pub fn capture(&mut self, capture: Capture, taken: Taken) -> Result<(), Error> {
-        self.taken = taken;
+        self.captured = taken;
         if self.has_room(capture.deflated.len() as u64)? {
             self.push(agent_event::Kind::Capture(capture))?;
         }
@@ -203,9 +222,14 @@ impl Spool {
         self.last
     }
 
-    /// Up to where an agent's output has been taken.
+    /// Up to where output was taken that is told as it is.
     pub fn taken(&self) -> Taken {
         self.taken
+    }
+
+    /// Up to where output was taken as raw lines of a conversation.
+    pub fn captured(&self) -> Taken {
+        self.captured
     }
 
     fn tell_truncation(&mut self) -> Result<(), Error> {
@@ -218,14 +242,18 @@ impl Spool {
     }
 
     fn push(&mut self, kind: agent_event::Kind) -> Result<u64, Error> {
+        let taken = match kind {
+            agent_event::Kind::Capture(_) => self.captured,
+            _ => self.taken,
+        };
         let event = AgentEvent {
             number: self.last + 1,
             at_ms: clock::wall_millis(),
             kind: Some(kind),
         };
         let mut record = Vec::with_capacity(12 + event.encoded_len());
-        record.extend_from_slice(&self.taken.launch.to_le_bytes());
-        record.extend_from_slice(&self.taken.position.to_le_bytes());
+        record.extend_from_slice(&taken.launch.to_le_bytes());
+        record.extend_from_slice(&taken.position.to_le_bytes());
         // A vector grows as needed, so this cannot fail.
         let _ = event.encode(&mut record);
         self.file.push(&record)?;
@@ -385,6 +413,23 @@ mod tests {
             assert_eq!(spool.sync().unwrap(), kept + 1);
             assert_eq!(kinds(&path).len() as u64, kept + 1);
         }
+    }
+
+    #[test]
+    fn raw_lines_that_are_behind_other_output_do_not_take_it_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events");
+        let mut spool = Spool::open(&path, 100).unwrap();
+        spool.output(output("complaint"), at(90)).unwrap();
+        spool.capture(Capture::default(), at(50)).unwrap();
+        spool.lifecycle(note("n")).unwrap();
+        spool.sync().unwrap();
+        let spool = Spool::open(&path, 100).unwrap();
+        assert_eq!((spool.taken(), spool.captured()), (at(90), at(50)));
+        let of = |launch| (spool.taken().of(launch), spool.captured().of(launch));
+        assert_eq!(of(0), (u64::MAX, u64::MAX));
+        assert_eq!(of(1), (90, 50));
+        assert_eq!(of(2), (0, 0));
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use muster_git::{Cache, Git, GitError, Identity as Author};
 use muster_proto::v1::{
-    Drain, EventBatch, Goodbye, Grant, LeaseEvents, Report, WorkerMessage, coordinator_message,
-    worker_message,
+    AgentsFound, DeclaredAgent, Drain, EventBatch, Goodbye, Grant, LeaseEvents, Report,
+    WorkerMessage, coordinator_message, worker_message,
 };
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
@@ -39,6 +39,8 @@ const EVENT_BATCH_BYTES: u64 = 64 * 1024;
 /// Longest wait before deadlines are looked at again: tokio's timers stand still while the host
 /// sleeps, leases do not.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often declared agents are looked for again, so that one that is installed is found.
+const LOOK_FOR_AGENTS_EVERY: Duration = Duration::from_secs(10);
 /// How long a worker that leaves tries to say what became of its leases; its next start says the
 /// rest.
 const LEAVE_LIMIT: Duration = Duration::from_secs(60);
@@ -61,12 +63,15 @@ pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ende
     let (events, mut link_events) = mpsc::channel(WAITING_MAX);
     let machine = Arc::clone(&worker.machine);
     let no_more = worker.no_more.clone();
-    let offers = agent::offers(&|name| std::env::var(name).ok(), &options.agents);
+    let own = |name: &str| std::env::var(name).ok();
+    let offers = agent::offers(&own, &options.agents, agent::Asking::Nothing);
+    let looking = worker.begin_looking(options.agents.clone());
     let link = Link::new(options, &identity, offers, machine, events, no_more);
     // Both end with this function, however that ends.
     let mut linking = JoinSet::new();
     linking.spawn(link.run());
     let mut watching = JoinSet::new();
+    watching.spawn(looking);
     watching.spawn(worker.site.disk.clone().watch(disk::LOOK_EVERY));
     let ended = worker.work(&mut link_events, &mut linking).await;
     if let Ok(ended) = &ended {
@@ -93,6 +98,9 @@ struct Worker {
     told: mpsc::Receiver<FromLease>,
     access: watch::Sender<Option<Access>>,
     outgoing: Option<Outgoing>,
+    /// Declared agents that are looked for, and what was found.
+    wanted: watch::Sender<Vec<DeclaredAgent>>,
+    found: mpsc::Receiver<AgentsFound>,
     wishes: watch::Receiver<Wish>,
     idle_exit: Option<Duration>,
     idle_since: Boottime,
@@ -114,6 +122,53 @@ struct Leaving {
     began: Boottime,
     /// Leases that were being worked on.
     given_back: Vec<u64>,
+}
+
+/// Looks for agents, at once for what is wanted and then for versions, which may take long.
+async fn look(
+    mut wanted: watch::Receiver<Vec<DeclaredAgent>>,
+    tell: mpsc::Sender<AgentsFound>,
+    overrides: agent::Overrides,
+) {
+    let overrides = Arc::new(overrides);
+    loop {
+        let agents = Arc::new(wanted.borrow_and_update().clone());
+        for asking in [agent::Asking::Nothing, agent::Asking::Versions] {
+            let (agents, overrides) = (Arc::clone(&agents), Arc::clone(&overrides));
+            let looking = tokio::task::spawn_blocking(move || {
+                agent::found(
+                    &agents,
+                    &|name| std::env::var(name).ok(),
+                    &overrides,
+                    asking,
+                )
+            });
+            let found = tokio::select! {
+                found = looking => found,
+                // What is wanted now comes first; the answer to the question is kept for later.
+                Ok(()) = wanted.changed() => {
+                    wanted.mark_changed();
+                    break;
+                }
+            };
+            // Nobody is there any more, or it panicked: the next look may go better.
+            if let Ok(found) = found
+                && tell.send(found).await.is_err()
+            {
+                return;
+            }
+        }
+        let again = async {
+            match agents.is_empty() {
+                true => std::future::pending().await,
+                false => tokio::time::sleep(LOOK_FOR_AGENTS_EVERY).await,
+            }
+        };
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return },
+            () = again => {}
+        }
+    }
 }
 
 /// What became of reports that were to be stored.
@@ -187,6 +242,8 @@ impl Worker {
             told,
             access,
             outgoing: None,
+            wanted: watch::channel(Vec::new()).0,
+            found: mpsc::channel(1).1,
             wishes,
             idle_exit: options.idle_exit,
             idle_since: clock::now(),
@@ -233,6 +290,14 @@ impl Worker {
         orders_seen
     }
 
+    /// Gives what looks for agents as long as it is polled.
+    fn begin_looking(&mut self, overrides: agent::Overrides) -> impl Future<Output = ()> + use<> {
+        let (wanted, wanted_seen) = watch::channel(Vec::new());
+        let (tell, found) = mpsc::channel(1);
+        (self.wanted, self.found) = (wanted, found);
+        look(wanted_seen, tell, overrides)
+    }
+
     async fn work(
         &mut self,
         link_events: &mut mpsc::Receiver<LinkEvent>,
@@ -272,6 +337,9 @@ impl Worker {
                     }
                 }
                 Ok(permit) = room => self.send_events(permit).await,
+                Some(found) = self.found.recv() => {
+                    self.step(|machine, now| machine.agents_found(found, now)).await;
+                }
                 Ok(()) = self.wishes.changed() => self.wished(),
                 Some(written) = self.writing.join_next() => self.written(written).await?,
                 Ok(()) = trouble.changed() => {
@@ -333,6 +401,9 @@ impl Worker {
                     known.entry(answer.question).or_insert(answer);
                 }
             }),
+            Output::Look(wanted) => {
+                self.wanted.send_replace(wanted);
+            }
             Output::Acknowledged(numbers) => self.acknowledged.extend(numbers),
             Output::EventsAcknowledged { lease, number } => {
                 if let Some(lease) = self.leases.get_mut(&lease) {

@@ -142,6 +142,7 @@ fn beat(state: &mut State, now: Timestamp, n: usize, seq: u64, held: Vec<LeaseId
         held,
         draining: false,
         time_left: None,
+        looked: None,
     });
     step(state, now, &beat).unwrap();
 }

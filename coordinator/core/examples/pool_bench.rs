@@ -73,7 +73,7 @@ fn act(state: &mut State, now: Timestamp, command: &Command) {
 fn world(kinds: usize) -> (State, Timestamp) {
     let mut state = State::new();
     let now = Timestamp::from_ms(1);
-    let mut pool = |state: &mut State, command| act(state, now, &Command::Pool(command));
+    let pool = |state: &mut State, command| act(state, now, &Command::Pool(command));
     let busy = spec("busy", 4 * ALLOCATIONS as usize, 1);
     pool(
         &mut state,
@@ -130,6 +130,7 @@ fn join(state: &mut State, now: Timestamp, id: u64) {
         free_slots: 4,
         draining: false,
         time_left: Some(Span::from_secs(3_600)),
+        looked: None,
     };
     act(state, now, &Command::Heartbeat(beat));
 }

@@ -13,7 +13,7 @@ use crate::pool::PoolCommand;
 use crate::question::Asking;
 use crate::state::RunImage;
 use crate::time::Span;
-use crate::worker::Offer;
+use crate::worker::{DeclaredAgent, Offer};
 
 /// A request to the core. Whatever a worker, user or file can put into it is checked here.
 #[derive(Clone, Debug)]
@@ -139,6 +139,9 @@ pub struct Heartbeat {
     pub draining: bool,
     /// How long its machine will still be there, if that is known.
     pub time_left: Option<Span>,
+    /// Which declared agents it has and which it lacks, of all that it was asked for; `None` if it
+    /// says nothing about that.
+    pub looked: Option<BTreeMap<DeclaredAgent, bool>>,
 }
 
 /// A worker's word about a lease.
@@ -177,6 +180,8 @@ pub enum Report {
         choice: Box<str>,
         /// A user, `policy` or `agent`.
         by: Box<str>,
+        /// The question of an earlier attempt whose answer it was given.
+        earlier: Option<QuestionId>,
     },
     /// It has a conversation that can be gone on with.
     ConversationOpened {

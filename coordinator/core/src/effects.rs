@@ -1,11 +1,15 @@
 //! What shells have to do: because of events, because of the state, and when to look again.
 
+use std::collections::BTreeSet;
+
 use crate::event::{Event, EventKind};
 use crate::ids::{CommitId, LeaseId, QuestionId, RunId, TaskIx, TaskKey, WorkerId};
 use crate::index::{RunEntry, Timer};
+use crate::limits;
 use crate::settle::{base_commits, integration_commits};
 use crate::state::{Link, RunPhase, State, TaskState};
 use crate::time::Timestamp;
+use crate::worker::DeclaredAgent;
 
 /// Something to be done outside, after the events that lead to it are committed. Losing one does
 /// no harm: heartbeats, hellos and reconciliation lead to the same end later.
@@ -21,6 +25,8 @@ pub enum Effect {
         lease: LeaseId,
         question: QuestionId,
     },
+    /// Workers are to look for [`State::declared_agents`], of which there may be new ones.
+    Look,
     /// [`git_work`] has changed.
     GitWork,
     /// The run can be archived once its last lease is closed.
@@ -64,7 +70,7 @@ pub enum WakeReason {
 #[must_use]
 pub fn effects(state: &State, events: &[Event]) -> Vec<Effect> {
     let mut effects = vec![];
-    let mut git = false;
+    let (mut git, mut look) = (false, false);
     for event in events {
         match &event.kind {
             EventKind::LeaseGranted { lease, worker, .. } => effects.push(Effect::Grant {
@@ -93,6 +99,14 @@ pub fn effects(state: &State, events: &[Event]) -> Vec<Effect> {
                     question: *question,
                 }));
             }
+            EventKind::RunSubmitted { spec, .. } => {
+                let mut tasks = spec.tasks.iter();
+                look |= tasks.any(|task| task.profile.requirement.declared.is_some());
+            }
+            EventKind::RunReloaded { image, .. } => {
+                let mut profiles = image.run.profiles.iter();
+                look |= profiles.any(|profile| profile.requirement.declared.is_some());
+            }
             EventKind::TaskBasing { .. } | EventKind::IntegrationStarted { .. } => git = true,
             EventKind::RunEnded { run, .. } => effects.push(Effect::RunEnded { run: *run }),
             _ => {}
@@ -100,6 +114,9 @@ pub fn effects(state: &State, events: &[Event]) -> Vec<Effect> {
     }
     if git {
         effects.push(Effect::GitWork);
+    }
+    if look {
+        effects.push(Effect::Look);
     }
     effects
 }
@@ -167,6 +184,21 @@ impl State {
         let entries = self.runs.values();
         let ended = entries.filter(|RunEntry { run, aux }| run.is_ended() && aux.leases.is_empty());
         ended.map(|entry| entry.run.id)
+    }
+
+    /// Gives the declared agents that live runs name, so that workers can look for them: those named
+    /// last, at most [`limits::DECLARED_AGENTS`].
+    #[must_use]
+    pub fn declared_agents(&self) -> Vec<DeclaredAgent> {
+        let classes = self.index.classes.values().rev();
+        let named: BTreeSet<&DeclaredAgent> = classes
+            .filter_map(|class| class.requirement.declared.as_ref())
+            .scan(BTreeSet::new(), |seen, declared| {
+                seen.insert(declared);
+                (seen.len() <= limits::DECLARED_AGENTS).then_some(declared)
+            })
+            .collect();
+        named.into_iter().cloned().collect()
     }
 
     /// Gives the workers that have a session, with its number.

@@ -15,7 +15,7 @@ use crate::resume::{at_home, home};
 use crate::schedule::{Misfit, heard, holder, is_held, misfit, never_fits};
 use crate::state::{Link, Run, State, Task, TaskState, VerifyPhase};
 use crate::time::{Span, Timestamp};
-use crate::worker::Requirement;
+use crate::worker::{DeclaredAgent, Requirement};
 
 /// How many tasks, workers or reasons are named; the rest is counted.
 const NAMED: usize = 5;
@@ -74,8 +74,8 @@ pub enum Waiting {
     Conversation { worker: WorkerId, left: Span },
     /// No worker is connected.
     NoWorkers,
-    /// Each connected worker lacks something: what, and how many workers lack it.
-    NoneFits { lacks: Vec<(Lack, usize)> },
+    /// Each connected worker lacks something: what, and which workers lack it.
+    NoneFits { lacks: Vec<(Lack, Vec<WorkerId>)> },
     /// Workers would fit but take nothing now.
     FittingBusy {
         /// All slots taken, by their leases or by what they say, or no heartbeat lately.
@@ -83,6 +83,8 @@ pub enum Waiting {
         draining: usize,
         /// Slots free, but a resource is taken by other leases.
         resources: usize,
+        /// Have not said yet whether they have the agent.
+        asked: usize,
         /// How much of this run goes first.
         ahead: usize,
     },
@@ -95,6 +97,8 @@ pub enum Waiting {
 pub enum Lack {
     Pool(Arc<str>),
     Agent(Arc<str>),
+    /// The program of a declared agent, for which the worker has looked.
+    Program(DeclaredAgent),
     Label(Arc<str>),
     Resource(Arc<str>),
 }
@@ -336,13 +340,18 @@ fn unplaced(
     if connected(state).next().is_none() {
         return Waiting::NoWorkers;
     }
-    let (mut full, mut draining, mut resources, mut free) = (0, 0, 0, 0);
-    let fits = |entry: &&WorkerEntry| never_fits(&entry.worker.offer, requirement).is_none();
-    for entry in connected(state).filter(fits) {
+    let (mut full, mut draining, mut resources, mut free, mut asked) = (0, 0, 0, 0, 0);
+    for entry in connected(state) {
+        let never = never_fits(entry, requirement);
+        if never.clone().and_then(Lack::of).is_some() {
+            continue;
+        }
         if drains(&entry.worker) || state.is_shut(&entry.worker.id).is_some() {
             draining += 1;
         } else if entry.aux.listed.is_none() || !heard(state, entry, now) {
             full += 1;
+        } else if never.is_some() {
+            asked += 1;
         } else if misfit(entry, requirement, now).is_some() {
             resources += 1;
         } else {
@@ -356,6 +365,7 @@ fn unplaced(
         full,
         draining,
         resources,
+        asked,
         ahead: ahead(run, aux, key),
     }
 }
@@ -366,14 +376,14 @@ fn connected(state: &State) -> impl Iterator<Item = &WorkerEntry> {
 }
 
 /// Tells what the connected workers lack if there are some and none could ever do the work.
-fn none_fits(state: &State, requirement: &Requirement) -> Option<Vec<(Lack, usize)>> {
-    let mut lacks: BTreeMap<Lack, usize> = BTreeMap::new();
+fn none_fits(state: &State, requirement: &Requirement) -> Option<Vec<(Lack, Vec<WorkerId>)>> {
+    let mut lacks: BTreeMap<Lack, Vec<WorkerId>> = BTreeMap::new();
     for entry in connected(state) {
-        let lack = never_fits(&entry.worker.offer, requirement).and_then(Lack::of)?;
-        *lacks.entry(lack).or_default() += 1;
+        let lack = never_fits(entry, requirement).and_then(Lack::of)?;
+        lacks.entry(lack).or_default().push(entry.worker.id.clone());
     }
-    let mut lacks: Vec<(Lack, usize)> = lacks.into_iter().collect();
-    lacks.sort_by_key(|(_, workers)| std::cmp::Reverse(*workers));
+    let mut lacks: Vec<(Lack, Vec<WorkerId>)> = lacks.into_iter().collect();
+    lacks.sort_by_key(|(_, workers)| std::cmp::Reverse(workers.len()));
     lacks.truncate(NAMED);
     (!lacks.is_empty()).then_some(lacks)
 }
@@ -404,7 +414,8 @@ impl Lack {
             Misfit::Agent(name) => Some(Self::Agent(name)),
             Misfit::Label(name) => Some(Self::Label(name)),
             Misfit::Resource(name) => Some(Self::Resource(name)),
-            Misfit::Busy(_) | Misfit::Walltime => None,
+            Misfit::Program(agent) => Some(Self::Program(agent)),
+            Misfit::Busy(_) | Misfit::Unanswered(_) | Misfit::Walltime => None,
         }
     }
 }
@@ -418,9 +429,18 @@ impl Explanation {
                 Waiting::RunLimit { .. } => Some("raise the plan's max_parallel".into()),
                 Waiting::NoWorkers => Some("start a worker".into()),
                 Waiting::NoneFits { lacks } => {
+                    if let Some((Lack::Program(agent), _)) = lacks.first() {
+                        return Some(format!(
+                            "install {} where a worker runs, which finds it within a minute, or \
+                             start a worker with `--agent {}=COMMAND`",
+                            program_of(agent),
+                            agent.name
+                        ));
+                    }
                     let worker = lacks.first().map(|(lack, _)| match lack {
                         Lack::Pool(name) => format!("with a token for pool {name}"),
                         Lack::Agent(name) => format!("that has agent {name}"),
+                        Lack::Program(agent) => format!("that has {}", program_of(agent)),
                         Lack::Label(name) => format!("with `--label {name}`"),
                         Lack::Resource(name) => format!("with more {name} (`--resource {name}=N`)"),
                     });
@@ -457,11 +477,20 @@ impl Explanation {
     }
 }
 
+/// Names what a declared agent needs on a host.
+fn program_of(agent: &DeclaredAgent) -> String {
+    match &*agent.program {
+        "" => format!("the program of {}", agent.kind),
+        program => format!("the program `{program}`"),
+    }
+}
+
 impl fmt::Display for Lack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pool(name) => write!(f, "pool {name}"),
             Self::Agent(name) => write!(f, "agent {name}"),
+            Self::Program(agent) => write!(f, "agent {}: {}", agent.name, program_of(agent)),
             Self::Label(name) => write!(f, "label {name}"),
             Self::Resource(name) => write!(f, "enough {name}"),
         }
@@ -489,7 +518,16 @@ impl fmt::Display for Waiting {
                 f.write_str("no connected worker fits:")?;
                 for (nth, (lack, workers)) in lacks.iter().enumerate() {
                     let comma = if nth == 0 { "" } else { "," };
-                    write!(f, "{comma} {workers} without {lack}")?;
+                    write!(f, "{comma} {} without {lack}", workers.len())?;
+                    if let Lack::Program(_) = lack {
+                        let looked = workers.iter().take(NAMED).map(WorkerId::as_str);
+                        let looked = looked.collect::<Vec<_>>().join(", ");
+                        write!(f, " (looked for on {looked}")?;
+                        match workers.len().saturating_sub(NAMED) {
+                            0 => f.write_str(")")?,
+                            more => write!(f, " and {more} more)")?,
+                        }
+                    }
                 }
                 Ok(())
             }
@@ -497,6 +535,7 @@ impl fmt::Display for Waiting {
                 full,
                 draining,
                 resources,
+                asked,
                 ahead,
             } => {
                 f.write_str("the fitting workers are busy:")?;
@@ -504,6 +543,7 @@ impl fmt::Display for Waiting {
                     (*full, "full"),
                     (*draining, "draining"),
                     (*resources, "short of a resource"),
+                    (*asked, "asked whether they have its agent"),
                 ];
                 let mut comma = "";
                 for (count, what) in parts.into_iter().filter(|(count, _)| *count > 0) {

@@ -56,7 +56,8 @@ pub enum FailureClass {
     Transport,
     /// What the account may use is used up until a later time.
     UsageLimit,
-    /// The provider refused the request itself: no such model, a setting it does not take.
+    /// The request itself is wrong: no such model, a setting that the provider does not take, an image
+    /// or a folder that is not there.
     InvalidRequest,
     /// The conversation is longer than the model can read.
     ContextWindow,
@@ -70,11 +71,13 @@ pub enum FailureClass {
     OutputInvalid,
     /// The agent said that it was done and changed nothing, though a change was asked for.
     NoChange,
+    /// A person, or the task's own rules, denied what the agent asked for and stopped it.
+    Denied,
 }
 
 impl FailureClass {
     /// Every class, for tables and tests.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::AgentFailed,
         Self::AgentUnavailable,
         Self::VerifyFailed,
@@ -105,6 +108,7 @@ impl FailureClass {
         Self::AgentError,
         Self::OutputInvalid,
         Self::NoChange,
+        Self::Denied,
     ];
 
     /// Tells whether another attempt could end differently.
@@ -143,7 +147,8 @@ impl FailureClass {
             | Self::Internal
             | Self::SecretUnavailable
             | Self::Authentication
-            | Self::InvalidRequest => false,
+            | Self::InvalidRequest
+            | Self::Denied => false,
         }
     }
 
@@ -185,7 +190,8 @@ impl FailureClass {
             | Self::ProviderError
             | Self::Transport
             | Self::UsageLimit
-            | Self::InvalidRequest => false,
+            | Self::InvalidRequest
+            | Self::Denied => false,
         }
     }
 
@@ -249,6 +255,9 @@ impl FailureClass {
             Self::Transport => "see that the worker reaches the provider",
             Self::AgentUnavailable => "install the agent on the worker",
             Self::SecretUnavailable => "give the worker the secret",
+            Self::Denied => {
+                "retry the task to let it ask again, or say in the prompt what it may do"
+            }
             Self::AgentFailed
             | Self::VerifyFailed
             | Self::TimedOut
@@ -304,6 +313,7 @@ impl FailureClass {
             Self::AgentError => "agent_error",
             Self::OutputInvalid => "output_invalid",
             Self::NoChange => "no_change",
+            Self::Denied => "denied",
         }
     }
 

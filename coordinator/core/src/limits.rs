@@ -19,6 +19,9 @@ pub const TASK_NAME_BYTES: usize = 100;
 pub const PATHS_PER_TASK: usize = 256;
 /// Workers known at once.
 pub const WORKERS: usize = 20_000;
+/// Declared agents that workers are asked for at once: live runs seldom name ten. Of more, those are
+/// asked for that were named last.
+pub const DECLARED_AGENTS: usize = 256;
 /// Slots of one worker.
 pub const SLOTS_PER_WORKER: u32 = 4_096;
 /// Retries a task may ask for.
@@ -75,6 +78,10 @@ pub const WORKER_FORGET: Span = Span::from_secs(24 * 3_600);
 /// Long enough for a person who is at lunch; then the slot is for others, and the attempt that goes
 /// on gets the answer.
 pub const PARK_AFTER: Span = Span::from_secs(3_600);
+/// How long the clocks of one attempt stand still for people, all its questions together; the next
+/// question parks it. Without it an agent that asks again and again would keep its slot for weeks. One
+/// question may take it beyond that by [`PARK_AFTER`].
+pub const PAUSED_MAX: Span = Span::from_secs(24 * 3_600);
 /// How long a task that can go on waits for the worker or host that has its agent's conversation:
 /// long enough for a worker that is started anew, and a small price beside what the conversation
 /// has cost.
@@ -101,6 +108,23 @@ pub const PROFILES_PER_RUN: usize = 65_536;
 pub const PATH_BYTES: usize = 4_096;
 /// An agent's summary of an attempt.
 pub const SUMMARY_BYTES: usize = 4_096;
+/// Earlier attempts that the next one is told of: what went wrong before these was either mended since
+/// or went wrong again. With the bounds below and [`FAILURE_OUTPUT_BYTES`] a prompt grows by less than
+/// 200 KiB, some 50,000 tokens, if an agent aims at that, and seldom by more than a tenth of it.
+pub const EARLIER_ATTEMPTS: usize = 3;
+/// What an earlier attempt's agent said last, for the next one: as much as its summary.
+pub const EARLIER_SAID_BYTES: usize = SUMMARY_BYTES;
+/// A command, an item of a plan or a path of an earlier attempt: enough to know it again.
+pub const EARLIER_LINE_BYTES: usize = 300;
+/// The last commands of an earlier attempt: where it stood, not how it came there.
+pub const EARLIER_COMMANDS: usize = 20;
+/// Changed files of an earlier attempt that are named; the rest is counted.
+pub const EARLIER_FILES: usize = 40;
+/// Items of an earlier attempt's plan: more is no plan any more.
+pub const EARLIER_TODO: usize = 20;
+/// Bytes from the end of an earlier attempt's transcript that its summary is made of: a grant waits
+/// for it, and its worker's other messages with it.
+pub const EARLIER_READ_BYTES: usize = 8 * 1024 * 1024;
 /// A question, an answer, or the reason of a cancel.
 pub const TEXT_BYTES: usize = 8_192;
 /// Idempotency keys kept; beyond it the smallest key of a run that is not live is forgotten.

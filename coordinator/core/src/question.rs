@@ -14,7 +14,7 @@ use crate::time::Timestamp;
 /// What an agent asks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Asking {
-    /// What it is about: `command`, `file_change`, `tool`, `permission` or `input`.
+    /// What it is about: `command`, `file_change`, `file_read`, `tool`, `permission` or `input`.
     pub kind: Box<str>,
     /// One line; bounded by [`limits::QUESTION_LINE_BYTES`].
     pub title: Box<str>,
@@ -158,7 +158,7 @@ pub struct PastQuestion {
     pub by: Actor,
     pub at: Timestamp,
     /// What was asked, if a person's answer had not reached the agent when its attempt ended: the
-    /// attempt that goes on gives it when the same is asked again.
+    /// attempt that goes on gives it when the same is asked again. Gone once an agent was given it.
     pub undelivered: Option<Arc<Asking>>,
 }
 

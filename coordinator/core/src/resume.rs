@@ -50,6 +50,17 @@ impl Task {
         let mut line = self.line(from);
         line.find_map(|attempt| Some((attempt, attempt.conversation.as_ref()?)))
     }
+
+    /// Tells whether the agent of an attempt that goes on from another one does not remember that one:
+    /// the first conversation that it told of is its own.
+    #[must_use]
+    pub fn began_anew(&self, attempt: &Attempt) -> bool {
+        let Some(own) = attempt.conversation.as_ref().filter(|own| own.nth == 1) else {
+            return false;
+        };
+        let before = self.conversation(attempt.continues);
+        attempt.continues.is_some() && before.is_none_or(|(_, before)| before.id != own.id)
+    }
 }
 
 /// Where the conversation is that the next attempt of a task goes on with.

@@ -19,7 +19,7 @@ use crate::pool::lasts;
 use crate::resume::{at_home, waits_for_home};
 use crate::state::{Link, Run, RunPhase, State, TaskState, VerifyPhase};
 use crate::time::{Span, Timestamp};
-use crate::worker::{Offer, Requirement};
+use crate::worker::{DeclaredAgent, Requirement};
 
 /// Grants leases for work that is ready, at most [`limits::GRANTS_PER_ROUND`]; to be run at the end
 /// of each batch. The rest is granted in the next round.
@@ -246,6 +246,10 @@ pub(crate) fn heard(state: &State, entry: &WorkerEntry, now: Timestamp) -> bool 
 pub enum Misfit {
     Pool(Arc<str>),
     Agent(Arc<str>),
+    /// It looked for the program of this agent and did not find it.
+    Program(DeclaredAgent),
+    /// It has not said yet whether it has this agent.
+    Unanswered(DeclaredAgent),
     Label(Arc<str>),
     /// It has less of the resource in all.
     Resource(Arc<str>),
@@ -263,24 +267,26 @@ pub(crate) struct Offered<'a> {
     pub(crate) agents: Option<&'a BTreeSet<Arc<str>>>,
     pub(crate) labels: &'a BTreeSet<Arc<str>>,
     pub(crate) resources: &'a BTreeMap<Arc<str>, u64>,
+    /// Which declared agents it has or lacks.
+    pub(crate) looked: Option<&'a BTreeMap<DeclaredAgent, bool>>,
     /// How long its machine will be there, if that is known.
     pub(crate) left: Option<Span>,
+    /// It is a worker that can be asked what it has, not one that is still to come.
+    pub(crate) is_there: bool,
 }
 
 impl<'a> Offered<'a> {
-    fn by(offer: &'a Offer, left: Option<Span>) -> Self {
+    pub(crate) fn of(entry: &'a WorkerEntry, now: Timestamp) -> Self {
+        let offer = &entry.worker.offer;
         Self {
             pool: &offer.pool,
             agents: Some(&offer.agents),
             labels: &offer.labels,
             resources: &offer.resources,
-            left,
+            looked: Some(&entry.aux.looked),
+            left: entry.aux.ends_at.map(|at| at.since(now)),
+            is_there: true,
         }
-    }
-
-    pub(crate) fn of(entry: &'a WorkerEntry, now: Timestamp) -> Self {
-        let left = entry.aux.ends_at.map(|at| at.since(now));
-        Self::by(&entry.worker.offer, left)
     }
 }
 
@@ -302,9 +308,14 @@ pub(crate) fn misfit(
     })
 }
 
-/// Gives the first reason why a worker of this offer can never take work of this requirement.
-pub(crate) fn never_fits(offer: &Offer, requirement: &Requirement) -> Option<Misfit> {
-    lacks(&Offered::by(offer, None), requirement)
+/// Gives the first reason why a worker can never take work of this requirement, as far as it is
+/// known now.
+pub(crate) fn never_fits(entry: &WorkerEntry, requirement: &Requirement) -> Option<Misfit> {
+    let offered = Offered {
+        left: None,
+        ..Offered::of(entry, Timestamp::default())
+    };
+    lacks(&offered, requirement)
 }
 
 /// Gives the first thing that is missing for work of this requirement, other work left aside.
@@ -314,8 +325,20 @@ pub(crate) fn lacks(offered: &Offered<'_>, requirement: &Requirement) -> Option<
         return Some(Misfit::Pool(pool.clone()));
     }
     let agent = &requirement.agent;
-    if offered.agents.is_some_and(|agents| !agents.contains(agent)) {
-        return Some(Misfit::Agent(agent.clone()));
+    match &requirement.declared {
+        // Its program may be there although the kind's own is not.
+        Some(declared) => match (
+            offered.looked.and_then(|looked| looked.get(declared)),
+            offered.is_there,
+        ) {
+            (Some(true), _) | (None, false) => {}
+            (Some(false), _) => return Some(Misfit::Program(declared.clone())),
+            (None, true) => return Some(Misfit::Unanswered(declared.clone())),
+        },
+        None if offered.agents.is_some_and(|agents| !agents.contains(agent)) => {
+            return Some(Misfit::Agent(agent.clone()));
+        }
+        None => {}
     }
     let mut labels = requirement.labels.iter();
     if let Some(label) = labels.find(|label| !offered.labels.contains(*label)) {

@@ -10,8 +10,10 @@ use crate::time::Span;
 /// What a task needs of a worker. Tasks of a run share equal requirements.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Requirement {
-    /// Name of the agent, such as `command` or `codex`.
+    /// Kind of the agent, such as `command` or `codex`.
     pub agent: Arc<str>,
+    /// The agent of that kind that it is, if a plan or the coordinator's configuration declares it.
+    pub declared: Option<DeclaredAgent>,
     /// Only workers of this pool.
     pub pool: Option<Arc<str>>,
     /// Labels the worker must carry, as `key` or `key=value`.
@@ -21,6 +23,18 @@ pub struct Requirement {
     /// How long the work will take, by its plan; zero when that is not known. Work is not given to a
     /// machine that goes away before.
     pub expected: Span,
+}
+
+/// An agent that is declared under a name of its own. Workers look for its program on their hosts:
+/// which have it nobody knows before.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct DeclaredAgent {
+    /// How it is driven, as in [`Requirement::agent`].
+    pub kind: Arc<str>,
+    /// Its name, under which a worker may say how it is started there.
+    pub name: Arc<str>,
+    /// Its program as it is declared; empty for the kind's own.
+    pub program: Arc<str>,
 }
 
 /// What a worker offers, stated in its hello.

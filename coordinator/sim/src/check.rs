@@ -270,6 +270,13 @@ impl World<'_> {
                 let expected = (known.counted, known.crashes, known.deferrals);
                 format!("{key} has {counts:?} counted and other failures, not {expected:?}")
             },
+        )?;
+        let last = task.attempts().last();
+        let from = last.and_then(|last| last.continues).map(|from| from.0);
+        self.ensure(
+            from == known.from,
+            "an attempt goes on from what was cut off and from nothing else",
+            || format!("{key} goes on from attempt {from:?}, not {:?}", known.from),
         )
     }
 

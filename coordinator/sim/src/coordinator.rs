@@ -578,8 +578,8 @@ impl World<'_> {
                     let start = self.coordinator.start;
                     self.push(self.now + 1, Ev::GitWork(start));
                 }
-                // Seen among the events.
-                Effect::RunEnded { .. } => {}
+                // Seen among the events; and no plan of a world declares agents.
+                Effect::RunEnded { .. } | Effect::Look => {}
             }
         }
         for (worker, facts) in grants {

@@ -488,7 +488,7 @@ impl World<'_> {
                     }
                 }
             }
-            Output::EventsAcknowledged { .. } | Output::Answers { .. } => {}
+            Output::EventsAcknowledged { .. } | Output::Answers { .. } | Output::Look(_) => {}
             Output::Drop { lease } => {
                 self.check_edits(host, lease)?;
                 if let Some(known) = self.hosts.get_mut(host) {

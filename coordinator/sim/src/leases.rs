@@ -6,7 +6,7 @@ use coordinator_core::{Failure, FailureClass, Incarnation, RunId, TaskKey, Worke
 
 use crate::reference::{
     Asked, CRASHES_MAX, Counted, DEFERRALS_MAX, Judged, Lease, Reference, Stands, class,
-    class_is_timeout, ensure, known_final,
+    class_is_timeout, cuts_off, ensure, known_final,
 };
 
 impl Reference {
@@ -65,6 +65,7 @@ impl Reference {
                 task.made = false;
                 task.verifies_lost = 0;
                 task.stands = Stands::Leased(id);
+                task.from = task.cut_off.take();
             }
             Work::Verify { task, attempt } => {
                 let task = self.known(TaskKey { run, task })?;
@@ -202,7 +203,10 @@ impl Reference {
             ));
         };
         let run = lease.run;
-        self.count(TaskKey { run, task }, failure.class, again)
+        let key = TaskKey { run, task };
+        let known = self.known(key)?;
+        known.cut_off = cuts_off(failure.class).then_some(known.attempts);
+        self.count(key, failure.class, again)
     }
 
     pub(crate) fn count(&mut self, key: TaskKey, of: FailureClass, again: bool) -> Judged {
@@ -333,7 +337,10 @@ impl Reference {
             let run = lease.run;
             match lease.work {
                 Work::Attempt { task, .. } => {
-                    self.known(TaskKey { run, task })?.stands = Stands::Waiting;
+                    let task = self.known(TaskKey { run, task })?;
+                    task.stands = Stands::Waiting;
+                    // It never was.
+                    task.cut_off = task.from;
                 }
                 Work::Verify { task, .. } => {
                     self.known(TaskKey { run, task })?.stands = Stands::Unverified;

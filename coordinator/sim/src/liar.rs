@@ -78,8 +78,11 @@ impl World<'_> {
             held.retain(|lease| (lease + nth) % 3 > 0);
         }
         let lease = pick(liar, 20);
-        let incarnation = liar.incarnation + if lies { roll(30) % 2 } else { 0 };
         let Some(conn) = liar.conn else {
+            // It may claim to have been started again, or be late with a hello of an earlier start.
+            let claim = if lies { roll(30) % 4 } else { 3 };
+            liar.incarnation += u64::from(claim < 2);
+            let incarnation = liar.incarnation.saturating_sub(u64::from(claim == 2));
             if lies {
                 offered.slots *= 7;
                 offered.cpus *= 7;
@@ -143,7 +146,7 @@ impl World<'_> {
             failure: Failure::new(class, "so it says"),
             usage: Usage::default(),
         };
-        let report = match roll % 14 {
+        let report = match roll % 16 {
             // Its stream names it, so it can speak for no other; what it says of itself may be wrong.
             0 => {
                 return Some(Command::Heartbeat(Heartbeat {
@@ -155,6 +158,7 @@ impl World<'_> {
                     free_slots: 4,
                     draining: false,
                     time_left: None,
+                    looked: None,
                 }));
             }
             1 | 12 | 13 => Report::Started,
@@ -179,12 +183,12 @@ impl World<'_> {
                 }
             }
             6 => Report::VerifyPassed,
-            7 => failed(FailureClass::ALL[usize::try_from((roll >> 8) % 30).unwrap_or(0)]),
+            7 => failed(FailureClass::ALL[usize::try_from((roll >> 8) % 31).unwrap_or(0)]),
             8 => Report::GivenBack {
                 failure: Failure::new(FailureClass::Preempted, "it leaves"),
             },
             9 => Report::Stopped,
-            10 => match (roll >> 8) % 4 {
+            10 | 14 | 15 => match (roll >> 8) % 4 {
                 0 | 1 => Report::Asked {
                     number: u32::try_from((roll >> 16) % 3).unwrap_or(0),
                     asking: Arc::new(asking("why?")),
@@ -193,6 +197,7 @@ impl World<'_> {
                     number: u32::try_from((roll >> 16) % 4).unwrap_or(0),
                     choice: "no".into(),
                     by: "policy".into(),
+                    earlier: None,
                 },
                 _ => Report::ConversationOpened {
                     id: format!("c{}", (roll >> 16) % 3).into(),

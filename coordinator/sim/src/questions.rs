@@ -113,7 +113,9 @@ impl Reference {
         })?;
         if let Work::Attempt { task, .. } = lease.work {
             let run = lease.run;
-            self.known(TaskKey { run, task })?.stands = Stands::Parked;
+            let task = self.known(TaskKey { run, task })?;
+            task.stands = Stands::Parked;
+            task.cut_off = Some(task.attempts);
         }
         Ok(())
     }

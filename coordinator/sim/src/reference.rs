@@ -71,6 +71,10 @@ pub(crate) struct Task {
     pub(crate) made: bool,
     /// A failure was recorded that the task does not survive.
     pub(crate) falls: bool,
+    /// The attempt that the last one went on from.
+    pub(crate) from: Option<u32>,
+    /// The attempt that the next one goes on from.
+    pub(crate) cut_off: Option<u32>,
 }
 
 pub(crate) struct Run {
@@ -133,6 +137,12 @@ pub(crate) fn class(class: FailureClass) -> (bool, Counted) {
         "change_too_large" => (false, Counted::Own),
         _ => (false, Counted::Crash),
     }
+}
+
+/// Tells whether whoever failed so was cut off, and its agent can go on.
+pub(crate) fn cuts_off(of: FailureClass) -> bool {
+    let (_, counted) = class(of);
+    counted == Counted::Provider || matches!(of.name(), "worker_lost" | "preempted" | "walltime")
 }
 
 /// What was asked in one batch.
@@ -364,6 +374,8 @@ impl Reference {
             generation: 1,
             made: false,
             falls: false,
+            from: None,
+            cut_off: None,
         });
         let run = Run {
             tasks: tasks.collect(),
@@ -408,6 +420,7 @@ impl Reference {
                     task.verifies_lost = 0;
                     task.made = false;
                     task.falls = false;
+                    task.cut_off = None;
                     task.generation += 1;
                 }
             }

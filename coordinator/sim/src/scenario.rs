@@ -105,8 +105,7 @@ pub enum DeedEnd {
     Unavailable,
     /// It goes on until it is stopped.
     Hangs,
-    /// It asks a person, waits for the answer, and has then made a change. Only simulated workers
-    /// ask: the wire has no message for it yet.
+    /// It asks a person, waits for the answer, and has then made a change.
     Asks,
 }
 

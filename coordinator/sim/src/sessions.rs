@@ -121,6 +121,7 @@ impl World<'_> {
                     free_slots: beat.free_slots,
                     draining: beat.draining,
                     time_left: None,
+                    looked: None,
                 };
                 let command = Command::Heartbeat(beat);
                 self.request(Request::Command(Asker::Heartbeat(conn), command));
@@ -155,6 +156,7 @@ impl World<'_> {
                         number: 1,
                         choice: "yes".into(),
                         by: "".into(),
+                        earlier: None,
                     },
                 };
                 self.request(Request::Command(Asker::Nobody, command));

@@ -21,7 +21,7 @@ pub(crate) fn specialize(scenario: &mut Scenario) {
     }
     let mut special = Special { scenario, random };
     special.become_small();
-    match special.random.below(32) {
+    match special.random.below(35) {
         0..=2 => special.merges(),
         3 => special.merges_beyond_their_deadline(),
         4..=7 => special.finals(),
@@ -35,6 +35,8 @@ pub(crate) fn specialize(scenario: &mut Scenario) {
         26 => special.twin_finals(),
         27 => special.orphans(),
         28..=30 => special.late_merges(),
+        31 => special.parked(),
+        32..=33 => special.late_answers(),
         _ => special.outgrown(),
     }
 }
@@ -292,13 +294,7 @@ impl Special<'_> {
 
     /// Faults and people aimed at questions and their answers.
     fn questions(&mut self) {
-        for plan in &mut self.scenario.plans {
-            for task in &mut plan.tasks {
-                for deed in task.attempts.iter_mut().take(2) {
-                    deed.end = DeedEnd::Asks;
-                }
-            }
-        }
+        self.all_ask();
         if self.random.per_mille(300) {
             let timeout_ms = self.random.between(15_000, 60_000);
             for plan in &mut self.scenario.plans {
@@ -306,18 +302,6 @@ impl Special<'_> {
                     task.timeout_ms = timeout_ms;
                 }
             }
-        }
-        if self.random.per_mille(200) {
-            // It is parked by then.
-            let (plan, task) = (0, 0);
-            let what = match self.random.below(4) {
-                0 => What::CancelRun { plan },
-                1 => What::RetryRun { plan },
-                2 => What::RetryTask { plan, task },
-                _ => What::CancelTask { plan, task },
-            };
-            self.after(Moment::Asked, 0, 3_620_000, what);
-            self.scenario.calm_ms = self.scenario.calm_ms.max(2 * 3_600_000);
         }
         if self.random.per_mille(400) {
             self.lie();

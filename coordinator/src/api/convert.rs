@@ -66,6 +66,13 @@ pub fn span(duration: &prost_types::Duration) -> Span {
     )
 }
 
+/// Reads how long a worker can work: until it begins to hand its work over.
+#[must_use]
+pub fn time_for_work(left: Option<&prost_types::Duration>, hand_over: Span) -> Option<Span> {
+    let left = span(left?).ms();
+    Some(Span::from_ms(left.saturating_sub(hand_over.ms())))
+}
+
 /// Makes work for the wire.
 #[must_use]
 pub fn work(work: Work) -> v1::Work {
@@ -202,6 +209,10 @@ pub fn report_of(report: v1::Report) -> Result<(LeaseId, Report), Status> {
             number: closed.question,
             choice: clip(&closed.choice, limits::QUESTION_LINE_BYTES).into(),
             by: clip(&closed.by, limits::QUESTION_LINE_BYTES).into(),
+            earlier: match closed.earlier.as_str() {
+                "" => None,
+                earlier => Some(super::questions::parse(earlier)?),
+            },
         },
         Kind::SessionOpened(opened) => Report::ConversationOpened {
             id: opened.id.into(),

@@ -36,6 +36,8 @@ struct Ran {
     worker: WorkerId,
     /// The attempt that it goes on from.
     continues: Option<AttemptNo>,
+    /// Its agent does not remember that one.
+    anew: bool,
 }
 
 /// Explains a task, or the run as a whole if `task` is empty.
@@ -66,6 +68,7 @@ pub(super) async fn of(
         lease,
         worker,
         continues,
+        anew,
     } in ran
     {
         let seen = placements.remove(&lease).unwrap_or_default();
@@ -74,6 +77,9 @@ pub(super) async fn of(
             line.push_str(&format!(
                 "; it goes on from attempt {from}, which was cut off"
             ));
+            if anew {
+                line.push_str(", in a new conversation that began with a summary of it");
+            }
         }
         said.placements.push(line);
     }
@@ -141,6 +147,7 @@ fn history(run: &Run, ix: TaskIx) -> (Vec<Ran>, String) {
             lease: attempt.lease,
             worker: attempt.worker.clone(),
             continues: attempt.continues,
+            anew: run.task(ix).is_some_and(|task| task.began_anew(attempt)),
         })
         .collect();
     let elsewhere = ran.first().map(|last| movable(run, ix, &last.worker));
@@ -399,6 +406,7 @@ fn advice(class: FailureClass, run: &Run, task: &str) -> Option<String> {
         FailureClass::AgentCrashed
         | FailureClass::AgentError
         | FailureClass::Refusal
+        | FailureClass::Denied
         | FailureClass::OutputInvalid
         | FailureClass::NoChange => Some(format!(
             "`coordinator logs {} {task}` shows what it said and did",

@@ -15,13 +15,14 @@ use tracing::warn;
 use super::convert;
 use super::limits::LEASE_SEARCHES;
 use super::status;
+use super::summaries::{self, Summaries};
 use crate::auth::Authenticator;
 use crate::engine::grant::{GrantFacts, ResumeFacts};
 use crate::engine::{Handle, Readers};
 use crate::git::names;
 use crate::git::repositories::Repositories;
 use crate::store::{self, EVENTS_PER_READ_MAX, Reader, Which};
-use crate::transcript::Place;
+use crate::transcript::{Place, Transcripts};
 
 /// Place in a run's specs behind those of its tasks: the integration's document.
 #[must_use]
@@ -37,6 +38,7 @@ pub struct Grants {
     credentials: Arc<Authenticator>,
     repositories: Repositories,
     searches: Arc<Semaphore>,
+    summaries: Summaries,
 }
 
 /// What `MUSTER_CONTEXT_FILE` holds: everything an attempt may want to know about its task.
@@ -67,6 +69,8 @@ struct ContextAttempt<'a> {
     r#ref: Option<&'a str>,
     commit: Option<&'a str>,
     failure: Option<ContextFailure<'a>>,
+    /// What its agent did, of the last ones.
+    did: Option<summaries::Did<'a>>,
 }
 
 #[derive(Serialize)]
@@ -120,6 +124,7 @@ impl Grants {
         readers: Readers,
         credentials: Arc<Authenticator>,
         repositories: Repositories,
+        transcripts: &Transcripts,
     ) -> Self {
         Self {
             engine,
@@ -127,6 +132,7 @@ impl Grants {
             credentials,
             repositories,
             searches: Arc::new(Semaphore::new(LEASE_SEARCHES)),
+            summaries: Summaries::new(transcripts),
         }
     }
 
@@ -153,7 +159,8 @@ impl Grants {
             .await
             .map_err(status::of_read)?
             .ok_or_else(|| Status::internal("the task's document is not in the store"))?;
-        let context = context_of(&facts, edits.as_ref(), &document)?;
+        let earlier = self.summaries.of(&facts).await;
+        let context = context_of(&facts, edits.as_ref(), &earlier, &document)?;
         if let (Some(edits), Some(source)) = (&edits, &mut facts.source) {
             source.read_ref.clone_from(&edits.name);
             source.commit = edits.commit.clone();
@@ -196,6 +203,7 @@ impl Grants {
             context,
             timeout: Some(convert::duration(facts.timeout)),
             resume: facts.resume.map(resume),
+            earlier,
         })
     }
 
@@ -309,7 +317,7 @@ fn resume(facts: ResumeFacts) -> v1::Resume {
         ),
         None => Default::default(),
     };
-    let answered = facts.answered.into_iter().filter_map(|past| {
+    let answered = facts.answered.into_iter().filter_map(|(lease, past)| {
         let asking = past.undelivered?;
         Some(v1::AnsweredQuestion {
             question: Some(convert::question(past.number, &asking)),
@@ -317,8 +325,11 @@ fn resume(facts: ResumeFacts) -> v1::Resume {
                 question: past.number,
                 choice: past.choice.into(),
                 text: past.text.into(),
+                name: past.id.to_string(),
+                by: past.by.to_string(),
             }),
             by: past.by.to_string(),
+            lease: lease.0,
         })
     });
     v1::Resume {
@@ -441,7 +452,7 @@ fn context_resume<'a>(facts: &'a ResumeFacts, edits: Option<&'a Edits>) -> Conte
         answered: facts
             .answered
             .iter()
-            .map(|past| ContextAnswer {
+            .map(|(_, past)| ContextAnswer {
                 question: &past.title,
                 choice: &past.choice,
                 text: &past.text,
@@ -454,6 +465,7 @@ fn context_resume<'a>(facts: &'a ResumeFacts, edits: Option<&'a Edits>) -> Conte
 fn context_of(
     facts: &GrantFacts,
     edits: Option<&Edits>,
+    summed_up: &[v1::EarlierAttempt],
     document: &[u8],
 ) -> Result<Vec<u8>, Status> {
     let prompt = serde_json::from_slice::<serde_json::Value>(document)
@@ -487,6 +499,10 @@ fn context_of(
                     .as_ref()
                     .map(|(_, commit)| commit.as_str()),
                 failure: earlier.failure.as_ref().map(Into::into),
+                did: summed_up
+                    .iter()
+                    .find(|summary| summary.attempt == earlier.attempt.0)
+                    .map(Into::into),
             })
             .collect(),
         goes_on_from: facts

@@ -4,6 +4,7 @@
 //! [`Server::run`]. Behind the gate every request carries the [`crate::auth::Identity`] of its
 //! sender in its extensions.
 
+pub mod agents;
 mod conflicts;
 pub mod convert;
 mod diff;
@@ -27,6 +28,7 @@ mod server;
 mod slow;
 pub mod status;
 pub mod submit;
+mod summaries;
 mod tls;
 pub mod troubles;
 pub mod usage;

@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::agents::Agents;
 use super::conflicts;
 use super::diff;
 use super::frames::{self, Sent};
@@ -65,6 +66,7 @@ pub struct Operators {
     auth: Arc<Authenticator>,
     about: About,
     troubles: Troubles,
+    agents: Agents,
     meter: Option<Meter>,
     /// Cancelled when an admin asks for the end.
     shutdown: CancellationToken,
@@ -95,12 +97,20 @@ impl Operators {
             auth,
             about,
             troubles: Troubles::default(),
+            agents: Agents::default(),
             meter: None,
             shutdown,
             ending,
             watches: Arc::new(Semaphore::new(WATCHES)),
             logs: Arc::new(Semaphore::new(LOGS)),
         }
+    }
+
+    /// Shows also what workers have found of agents.
+    #[must_use]
+    pub fn with_agents(mut self, agents: Agents) -> Self {
+        self.agents = agents;
+        self
     }
 
     /// Shows also what workers say is the matter with them.
@@ -512,7 +522,8 @@ impl OperatorService for Operators {
         allowed(&request, Access::View)?;
         let workers = {
             let troubles = self.troubles.told();
-            let query = move |state: &State, _| workers(state, &troubles);
+            let agents = self.agents.told();
+            let query = move |state: &State, _| workers(state, &troubles, agents);
             self.runs.engine().query(query).await
         };
         Ok(Response::new(v1::ListWorkersResponse {
@@ -658,7 +669,11 @@ fn wall(at: jiff::Timestamp) -> prost_types::Timestamp {
     ))
 }
 
-fn workers(state: &State, troubles: &BTreeMap<WorkerId, String>) -> Vec<v1::Worker> {
+fn workers(
+    state: &State,
+    troubles: &BTreeMap<WorkerId, String>,
+    mut agents: BTreeMap<WorkerId, Vec<v1::WorkerAgent>>,
+) -> Vec<v1::Worker> {
     state
         .workers()
         .map(|worker| {
@@ -721,6 +736,7 @@ fn workers(state: &State, troubles: &BTreeMap<WorkerId, String>) -> Vec<v1::Work
                 incarnation: worker.incarnation.0,
                 tasks,
                 trouble: troubles.get(&worker.id).cloned().unwrap_or_default(),
+                programs: agents.remove(&worker.id).unwrap_or_default(),
             }
         })
         .collect()

@@ -120,7 +120,7 @@ pub(super) async fn answer(
 }
 
 /// Reads the id of a question: `Q7`, `q7` or `7`.
-fn parse(id: &str) -> Result<QuestionId, Status> {
+pub(super) fn parse(id: &str) -> Result<QuestionId, Status> {
     let digits = id.strip_prefix(['Q', 'q']).unwrap_or(id);
     let number = digits.parse().ok().filter(|_| !digits.starts_with('+'));
     number.map(QuestionId).ok_or_else(|| {

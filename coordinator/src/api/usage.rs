@@ -172,6 +172,7 @@ fn sums(sums: &Sums) -> v1::UsageSums {
         output_tokens: sums.output,
         reasoning_tokens: sums.reasoning,
         calls: sums.calls,
+        unknown_calls: sums.unknown_calls,
         events: sums.events,
         agents_cost_micros: sums.agents_cost_micros,
         events_without_agents_cost: sums.without_agents_cost,

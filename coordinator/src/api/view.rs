@@ -262,6 +262,7 @@ fn attempt(task: &Task, attempt: &Attempt) -> v1::Attempt {
             .as_ref()
             .map(|opened| opened.id.to_string())
             .unwrap_or_default(),
+        anew: task.began_anew(attempt),
     }
 }
 

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
+use super::agents::{self, Agents};
 use super::convert;
 use super::door::{Door, Key};
 use super::grants::Grants;
@@ -91,6 +92,7 @@ struct Inner {
     hellos: Mutex<BTreeMap<Key, Pace>>,
     joins: Mutex<Told>,
     troubles: Troubles,
+    agents: Agents,
     ending: CancellationToken,
 }
 
@@ -119,6 +121,7 @@ impl Workers {
             hellos: Mutex::default(),
             joins: Mutex::new(Told::joins()),
             troubles: Troubles::default(),
+            agents: Agents::default(),
             ending,
         };
         Self {
@@ -130,6 +133,12 @@ impl Workers {
     #[must_use]
     pub fn troubles(&self) -> Troubles {
         self.inner.troubles.clone()
+    }
+
+    /// What they have found on their hosts.
+    #[must_use]
+    pub fn agents(&self) -> Agents {
+        self.inner.agents.clone()
     }
 }
 
@@ -204,6 +213,8 @@ struct Session {
     /// The worker begins with unfinished edits and still compares its result with the base. One that
     /// does not say so begins anew.
     resumes: bool,
+    /// How long before its machine goes away it stops its work.
+    hand_over: Span,
 }
 
 impl Session {
@@ -281,6 +292,7 @@ async fn serve(
         }
     };
     inner.troubles.forget(&session.worker, session.number);
+    inner.agents.forget(&session.worker, session.number);
     session.close(&inner.engine).await;
     if let Some(untold) = inner.tells() {
         info!(worker = %session.worker, session = session.number, untold, "a worker's session has ended");
@@ -325,6 +337,7 @@ async fn open(
         incarnation: Incarnation(hello.incarnation),
         number: inner.sessions.fetch_add(1, Ordering::Relaxed),
         key: door.key,
+        hand_over: hello.hand_over.as_ref().map_or(Span::ZERO, convert::span),
         resumes: theirs.features.iter().any(|name| name == FEATURE_RESUME),
     };
     let credential = inner
@@ -340,13 +353,18 @@ async fn open(
         offer: Arc::new(offer),
         held: hello.held_leases.iter().copied().map(LeaseId).collect(),
         draining: hello.draining,
-        time_left: None,
+        time_left: convert::time_for_work(hello.time_left.as_ref(), session.hand_over),
+    };
+    let offers = v1::AgentsFound {
+        offers: hello.agents,
+        ..v1::AgentsFound::default()
     };
     let reply = inner
         .engine
         .open(said, to_session)
         .await
         .map_err(status::of)?;
+    inner.agents.note(&session.worker, session.number, &offers);
     let Reply::Welcome { verdicts } = reply else {
         return Err(Status::internal("hello was answered with something else"));
     };
@@ -401,6 +419,11 @@ async fn hear(
             inner
                 .troubles
                 .note(&session.worker, session.number, trouble);
+            let mut looked = None;
+            if let Some(found) = &heartbeat.agents {
+                looked = Some(agents::looked(found)?);
+                inner.agents.note(&session.worker, session.number, found);
+            }
             let command = Command::Heartbeat(Heartbeat {
                 worker: session.worker.clone(),
                 incarnation: session.incarnation,
@@ -409,7 +432,8 @@ async fn hear(
                 held: heartbeat.held_leases.into_iter().map(LeaseId).collect(),
                 free_slots: heartbeat.free_slots,
                 draining: heartbeat.draining,
-                time_left: None,
+                time_left: convert::time_for_work(heartbeat.time_left.as_ref(), session.hand_over),
+                looked,
             });
             let reply = inner.engine.command(command).await.map_err(status::of)?;
             if let Reply::Renewed { seq, verdicts } = reply {
@@ -701,6 +725,8 @@ async fn obey(
                     question: facts.number,
                     choice: facts.choice.into(),
                     text: facts.text.into(),
+                    name: facts.id.to_string(),
+                    by: facts.by.to_string(),
                 });
             }
             let leases = leases.into_iter().map(|(lease, answers)| v1::LeaseAnswers {
@@ -709,6 +735,10 @@ async fn obey(
             });
             let leases = leases.collect();
             out.say(Say::Answers(v1::Answers { leases })).await
+        }
+        ToSession::Look(wanted) => {
+            let agents = wanted.iter().map(agents::to_wire).collect();
+            out.say(Say::LookFor(v1::LookFor { agents })).await
         }
         ToSession::Drain(true) => out.say(Say::Drain(v1::Drain { leave: false })).await,
         // The next heartbeat's renewal shows that the drain was taken back.

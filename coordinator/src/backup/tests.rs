@@ -218,6 +218,7 @@ async fn joined(engine: &engine::Handle) -> LeaseId {
         free_slots: 4,
         held: Vec::new(),
         draining: false,
+        looked: None,
     };
     engine.command(Command::Heartbeat(heartbeat)).await.unwrap();
     match orders.recv().await.unwrap() {

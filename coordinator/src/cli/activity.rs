@@ -6,7 +6,7 @@
 use muster_proto::v1::{self, activity::Kind};
 use serde_json::{Map, Value, json};
 
-use crate::output::{Paint, one_line};
+use crate::output::{Paint, one_line, whole_line};
 
 /// Characters of a command, an answer or an argument that are shown on their line.
 const LINE_CHARS: usize = 240;
@@ -105,7 +105,7 @@ pub(crate) fn shown(activity: &v1::Activity) -> Vec<Shown> {
             line(Look::Dim, format!("· question {number}: {choice} ({by})"))
         }
         Kind::Error(error) => line(Look::Wrong, format!("! {}", error_text(error))),
-        Kind::Structured(answer) => line(Look::Plain, format!("= {}", clipped(&answer.json))),
+        Kind::Structured(answer) => line(Look::Plain, format!("= {}", output(&answer.json))),
     }
 }
 
@@ -201,8 +201,8 @@ fn turn_end(end: v1::TurnEnd) -> &'static str {
 }
 
 fn file_change(change: &v1::FileChange) -> Vec<Shown> {
-    let path = one_line(&change.path);
-    let path = match one_line(&change.former_path) {
+    let path = whole_line(&change.path);
+    let path = match whole_line(&change.former_path) {
         former if former.is_empty() => path,
         former => format!("{former} → {path}"),
     };
@@ -235,7 +235,7 @@ fn tool_call(call: &v1::ToolCall) -> Vec<Shown> {
     let more = if call.status == "started" {
         clipped(&call.arguments)
     } else {
-        clipped(&call.result)
+        output(&call.result)
     };
     if !more.is_empty() {
         text = format!("{text}: {more}");
@@ -255,7 +255,7 @@ fn todo_list(list: &v1::TodoList) -> Vec<Shown> {
         };
         lines.push(Shown::Line(
             look,
-            format!("  {sign} {}", clipped(&item.text)),
+            format!("  {sign} {}", output(&item.text)),
         ));
     }
     lines.extend(left_out(list.items.len(), TODOS));
@@ -279,7 +279,7 @@ fn question_lines(question: &v1::Question) -> Vec<Shown> {
     let head = format!(
         "? question {}: {}",
         question.number,
-        one_line(&question.title)
+        whole_line(&question.title)
     );
     let mut lines = vec![Shown::Line(Look::Warning, head)];
     lines.extend(detail(&question.detail, |_| Look::Plain));
@@ -306,7 +306,7 @@ fn error_text(error: &v1::AgentError) -> String {
     format!(
         "{}{status}: {}",
         one_line(&error.class),
-        clipped(&error.message)
+        output(&error.message)
     )
 }
 
@@ -335,27 +335,31 @@ fn kept(line: &str) -> String {
     let indent = indent
         .get(..indent.len().min(LINE_CHARS))
         .unwrap_or_default();
-    format!("{indent}{}", clipped(line))
+    format!("{indent}{}", clipped(line.trim_start_matches([' ', '\t'])))
 }
 
+/// Shows what an agent does: nothing of it is hidden but its end.
 fn clipped(text: &str) -> String {
-    let text = first_line(text);
+    cut(whole_line(beginning(text)))
+}
+
+/// Shows what an agent or its tools say, as a terminal would.
+fn output(text: &str) -> String {
+    cut(one_line(&beginning(text).replace(['\r', '\n'], " ")))
+}
+
+fn cut(text: String) -> String {
     match text.char_indices().nth(LINE_CHARS) {
         Some((at, _)) => format!("{}…", text.get(..at).unwrap_or_default()),
         None => text,
     }
 }
 
-/// Makes one line of a text that may have several. What is far behind the cut is not looked at.
-fn first_line(text: &str) -> String {
+/// Gives as much of a text as may be shown on one line; what is far behind the cut is not looked at.
+fn beginning(text: &str) -> &str {
     let end = text.char_indices().nth(4 * LINE_CHARS);
     let end = end.map_or(text.len(), |(at, _)| at);
-    one_line(
-        &text
-            .get(..end)
-            .unwrap_or_default()
-            .replace(['\r', '\n'], " "),
-    )
+    text.get(..end).unwrap_or_default()
 }
 
 fn seconds(length: Option<&prost_types::Duration>) -> Option<f64> {
@@ -453,6 +457,7 @@ pub(crate) fn json(activity: &v1::Activity) -> Value {
                 "reasoning_tokens": usage.reasoning_tokens,
                 "cost_micros": usage.cost_micros,
                 "calls": usage.calls,
+                "unknown_calls": usage.unknown_calls,
             }),
         ),
         Some(Kind::Retry(retry)) => (

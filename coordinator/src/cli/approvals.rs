@@ -10,9 +10,7 @@ use super::error::{Exit, Result};
 use super::{find, show};
 use crate::output::{Paint, harmless, one_line};
 
-/// Lines of a command, diff or arguments that are shown; `--json` has all of it.
-const DETAIL_LINES: usize = 12;
-/// Columns of such a line.
+/// Columns of a line of a command, diff or arguments; longer ones are broken.
 const DETAIL_WIDTH: usize = 74;
 
 pub(crate) async fn approvals(context: &Context, options: Approvals) -> Result<Exit> {
@@ -133,16 +131,11 @@ fn block(open: &v1::OpenQuestion, now: Timestamp, paint: Paint) -> String {
     );
     // Whole, with pictures for what is no letter: what is hidden here would be allowed unseen.
     text.push_str(&format!("    {}\n", harmless(&asked.title)));
-    let mut lines = asked.detail.lines();
-    for line in lines.by_ref().take(DETAIL_LINES) {
-        let line = harmless(line);
-        let line = console::truncate_str(&line, DETAIL_WIDTH, "…");
-        text.push_str(&format!("    {}\n", paint.dim(&format!("| {line}"))));
-    }
-    let more = lines.count();
-    if more > 0 {
-        let more = format!("| … {}", show::counted(more, "more line"));
-        text.push_str(&format!("    {}\n", paint.dim(&more)));
+    for line in asked.detail.lines() {
+        for (nth, row) in rows(&harmless(line)).iter().enumerate() {
+            let sign = if nth == 0 { '|' } else { '…' };
+            text.push_str(&format!("    {}\n", paint.dim(&format!("{sign} {row}"))));
+        }
     }
     for (what, value) in [("why", &asked.reason), ("in", &asked.folder)] {
         if !value.is_empty() {
@@ -165,6 +158,28 @@ fn block(open: &v1::OpenQuestion, now: Timestamp, paint: Paint) -> String {
     text
 }
 
+/// Breaks a line where the next character has no room.
+fn rows(line: &str) -> Vec<String> {
+    let mut rows = vec![String::new()];
+    let mut width = 0;
+    for character in line.chars() {
+        let shown = match character {
+            '\t' => "    ".to_owned(),
+            character => character.to_string(),
+        };
+        let wide = console::measure_text_width(&shown);
+        if width + wide > DETAIL_WIDTH {
+            rows.push(String::new());
+            width = 0;
+        }
+        width += wide;
+        if let Some(row) = rows.last_mut() {
+            row.push_str(&shown);
+        }
+    }
+    rows
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,6 +193,28 @@ mod tests {
         assert_eq!(described["choices"][1]["effect"], "allow_rule");
         assert_eq!(described["choices"][1]["rule"], "rm:*");
         assert_eq!(described["choices"][0]["rule"], Value::Null);
+    }
+
+    #[test]
+    fn the_whole_command_is_shown_however_long_it_is_and_whatever_is_in_it() {
+        let command = format!("echo {}\rls && rm\t-r ~", "é宽".repeat(60));
+        let mut open = canned::question();
+        if let Some(question) = &mut open.question {
+            question.detail = format!("{command}\n\nlast");
+        }
+        let text = block(&open, canned::at(90), Paint::new(false));
+        let shown = text.lines().filter_map(|line| {
+            let row = line.strip_prefix("    ")?;
+            row.strip_prefix("| ").or(row.strip_prefix("… "))
+        });
+        let shown: Vec<&str> = shown.collect();
+        let expected = command.replace('\r', "␍").replace('\t', "    ");
+        assert_eq!(shown.concat(), format!("{expected}last"));
+        let widest = shown
+            .iter()
+            .map(|row| console::measure_text_width(row))
+            .max();
+        assert!(widest <= Some(DETAIL_WIDTH), "{widest:?}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::client::Client;
 use super::error::Result;
 use super::{find, show};
-use crate::output::{Paint, harmless, one_line};
+use crate::output::{Paint, harmless, one_line, whole_line};
 
 /// Runs of each kind that are looked at; each is asked for whole.
 const RUNS_MAX: usize = 5;
@@ -123,7 +123,7 @@ pub(super) async fn asked(
 }
 
 fn asks(open: &v1::OpenQuestion, program: &str, now: Timestamp) -> Concern {
-    let title = open.question.as_ref().map(|asked| one_line(&asked.title));
+    let title = open.question.as_ref().map(|asked| whole_line(&asked.title));
     let waits = show::time(open.asked_at.as_ref())
         .map(|at| format!(", for {}", show::duration(show::between(at, now))));
     let id = one_line(&open.id);

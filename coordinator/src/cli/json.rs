@@ -130,6 +130,7 @@ fn attempt(attempt: &v1::Attempt) -> Value {
         "summary": attempt.summary,
         "lease": attempt.lease,
         "continues": (attempt.continues > 0).then_some(attempt.continues),
+        "anew": (attempt.continues > 0).then_some(attempt.anew),
         "conversation": (!attempt.conversation.is_empty()).then_some(&attempt.conversation),
     })
 }

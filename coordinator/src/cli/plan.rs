@@ -16,9 +16,10 @@ pub(crate) async fn plan(context: &Context, options: Plan) -> Result<Exit> {
         PlanCommand::Check(options) if options.json => {
             let shown = options.plan.display().to_string();
             let bytes = submission::read_bytes(&options.plan)?;
-            let checked = plan::parse(&shown, &bytes, &agents()?);
+            let folder = submission::folder_of(&options.plan);
+            let checked = plan::parse_with_personas(&shown, &bytes, &agents()?, folder);
             let (problems, omitted, warnings) = match &checked {
-                Ok(plan) => (&[][..], 0, &plan.warnings.list[..]),
+                Ok((plan, _)) => (&[][..], 0, &plan.warnings.list[..]),
                 Err(problems) => (&problems.list[..], problems.omitted, &[][..]),
             };
             context.output.json(&json!({

@@ -14,7 +14,7 @@ use muster_proto::v1;
 use super::client::Client;
 use super::error::{CliError, Kind, Result};
 use crate::output::{Output, harmless};
-use crate::plan::persona::{self, Personas};
+use crate::plan::persona::Personas;
 use crate::plan::{self, AgentDefinition, Plan};
 
 use source::Source;
@@ -37,15 +37,9 @@ pub(crate) fn read_plan(
 ) -> Result<ReadPlan> {
     let shown = path.display().to_string();
     let bytes = read_bytes(path)?;
-    match plan::parse(&shown, &bytes, agents) {
-        Ok(mut plan) => {
+    match plan::parse_with_personas(&shown, &bytes, agents, folder_of(path)) {
+        Ok((mut plan, personas)) => {
             copy_instead_of_repository(&mut plan, path);
-            let folder = path.parent().unwrap_or(Path::new(""));
-            let personas = persona::read_all(&plan.document, folder).map_err(|error| {
-                CliError::new(Kind::User, error)
-                    .while_doing(format!("read a persona of {shown}"))
-                    .hint("`persona:` is a path relative to the plan file")
-            })?;
             Ok(ReadPlan {
                 personas,
                 plan,
@@ -59,6 +53,11 @@ pub(crate) fn read_plan(
             Err(CliError::user(format!("{shown} has {what}")).findings(problems.to_string()))
         }
     }
+}
+
+/// Gives the folder to which paths in a plan are relative.
+pub(crate) fn folder_of(plan: &Path) -> &Path {
+    plan.parent().unwrap_or(Path::new(""))
 }
 
 /// Reads the bytes of a plan, at most one more than a plan may have.

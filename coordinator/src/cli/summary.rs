@@ -159,10 +159,17 @@ fn remark(task: &v1::Task) -> String {
             .as_ref()
             .map(|failure| failure.class.clone())
             .unwrap_or_default(),
-        "leased" | "verifying" => last
-            .map(|attempt| format!("on {}", one_line(&attempt.worker)))
-            .unwrap_or_default(),
+        "leased" | "verifying" => last.map(placed).unwrap_or_default(),
         _ => one_line(&task.reason),
+    }
+}
+
+fn placed(attempt: &v1::Attempt) -> String {
+    let place = format!("on {}", one_line(&attempt.worker));
+    match attempt.continues {
+        0 => place,
+        from if attempt.anew => format!("{place}, began anew with a summary of attempt {from}"),
+        from => format!("{place}, goes on from attempt {from}"),
     }
 }
 
@@ -354,6 +361,25 @@ mod tests {
     #[test]
     fn a_run_that_goes_on_is_shown_as_it_is() {
         insta::assert_snapshot!(shown(&canned::live()));
+    }
+
+    #[test]
+    fn an_attempt_that_goes_on_says_whether_its_agent_remembers_the_earlier_one() {
+        let attempt = |continues, anew| v1::Attempt {
+            continues,
+            anew,
+            ..canned::attempt(2, "running", 0, None)
+        };
+        for (attempt, expected) in [
+            (attempt(0, false), "on laptop-0"),
+            (attempt(1, false), "on laptop-0, goes on from attempt 1"),
+            (
+                attempt(1, true),
+                "on laptop-0, began anew with a summary of attempt 1",
+            ),
+        ] {
+            assert_eq!(placed(&attempt), expected);
+        }
     }
 
     #[test]

@@ -179,7 +179,7 @@ fn figures(group: &UsageGroup) -> [String; 9] {
     };
     [
         one_line(&model_of(group)),
-        some(sums.calls),
+        calls(&sums),
         grouped(sums.input_tokens),
         some(sums.cached_input_tokens),
         some(sums.cache_write_tokens),
@@ -188,6 +188,16 @@ fn figures(group: &UsageGroup) -> [String; 9] {
         cost(group),
         agents_cost(&sums),
     ]
+}
+
+/// Writes how many calls there were, and after them those of which nothing more is known.
+fn calls(sums: &UsageSums) -> String {
+    match (sums.calls, sums.unknown_calls) {
+        (0, 0) => "-".to_owned(),
+        (calls, 0) => grouped(calls),
+        (0, unknown) => format!("+{}?", grouped(unknown)),
+        (calls, unknown) => format!("{} +{}?", grouped(calls), grouped(unknown)),
+    }
 }
 
 /// Names the model, or says that there are several.
@@ -204,9 +214,15 @@ fn model_of(group: &UsageGroup) -> String {
 fn cost(group: &UsageGroup) -> String {
     match group.cost_nanos {
         None => "unknown".to_owned(),
-        Some(nanos) if group.unpriced_models.is_empty() => dollars(nanos),
+        Some(nanos) if is_whole(group) => dollars(nanos),
         Some(nanos) => format!("≥{}", dollars(nanos)),
     }
+}
+
+/// Tells whether the cost is that of everything.
+fn is_whole(group: &UsageGroup) -> bool {
+    let unknown = group.sums.is_some_and(|sums| sums.unknown_calls > 0);
+    group.cost_nanos.is_some() && group.unpriced_models.is_empty() && !unknown
 }
 
 fn agents_cost(sums: &UsageSums) -> String {
@@ -236,6 +252,15 @@ fn remarks(used: &v1::GetUsageResponse) -> Vec<String> {
     let total = used.total.clone().unwrap_or_default();
     if !total.unpriced_models.is_empty() {
         remarks.push(unpriced(&total));
+    }
+    if let Some(unknown) = total.sums.map(|sums| sums.unknown_calls).filter(|&n| n > 0) {
+        remarks.push(format!(
+            "what {} consumed is not known, and in no figure: the agent did not say",
+            match unknown {
+                1 => "1 more call or turn".to_owned(),
+                more => format!("{} more calls or turns", grouped(more)),
+            }
+        ));
     }
     if total.cost_nanos.is_some() {
         remarks.push(format!(
@@ -333,7 +358,7 @@ pub(crate) fn json(used: Option<&UsageGroup>) -> Value {
         }).collect::<Vec<_>>(),
         "cost_usd": group.cost_nanos.map(exact),
         "cost_nanos": group.cost_nanos,
-        "cost_is_whole": group.cost_nanos.is_some() && group.unpriced_models.is_empty(),
+        "cost_is_whole": is_whole(group),
         "unpriced_models": group.unpriced_models,
     });
     extend(&mut value, more);
@@ -350,6 +375,7 @@ fn sums_json(sums: Option<&UsageSums>) -> Value {
         "output_tokens": sums.output_tokens,
         "reasoning_tokens": sums.reasoning_tokens,
         "calls": sums.calls,
+        "unknown_calls": sums.unknown_calls,
         "events": sums.events,
         "agents_cost_micros": told.then_some(sums.agents_cost_micros),
         "events_without_agents_cost": sums.events_without_agents_cost,
@@ -407,6 +433,7 @@ mod tests {
             events,
             agents_cost_micros: 2_500,
             events_without_agents_cost: silent,
+            unknown_calls: silent / 3,
             ..UsageSums::default()
         }
     }
@@ -437,18 +464,17 @@ mod tests {
 
     fn used() -> v1::GetUsageResponse {
         let hostile = "\u{1b}[2Jx";
+        let mut total = group("", &["gpt-5.4", hostile], Some(12_004_312_500), &[hostile]);
+        if let Some(sums) = &mut total.sums {
+            sums.unknown_calls = 1;
+        }
         v1::GetUsageResponse {
             groups: vec![
                 group("api", &["gpt-5.4"], Some(4_312_500), &[]),
                 group("docs", &[hostile], None, &[hostile]),
                 group("", &["gpt-5.4", hostile], Some(12_000_000_000), &[hostile]),
             ],
-            total: Some(group(
-                "",
-                &["gpt-5.4", hostile],
-                Some(12_004_312_500),
-                &[hostile],
-            )),
+            total: Some(total),
             more: false,
             prices_of: "2026-06-30".to_owned(),
             behind: "the disk is full".to_owned(),

@@ -47,6 +47,7 @@ fn described(worker: &v1::Worker) -> Value {
         "labels": worker.labels,
         "resources": worker.resources.iter().collect::<std::collections::BTreeMap<_, _>>(),
         "agents": worker.agents,
+        "programs": worker.programs.iter().map(program).collect::<Vec<_>>(),
         "heard_at": show::machine_time(worker.heard_at.as_ref()),
         "incarnation": worker.incarnation,
         "tasks": worker.tasks,
@@ -54,13 +55,44 @@ fn described(worker: &v1::Worker) -> Value {
     })
 }
 
+fn program(agent: &v1::WorkerAgent) -> Value {
+    let known = |text: &String| (!text.is_empty()).then(|| text.clone());
+    json!({
+        "agent": agent.name,
+        "program": known(&agent.program),
+        "version": known(&agent.version),
+    })
+}
+
+/// Lists a worker's agents with their versions. Those that every worker has are not worth a word.
+fn agents(worker: &v1::Worker) -> String {
+    let everywhere = |name: &str| matches!(name, "acp" | "command" | "scripted");
+    let programs = worker.programs.iter();
+    let mut shown: Vec<String> = programs
+        .filter(|agent| !everywhere(&agent.name))
+        .map(|agent| {
+            format!("{} {}", agent.name, agent.version)
+                .trim()
+                .to_owned()
+        })
+        .collect();
+    if worker.programs.is_empty() {
+        // It is not connected.
+        let names = worker.agents.iter().filter(|name| !everywhere(name));
+        shown.extend(names.cloned());
+    }
+    one_line(&shown.join(", "))
+}
+
+/// Columns for the agents of a worker; `--json` has them all.
+const AGENTS_WIDTH_MAX: usize = 48;
 /// Columns for the labels of a worker; `--json` has them all.
 const LABELS_WIDTH_MAX: usize = 32;
 
 fn table(workers: &[v1::Worker], now: Timestamp, paint: Paint) -> Table {
     let troubled = workers.iter().any(|worker| !worker.trouble.is_empty());
     let headings = [
-        "WORKER", "STATE", "POOL", "LABELS", "BUSY", "HEARD", "WORKS ON",
+        "WORKER", "STATE", "POOL", "LABELS", "AGENTS", "BUSY", "HEARD", "WORKS ON",
     ];
     let headings = headings.into_iter().chain(troubled.then_some("TROUBLE"));
     let headings: Vec<String> = headings.map(|heading| paint.dim(heading)).collect();
@@ -74,6 +106,7 @@ fn table(workers: &[v1::Worker], now: Timestamp, paint: Paint) -> Table {
             one_line(&worker.pool),
             console::truncate_str(&one_line(&worker.labels.join(", ")), LABELS_WIDTH_MAX, "…")
                 .into_owned(),
+            console::truncate_str(&agents(worker), AGENTS_WIDTH_MAX, "…").into_owned(),
             format!("{}/{}", worker.leases, worker.slots),
             heard.unwrap_or_default(),
             one_line(&worker.tasks.join(", ")),

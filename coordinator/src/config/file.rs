@@ -14,7 +14,10 @@ use super::Error;
 use crate::git::mirror::MirrorSettings;
 use crate::git::refs::valid_component;
 use crate::ledger::prices::{self, Price, Prices, Rate};
-use crate::plan::{AgentDefinition, AgentKind, Position, Problems, nearest, quote};
+use crate::plan::{
+    AGENTS_MAX, AgentDefinition, AgentKind, Position, Problems, SHORT_BYTES_MAX,
+    VARIABLE_BYTES_MAX, VARIABLES_MAX, is_plain_name, nearest, quote, variable_fault,
+};
 
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 const KEYS: [&str; 9] = [
@@ -29,7 +32,7 @@ const KEYS: [&str; 9] = [
     "prices",
 ];
 const MIRROR_KEYS: [&str; 2] = ["url", "credential-file"];
-const AGENT_KEYS: [&str; 2] = ["kind", "command"];
+const AGENT_KEYS: [&str; 3] = ["kind", "command", "env"];
 const PRICE_KEYS: [&str; 5] = [
     "input",
     "cached-input",
@@ -181,7 +184,17 @@ impl Reader<'_> {
             );
             return;
         };
+        if agents.len() > AGENTS_MAX {
+            let hint = "declare the rest in the plans that need them";
+            self.wrong(value.span(), format!("more than {AGENTS_MAX} agents"), hint);
+            return;
+        }
         for (name, value) in agents {
+            if !is_plain_name(name.get_ref()) {
+                let message = format!("agent {}: no plan can name it so", quote(name.get_ref()));
+                let hint = "a name consists of letters, digits, `.`, `_` and `-`";
+                self.wrong(name.span(), message, hint);
+            }
             if let Some(agent) = self.agent(name.get_ref(), value) {
                 let line = place(self.text, name.span().start).line;
                 let placed = Placed { value: agent, line };
@@ -425,7 +438,8 @@ impl Reader<'_> {
                 hint,
             );
         }
-        if found_kind == Some(AgentKind::Acp) && command.is_none() {
+        let says_command = keys.iter().any(|(key, _)| key.get_ref() == "command");
+        if found_kind == Some(AgentKind::Acp) && !says_command {
             let message = format!("{of}an agent of kind `acp` needs a `command`");
             let hint = "for instance `command = [\"my-agent\", \"--acp\"]`";
             self.wrong(value.span(), message, hint);
@@ -444,8 +458,25 @@ impl Reader<'_> {
             self.wrong(value.span(), message, "write `env = { NAME = \"value\" }`");
             return env;
         };
+        if table.len() > VARIABLES_MAX {
+            let message = format!("{of}`env`: more than {VARIABLES_MAX} variables");
+            self.wrong(value.span(), message, "put some of them into a file");
+            return env;
+        }
         for (name, value) in table {
+            if let Some(fault) = variable_fault(name.get_ref()) {
+                let hint = "a name consists of letters, digits and `_`, such as `API_URL`";
+                self.wrong(name.span(), format!("{of}`env`: {fault}"), hint);
+                continue;
+            }
             match value.get_ref().as_str() {
+                Some(text) if text.len() > VARIABLE_BYTES_MAX || text.contains('\0') => {
+                    let message = format!(
+                        "{of}`env.{}`: expected at most {VARIABLE_BYTES_MAX} bytes without NUL",
+                        name.get_ref()
+                    );
+                    self.wrong(value.span(), message, "put the value into a file");
+                }
                 Some(text) => {
                     env.insert(name.get_ref().to_string(), text.to_owned());
                 }
@@ -472,6 +503,25 @@ impl Reader<'_> {
             _ => None,
         };
         match words {
+            Some(words)
+                if words
+                    .iter()
+                    .any(|word| word.len() > SHORT_BYTES_MAX || word.contains('\0')) =>
+            {
+                let message = format!(
+                    "{of}`command`: expected words of at most {SHORT_BYTES_MAX} bytes without NUL"
+                );
+                self.wrong(value.span(), message, "put long arguments into a script");
+                None
+            }
+            Some(words) if matches!(&words[..], [word] if word.contains(char::is_whitespace)) => {
+                let list = words.iter().flat_map(|word| word.split_whitespace());
+                let list: Vec<String> = list.map(quote).collect();
+                let message = format!("{of}`command` is one program name or a list");
+                let hint = format!("write `command = [{}]`", list.join(", "));
+                self.wrong(value.span(), message, hint);
+                None
+            }
             Some(words) if words.first().is_some_and(|first| !first.is_empty()) => Some(words),
             found => {
                 let what = if found.is_some() {

@@ -354,6 +354,10 @@ impl Actor {
                     if reply.is_ok() {
                         self.sessions.insert(worker.clone(), session);
                         self.answer_again(&worker);
+                        let wanted = self.state.declared_agents();
+                        if !wanted.is_empty() {
+                            self.tell(&worker, ToSession::Look(wanted));
+                        }
                     }
                     drop(answer.send(reply));
                 }
@@ -383,6 +387,7 @@ impl Actor {
         let mut grants: BTreeMap<WorkerId, Vec<GrantFacts>> = BTreeMap::new();
         let mut stops: BTreeMap<WorkerId, Vec<LeaseId>> = BTreeMap::new();
         let mut answers: BTreeMap<WorkerId, Vec<AnswerFacts>> = BTreeMap::new();
+        let mut looks = false;
         for effect in effects {
             match effect {
                 Effect::Grant { lease, worker } => {
@@ -403,8 +408,16 @@ impl Actor {
                     let facts = given.filter_map(|given| AnswerFacts::of(*lease, given));
                     answers.entry(worker.clone()).or_default().extend(facts);
                 }
+                Effect::Look => looks = true,
                 Effect::GitWork => self.notices.announce_git_work(),
                 Effect::RunEnded { .. } => self.notices.announce_projection(),
+            }
+        }
+        if looks {
+            let wanted = self.state.declared_agents();
+            let workers: Vec<WorkerId> = self.sessions.keys().cloned().collect();
+            for worker in workers {
+                self.tell(&worker, ToSession::Look(wanted.clone()));
             }
         }
         for (worker, facts) in grants {

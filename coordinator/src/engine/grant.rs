@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use coordinator_core::event::{Outcome, Work};
+use coordinator_core::event::{Actor, Outcome, Work};
 use coordinator_core::plan::VerifySpec;
 use coordinator_core::question::{PastQuestion, Question};
 use coordinator_core::state::{AttemptEnd, Conversation, Lease, Link, Run, RunPhase, TaskState};
 use coordinator_core::{
-    AttemptNo, CommitId, Failure, LeaseId, RunId, Span, State, TaskIx, WorkerId, limits,
+    AttemptNo, CommitId, Failure, LeaseId, QuestionId, RunId, Span, State, TaskIx, WorkerId, limits,
 };
 
 use crate::git::names as refs;
@@ -56,6 +56,8 @@ pub struct DependencyFacts {
 #[derive(Clone, Debug)]
 pub struct EarlierAttempt {
     pub attempt: AttemptNo,
+    /// The lease that it had.
+    pub lease: LeaseId,
     /// Ref that holds its commit, when it published one.
     pub published: Option<(String, CommitId)>,
     pub failure: Option<Failure>,
@@ -71,8 +73,8 @@ pub struct ResumeFacts {
     pub edits: Vec<(AttemptNo, String)>,
     /// The conversation that it takes up, with the worker that had it.
     pub conversation: Option<(Conversation, WorkerId)>,
-    /// What people answered and the agent was not given any more.
-    pub answered: Vec<PastQuestion>,
+    /// What people answered and the agent was not given any more, with the lease that asked.
+    pub answered: Vec<(LeaseId, PastQuestion)>,
 }
 
 impl ResumeFacts {
@@ -93,10 +95,10 @@ impl ResumeFacts {
                 .collect(),
             conversation: taken_up.map(|(of, opened)| (opened.clone(), of.worker.clone())),
             answered: line()
-                .flat_map(|cut_off| &cut_off.asked)
-                .filter(|past| past.undelivered.is_some())
+                .flat_map(|cut_off| cut_off.asked.iter().map(|past| (cut_off.lease, past)))
+                .filter(|(_, past)| past.undelivered.is_some())
                 .take(limits::OPEN_QUESTIONS)
-                .cloned()
+                .map(|(lease, past)| (lease, past.clone()))
                 .collect(),
         })
     }
@@ -106,10 +108,12 @@ impl ResumeFacts {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AnswerFacts {
     pub lease: LeaseId,
+    pub id: QuestionId,
     /// The question's number within the attempt.
     pub number: u32,
     pub choice: Box<str>,
     pub text: Box<str>,
+    pub by: Actor,
 }
 
 impl AnswerFacts {
@@ -119,9 +123,11 @@ impl AnswerFacts {
         let answer = question.answer.as_ref()?;
         Some(Self {
             lease,
+            id: question.id,
             number: question.number,
             choice: answer.choice.clone(),
             text: answer.text.clone(),
+            by: answer.by.clone(),
         })
     }
 }
@@ -222,6 +228,7 @@ impl GrantFacts {
                     };
                     EarlierAttempt {
                         attempt: earlier.number,
+                        lease: earlier.lease,
                         published: match outcome {
                             Some(Outcome::Commit(commit)) => Some((
                                 refs::attempt(&run.name, &task.name, earlier.number.0),

@@ -38,6 +38,8 @@ pub enum ToSession {
     Stop(Vec<coordinator_core::LeaseId>),
     /// What people have answered. Told again in each session until the question is closed.
     Answers(Vec<grant::AnswerFacts>),
+    /// Look for these declared agents: all that are wanted now.
+    Look(Vec<coordinator_core::worker::DeclaredAgent>),
     /// Take nothing new (`true`), or go on (`false`).
     Drain(bool),
 }

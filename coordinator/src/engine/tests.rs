@@ -100,6 +100,7 @@ async fn beat(engine: &Handle, session: u64, held: Vec<LeaseId>) {
         free_slots: 4 - u32::try_from(held.len()).unwrap(),
         held,
         draining: false,
+        looked: None,
     };
     engine.command(Command::Heartbeat(heartbeat)).await.unwrap();
 }

@@ -13,7 +13,7 @@ use super::{Entry, Error, Grown, Owner, WorkKind};
 use crate::transcript::{self, Position};
 
 /// Form of the tables. A file of another one is made anew, since it is only a projection.
-const FORM: i64 = 1;
+const FORM: i64 = 2;
 /// Marks the file as ours in its header: "MusU".
 const APPLICATION: i64 = 0x4D75_7355;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,6 +47,7 @@ CREATE TABLE usage (
     output INTEGER NOT NULL,
     reasoning INTEGER NOT NULL,
     calls INTEGER NOT NULL,
+    unknown_calls INTEGER NOT NULL,
     cost_micros INTEGER,
     PRIMARY KEY (lease, number)
 ) STRICT, WITHOUT ROWID;
@@ -347,7 +348,7 @@ fn put(transaction: &Transaction<'_>, lease: LeaseId, entries: &[Entry]) -> Resu
     let mut statement = transaction
         .prepare_cached(
             "INSERT OR REPLACE INTO usage
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
         )
         .map_err(doing)?;
     for entry in entries {
@@ -365,6 +366,7 @@ fn put(transaction: &Transaction<'_>, lease: LeaseId, entries: &[Entry]) -> Resu
                 number(entry.output),
                 number(entry.reasoning),
                 entry.calls,
+                entry.unknown_calls,
                 entry.cost_micros.map(number),
             ])
             .map_err(doing)?;
@@ -384,7 +386,8 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         output: unsigned(row.get(7)?),
         reasoning: unsigned(row.get(8)?),
         calls: row.get(9)?,
-        cost_micros: row.get::<_, Option<i64>>(10)?.map(unsigned),
+        unknown_calls: row.get(10)?,
+        cost_micros: row.get::<_, Option<i64>>(11)?.map(unsigned),
     })
 }
 
@@ -508,7 +511,7 @@ impl Checker {
             .connection
             .prepare_cached(
                 "SELECT number, at_ms, turn, model, input, cached, cache_write, output, reasoning,
-                        calls, cost_micros
+                        calls, unknown_calls, cost_micros
                  FROM usage WHERE lease = ?1 ORDER BY number",
             )
             .map_err(doing)?;

@@ -94,6 +94,8 @@ pub(crate) struct Entry {
     pub(crate) reasoning: u64,
     /// Calls of the model; 0 if the agent did not say.
     pub(crate) calls: u32,
+    /// Further calls, of which the agent did not say what they consumed.
+    pub(crate) unknown_calls: u32,
     /// What the agent reckons itself, in millionths of a dollar.
     pub(crate) cost_micros: Option<u64>,
 }
@@ -119,6 +121,7 @@ impl Entry {
             output: tokens(usage.output_tokens),
             reasoning: tokens(usage.reasoning_tokens),
             calls: usage.calls,
+            unknown_calls: usage.unknown_calls,
             cost_micros: usage.cost_micros.map(|cost| cost.min(COST_MICROS_MAX)),
         })
     }

@@ -62,6 +62,8 @@ pub struct Sums {
     pub reasoning: u64,
     /// Calls of models, as far as agents say.
     pub calls: u64,
+    /// Further calls, of which nobody knows what they consumed.
+    pub unknown_calls: u64,
     /// Events that are summed up.
     pub events: u64,
     /// What agents reckon themselves, in millionths of a dollar.
@@ -86,6 +88,7 @@ impl Sums {
             output: self.output.saturating_add(other.output),
             reasoning: self.reasoning.saturating_add(other.reasoning),
             calls: self.calls.saturating_add(other.calls),
+            unknown_calls: self.unknown_calls.saturating_add(other.unknown_calls),
             events: self.events.saturating_add(other.events),
             agents_cost_micros: self
                 .agents_cost_micros
@@ -161,7 +164,9 @@ const OTHER_MODELS: &str = "(other models)";
 
 const SUMS: &str = "min(model), sum(input), sum(cached), sum(cache_write), sum(output),
     sum(reasoning), sum(calls), count(*), coalesce(sum(cost_micros), 0), sum(cost_micros IS NULL),
-    min(at_ms), max(at_ms)";
+    min(at_ms), max(at_ms), sum(unknown_calls)";
+/// How many columns these are.
+const SUMS_COLUMNS: usize = 13;
 /// One value if it is the same in the whole group, else nothing.
 const IDENTITY: [&str; 8] = [
     "lease.run",
@@ -314,6 +319,7 @@ fn sums(row: &Row<'_>) -> rusqlite::Result<Sums> {
         without_agents_cost: number(9)?,
         first_ms: number(10)?,
         last_ms: number(11)?,
+        unknown_calls: number(12)?,
     })
 }
 
@@ -323,7 +329,7 @@ fn of(row: &Row<'_>) -> rusqlite::Result<Group> {
         row: &Row<'_>,
         column: usize,
     ) -> rusqlite::Result<Option<T>> {
-        let at = 12 + 2 * column;
+        let at = SUMS_COLUMNS + 2 * column;
         let (least, greatest): (T, T) = (row.get(at)?, row.get(at + 1)?);
         Ok((least == greatest).then_some(least))
     }

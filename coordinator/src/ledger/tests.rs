@@ -35,6 +35,7 @@ fn used(number: u64, model: &str, tokens: u64) -> AgentEvent {
         output_tokens: 1,
         cost_micros: number.is_multiple_of(2).then_some(7),
         calls: 1,
+        unknown_calls: u32::from(number.is_multiple_of(2)),
         ..ModelUsage::default()
     };
     AgentEvent {
@@ -286,6 +287,7 @@ async fn usage_is_summed_up_by_whatever_is_asked_for() {
     assert_eq!(names, [Some("run-0".to_owned()), Some("run-1".to_owned())]);
     let total = all.total.sums();
     assert_eq!((total.events, total.calls, total.output), (16, 16, 16));
+    assert_eq!(total.unknown_calls, 8);
     assert_eq!(total.input, 4 * (3 + 6 + 9 + 12));
     assert_eq!(
         (total.agents_cost_micros, total.without_agents_cost),

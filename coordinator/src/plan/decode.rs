@@ -22,8 +22,9 @@ pub const PROMPT_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a shell script: Linux takes at most 128 KiB in one argument.
 pub const SCRIPT_BYTES_MAX: usize = 120_000;
 /// Bytes of names, paths, labels and other short texts.
-pub(super) const SHORT_BYTES_MAX: usize = 4_096;
-const AGENTS_MAX: usize = 256;
+pub(crate) const SHORT_BYTES_MAX: usize = 4_096;
+/// Agents that one plan, or the coordinator's configuration, declares.
+pub(crate) const AGENTS_MAX: usize = 256;
 
 pub(super) const PLAN_KEYS: [&str; 8] = [
     "name",
@@ -35,40 +36,16 @@ pub(super) const PLAN_KEYS: [&str; 8] = [
     "tasks",
     "integrate",
 ];
-pub(super) const TASK_KEYS: [&str; 29] = [
-    "name",
-    "prompt",
-    "run",
-    "depends_on",
-    "paths",
-    "agent",
-    "verify",
-    "verify_timeout",
-    "timeout",
-    "idle_timeout",
-    "retries",
-    "priority",
-    "labels",
-    "resources",
-    "pool",
-    "env",
-    "secrets",
-    "disk",
-    "hooks",
-    "model",
-    "sandbox",
-    "persona",
-    "approvals",
-    "change",
-    "acceptance",
-    "output_schema",
-    "images",
-    "add_dirs",
-    "codex",
-];
+/// Keys of a task besides those that `defaults` may have too.
+const OWN_TASK_KEYS: [&str; 5] = ["name", "prompt", "run", "depends_on", "paths"];
 pub(super) const AGENT_KEYS: [&str; 3] = ["kind", "command", "env"];
 pub(super) const INTEGRATE_KEYS: [&str; 3] = ["verify", "verify_timeout", "on_conflict"];
 pub(super) const FOLDER_KEYS: [&str; 1] = ["from"];
+
+/// Gives all keys of a task.
+pub(super) fn task_keys() -> Vec<&'static str> {
+    OWN_TASK_KEYS.into_iter().chain(SETTINGS_KEYS).collect()
+}
 
 /// Places of what later checks speak about.
 #[derive(Clone, Debug, Default)]
@@ -127,7 +104,7 @@ pub(super) fn plan(reader: &mut Reader<'_>, root: &Node) -> Option<(PlanDocument
     if let Some(node) = fields.get("defaults") {
         reader.context = "defaults: ".to_owned();
         let keys = reader.fields("defaults", node, &SETTINGS_KEYS, Unknown::Refused, |key| {
-            if TASK_KEYS.contains(&key) {
+            if OWN_TASK_KEYS.contains(&key) {
                 return Some(format!("`{key}` belongs to each task"));
             }
             merge_key(key)
@@ -356,10 +333,11 @@ fn tasks(reader: &mut Reader<'_>, node: &Node, document: &mut PlanDocument, mark
         marks.named = false;
         return;
     };
+    let keys = task_keys();
     for (index, item) in items.iter().enumerate() {
         reader.context = task_context(item, index);
         let before = reader.problems.count();
-        let fields = reader.fields("task", item, &TASK_KEYS, Unknown::Refused, |key| {
+        let fields = reader.fields("task", item, &keys, Unknown::Refused, |key| {
             if key == "cwd" {
                 return Some(
                     "in codex-par files every task has `cwd` and `tasks` is the only other key; \
@@ -459,7 +437,7 @@ pub(super) fn task(
 }
 
 /// True for a name of letters, digits, `.`, `_` and `-` that is not too long.
-pub(super) fn is_plain_name(name: &str) -> bool {
+pub(crate) fn is_plain_name(name: &str) -> bool {
     (1..=limits::TASK_NAME_BYTES).contains(&name.len())
         && name
             .bytes()

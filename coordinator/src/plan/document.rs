@@ -25,7 +25,9 @@ pub struct PlanDocument {
     /// `env`, `secrets` and `resources` are merged name by name.
     #[schemars(default)]
     pub defaults: Settings,
-    /// Agents of this plan besides the built-in `command`, `codex`, `claude`, `acp` and `scripted`.
+    /// Agents of this plan besides the built-in `command`, `codex`, `claude`, `acp` and `scripted`, and
+    /// besides those that the coordinator's configuration declares under `agents`; of two with one name
+    /// the plan's holds. Workers look for their programs, and tasks wait for one that has it.
     #[schemars(default)]
     pub agents: BTreeMap<String, AgentDefinition>,
     /// Attempts and verifies of this run that may run at once; as many as fit if absent.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use coordinator_core::limits;
 use coordinator_core::plan::{IntegrateSpec, Profile, RunSpec, Source, TaskSpec, VerifySpec};
-use coordinator_core::worker::Requirement;
+use coordinator_core::worker::{DeclaredAgent, Requirement};
 use serde::{Deserialize, Serialize};
 
 use super::document::{
@@ -219,10 +219,12 @@ pub(super) fn lower(
     for entry in &document.tasks {
         let settings = settle(&document.defaults, &entry.settings);
         let (agent, env) = agent_document(document, configured, entry);
-        // Workers offer kinds; what a plan calls one is the plan's affair.
+        let declared = declared(document, configured, &agent, &env, &settings);
         // A program that is not a model's agent has no conversation to go on with.
         let resumes = agent.kind != AgentKind::Command;
-        specs.push(task_spec(entry, &settings, agent.kind.as_str(), resumes));
+        let mut requirement = requirement(&settings, agent.kind.as_str());
+        requirement.declared = declared;
+        specs.push(task_spec(entry, &settings, requirement, resumes));
         tasks.push(task_document(
             entry,
             settings,
@@ -285,6 +287,7 @@ fn requirement(settings: &Settings, agent: &str) -> Requirement {
     ];
     Requirement {
         agent: agent.into(),
+        declared: None,
         pool: settings.pool.as_deref().map(Arc::from),
         labels: settings
             .labels
@@ -300,7 +303,39 @@ fn requirement(settings: &Settings, agent: &str) -> Requirement {
     }
 }
 
-fn task_spec(entry: &TaskEntry, settings: &Settings, agent: &str, resumes: bool) -> TaskSpec {
+/// Gives what workers have to look for; `None` for a built-in agent.
+fn declared(
+    document: &PlanDocument,
+    configured: &BTreeMap<String, AgentDefinition>,
+    agent: &AgentDocument,
+    agent_env: &BTreeMap<String, String>,
+    settings: &Settings,
+) -> Option<DeclaredAgent> {
+    if !document.agents.contains_key(&agent.name) && !configured.contains_key(&agent.name) {
+        return None;
+    }
+    // With a path of the task's own its program is looked for in other folders than the worker's.
+    let mut names = agent_env
+        .keys()
+        .chain(settings.env.keys())
+        .chain(settings.env_from.keys())
+        .chain(settings.secrets.keys());
+    if names.any(|name| name == "PATH") {
+        return None;
+    }
+    Some(DeclaredAgent {
+        kind: agent.kind.as_str().into(),
+        name: agent.name.as_str().into(),
+        program: agent.command.first().map_or("", String::as_str).into(),
+    })
+}
+
+fn task_spec(
+    entry: &TaskEntry,
+    settings: &Settings,
+    needs: Requirement,
+    resumes: bool,
+) -> TaskSpec {
     let verified = settings
         .verify
         .as_ref()
@@ -312,7 +347,7 @@ fn task_spec(entry: &TaskEntry, settings: &Settings, agent: &str, resumes: bool)
         priority: settings.priority.unwrap_or(0),
         paths: arcs(&entry.paths),
         profile: Profile {
-            requirement: requirement(settings, agent),
+            requirement: needs,
             retries: settings.retries.unwrap_or(0),
             timeout: settings
                 .timeout

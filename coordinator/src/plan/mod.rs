@@ -40,6 +40,7 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::Path;
 
+pub(crate) use decode::{AGENTS_MAX, SHORT_BYTES_MAX, is_plain_name};
 pub use decode::{PROMPT_BYTES_MAX, SCRIPT_BYTES_MAX};
 pub use document::{
     AgentDefinition, AgentKind, CodexEntry, FolderRepo, Hooks, HooksFolder, Integrate,
@@ -56,6 +57,7 @@ pub(crate) use problem::{nearest, quote};
 pub use reference::reference;
 pub use schema::json_schema;
 pub use settings::VERIFY_COMMANDS_MAX;
+pub(crate) use settings::{VARIABLE_BYTES_MAX, VARIABLES_MAX, variable_fault};
 pub use tree::FILE_BYTES_MAX;
 pub use values::{Duration, Size};
 
@@ -120,6 +122,30 @@ pub fn parse(
     bytes: &[u8],
     agents: &BTreeMap<String, AgentDefinition>,
 ) -> Result<Plan, Problems> {
+    examine(file, bytes, agents, None).map(|(plan, _)| plan)
+}
+
+/// Reads and checks a plan as [`parse`] does, and the personas that it names; their paths are relative
+/// to `folder`.
+///
+/// # Errors
+///
+/// Fails with all problems of the file and of its personas, each with its place in the file.
+pub fn parse_with_personas(
+    file: &str,
+    bytes: &[u8],
+    agents: &BTreeMap<String, AgentDefinition>,
+    folder: &Path,
+) -> Result<(Plan, persona::Personas), Problems> {
+    examine(file, bytes, agents, Some(folder))
+}
+
+fn examine(
+    file: &str,
+    bytes: &[u8],
+    agents: &BTreeMap<String, AgentDefinition>,
+    folder: Option<&Path>,
+) -> Result<(Plan, persona::Personas), Problems> {
     let mut problems = Problems::new(file);
     let mut warnings = Problems::new(file);
     let decoded = tree::read(bytes, tree::VALUES_MAX, &mut problems).and_then(|root| {
@@ -136,17 +162,22 @@ pub fn parse(
     });
     let document = decoded.map(|(document, marks)| {
         rules::check(&document, &marks, agents, &mut problems);
-        document
+        let read = |folder| persona::read_all(&document, &marks, folder, &mut problems);
+        let personas = folder.map(read).unwrap_or_default();
+        (document, personas)
     });
     problems.settle();
     warnings.settle();
     match document {
-        Some(document) if problems.is_empty() => Ok(Plan {
-            name: document.name.clone().unwrap_or_else(|| stem(file)),
-            document,
-            warnings,
-            agents: agents.clone(),
-        }),
+        Some((document, personas)) if problems.is_empty() => {
+            let plan = Plan {
+                name: document.name.clone().unwrap_or_else(|| stem(file)),
+                document,
+                warnings,
+                agents: agents.clone(),
+            };
+            Ok((plan, personas))
+        }
         _ => Err(problems),
     }
 }

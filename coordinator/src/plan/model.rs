@@ -41,7 +41,8 @@ pub struct ModelSettings {
     /// default.
     pub approvals: Option<Approvals>,
     /// Whether an attempt that changes nothing has failed. If absent, `required` for tasks of models
-    /// with a repository, unless they only read or answer with an `output_schema`.
+    /// with a repository, unless they only read or answer with an `output_schema`. `required` needs a
+    /// repository.
     pub change: Option<Change>,
     /// What must be true of the work; the agent is told.
     pub acceptance: Option<Vec<String>>,
@@ -49,9 +50,10 @@ pub struct ModelSettings {
     /// twice.
     #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
     pub output_schema: Option<serde_json::Value>,
-    /// Images for the agent, relative to the work tree.
+    /// Images for the agent, relative to the work tree; one that is not there fails the attempt.
     pub images: Option<Vec<String>>,
-    /// Folders of the worker besides the work tree in which the agent may write.
+    /// Folders of the worker besides the work tree in which the agent may write; one that is not there
+    /// fails the attempt.
     pub add_dirs: Option<Vec<String>>,
     /// What only Codex knows.
     pub codex: Option<CodexSettings>,
@@ -118,13 +120,13 @@ pub enum Change {
 #[derive(Clone, PartialEq, Eq, Debug, Default, JsonSchema, Serialize, Deserialize)]
 #[schemars(deny_unknown_fields)]
 pub struct Approvals {
-    /// What happens to questions that no rule answers.
+    /// What happens to questions that no rule answers. The persona's skills are read without one.
     #[serde(default)]
     pub ask: Ask,
     /// Commands that begin with these words are allowed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<String>,
-    /// Commands that begin with these words are denied, whatever else is allowed.
+    /// Commands with these words in a row, anywhere, are denied, whatever else is allowed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<String>,
 }
@@ -137,7 +139,7 @@ pub enum Ask {
     /// without one, such as Claude Code, may do what the worker's user may.
     #[default]
     Never,
-    /// Changes within the work tree are allowed, a person is asked about the rest.
+    /// Reading and changing files within the work tree is allowed, a person is asked about the rest.
     Outside,
     /// A person is asked.
     Always,

@@ -3,12 +3,15 @@
 //!
 //! The form is that of codeswarm: a file, or a folder with `AGENTS.md` and perhaps `skills/`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Component, Path, PathBuf};
 
+use super::decode::Marks;
 use super::document::PlanDocument;
+use super::problem::Problems;
+use crate::causes::chain;
 
 /// Longest text of a persona, and of one file of a skill.
 pub const TEXT_BYTES_MAX: usize = 256 << 10;
@@ -37,7 +40,7 @@ pub type Personas = BTreeMap<String, Persona>;
 /// Why a persona cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("read {}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("{} is not text in UTF-8", .0.display())]
     NotText(PathBuf),
@@ -69,21 +72,47 @@ pub fn named(document: &PlanDocument) -> Vec<&str> {
     named
 }
 
-/// Reads the personas of a plan; their paths are relative to `folder`.
-///
-/// # Errors
-/// One is not there, not text, too large, or leads out of its folder by a symbolic link.
-pub fn read_all(document: &PlanDocument, folder: &Path) -> Result<Personas, Error> {
-    let named = named(document);
-    if named.len() > PERSONAS_MAX {
-        return Err(Error::TooMany);
+/// Reads the personas of a plan; their paths are relative to `folder`. What is wrong with one (it is
+/// not there, not text, too large, or leads out of its folder by a symbolic link) is a finding at the
+/// first place that names it.
+pub(super) fn read_all(
+    document: &PlanDocument,
+    marks: &Marks,
+    folder: &Path,
+    problems: &mut Problems,
+) -> Personas {
+    const HINT: &str = "`persona:` is a path relative to the plan file";
+    let of_tasks = document.tasks.iter().zip(&marks.tasks);
+    let of_tasks = of_tasks.map(|(entry, place)| (&entry.settings, &place.settings));
+    let mut personas = Personas::new();
+    let mut seen = BTreeSet::new();
+    for (settings, place) in std::iter::once((&document.defaults, &marks.defaults)).chain(of_tasks)
+    {
+        let Some(path) = settings.model.persona.as_deref() else {
+            continue;
+        };
+        if !seen.insert(path) {
+            continue;
+        }
+        if seen.len() > PERSONAS_MAX {
+            problems.add(place.persona, Error::TooMany.to_string());
+            break;
+        }
+        let persona = read(&folder.join(path)).and_then(|persona| {
+            check(path, &persona)?;
+            Ok(persona)
+        });
+        match persona {
+            Ok(persona) => {
+                personas.insert(path.to_owned(), persona);
+            }
+            Err(error) => {
+                let message = format!("`persona`: {}", chain(&error));
+                problems.add_with(place.persona, message, HINT);
+            }
+        }
     }
-    let read = named.into_iter().map(|path| {
-        let persona = read(&folder.join(path))?;
-        check(path, &persona)?;
-        Ok((path.to_owned(), persona))
-    });
-    read.collect()
+    personas
 }
 
 /// Checks a persona that somebody else has read.
@@ -223,6 +252,35 @@ mod tests {
         assert!(file.skills.is_empty());
         assert!(matches!(read_here("dev/skills"), Err(Error::NoMain(_))));
         assert!(matches!(read_here("nobody"), Err(Error::Read { .. })));
+    }
+
+    #[test]
+    fn every_persona_that_cannot_be_used_is_a_finding_at_its_place_among_the_others() {
+        let folder = folder();
+        let text = "defaults: {agent: codex, persona: nobody}\ntasks:\n  - {name: a, prompt: x}\n  \
+                    - {name: b, prompt: x, persona: dev/skills}\n  - {name: c, prompt: x, persona: \
+                    nobody}\n  - {name: d, prompt: x, persona: dev, oops: 1}\n";
+        let agents = BTreeMap::new();
+        let read = |text: &str| {
+            super::super::parse_with_personas("p", text.as_bytes(), &agents, folder.path())
+        };
+        let problems = read(text).unwrap_err();
+        let found = problems.list.iter().map(|problem| {
+            let (place, start) = (problem.at, problem.message.split(':').next().unwrap());
+            format!("{}:{} {start}", place.line, place.column)
+        });
+        let found: Vec<String> = found.collect();
+        assert_eq!(
+            found,
+            ["1:35 `persona`", "4:35 `persona`", "6:40 task \"d\""],
+            "{problems}"
+        );
+        let shown = problems.to_string();
+        assert!(shown.contains("nobody: No such file"), "{shown}");
+        assert!(shown.contains("dev/skills has no AGENTS.md"), "{shown}");
+        let right = "tasks: [{name: a, agent: codex, prompt: x, persona: dev}]";
+        let (_, personas) = read(right).unwrap();
+        assert_eq!(personas["dev"].instructions, "You test.");
     }
 
     #[test]

@@ -7,8 +7,11 @@ use coordinator_core::ids::TaskIx;
 use coordinator_core::validate::validate;
 
 use super::decode::Marks;
-use super::document::{AgentDefinition, AgentKind, Hooks, Integrate, PlanDocument, TaskEntry};
+use super::document::{
+    AgentDefinition, AgentKind, Hooks, Integrate, PlanDocument, Settings, TaskEntry,
+};
 use super::lower::{Admission, agent_name, find_agent, lower};
+use super::model::Change;
 use super::problem::{Position, Problems, nearest, quote};
 
 /// Names that one hint lists.
@@ -172,8 +175,18 @@ fn without_repository(document: &PlanDocument, marks: &Marks, problems: &mut Pro
         let message = "defaults: `hooks` are folders of a repository, so they need a `repo`";
         problems.add_with(marks.defaults.hooks, message, HINT);
     }
+    let must_change = |settings: &Settings| settings.model.change == Some(Change::Required);
+    if must_change(&document.defaults) {
+        let message = "defaults: `change: required` is about a commit, so it needs a `repo`";
+        problems.add_with(marks.defaults.change, message, HINT);
+    }
     for (entry, place) in document.tasks.iter().zip(&marks.tasks) {
         let context = format!("task {}: ", quote(&entry.name));
+        if must_change(&entry.settings) {
+            let message =
+                format!("{context}`change: required` is about a commit, so it needs a `repo`");
+            problems.add_with(place.settings.change, message, HINT);
+        }
         if runs_hooks(&entry.settings.hooks) {
             let message =
                 format!("{context}`hooks` are folders of a repository, so they need a `repo`");

@@ -53,7 +53,7 @@ pub(super) mod tests {
         };
         assert_eq!(keys("/properties"), known(&decode::PLAN_KEYS));
         for (name, wanted) in [
-            ("TaskEntry", &decode::TASK_KEYS[..]),
+            ("TaskEntry", &decode::task_keys()[..]),
             ("Settings", &settings::SETTINGS_KEYS),
             ("Resources", &settings::RESOURCE_KEYS),
             ("AgentDefinition", &decode::AGENT_KEYS),

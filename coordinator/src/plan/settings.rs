@@ -15,8 +15,8 @@ use super::values::Duration;
 /// Shell commands of one verify.
 pub const VERIFY_COMMANDS_MAX: usize = 256;
 /// Variables of a task, and bytes of one: they share one process's argument space.
-const VARIABLES_MAX: usize = 256;
-pub(super) const VARIABLE_BYTES_MAX: usize = 32_768;
+pub(crate) const VARIABLES_MAX: usize = 256;
+pub(crate) const VARIABLE_BYTES_MAX: usize = 32_768;
 const LABELS_MAX: usize = 64;
 /// Far above any host; keeps sums far from overflow.
 const RESOURCE_MAX: i64 = 1_000_000;
@@ -56,6 +56,8 @@ pub(super) struct SettingsMarks {
     pub(super) agent: Position,
     pub(super) verify: Position,
     pub(super) hooks: Position,
+    pub(super) change: Position,
+    pub(super) persona: Position,
 }
 
 /// Reads the settings among a task's or the defaults' keys.
@@ -119,6 +121,14 @@ pub(super) fn settings(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (Setting
     if let Some(node) = fields.get("hooks") {
         marks.hooks = node.at;
         settings.hooks = hooks(reader, node);
+    }
+    for (key, place) in [
+        ("change", &mut marks.change),
+        ("persona", &mut marks.persona),
+    ] {
+        if let Some(node) = fields.get(key) {
+            *place = node.at;
+        }
     }
     settings.model = model_settings(reader, fields);
     (settings, marks)
@@ -367,17 +377,23 @@ pub(super) fn variables<'t>(
 }
 
 fn is_variable(reader: &mut Reader<'_>, at: Position, name: &str) -> bool {
+    match variable_fault(name) {
+        Some(fault) => {
+            reader.wrong(at, &fault);
+            false
+        }
+        None => true,
+    }
+}
+
+/// Says why nothing can be a variable of this name.
+pub(crate) fn variable_fault(name: &str) -> Option<String> {
     let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if !plain || name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
-        reader.wrong(at, &format!("{} is no variable's name", quote(name)));
-        return false;
+        return Some(format!("{} is no variable's name", quote(name)));
     }
-    if name.starts_with("MUSTER_") {
-        let message = format!("`{name}`: names with MUSTER_ are Muster's own");
-        reader.wrong(at, &message);
-        return false;
-    }
-    true
+    name.starts_with("MUSTER_")
+        .then(|| format!("`{name}`: names with MUSTER_ are Muster's own"))
 }
 
 #[cfg(test)]

@@ -420,3 +420,63 @@ proptest! {
         let _ = parse("p", &bytes, &BTreeMap::new());
     }
 }
+
+#[test]
+fn declared_agents_are_looked_for_unless_their_tasks_have_a_path_of_their_own() {
+    let configured = [(
+        "theirs".to_owned(),
+        AgentDefinition {
+            kind: AgentKind::Codex,
+            command: None,
+            env: BTreeMap::new(),
+        },
+    )]
+    .into();
+    let text = "
+agents:
+  mine: {kind: acp, command: [opencode, acp]}
+  apart: {kind: acp, command: x, env: {PATH: /opt/bin}}
+tasks:
+  - {name: a, agent: mine, prompt: x}
+  - {name: b, agent: theirs, prompt: x}
+  - {name: c, agent: codex, prompt: x}
+  - {name: d, agent: apart, prompt: x}
+  - {name: e, agent: mine, prompt: x, env: {PATH: {env: OTHER_PATH}}}
+  - {name: f, run: echo}
+";
+    let plan = parse("p", text.as_bytes(), &configured).unwrap();
+    let lowered = plan.lower(&Admission::default()).unwrap();
+    let declared = lowered.spec.tasks.iter().map(|task| {
+        let requirement = &task.profile.requirement;
+        let declared = requirement.declared.as_ref();
+        declared
+            .map(|declared| format!("{} {} {:?}", declared.kind, declared.name, declared.program))
+    });
+    let declared: Vec<_> = declared.collect();
+    let expected = [
+        Some("acp mine \"opencode\"".to_owned()),
+        Some("codex theirs \"\"".to_owned()),
+        None,
+        None,
+        None,
+        None,
+    ];
+    assert_eq!(declared, expected);
+}
+
+#[test]
+fn of_equal_names_the_plans_agent_comes_before_the_configured_one() {
+    let configured = |command: &str| {
+        let agent = AgentDefinition {
+            kind: AgentKind::Acp,
+            command: Some(vec![command.to_owned()]),
+            env: BTreeMap::new(),
+        };
+        [("mine".to_owned(), agent)].into()
+    };
+    let text =
+        "agents: {mine: {kind: acp, command: ours}}\ntasks: [{name: a, agent: mine, prompt: x}]";
+    let plan = parse("p", text.as_bytes(), &configured("theirs")).unwrap();
+    let lowered = plan.lower(&Admission::default()).unwrap();
+    assert_eq!(lowered.tasks[0].agent.command, ["ours"]);
+}

@@ -31,7 +31,7 @@ pub(crate) struct Heading {
     pub(crate) worker: Option<String>,
 }
 /// What one read takes from the file.
-const CHUNK: usize = 256 * 1024;
+pub(super) const CHUNK: usize = 256 * 1024;
 
 /// An open transcript that is appended to.
 #[derive(Debug)]
@@ -294,6 +294,32 @@ pub(super) fn read_on(
         events.push(event);
     }
     Ok(events)
+}
+
+/// Finds a record from which on about so many bytes are left. What stands before it is neither read nor
+/// checked; where it says nothing that could be true this is the beginning.
+pub(super) fn near_end(path: &Path, bytes: u64) -> Result<Position, Error> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Position::default()),
+        Err(source) => return Err(io("open", path)(source)),
+    };
+    let size = file.metadata().map_err(io("read", path))?.len();
+    let mut file = std::io::BufReader::with_capacity(CHUNK, file);
+    let mut offset = 0;
+    while size.saturating_sub(offset) > bytes {
+        let mut header = [0; HEADER];
+        file.read_exact(&mut header).map_err(io("read", path))?;
+        let length = record_length(&header).unwrap_or(usize::MAX);
+        let next = offset.saturating_add((HEADER as u64).saturating_add(length as u64));
+        let (true, Ok(length)) = (next <= size, i64::try_from(length)) else {
+            return Ok(Position::default());
+        };
+        file.seek_relative(length).map_err(io("read", path))?;
+        offset = next;
+    }
+    // Whatever number is there is larger.
+    Ok(Position { offset, number: 0 })
 }
 
 fn read_sound(

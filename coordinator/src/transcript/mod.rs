@@ -9,6 +9,7 @@
 //! found by an audit, and usage is counted for its worker. Files of earlier formats, which say less or
 //! nothing, are read and continued as they are.
 
+mod digest;
 mod file;
 pub mod mend;
 mod writer;
@@ -22,6 +23,7 @@ use coordinator_core::event::Work;
 use muster_proto::v1::agent_event::Kind;
 use muster_proto::v1::{AgentEvent, OutputTruncated};
 
+pub use digest::Digest;
 pub(crate) use file::Heading;
 pub use writer::{Appended, Transcripts, Writes};
 

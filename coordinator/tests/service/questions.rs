@@ -35,6 +35,7 @@ fn closed(number: u32) -> Option<Report> {
         question: number,
         choice: "yes".to_owned(),
         by: String::new(),
+        earlier: String::new(),
     }))
 }
 
@@ -91,12 +92,16 @@ async fn an_answer_reaches_the_agent_in_each_session_until_it_has_it() {
     let said = operator.answer_question(yes(&id)).await.unwrap();
     assert_eq!(said.into_inner().choice.unwrap().id, "yes");
     let told = answers(&mut worker).await;
+    let by = told[0].answers[0].by.clone();
+    assert!(by.starts_with("admin token "), "{by}");
     let expected = v1::LeaseAnswers {
         lease,
         answers: vec![v1::Answer {
             question: 3,
             choice: "yes".to_owned(),
             text: "but quickly".to_owned(),
+            name: id.clone(),
+            by,
         }],
     };
     assert_eq!(told, std::slice::from_ref(&expected));

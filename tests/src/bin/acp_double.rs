@@ -123,7 +123,9 @@ impl Double {
             }
             Scenario::BadJson { times, .. } if self.prompts < *times => say("no JSON at all"),
             Scenario::Json(value) | Scenario::BadJson { value, .. } => say(value),
-            Scenario::Call { .. } | Scenario::Faulty { .. } => say("I have no such tool."),
+            Scenario::Call { .. } | Scenario::Commands(_) | Scenario::Faulty { .. } => {
+                say("I have no such tool.");
+            }
         }
         "end_turn"
     }

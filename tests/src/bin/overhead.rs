@@ -1,9 +1,12 @@
 //! Measures what Muster adds to a coding agent: the time from a lease to the agent's first call of its
-//! model, beside that of the bare program, and the memory that the worker takes for each running attempt.
+//! model, beside that of the bare program, and the memory that the worker takes for each running attempt,
+//! beside that of the agent.
 //!
 //! The programs are the real ones, where they are; their provider is on this host and made up. Figures are
-//! printed and never judged.
+//! printed and never judged: they are of the profile that this program was built with, and of a machine
+//! that should have nothing else to do.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -12,8 +15,8 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use muster_tests::cluster::{Cluster, Programs};
-use muster_tests::fakes::{Anthropic, OpenAi};
-use muster_tests::figures::spread;
+use muster_tests::fakes::{Anthropic, OpenAi, Served};
+use muster_tests::figures::{percentile, spread};
 use muster_tests::repository::Repository;
 use muster_tests::{agents, wait};
 
@@ -53,8 +56,8 @@ trait Subject {
     fn kind(&self) -> &'static str;
     /// Variables that lead the worker's, or the bare, program to the provider.
     fn variables(&self) -> Vec<(String, String)>;
-    /// Calls that were made.
-    fn calls(&self) -> usize;
+    /// Calls that its provider has heard.
+    fn served(&self) -> Vec<Served>;
     /// The bare program with a prompt.
     fn bare(&self, folder: &Path) -> Command;
 }
@@ -80,8 +83,8 @@ impl Subject for Codex {
         .into()
     }
 
-    fn calls(&self) -> usize {
-        self.provider.served().len()
+    fn served(&self) -> Vec<Served> {
+        self.provider.served()
     }
 
     fn bare(&self, folder: &Path) -> Command {
@@ -113,8 +116,8 @@ impl Subject for Claude {
         variables
     }
 
-    fn calls(&self) -> usize {
-        self.provider.served().len()
+    fn served(&self) -> Vec<Served> {
+        self.provider.served()
     }
 
     fn bare(&self, folder: &Path) -> Command {
@@ -190,6 +193,9 @@ fn compare(subject: &dyn Subject, programs: &Programs, arguments: &Arguments) ->
     }
     let worker = cluster.start_described(&worker, kind)?;
     let id = worker.id()?.as_raw_nonzero().get();
+    // The first start of each is of caches that are empty.
+    start_bare(subject, mine.path())?;
+    start_leased(subject, &cluster, mine.path())?;
     let (mut bare, mut leased) = (Vec::new(), Vec::new());
     for _ in 0..arguments.times {
         bare.push(start_bare(subject, mine.path())?);
@@ -203,13 +209,31 @@ fn compare(subject: &dyn Subject, programs: &Programs, arguments: &Arguments) ->
         "{kind}: lease to its first call:                     {}",
         spread(&mut leased)
     ));
+    let (bare, leased) = (percentile(&bare, 50), percentile(&leased, 50));
+    let (differs, by) = match leased.checked_sub(bare) {
+        Some(more) => ("more", more),
+        None => ("less", bare.saturating_sub(leased)),
+    };
+    say(&format!(
+        "{kind}: the median lease, workspace included, takes {by:.2?} {differs} than the bare program"
+    ));
     memory(subject, &cluster, mine.path(), id, arguments.attempts)
 }
 
-/// Waits for another call than the first `before`.
-fn first_call(subject: &dyn Subject, before: usize) -> Result<()> {
+/// Gives how many conversations have called with a prompt. Calls are not counted: an agent may make
+/// some beside its turn, and makes one again that broke off.
+fn callers(subject: &dyn Subject, prompt: &str) -> usize {
+    let served = subject.served();
+    let scenario = prompt.trim_matches(['[', ']']);
+    let callers = served.iter().filter(|call| call.scenario == scenario);
+    let callers: BTreeSet<&str> = callers.map(|call| call.conversation.as_str()).collect();
+    callers.len()
+}
+
+/// Waits until so many conversations have called.
+fn called(subject: &dyn Subject, prompt: &str, by: usize) -> Result<()> {
     let deadline = Instant::now() + wait::LONG;
-    while subject.calls() <= before {
+    while callers(subject, prompt) < by {
         if Instant::now() > deadline {
             bail!("{} did not call its model", subject.kind());
         }
@@ -220,7 +244,7 @@ fn first_call(subject: &dyn Subject, before: usize) -> Result<()> {
 }
 
 fn start_bare(subject: &dyn Subject, folder: &Path) -> Result<Duration> {
-    let before = subject.calls();
+    let before = callers(subject, SHORT);
     let began = Instant::now();
     let mut child = subject
         .bare(folder)
@@ -230,7 +254,7 @@ fn start_bare(subject: &dyn Subject, folder: &Path) -> Result<Duration> {
         .stderr(Stdio::null())
         .spawn()
         .context("start the bare program")?;
-    first_call(subject, before)?;
+    called(subject, SHORT, before + 1)?;
     let took = began.elapsed();
     child.wait()?;
     Ok(took)
@@ -256,18 +280,19 @@ fn plan(
 
 fn start_leased(subject: &dyn Subject, cluster: &Cluster, folder: &Path) -> Result<Duration> {
     let plan = plan(cluster, subject, folder, SHORT, 1)?;
-    let before = subject.calls();
+    let before = callers(subject, SHORT);
     let run = cluster.submit(&plan)?;
-    first_call(subject, before)?;
-    let called = SystemTime::now();
+    called(subject, SHORT, before + 1)?;
+    let called_at = SystemTime::now();
     let status = cluster.ended(&run)?;
     let attempt = status.attempts("t0")?.last().context("no attempt")?;
     let granted = attempt["granted_at"].as_str().context("no grant")?;
     let granted: jiff::Timestamp = granted.parse()?;
-    Ok(called.duration_since(granted.into()).unwrap_or_default())
+    let took = called_at.duration_since(granted.into());
+    took.context("the clock of this host was set back")
 }
 
-/// Prints what the worker and its supervisors take for each attempt that runs.
+/// Prints what the worker, with guards and supervisors, and its agents take for each attempt that runs.
 fn memory(
     subject: &dyn Subject,
     cluster: &Cluster,
@@ -275,37 +300,101 @@ fn memory(
     worker: i32,
     attempts: u32,
 ) -> Result<()> {
-    let idle = ours(worker)?;
+    // The last attempt's processes may be on their way out.
+    let deadline = Instant::now() + wait::LONG;
+    let idle = loop {
+        let taken = Memory::of(worker)?;
+        if taken.processes == 1 {
+            break taken;
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "the worker does not come to rest"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    };
     let plan = plan(cluster, subject, folder, ENDLESS, attempts)?;
-    let before = subject.calls();
     let run = cluster.submit(&plan)?;
-    for more in 0..attempts as usize {
-        first_call(subject, before + more)?;
-    }
-    let busy = ours(worker)?;
+    called(subject, ENDLESS, usize::try_from(attempts)?)?;
+    let busy = Memory::of(worker)?;
     cluster.ask(["cancel", &run])?.success()?;
     cluster.ended(&run)?;
-    let each = busy.saturating_sub(idle) / u64::from(attempts);
+    let each = |kib: u64| kib / u64::from(attempts.max(1));
     say(&format!(
-        "{}: worker with its supervisors: {idle} KiB idle, {busy} KiB with {attempts} attempts: {each} KiB each",
-        subject.kind()
+        "{}: worker {} KiB idle; with {attempts} attempts {} KiB, guards and supervisors included: {} KiB each, beside {} KiB of each agent",
+        subject.kind(),
+        idle.ours_kib,
+        busy.ours_kib,
+        each(busy.ours_kib.saturating_sub(idle.ours_kib)),
+        each(busy.others_kib),
     ));
     Ok(())
 }
 
-/// Proportional memory of a worker and of what it has started of itself: not of agents.
-fn ours(worker: i32) -> Result<u64> {
-    let name = std::fs::read_link(format!("/proc/{worker}/exe"))?;
-    let mut sum = 0;
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let is_ours = std::fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == name);
-        if !is_ours {
-            continue;
+/// What a worker and all its descendants take: proportional memory, in which what several share is
+/// counted once.
+#[derive(Default)]
+struct Memory {
+    /// The worker's program: itself, guards and supervisors.
+    ours_kib: u64,
+    /// Any other program: agents and what they start.
+    others_kib: u64,
+    processes: usize,
+}
+
+impl Memory {
+    fn of(worker: i32) -> Result<Self> {
+        let program = std::fs::read_link(format!("/proc/{worker}/exe"))?;
+        let mut taken = Self::default();
+        for process in tree(worker)? {
+            let folder = PathBuf::from(format!("/proc/{process}"));
+            let read = std::fs::read_link(folder.join("exe"))
+                .and_then(|exe| Ok((exe, std::fs::read_to_string(folder.join("smaps_rollup"))?)));
+            let (exe, rollup) = match read {
+                Ok(read) => read,
+                // It has ended meanwhile.
+                Err(_) if !folder.exists() => continue,
+                Err(error) => return Err(error).context(format!("read memory of {process}")),
+            };
+            let line = rollup.lines().find(|line| line.starts_with("Pss:"));
+            let kib = line.and_then(|line| line.split_whitespace().nth(1));
+            let kib: u64 = kib.context("the kernel tells no memory")?.parse()?;
+            taken.processes += 1;
+            if exe == program {
+                taken.ours_kib += kib;
+            } else {
+                taken.others_kib += kib;
+            }
         }
-        let rollup = std::fs::read_to_string(entry.path().join("smaps_rollup")).unwrap_or_default();
-        let line = rollup.lines().find(|line| line.starts_with("Pss:"));
-        let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-        sum += kib.unwrap_or_default();
+        Ok(taken)
     }
-    Ok(sum)
+}
+
+/// Gives a process and all its descendants.
+fn tree(root: i32) -> Result<Vec<i32>> {
+    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let name = entry.file_name();
+        let Some(process) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // One that has ended meanwhile has no line.
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // Behind the name, which may hold anything, come the state and the parent.
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| {
+            let parent = rest.split_whitespace().nth(1)?;
+            parent.parse().ok()
+        });
+        if let Some(parent) = parent {
+            children.entry(parent).or_default().push(process);
+        }
+    }
+    let mut tree = vec![root];
+    let mut next = 0;
+    while let Some(process) = tree.get(next) {
+        let more = children.remove(process).unwrap_or_default();
+        tree.extend(more);
+        next += 1;
+    }
+    Ok(tree)
 }

@@ -63,6 +63,8 @@ impl fmt::Debug for Anthropic {
 #[derive(Default)]
 struct Known {
     served: Mutex<Vec<Served>>,
+    /// What was asked, whole.
+    bodies: Mutex<Vec<Value>>,
     /// Faults that were served, by the scenario they are of.
     faults: Mutex<BTreeMap<String, usize>>,
     answers: AtomicU64,
@@ -93,6 +95,12 @@ impl Anthropic {
     #[must_use]
     pub fn served(&self) -> Vec<Served> {
         lock(&self.server.known.served).clone()
+    }
+
+    /// Gives the requests so far as they came, in order.
+    #[must_use]
+    pub fn bodies(&self) -> Vec<Value> {
+        lock(&self.server.known.bodies).clone()
     }
 
     /// Gives the variables that lead Claude Code to this provider and nowhere else.
@@ -134,6 +142,7 @@ async fn respond(State(known): State<Arc<Known>>, headers: HeaderMap, body: Byte
         let value = headers.get(name).and_then(|value| value.to_str().ok());
         value.unwrap_or_default().to_owned()
     };
+    lock(&known.bodies).push(body.clone());
     let place = Place::of(&body);
     let mut call = Served {
         conversation: text("x-claude-code-session-id"),
@@ -331,9 +340,21 @@ fn play(
         }
         Scenario::Write { file, .. } => last(&format!("Wrote {file}.")),
         Scenario::Patch(file) if first => {
-            call("Write", json!({"file_path": file, "content": "patched\n"}))
+            let is_write = |tool: &&Value| {
+                tool["name"]
+                    .as_str()
+                    .is_some_and(|name| name.eq_ignore_ascii_case("write"))
+            };
+            let write = tools.iter().find(is_write);
+            // Agents name this differently too.
+            let key = match write.map(|tool| &tool["input_schema"]["properties"]["filePath"]) {
+                Some(Value::Object(_)) => "filePath",
+                _ => "file_path",
+            };
+            call("Write", json!({key: file, "content": "patched\n"}))
         }
         Scenario::Run(command) | Scenario::Escalate(command) if first => shell(command),
+        Scenario::Commands(commands) if place.step < commands.len() => shell(&commands[place.step]),
         Scenario::Call {
             server,
             tool,

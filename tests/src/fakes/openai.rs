@@ -59,6 +59,8 @@ impl fmt::Debug for OpenAi {
 #[derive(Default)]
 struct Known {
     served: Mutex<Vec<Served>>,
+    /// What was asked, whole.
+    bodies: Mutex<Vec<Value>>,
     /// Faults that were served, by the scenario they are of.
     faults: Mutex<BTreeMap<String, usize>>,
     answers: AtomicU64,
@@ -88,6 +90,12 @@ impl OpenAi {
     #[must_use]
     pub fn served(&self) -> Vec<Served> {
         lock(&self.server.known.served).clone()
+    }
+
+    /// Gives the requests so far as they came, in order.
+    #[must_use]
+    pub fn bodies(&self) -> Vec<Value> {
+        lock(&self.server.known.bodies).clone()
     }
 
     /// Writes settings into a home of Codex that lead to this provider and nowhere else. Its key is
@@ -145,6 +153,7 @@ async fn respond(State(known): State<Arc<Known>>, headers: HeaderMap, body: Byte
         let value = headers.get(name).and_then(|value| value.to_str().ok());
         value.unwrap_or_default().to_owned()
     };
+    lock(&known.bodies).push(body.clone());
     let place = Place::of(&body);
     let mut call = Served {
         conversation: text("thread-id"),
@@ -290,6 +299,9 @@ fn play(scenario: &Scenario, place: &Place, body: &Value, number: u64) -> (Vec<V
             (vec![item], STEP)
         }
         Scenario::Run(command) if first => shell(command, json!({})),
+        Scenario::Commands(commands) if place.step < commands.len() => {
+            shell(&commands[place.step], json!({}))
+        }
         Scenario::Escalate(command) if first => shell(
             command,
             json!({"sandbox_permissions": "require_escalated",

@@ -20,6 +20,8 @@ pub enum Scenario {
     Patch(String),
     /// `sh:COMMAND`: runs a command.
     Run(String),
+    /// `each:COMMAND then COMMAND`: runs commands one after the other.
+    Commands(Vec<String>),
     /// `escalate:COMMAND`: runs it outside of the sandbox, for which permission is asked.
     Escalate(String),
     /// `call:TOOL {…}`: calls a tool; `server/tool` for one of a server.
@@ -98,6 +100,7 @@ impl Scenario {
             },
             "patch" => Self::Patch(argument.to_owned()),
             "sh" => Self::Run(argument.to_owned()),
+            "each" => Self::Commands(argument.split(" then ").map(str::to_owned).collect()),
             "escalate" => Self::Escalate(argument.to_owned()),
             "call" => {
                 let (server, tool) = first.rsplit_once('/').unwrap_or(("", first));

@@ -192,7 +192,7 @@ fn resumed(programs: &Programs) -> Result<()> {
 }
 
 /// Adds up what the lines of a report say.
-fn sum(usage: &Value, key: &str) -> u64 {
+pub(crate) fn sum(usage: &Value, key: &str) -> u64 {
     let rows = usage["groups"].as_array().into_iter().flatten();
     rows.filter_map(|row| row[key].as_u64()).sum()
 }

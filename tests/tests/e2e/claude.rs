@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use muster_tests::cluster::Cluster;
 use muster_tests::fakes::{self, Anthropic};
+use muster_tests::wait::LONG;
 use muster_tests::{Process, Programs, agents};
 use serde_json::Value;
 
@@ -16,6 +17,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         works,
     ),
     ("each_fault_of_claudes_provider_ends_in_its_class", fails),
+    (
+        "what_a_person_allows_claude_for_its_session_or_by_a_rule_is_not_asked_again",
+        asks,
+    ),
 ];
 
 /// Says why these tests cannot run here.
@@ -86,6 +91,61 @@ tasks:
         for part in ["session", "printf"] {
             ensure!(said.out.contains(part), "{part} is not in {}", said.out);
         }
+        Ok(())
+    })
+}
+
+fn asks(programs: &Programs) -> Result<()> {
+    let provider = Anthropic::start()?;
+    with_cluster(programs, None, |cluster| {
+        cluster.serve()?;
+        let _worker = start(cluster, &provider)?;
+        cluster.seed()?;
+        let plan = cluster.write_plan(
+            "plan.yaml",
+            r#"
+name: asks
+repo: { from: ./seed }
+defaults: { agent: claude, timeout: 2m, approvals: always }
+tasks:
+  - { name: rule, prompt: "Please [[each:touch a.txt then touch a.txt]]" }
+  - { name: session, prompt: "Please [[each:touch b.txt then touch b.txt]]" }
+  - { name: once, prompt: "Please [[each:touch c.txt then touch c.txt]]" }
+"#,
+        )?;
+        let run = cluster.submit(&plan)?;
+        let mut asked = std::collections::BTreeMap::new();
+        // Whoever asks again waits for an answer, and the run with it.
+        let status = cluster.until(&run, "it ends", LONG, |status| {
+            let open = cluster.ask(["approvals", "--json"])?.success()?.json()?;
+            for question in open["questions"].as_array().into_iter().flatten() {
+                let id = question["id"].as_str().context("no id")?;
+                let task = question["task"].as_str().context("no task")?.to_owned();
+                let times = asked.entry(task.clone()).or_insert(0);
+                *times += 1;
+                let chosen = match (task.as_str(), *times) {
+                    ("rule", 1) => cluster.ask(["approve", id, "--rule"])?,
+                    ("session", 1) => cluster.ask(["approve", id, "--session"])?,
+                    ("once", 1 | 2) => cluster.ask(["approve", id])?,
+                    _ => anyhow::bail!("asked too often: {question}"),
+                };
+                chosen.success()?;
+            }
+            Ok(status.ended())
+        })?;
+        ensure!(status.state() == "succeeded", "{}", status.json);
+        let expected = [("once", 2), ("rule", 1), ("session", 1)];
+        let asked: Vec<(&str, i32)> = asked
+            .iter()
+            .map(|(task, times)| (&**task, *times))
+            .collect();
+        ensure!(asked == expected, "{asked:?}");
+        let diff = cluster.ask(["diff", &run])?.success()?.out;
+        for file in ["a.txt", "b.txt", "c.txt"] {
+            ensure!(diff.contains(file), "{file} is not in {diff}");
+        }
+        // What was allowed is written down nowhere.
+        ensure!(!diff.contains(".claude"), "{diff}");
         Ok(())
     })
 }

@@ -8,15 +8,19 @@ use muster_tests::fakes::{self, OpenAi};
 use muster_tests::repository::Repository;
 use muster_tests::wait::{self, LONG, SOON};
 use muster_tests::{Cluster, Programs, traces};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::mixed::{counted, kill_processes, records};
 use crate::{Scenario, with_cluster};
 
 pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
     (
         "codex_does_tasks_and_what_it_consumed_is_what_was_served",
         does_tasks,
+    ),
+    (
+        "what_tasks_of_codex_par_consumed_is_what_was_served_and_what_they_do_not_say_is_said",
+        executed,
     ),
     (
         "every_fault_of_the_provider_of_codex_ends_in_its_class",
@@ -40,6 +44,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
     ),
     ("a_codex_that_is_killed_in_mid_turn_is_told_as_that", killed),
     (
+        "what_codex_consumed_is_what_was_served_though_it_is_killed_while_its_command_runs",
+        killed_in_a_command,
+    ),
+    (
         "a_person_lets_codex_out_of_its_sandbox_once_or_does_not",
         approved,
     ),
@@ -53,15 +61,15 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
 const KEY: &str = "sk-e2e-5f2c9d";
 
 /// A provider, and a worker whose Codex knows no other.
-struct Stage {
-    provider: OpenAi,
-    home: PathBuf,
-    mine: Repository,
+pub(crate) struct Stage {
+    pub(crate) provider: OpenAi,
+    pub(crate) home: PathBuf,
+    pub(crate) mine: Repository,
     codex: PathBuf,
 }
 
 impl Stage {
-    fn set(cluster: &Cluster, programs: &Programs) -> Result<Self> {
+    pub(crate) fn set(cluster: &Cluster, programs: &Programs) -> Result<Self> {
         let codex = muster_tests::agents::codex(&programs.source).map_err(anyhow::Error::msg)?;
         let provider = OpenAi::start()?;
         let home = cluster.folder().join("codex-home");
@@ -76,7 +84,7 @@ impl Stage {
     }
 
     /// Writes a plan of tasks for Codex, given as YAML.
-    fn plan(&self, cluster: &Cluster, tasks: &str) -> Result<PathBuf> {
+    pub(crate) fn plan(&self, cluster: &Cluster, tasks: &str) -> Result<PathBuf> {
         let text = format!(
             "repo: {}\ndefaults: {{ agent: codex, timeout: 2m }}\ntasks:\n{tasks}",
             self.mine.path().display()
@@ -85,7 +93,7 @@ impl Stage {
     }
 
     /// Runs a plan with a coordinator of its own; gives what it said last.
-    fn run(&self, cluster: &Cluster, tasks: &str, code: i32) -> Result<Value> {
+    pub(crate) fn run(&self, cluster: &Cluster, tasks: &str, code: i32) -> Result<Value> {
         let plan = self.plan(cluster, tasks)?;
         let plan = plan.to_string_lossy();
         let ran = cluster
@@ -100,7 +108,7 @@ impl Stage {
     }
 
     /// Starts a coordinator and a worker that stay.
-    fn serve(&self, cluster: &mut Cluster) -> Result<muster_tests::Process> {
+    pub(crate) fn serve(&self, cluster: &mut Cluster) -> Result<muster_tests::Process> {
         cluster.serve()?;
         let worker = cluster
             .worker("codex", &cluster.address(), 2)?
@@ -141,7 +149,8 @@ fn does_tasks(programs: &Programs) -> Result<()> {
              \x20 - { name: env, prompt: '[[sh:env > env.txt]]' }\n\
              \x20 - name: plain\n    agent: command\n    run: test -f two.txt && touch done.txt\n\
              \x20   depends_on: [two]\n\
-             \x20 - { name: plan, prompt: '[[plan]]', change: optional }\n",
+             \x20 - { name: plan, prompt: '[[plan]]', change: optional }\n\
+             \x20 - { name: review, codex: { review: { uncommitted: true } }, change: optional }\n",
             0,
         )?;
         ensure!(last["state"] == "succeeded", "{last}");
@@ -174,7 +183,51 @@ fn does_tasks(programs: &Programs) -> Result<()> {
             .collect();
         threads.sort();
         threads.dedup();
-        ensure!(threads.len() == 4, "{threads:?}");
+        ensure!(threads.len() == 5, "{threads:?}");
+        Ok(())
+    })
+}
+
+fn executed(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        let stage = Stage::set(cluster, programs)?;
+        let at = stage.mine.path().display();
+        let text = format!(
+            "tasks:\n\
+             \x20 - {{ name: one, cwd: {at}, prompt: 'Please [[write:one.txt hello]]' }}\n\
+             \x20 - {{ name: two, cwd: {at}, prompt: '[[fault:400 always]]' }}\n"
+        );
+        let plan = cluster.write_plan("tasks.yaml", &text)?;
+        let ran = cluster
+            .call(["run", &plan.to_string_lossy(), "--json"])
+            .var("CODEX_BIN", stage.codex.as_os_str())
+            .var("CODEX_HOME", stage.home.as_os_str())
+            .var("OPENAI_API_KEY", KEY)
+            .run(&cluster.logs(), Duration::from_secs(120))?
+            .expect(10)?;
+        let run = ran.last_json()?["run"]
+            .as_str()
+            .context("no run")?
+            .to_owned();
+        let asked = cluster.ask(["usage", &run, "--json"])?.success()?;
+        let usage = asked.json()?;
+        let of = |task: &str, key: &str| {
+            let mut groups = usage["groups"].as_array().into_iter().flatten();
+            let group = groups.find(|group| group["task"] == task);
+            group.and_then(|group| group[key].as_u64())
+        };
+        let keys = ["input_tokens", "cached_input_tokens", "output_tokens"];
+        let told = keys.map(|key| of("one", key).unwrap_or_default());
+        let served = fakes::sum(&stage.provider.served());
+        ensure!(
+            served.input > 0 && told == [served.input, served.cached, served.output],
+            "told {told:?}, served {served:?}"
+        );
+        ensure!(of("one", "unknown_calls") == Some(0), "{usage}");
+        ensure!(of("two", "unknown_calls") == Some(1), "{usage}");
+        let shown = cluster.ask(["usage", &run])?.success()?;
+        ensure!(shown.out.contains("+1?"), "{}", shown.out);
+        ensure!(shown.err.contains("1 more call"), "{}", shown.err);
         Ok(())
     })
 }
@@ -303,7 +356,7 @@ fn repaired(programs: &Programs) -> Result<()> {
 }
 
 /// Waits until no process of a run's agents is left.
-fn nothing_lives(run: &str) -> Result<()> {
+pub(crate) fn nothing_lives(run: &str) -> Result<()> {
     wait::until_true("nothing of the run lives", SOON, || {
         Ok(traces::with_variable("MUSTER_RUN", run)?.is_empty())
     })
@@ -373,18 +426,44 @@ fn killed(programs: &Programs) -> Result<()> {
             "  - { name: dies, prompt: '[[fault:hang 1 then write:a.txt b]]', retries: 1 }\n";
         let run = cluster.submit(&stage.plan(cluster, tasks)?)?;
         stage.asked(1)?;
-        // The supervisor is not among them: it has the worker's environment.
-        let app = traces::with_variable("MUSTER_RUN", &run)?;
-        ensure!(!app.is_empty(), "no codex");
-        for process in app {
-            let process = i32::try_from(process).ok().and_then(Pid::from_raw);
-            // One of them may have gone with another.
-            let _ = kill_process(process.context("no process")?, Signal::KILL);
-        }
+        kill_processes(&run)?;
         let status = cluster.ended(&run)?;
         ensure!(status.state() == "succeeded", "{}", status.json);
         let first = &status.attempts("dies")?[0]["failure"]["class"];
         ensure!(first == "agent_crashed", "{}", status.json);
+        Ok(())
+    })
+}
+
+fn killed_in_a_command(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        let stage = Stage::set(cluster, programs)?;
+        let _worker = stage.serve(cluster)?;
+        let tasks = "  - { name: dies, prompt: '[[sh:echo half > a.txt; tail -f /dev/null]]', retries: 1 }\n";
+        let run = cluster.submit(&stage.plan(cluster, tasks)?)?;
+        for attempt in 1..=2 {
+            wait::until_true("the call has ended", LONG, || {
+                let sessions = stage.home.join("sessions");
+                let known = sessions.exists() && records(&sessions)? == attempt;
+                Ok(known && stage.provider.served().len() == attempt)
+            })?;
+            kill_processes(&run)?;
+        }
+        let status = cluster.ended(&run)?;
+        ensure!(
+            class(&status.json, "dies")? == "agent_crashed",
+            "{}",
+            status.json
+        );
+        let (told, served) = (
+            counted(cluster, &run)?,
+            fakes::sum(&stage.provider.served()),
+        );
+        ensure!(
+            served.input > 0 && told == served,
+            "told {told:?}, served {served:?}"
+        );
+        ensure!(tokens(&status.json) == (served.input, served.output));
         Ok(())
     })
 }

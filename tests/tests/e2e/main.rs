@@ -5,12 +5,14 @@
 
 mod abuse;
 mod acp;
+mod agents;
 mod approvals;
 mod changes;
 mod claude;
 mod clocks;
 mod codex;
 mod codex_par;
+mod codex_settings;
 mod cutoff;
 mod deaths;
 mod deployed;
@@ -20,6 +22,7 @@ mod examples;
 mod failures;
 mod first;
 mod foreign;
+mod going_on;
 mod handover;
 mod integration;
 mod mixed;
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         integration::SCENARIOS,
         codex_par::SCENARIOS,
         acp::SCENARIOS,
+        agents::SCENARIOS,
         failures::SCENARIOS,
         foreign::SCENARIOS,
         handover::SCENARIOS,
@@ -85,11 +89,14 @@ fn main() -> ExitCode {
     let without_clocks = muster_tests::clocks::missing(&programs.source);
     let without_codex = muster_tests::agents::codex(&programs.source).err();
     let with_needs = [
-        (without_codex, codex::SCENARIOS),
+        (without_codex.clone(), codex::SCENARIOS),
+        (without_codex.clone(), codex_settings::SCENARIOS),
+        (without_codex, going_on::CODEX),
         (muster_tests::hosts::missing(), several_hosts::SCENARIOS),
         (claude::missing(&programs.source), claude::SCENARIOS),
+        (claude::missing(&programs.source), going_on::CLAUDE),
         (mixed::missing(&programs.source), mixed::SCENARIOS),
-        (acp::missing(), acp::REAL_SCENARIOS),
+        (acp::missing(&programs.source), acp::REAL_SCENARIOS),
         (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
         (without_clocks.clone(), clocks::SCENARIOS),
         (without_clocks, cutoff::CLOCK_SCENARIOS),

@@ -31,6 +31,11 @@ impl Agent for CommandAgent {
         })
     }
 
+    fn version(&self, _program: &str) -> String {
+        // Of a shell it says nothing that matters, and many shells do not know the question.
+        String::new()
+    }
+
     fn invocation(&self, task: &TaskDocument, _place: &Place<'_>) -> Result<Invocation, Failure> {
         let argv = match &task.run {
             Some(script) => shell(script),

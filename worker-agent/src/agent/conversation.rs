@@ -33,10 +33,21 @@ pub(crate) struct Opening {
     pub(crate) instructions: String,
     /// Id of a conversation of this host that is to be gone on with.
     pub(crate) resume: Option<String>,
+    /// The first prompt if that cannot be gone on with: it says what the agent does not remember then.
+    pub(crate) anew: String,
     /// JSON Schema of the last message, for agents that can be held to one.
     pub(crate) output_schema: Option<Value>,
     /// Variables of the agent's program, for agents that log in by a message. Some are secret.
     pub(crate) env: BTreeMap<String, String>,
+}
+
+impl Opening {
+    /// Turns to a conversation that begins anew, if the earlier one cannot be gone on with.
+    pub(crate) fn begin_anew(&mut self) {
+        if self.resume.take().is_some() && !self.anew.is_empty() {
+            self.prompt = std::mem::take(&mut self.anew);
+        }
+    }
 }
 
 /// What the driver is to do, in order.
@@ -51,7 +62,7 @@ pub(crate) enum Step {
     /// The agent does not wait for this answer any more.
     Withdraw(u32),
     /// The session named at the opening cannot be gone on with: a new one was begun, with the
-    /// opening's prompt.
+    /// opening's prompt for that.
     NotResumed(String),
     /// The turn is over; the driver prompts again or closes. Comes once a turn.
     TurnEnded(Turn),
@@ -162,11 +173,22 @@ impl ErrorClass {
         }
     }
 
+    /// Tells whether the same call fails however often it is made: agents that try again all the same are
+    /// stopped. A conversation that is too long may be made shorter by its agent.
+    pub(crate) const fn is_final(self) -> bool {
+        matches!(
+            self,
+            Self::Authentication | Self::InvalidRequest | Self::UsageLimit
+        )
+    }
+
     /// Judges an answer of a provider by its HTTP status alone.
     pub(crate) const fn of_status(status: u16) -> Self {
         match status {
             401 | 403 => Self::Authentication,
             402 => Self::UsageLimit,
+            // It was too slow, or something else was in the way for a moment.
+            408 | 409 | 425 => Self::ProviderError,
             413 => Self::ContextWindow,
             429 => Self::RateLimit,
             503 | 529 => Self::ProviderCapacity,
@@ -184,6 +206,25 @@ pub(crate) struct Decision {
     pub(crate) choice: String,
     /// For the agent: why, or what it asked for.
     pub(crate) text: String,
+}
+
+/// A file of the agent's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) file: PathBuf,
+    /// What is in every line that matters.
+    pub(crate) word: &'static str,
+}
+
+/// What was found in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Recorded {
+    /// A line with the word, without its end.
+    Line(Vec<u8>),
+    /// The file with this name cannot be read, or not to its end.
+    Unreadable(PathBuf),
+    /// That was all of all files.
+    End,
 }
 
 /// One agent's protocol, as a pure machine. No call may panic, whatever the agent wrote.
@@ -208,6 +249,17 @@ pub(crate) trait Conversation: Send + std::fmt::Debug {
 
     /// Says goodbye: no turn follows.
     fn close(&mut self) -> Vec<Step>;
+
+    /// Names files in which the agent itself keeps what it may not have had the time to say. Asked when
+    /// the program has ended.
+    fn records(&self) -> Vec<Record> {
+        Vec::new()
+    }
+
+    /// Takes what was found in such files, and that it was all.
+    fn recorded(&mut self, _found: &Recorded) -> Vec<Step> {
+        Vec::new()
+    }
 
     /// Judges a program that ended while a turn ran; `stderr` is the end of what it complained.
     fn lost(&mut self, end: &End, stderr: &str) -> AgentError;

@@ -1,6 +1,8 @@
 //! Cuts an agent's output into lines, however its reads fall.
 
-use super::conversation::LINE_BYTES_MAX;
+use serde_json::{Map, Value};
+
+use super::conversation::{AgentError, ErrorClass, LINE_BYTES_MAX};
 
 /// Bytes of a line that is too long which are given all the same.
 const BEGINNING_BYTES: usize = 1 << 10;
@@ -60,9 +62,47 @@ impl Lines {
     }
 }
 
+/// Reads the members of a JSON object that stand whole at the beginning of a line; `None` if it is no
+/// object, so that the line is noise.
+pub(crate) fn members(beginning: &[u8]) -> Option<Map<String, Value>> {
+    let text = String::from_utf8_lossy(beginning);
+    let mut rest = text.trim_start().strip_prefix('{')?;
+    let mut found = Map::new();
+    while let Some((Value::String(key), after)) = first_value(rest)
+        && let Some(after) = after.strip_prefix(':')
+        && let Some((value, after)) = first_value(after)
+        // A number that ends the text may go on.
+        && let Some(after) = after.strip_prefix(',')
+    {
+        found.insert(key, value);
+        rest = after;
+    }
+    Some(found)
+}
+
+/// Reads a value at the beginning of a text; gives what stands behind it.
+fn first_value(text: &str) -> Option<(Value, &str)> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter();
+    let value = values.next()?.ok()?;
+    let rest = text.get(values.byte_offset()..)?;
+    Some((value, rest.trim_start()))
+}
+
+/// Tells that a line was too long to be understood.
+pub(crate) fn too_long(what: &str) -> AgentError {
+    let max = LINE_BYTES_MAX >> 20;
+    AgentError {
+        class: ErrorClass::AgentError,
+        message: format!("{what} is longer than {max} MiB"),
+        http_status: None,
+        retry_after: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
 
@@ -87,6 +127,24 @@ mod tests {
             }
             prop_assert_eq!(found, [whole("one"), whole("two"), whole("three")]);
         }
+    }
+
+    #[test]
+    fn of_the_beginning_of_an_object_its_whole_members_are_read() {
+        for (beginning, expected) in [
+            (
+                r#"{"a":1,"b":{"c":[2]}, "d" : "e,f" ,"g":"h"#,
+                json!({"a": 1, "b": {"c": [2]}, "d": "e,f"}),
+            ),
+            (r#" {"a":12"#, json!({})),
+            (r#"{"a"#, json!({})),
+            ("{{{", json!({})),
+        ] {
+            let found = members(beginning.as_bytes()).map(Value::Object);
+            assert_eq!(found, Some(expected), "{beginning}");
+        }
+        assert_eq!(members(b"[1,"), None);
+        assert_eq!(members(b"\xff{"), None);
     }
 
     #[test]

@@ -8,26 +8,36 @@ pub(crate) mod conversation;
 pub(crate) mod lines;
 pub(crate) mod profile;
 pub(crate) mod scripted;
+mod search;
 mod text;
+mod version;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use muster_proto::v1::{AgentOffer, Failure};
+use muster_proto::v1::{AgentOffer, Failure, ModelUsage};
 
 use crate::document::TaskDocument;
 use crate::failure::{class, failure};
 use crate::supervisor::End;
 
 use conversation::Conversation;
+pub(crate) use search::{Asking, Overrides, found, offers};
+use search::{may_run, program};
 
 /// One kind of agent.
 pub(crate) trait Agent: Send + Sync {
     /// Name of the kind, as plans use it.
     fn kind(&self) -> &'static str;
 
-    /// Looks for the agent's program on this host; `None` if it is not there.
+    /// Looks for the agent's program on this host, without starting it; `None` if it is not there.
+    /// The program is empty if each task brings its own.
     fn find(&self, own: Own<'_>) -> Option<AgentOffer>;
+
+    /// Asks a program of this kind for its version; empty if it does not say.
+    fn version(&self, program: &str) -> String {
+        version::ask(program)
+    }
 
     /// Says what to start for a task.
     fn invocation(&self, task: &TaskDocument, place: &Place<'_>) -> Result<Invocation, Failure>;
@@ -47,10 +57,21 @@ pub(crate) trait Agent: Send + Sync {
         None
     }
 
+    /// Gives what reads off the output of a program without a conversation what it consumed; `None` for
+    /// one that says nothing of that.
+    fn meter(&self, _task: &TaskDocument) -> Option<Box<dyn Meter>> {
+        None
+    }
+
     /// Tells whether the conversation itself holds the agent to a JSON Schema; the prompt says it
     /// otherwise.
     fn takes_schema(&self) -> bool {
         false
+    }
+
+    /// Names the variables that hold its logins.
+    fn keys(&self) -> &'static [&'static str] {
+        &[]
     }
 
     /// Names empty folders that the agent may leave where it worked.
@@ -62,6 +83,16 @@ pub(crate) trait Agent: Send + Sync {
     fn summary(&self, _place: &Place<'_>) -> String {
         String::new()
     }
+}
+
+/// Reads off a program's output what it consumed of models, as a pure machine. No call may panic, whatever
+/// the program wrote.
+pub(crate) trait Meter: Send + std::fmt::Debug {
+    /// Takes one line of its standard output, without its end; gives what was consumed since.
+    fn line(&mut self, line: &[u8]) -> Option<ModelUsage>;
+
+    /// Hears that the program has ended.
+    fn ended(&mut self) -> Option<ModelUsage>;
 }
 
 /// Gives variables of the worker's own environment.
@@ -98,27 +129,9 @@ const KINDS: [&dyn Agent; 5] = [
     &acp::AcpAgent,
 ];
 
-/// Finds the agents of this host; `overrides` say how some are started, by name.
-pub(crate) fn offers(own: Own<'_>, overrides: &BTreeMap<String, Vec<String>>) -> Vec<AgentOffer> {
-    let path = own("PATH").unwrap_or_default();
-    let offers = KINDS.iter().filter_map(|agent| {
-        let named = overrides
-            .get(agent.kind())
-            .and_then(|command| command.first());
-        let Some(named) = named else {
-            return agent.find(own);
-        };
-        let found = match named.contains('/') {
-            true => may_run(Path::new(named)).then(|| named.clone()),
-            false => program(named, &path),
-        };
-        found.map(|program| AgentOffer {
-            name: agent.kind().to_owned(),
-            program,
-            version: String::new(),
-        })
-    });
-    offers.collect()
+/// Names the variables in which the logins of all agents are.
+pub(crate) fn keys() -> impl Iterator<Item = &'static str> {
+    KINDS.iter().flat_map(|agent| agent.keys()).copied()
 }
 
 /// Gives the agent of a task.
@@ -128,17 +141,4 @@ pub(crate) fn agent_of(task: &TaskDocument) -> Result<&'static dyn Agent, Failur
         let message = format!("this worker has no agent of the kind {:?}", task.agent.kind);
         failure(class::AGENT_UNAVAILABLE, &message, b"")
     })
-}
-
-/// Finds a program in the folders of `path`.
-fn program(name: &str, path: &str) -> Option<String> {
-    let mut candidates = path.split(':').filter(|folder| folder.starts_with('/'));
-    candidates.find_map(|folder| {
-        let candidate = Path::new(folder).join(name);
-        may_run(&candidate).then(|| candidate.to_string_lossy().into_owned())
-    })
-}
-
-fn may_run(candidate: &Path) -> bool {
-    candidate.is_file() && rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK).is_ok()
 }

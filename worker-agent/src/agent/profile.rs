@@ -27,13 +27,10 @@ pub(crate) fn expand(profile: &BTreeMap<String, String>, own: Own<'_>) -> Result
     for (name, template) in profile {
         let mut value = String::new();
         let mut rest = template.as_str();
-        while let Some((before, after)) = rest.split_once("${") {
-            let Some((wanted, after)) = after.split_once('}') else {
-                break;
-            };
+        while let Some((before, wanted, after)) = place(rest) {
             value.push_str(before);
-            let found = own(wanted).filter(|_| !wanted.starts_with(OWN_PREFIX));
-            let Some(found) = found else {
+            let found = Some(wanted).filter(|name| is_for_plans(name));
+            let Some(found) = found.and_then(own) else {
                 let message = format!(
                     "the agent's variable `{name}` needs `{wanted}` of this worker's environment, \
                      which does not have it"
@@ -50,6 +47,28 @@ pub(crate) fn expand(profile: &BTreeMap<String, String>, own: Own<'_>) -> Result
         expanded.values.insert(name.clone(), value);
     }
     Ok(expanded)
+}
+
+/// Names the variables of the worker that are in a template.
+pub(crate) fn wanted(template: &str) -> impl Iterator<Item = &str> {
+    let mut rest = template;
+    let names = std::iter::from_fn(move || {
+        let (_, wanted, after) = place(rest)?;
+        rest = after;
+        Some(wanted)
+    });
+    names.filter(|name| is_for_plans(name))
+}
+
+/// Finds the first place for a value: what is before it, the variable's name, and the rest.
+fn place(template: &str) -> Option<(&str, &str, &str)> {
+    let (before, after) = template.split_once("${")?;
+    let (wanted, after) = after.split_once('}')?;
+    Some((before, wanted, after))
+}
+
+fn is_for_plans(name: &str) -> bool {
+    !name.starts_with(OWN_PREFIX)
 }
 
 #[cfg(test)]

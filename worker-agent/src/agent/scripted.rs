@@ -26,6 +26,7 @@ use muster_proto::v1::{
 use serde_json::Value;
 
 use super::conversation::{AgentError, Conversation, Decision, ErrorClass, Opening, Step, Turn};
+use super::lines::too_long;
 use super::{Agent, Invocation, Own, Place};
 use crate::document::TaskDocument;
 use crate::failure::{class, failure};
@@ -100,7 +101,11 @@ impl Conversation for Scripted {
     }
 
     fn overlong(&mut self, _beginning: &[u8]) -> Vec<Step> {
-        Vec::new()
+        vec![Step::TurnEnded(Turn {
+            end: TurnEnd::Failed,
+            error: Some(too_long("a line of the agent")),
+            ..Turn::default()
+        })]
     }
 
     fn prompt(&mut self, text: &str) -> Vec<Step> {

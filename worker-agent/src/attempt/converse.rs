@@ -5,8 +5,9 @@ use std::path::{Component, Path};
 
 use muster_proto::v1::{Failure, GitSource};
 
-use super::dialogue::{Dialogue, Subject};
+use super::dialogue::{Dialogue, Leases, Subject};
 use super::launch::Program;
+use super::policy::Grounds;
 use super::prompt::{self, Beginning};
 use super::runner::Runner;
 use super::scribe::Scribe;
@@ -24,40 +25,58 @@ impl Runner {
         agent: &dyn Agent,
         place: &Place<'_>,
         program: &Program,
-        scribe: &Scribe,
+        (resumed, scribe): (Option<String>, &Scribe),
     ) -> Result<Option<(Dialogue, Means)>, Failure> {
         let Some(conversation) = agent.conversation(task) else {
             return Ok(None);
         };
         let resume = self.grant.resume.as_ref();
         let has_edits = |source: &GitSource| source.commit != source.base;
-        let has_edits = self.grant.source.as_ref().is_some_and(has_edits);
-        let unfinished = resume.filter(|_| has_edits);
-        let beginning =
-            unfinished.map_or(Beginning::Clean, |resume| match self.earlier_session() {
-                Some(_) => Beginning::Resumed(resume.attempt),
-                None => Beginning::Unfinished(resume.attempt),
-            });
-        let mut prompt = prompt::first(task, beginning);
-        if let Some(schema) = task
-            .output_schema
-            .as_ref()
-            .filter(|_| !agent.takes_schema())
-        {
-            prompt = prompt::with_schema(&prompt, schema);
-        }
+        let edits = self.grant.source.as_ref().is_some_and(has_edits);
+        let anew = match resume {
+            Some(resume) if edits => Beginning::Unfinished(resume.attempt),
+            _ => Beginning::Clean,
+        };
+        let schema = task.output_schema.as_ref();
+        let schema = schema.filter(|_| !agent.takes_schema());
+        let prompt = |beginning| {
+            let prompt = prompt::first(task, beginning, &self.grant.earlier);
+            let prompt = match schema {
+                Some(schema) => prompt::with_schema(&prompt, schema),
+                None => prompt,
+            };
+            // Others hid what was secret to them.
+            self.hidden.text(&prompt)
+        };
+        let anew = prompt(anew);
+        let (prompt, anew) = match (&resumed, resume) {
+            (Some(_), Some(resume)) => {
+                let attempt = resume.attempt;
+                (prompt(Beginning::Resumed { attempt, edits }), anew)
+            }
+            _ => (anew, String::new()),
+        };
         let subject = Subject {
             opening: Opening {
                 folder: place.work.clone(),
                 prompt,
                 instructions: self.instructions(task)?,
-                resume: self.earlier_session().map(str::to_owned),
+                resume: resumed,
+                anew,
                 output_schema: task.output_schema.clone(),
                 env: program.env.clone(),
             },
             policy: task.approvals.clone(),
-            work: self.work_folder(),
+            grounds: Grounds {
+                work: self.work_folder(),
+                folder: place.work.clone(),
+                skills: self.folder.skills(),
+            },
             answered: resume.map_or_else(Vec::new, |resume| resume.answered.clone()),
+            leases: Leases {
+                folder: self.site.leases.clone(),
+                own: self.grant.lease,
+            },
         };
         let means = Means {
             lease: self.grant.lease,
@@ -102,6 +121,33 @@ impl Runner {
             }
         }
         Ok(text)
+    }
+
+    /// Says in the transcript what the agent of this attempt knows of those before.
+    pub(super) async fn note_what_is_known(&self, resumed: Option<&str>, scribe: &Scribe) {
+        let note = match (&self.grant.resume, resumed) {
+            (Some(_), Some(_)) => return,
+            (Some(resume), None) => {
+                let why = if resume.session.is_empty() {
+                    "it had opened no conversation".to_owned()
+                } else if resume.host != self.site.host {
+                    format!("its conversation is on the host {}", resume.host)
+                } else {
+                    "its agent does not have its conversation any more".to_owned()
+                };
+                let attempt = resume.attempt;
+                format!("attempt {attempt} was cut off and {why}: begun anew, with a summary of it")
+            }
+            (None, _) => {
+                let told = self.grant.earlier.iter();
+                let told: Vec<String> = told.map(|one| one.attempt.to_string()).collect();
+                if told.is_empty() {
+                    return;
+                }
+                format!("begun anew, with a summary of attempt {}", told.join(", "))
+            }
+        };
+        scribe.note(note).await;
     }
 
     /// Gives the session of an earlier attempt that is to be gone on with. Only its own host has it.

@@ -10,15 +10,15 @@ use std::path::PathBuf;
 
 use jsonschema::Validator;
 use muster_proto::v1::{
-    self, Activity, Answer, AnsweredQuestion, Empty, Failure, Question, QuestionClosed, Structured,
-    TurnEnd, TurnEnded, Usage, activity, report,
+    Activity, Answer, AnsweredQuestion, ChoiceEffect, Empty, Failure, Question, QuestionClosed,
+    Structured, TurnEnd, TurnEnded, Usage, activity, report,
 };
 use serde_json::Value;
 
-use super::policy::{self, Verdict};
-use super::{bounds, prompt};
+use super::policy::{self, Grounds, Verdict};
+use super::{bounds, meter, prompt};
 use crate::agent::conversation::{
-    AgentError, Conversation, Decision, ErrorClass, Opening, Step, Turn,
+    AgentError, Conversation, Decision, ErrorClass, Opening, Record, Recorded, Step, Turn,
 };
 use crate::agent::lines::{Line, Lines};
 use crate::document::ApprovalPolicy;
@@ -66,11 +66,27 @@ pub(crate) struct Said {
 pub(crate) struct Subject {
     pub(crate) opening: Opening,
     pub(crate) policy: ApprovalPolicy,
-    /// Root of the work tree.
-    pub(crate) work: PathBuf,
+    pub(crate) grounds: Grounds,
     /// What people answered to questions of an earlier attempt, which was not given it any more: it is
     /// given when the same is asked again.
     pub(crate) answered: Vec<AnsweredQuestion>,
+    pub(crate) leases: Leases,
+}
+
+/// Where the folders of leases are: agents write their paths.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Leases {
+    /// The folder of all of them.
+    pub(crate) folder: PathBuf,
+    pub(crate) own: u64,
+}
+
+impl Leases {
+    /// Writes a text of an earlier lease as this one would write it.
+    fn moved(&self, text: &str, earlier: u64) -> String {
+        let root = |lease: u64| format!("{}/", self.folder.join(lease.to_string()).display());
+        text.replace(&root(earlier), &root(self.own))
+    }
 }
 
 /// A conversation and what was decided in it so far.
@@ -87,6 +103,8 @@ pub(crate) struct Dialogue {
     /// Questions of this attempt so far.
     asked_before: usize,
     usage: Usage,
+    /// What stopped the turn: an answer that denies and ends it.
+    stopped: Option<String>,
     result: Option<Result<Said, Failure>>,
 }
 
@@ -115,6 +133,7 @@ impl Dialogue {
             open: BTreeMap::new(),
             asked_before: 0,
             usage: Usage::default(),
+            stopped: None,
             result: None,
         })
     }
@@ -151,21 +170,18 @@ impl Dialogue {
             let Some(question) = self.open.get(&number) else {
                 continue;
             };
-            let offered = question
-                .choices
-                .iter()
-                .any(|choice| choice.id == answer.choice);
-            if !offered {
+            let mut choices = question.choices.iter();
+            if !choices.any(|choice| choice.id == answer.choice) {
                 let choice = &answer.choice;
                 acts.push(Act::Note(format!(
                     "question {number} has no choice {choice:?}; it is still open"
                 )));
                 continue;
             }
-            let decision = Decision {
-                choice: answer.choice.clone(),
-                text: answer.text.clone(),
-            };
+            if stops(question, &answer.choice) {
+                self.stopped = Some(stopped_by(answer));
+            }
+            let decision = decision(answer);
             let steps = self.conversation.answer(number, &decision);
             self.close_question(number, &decision.choice, BY_PERSON, &mut acts);
             self.take(steps, &mut acts);
@@ -180,6 +196,19 @@ impl Dialogue {
             let steps = self.conversation.cancel();
             self.take(steps, &mut acts);
         }
+        acts
+    }
+
+    /// Names files of the agent's in which there is more than it has said. The program has ended.
+    pub(crate) fn records(&self) -> Vec<Record> {
+        self.conversation.records()
+    }
+
+    /// Takes what was found in such a file.
+    pub(crate) fn recorded(&mut self, found: &Recorded) -> Vec<Act> {
+        let mut acts = Vec::new();
+        let steps = self.conversation.recorded(found);
+        self.take(steps, &mut acts);
         acts
     }
 
@@ -255,7 +284,8 @@ impl Dialogue {
                 Step::Send(line) => acts.push(Act::Send(line)),
                 Step::CloseInput => acts.push(Act::CloseInput),
                 Step::NotResumed(why) => acts.push(Act::Note(format!(
-                    "the earlier conversation cannot be gone on with, a new one was begun: {why}"
+                    "the earlier conversation cannot be gone on with, a new one was begun, with a \
+                     summary of what was done: {why}"
                 ))),
                 Step::Tell(kind) => self.tell(kind, acts),
                 Step::Ask(question) => self.asked(question, acts),
@@ -271,7 +301,7 @@ impl Dialogue {
         let told = self.activity(kind.clone());
         acts.push(told);
         match kind {
-            activity::Kind::Usage(usage) => self.add(&usage),
+            activity::Kind::Usage(usage) => meter::add(&mut self.usage, &usage),
             activity::Kind::SessionOpened(session) => {
                 acts.push(Act::Report(report::Kind::SessionOpened(session)));
             }
@@ -279,35 +309,27 @@ impl Dialogue {
         }
     }
 
-    fn add(&mut self, usage: &v1::ModelUsage) {
-        let total = &mut self.usage;
-        for (sum, more) in [
-            (&mut total.input_tokens, usage.input_tokens),
-            (&mut total.output_tokens, usage.output_tokens),
-            (&mut total.cached_input_tokens, usage.cached_input_tokens),
-            (&mut total.reasoning_tokens, usage.reasoning_tokens),
-            (
-                &mut total.cost_micros,
-                usage.cost_micros.unwrap_or_default(),
-            ),
-        ] {
-            *sum = sum.saturating_add(more);
-        }
-    }
-
     fn asked(&mut self, mut question: Question, acts: &mut Vec<Act>) {
         let number = question.number;
         let before = self.answered_before(&question);
         let verdict = match &before {
-            Some((decision, _)) => Verdict::Answered(decision.clone()),
+            Some(answer) => Verdict::Answered(decision(answer)),
             None => policy::judge(
                 &self.subject.policy,
                 &question,
-                &self.subject.work,
+                &self.subject.grounds,
                 policy::real,
             ),
         };
-        let by = before.map_or(BY_POLICY.to_owned(), |(_, by)| by);
+        if let Verdict::Answered(decision) = &verdict
+            && stops(&question, &decision.choice)
+        {
+            let by_rules = || format!("stopped by its rules: {}", decision.text);
+            self.stopped = Some(before.as_ref().map_or_else(by_rules, stopped_by));
+        }
+        let by = before
+            .as_ref()
+            .map_or(BY_POLICY.to_owned(), |answer| answer.by.clone());
         bounds::clip_question(&mut question);
         if policy::is_cut(&question) {
             question
@@ -324,7 +346,14 @@ impl Dialogue {
         match verdict {
             Verdict::Answered(decision) if self.asked_before <= ASKED_MAX => {
                 let steps = self.conversation.answer(number, &decision);
-                acts.push(self.activity(closed(number, &decision.choice, &by)));
+                let closed = QuestionClosed {
+                    earlier: before.map_or_else(String::new, |answer| answer.name),
+                    ..closed(number, &decision.choice, &by)
+                };
+                acts.push(self.activity(activity::Kind::QuestionClosed(closed.clone())));
+                if !closed.earlier.is_empty() {
+                    acts.push(Act::Report(report::Kind::QuestionClosed(closed)));
+                }
                 self.take(steps, acts);
             }
             Verdict::Ask if self.open.len() < OPEN_MAX && self.asked_before <= ASKED_MAX => {
@@ -354,38 +383,39 @@ impl Dialogue {
     }
 
     /// Takes the answer that a person gave when an earlier attempt asked the same.
-    fn answered_before(&mut self, question: &Question) -> Option<(Decision, String)> {
-        let answered = &mut self.subject.answered;
+    fn answered_before(&mut self, question: &Question) -> Option<Answer> {
+        // Of what is not known whole nobody knows that it is the same, and without a detail nobody knows
+        // what was allowed.
+        let is_command = question.kind == "command";
+        let title_is_cut = question.title.len() >= policy::TITLE_BYTES && !is_command;
+        if policy::is_cut(question) || title_is_cut || question.detail.is_empty() {
+            return None;
+        }
+        let mut asked = question.clone();
+        bounds::clip_question(&mut asked);
+        let Subject {
+            answered, leases, ..
+        } = &mut self.subject;
         let place = answered.iter().position(|before| {
-            let answer = before.answer.as_ref().map(|answer| &answer.choice);
-            before.question.as_ref().is_some_and(|before| {
-                let mut asked = question.clone();
-                bounds::clip_question(&mut asked);
-                // Without a detail nobody knows what was allowed.
-                !asked.detail.is_empty()
-                    && (&before.kind, &before.title, &before.detail)
-                        == (&asked.kind, &asked.title, &asked.detail)
-            }) && question
-                .choices
-                .iter()
-                .any(|choice| Some(&choice.id) == answer)
+            let choice = before.answer.as_ref().map(|answer| &answer.choice);
+            let offered = asked.choices.iter().any(|offer| Some(&offer.id) == choice);
+            offered
+                && before.question.as_ref().is_some_and(|known| {
+                    let now = |text: &str| leases.moved(text, before.lease);
+                    known.kind == asked.kind
+                        && (is_command || now(&known.title) == asked.title)
+                        && now(&known.detail) == asked.detail
+                })
         })?;
         let AnsweredQuestion { answer, by, .. } = answered.swap_remove(place);
-        let answer = answer?;
-        let decision = Decision {
-            choice: answer.choice,
-            text: answer.text,
-        };
-        Some((decision, by))
+        answer.map(|answer| Answer { by, ..answer })
     }
 
     fn close_question(&mut self, number: u32, choice: &str, by: &str, acts: &mut Vec<Act>) {
         if self.open.remove(&number).is_some() {
             let closed = closed(number, choice, by);
-            acts.push(self.activity(closed.clone()));
-            if let activity::Kind::QuestionClosed(closed) = closed {
-                acts.push(Act::Report(report::Kind::QuestionClosed(closed)));
-            }
+            acts.push(self.activity(activity::Kind::QuestionClosed(closed.clone())));
+            acts.push(Act::Report(report::Kind::QuestionClosed(closed)));
         }
     }
 
@@ -401,6 +431,9 @@ impl Dialogue {
             message: turn.message.clone(),
         })));
         let result = match turn.end {
+            _ if let Some(stopped) = &self.stopped => {
+                Err(failure(class::DENIED, stopped, turn.message.as_bytes()))
+            }
             TurnEnd::Completed => match self.structured(&turn) {
                 Ok(structured) => Ok(Said {
                     message: turn.message,
@@ -481,12 +514,33 @@ impl Dialogue {
     }
 }
 
-fn closed(question: u32, choice: &str, by: &str) -> activity::Kind {
-    activity::Kind::QuestionClosed(QuestionClosed {
+fn decision(answer: &Answer) -> Decision {
+    Decision {
+        choice: answer.choice.clone(),
+        text: answer.text.clone(),
+    }
+}
+
+/// Tells whether a choice ends the turn.
+fn stops(question: &Question, choice: &str) -> bool {
+    let mut choices = question.choices.iter();
+    choices.any(|known| known.id == choice && known.effect() == ChoiceEffect::DenyAndStop)
+}
+
+/// Says who ended a turn, and why.
+fn stopped_by(answer: &Answer) -> String {
+    let Answer { name, text, by, .. } = answer;
+    let why = if text.is_empty() { "" } else { ": " };
+    format!("stopped by {by}'s answer to {name}{why}{text}")
+}
+
+fn closed(question: u32, choice: &str, by: &str) -> QuestionClosed {
+    QuestionClosed {
         question,
         choice: choice.to_owned(),
         by: by.to_owned(),
-    })
+        earlier: String::new(),
+    }
 }
 
 /// Takes the fence away that models like to put around JSON.

@@ -9,7 +9,7 @@ use crate::document::TaskDocument;
 
 /// Variables taken over from the worker. `HOME` stays the user's own, because agents keep their
 /// logins and tools their settings there.
-const TAKEN_OVER: [&str; 4] = ["HOME", "LANG", "PATH", "USER"];
+pub(super) const TAKEN_OVER: [&str; 4] = ["HOME", "LANG", "PATH", "USER"];
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// Makes the whole environment of a lease's processes; `own` is the worker's.

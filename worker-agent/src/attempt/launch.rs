@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::allowance::Allowance;
 use super::dialogue::Dialogue;
+use super::meter::Metering;
 use super::scribe::Scribe;
 use super::talk::{Heard, Means, Spoken, Standing, Talk};
 use super::{Orders, Stop};
@@ -56,6 +57,8 @@ pub(crate) struct Program {
     pub(crate) masked: BTreeSet<String>,
     /// The conversation with it, if it is not only started and judged.
     pub(crate) dialogue: Option<(Dialogue, Means)>,
+    /// What it consumes of models, read off its output, if there is no conversation.
+    pub(crate) meter: Option<Metering>,
     /// Values that are hidden likewise although it does not get them.
     pub(crate) unseen: Vec<String>,
 }
@@ -84,6 +87,8 @@ pub(crate) struct Launched {
     pub(crate) tail: Vec<u8>,
     /// What the conversation came to.
     pub(crate) spoken: Option<Spoken>,
+    /// What was read off its output that it consumed.
+    pub(crate) metered: v1::Usage,
 }
 
 /// Runs a program to its end, whatever that is; returns once no process of it is left.
@@ -135,7 +140,10 @@ pub(crate) async fn run(
         Arc::clone(&more),
         gone.clone(),
         scribe.clone(),
-        talk.as_ref().map(|talk| talk.heard.clone()),
+        Readers {
+            heard: talk.as_ref().map(|talk| talk.heard.clone()),
+            meter: program.meter,
+        },
     ));
     let mut ran = Ran::Ended;
     let mut ends_at = program.ends_at;
@@ -243,14 +251,14 @@ pub(crate) async fn run(
         tokio::time::sleep(DISK_PATIENCE).await;
         stop
     };
-    let mut tail = tokio::select! {
+    let (mut tail, metered) = tokio::select! {
         tail = &mut pump => tail.unwrap_or_default(),
         stop = patience => {
             pump.abort();
             if ran == Ran::Ended {
                 ran = Ran::Stopped(stop);
             }
-            Vec::new()
+            Default::default()
         }
     };
     let mut spoken = None;
@@ -264,6 +272,7 @@ pub(crate) async fn run(
         report,
         tail,
         spoken,
+        metered,
     })
 }
 
@@ -327,24 +336,37 @@ async fn renewing<T>(
     }
 }
 
-/// Moves output from the supervisor's file to the lease's spool; returns its end.
+/// Who reads a program's standard output besides people.
+#[derive(Debug, Default)]
+pub(crate) struct Readers {
+    /// The conversation; output that it reads is not told as it is.
+    pub(crate) heard: Option<mpsc::Sender<Heard>>,
+    pub(crate) meter: Option<Metering>,
+}
+
+/// Moves output from the supervisor's file to the lease's spool; returns its end, and what was read off
+/// it. A meter reads all of it, also what was told before.
 pub(crate) async fn pump(
     folder: PathBuf,
     mut taken: Taken,
     more: Arc<Notify>,
     gone: CancellationToken,
     scribe: Scribe,
-    heard: Option<mpsc::Sender<Heard>>,
-) -> Vec<u8> {
+    mut readers: Readers,
+) -> (Vec<u8>, v1::Usage) {
     let mut tail = Tail::default();
     let mut dropped = 0;
+    let told = taken.position;
+    if readers.meter.is_some() {
+        taken.position = 0;
+    }
     loop {
         // Before reading: what was written before the end is read after it was seen.
         let is_last = gone.is_cancelled();
         match drain(
             &folder,
-            &mut taken,
-            (&scribe, heard.as_ref()),
+            (&mut taken, told),
+            (&scribe, &mut readers),
             &mut tail,
             &mut dropped,
         )
@@ -368,24 +390,37 @@ pub(crate) async fn pump(
         }
     }
     scribe.end_of_output(dropped).await;
-    tail.into_bytes()
+    let metered = match readers.meter {
+        Some(meter) => meter.ended(&scribe).await,
+        None => v1::Usage::default(),
+    };
+    (tail.into_bytes(), metered)
 }
 
 async fn drain(
     folder: &Path,
-    taken: &mut Taken,
-    (scribe, heard): (&Scribe, Option<&mpsc::Sender<Heard>>),
+    (taken, told): (&mut Taken, u64),
+    (scribe, readers): (&Scribe, &mut Readers),
     tail: &mut Tail,
     dropped: &mut u64,
 ) -> Result<(), Error> {
     let mut reader = OutputReader::open(folder, taken.position)?;
     while let Some(record) = reader.next_record()? {
         taken.position = reader.offset();
+        if let (Some(meter), Content::Output { stream, bytes }) =
+            (&mut readers.meter, &record.content)
+            && *stream == Stream::Stdout
+        {
+            meter.heard(bytes, scribe).await;
+        }
+        if taken.position <= told {
+            continue;
+        }
         match record.content {
             Content::Output {
                 stream: Stream::Stdout,
                 bytes,
-            } if let Some(heard) = heard => {
+            } if let Some(heard) = &readers.heard => {
                 // A conversation that is gone has no use for it.
                 let _ = heard.send((bytes, *taken)).await;
             }

@@ -4,20 +4,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_git::Workspace;
-use muster_proto::v1::Grant;
+use muster_proto::v1::{Grant, work};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::folder::LeaseFolder;
-use super::launch;
-use super::overheard;
+use super::hiding;
+use super::launch::{self, Readers};
+use super::meter::Metering;
+use super::overheard::{self, Told};
 use super::scribe::Scribe;
 use super::{FromLease, Site};
+use crate::agent::agent_of;
 use crate::document::TaskDocument;
 use crate::failure::chain;
 use crate::frames;
 use crate::mask::{Hidden, Mask};
-use crate::secrets::{self, Secret};
+use crate::secrets::Secret;
 use crate::spool::{OUTPUT_BYTES_MAX, Spool, Taken};
 use crate::supervisor::{self, Leftover};
 
@@ -87,13 +90,18 @@ impl Found {
     /// when its folder holds nothing unpublished.
     pub(crate) async fn settle(self, site: Arc<Site>) {
         let lease = self.grant.lease;
-        let taken = self.spool.taken();
+        let (taken, captured) = (self.spool.taken(), self.spool.captured());
         let usages = self.spool.usages();
         let Self {
             grant,
             folder: lease_folder,
             spool,
         } = self;
+        // An agent has the first launch of an attempt, and its only one.
+        let is_attempt = matches!(
+            grant.work.as_ref().and_then(|work| work.kind.as_ref()),
+            Some(work::Kind::Attempt(_))
+        );
         let (scribe, writing) = Scribe::start(
             lease,
             spool,
@@ -102,24 +110,31 @@ impl Found {
             hidden(&site.secrets, &grant.document),
         );
         for number in lease_folder.launches().unwrap_or_default() {
-            let position = match number.cmp(&taken.launch) {
-                std::cmp::Ordering::Less => continue,
-                std::cmp::Ordering::Equal => taken.position,
-                std::cmp::Ordering::Greater => 0,
+            let told = Told {
+                output: taken.of(number),
+                captured: captured.of(number),
+                usages,
             };
+            let folder = lease_folder.launch(number);
+            let is_agent = is_attempt && number == 1;
+            let conversed =
+                is_agent && overheard::settle(&grant, &folder, number, told, &scribe).await;
+            if conversed || told.output == u64::MAX {
+                continue;
+            }
             let gone = CancellationToken::new();
             gone.cancel();
             let from = Taken {
                 launch: number,
-                position,
+                position: told.output,
             };
-            let folder = lease_folder.launch(number);
-            if overheard::settle(&grant, &folder, from, usages, &scribe).await {
-                continue;
-            }
-            if supervisor::OutputReader::open(&folder, position).is_ok() {
+            if supervisor::OutputReader::open(&folder, from.position).is_ok() {
                 let more = Arc::new(Notify::new());
-                launch::pump(folder, from, more, gone, scribe.clone(), None).await;
+                let readers = Readers {
+                    heard: None,
+                    meter: is_agent.then(|| meter(&grant, usages)).flatten(),
+                };
+                launch::pump(folder, from, more, gone, scribe.clone(), readers).await;
             }
         }
         if !lease_folder.is_published() {
@@ -133,6 +148,13 @@ impl Found {
         let _ = writing.await;
         let _ = site.told.send(FromLease::Finished { lease }).await;
     }
+}
+
+/// Gives what reads off the output of a lease's program what it consumed.
+fn meter(grant: &Grant, told: u64) -> Option<Metering> {
+    let task = TaskDocument::parse(&grant.document).ok()?;
+    let meter = agent_of(&task).ok()?.meter(&task)?;
+    Some(Metering::new(meter, told))
 }
 
 async fn salvage(site: &Site, grant: &Grant, folder: &LeaseFolder, scribe: &Scribe) {
@@ -162,8 +184,8 @@ fn hidden(listed: &[Secret], document: &[u8]) -> Hidden {
     let hidden = Hidden::default();
     if let Ok(task) = TaskDocument::parse(document) {
         let own = |name: &str| std::env::var(name).ok();
-        let values = [&task.secrets, &task.env_from].map(|from| secrets::known(listed, own, from));
-        hidden.set(Mask::of(values.iter().flatten().map(String::as_str)));
+        let values = hiding::values(listed, &own, &task);
+        hidden.set(Mask::of(values.iter().map(String::as_str)));
     }
     hidden
 }

@@ -16,21 +16,34 @@ pub(crate) enum Verdict {
     Ask,
 }
 
+/// Where an agent works.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Grounds {
+    /// Root of the work tree.
+    pub(crate) work: PathBuf,
+    /// Where in it the agent's program was started: paths that are not absolute begin there.
+    pub(crate) folder: PathBuf,
+    /// The persona's skills, which the agent is told to read.
+    pub(crate) skills: PathBuf,
+}
+
 /// Kinds of questions that only a person, or nobody, can answer.
 const INPUT: &str = "input";
 /// More rights than the sandbox gives.
 const PERMISSION: &str = "permission";
+/// Commands that only read the files that they name, and print them.
+const READERS: [&str; 6] = ["cat", "head", "ls", "nl", "tail", "wc"];
 /// What ends a command and may begin another one.
 const JOINTS: [char; 8] = [';', '&', '|', '\n', '`', '$', '<', '>'];
 
 /// Length from which on a text may have been cut by whoever made the question.
 const DETAIL_BYTES: usize = (16 << 10) - 8;
-const TITLE_BYTES: usize = (1 << 10) - 8;
+pub(crate) const TITLE_BYTES: usize = (1 << 10) - 8;
 const PATH_BYTES: usize = (4 << 10) - 8;
 /// Files from which on some may have been left out.
 const PATHS: usize = 100;
 
-/// Decides on a question of an agent that works in `work`; `real` gives where a path leads.
+/// Decides on a question of an agent; `real` gives where a path leads.
 ///
 /// The deny list wins, also over one command among several, and is no boundary: a script can hide what it
 /// runs. The allow list is good for one plain command only, since nobody can tell by its beginning what a
@@ -38,7 +51,7 @@ const PATHS: usize = 100;
 pub(crate) fn judge(
     policy: &ApprovalPolicy,
     question: &Question,
-    work: &Path,
+    grounds: &Grounds,
     real: impl Fn(&Path) -> PathBuf,
 ) -> Verdict {
     let command = question.kind == "command";
@@ -70,7 +83,8 @@ pub(crate) fn judge(
         AskMode::Never => whole || policy.deny.is_empty(),
         _ if !whole => false,
         _ if command && listed() => true,
-        AskMode::Outside => is_inside(question, work, real),
+        _ if reads_skills(question, grounds, &real) => true,
+        AskMode::Outside => is_inside(question, grounds, &real),
         AskMode::Always => false,
     };
     if allowed {
@@ -127,18 +141,49 @@ fn contains(script: &str, rule: &str) -> bool {
 }
 
 /// Tells whether a question names only files of the work tree. A command may touch anything.
-fn is_inside(question: &Question, work: &Path, real: impl Fn(&Path) -> PathBuf) -> bool {
-    let root = real(work);
+fn is_inside(question: &Question, grounds: &Grounds, real: &impl Fn(&Path) -> PathBuf) -> bool {
     let inside = |path: &str| {
-        let path = plain(&work.join(path));
+        let path = plain(&grounds.folder.join(path));
         // What is in there runs with somebody else's commands.
         let private = path.components().any(|part| part.as_os_str() == ".git");
-        path.starts_with(work) && !private && real(&path).starts_with(&root)
+        !private && is_within(&path, &grounds.work, real)
     };
-    question.kind == "file_change"
+    ["file_change", "file_read"].contains(&question.kind.as_str())
         && !question.paths.is_empty()
         && question.paths.iter().all(|path| inside(path))
         && (question.folder.is_empty() || inside(&question.folder))
+}
+
+/// Tells whether nothing is asked but to read files of the persona's skills.
+fn reads_skills(question: &Question, grounds: &Grounds, real: &impl Fn(&Path) -> PathBuf) -> bool {
+    let is_skill = |path: &str| {
+        !grounds.skills.as_os_str().is_empty()
+            && is_within(&plain(&grounds.folder.join(path)), &grounds.skills, real)
+    };
+    let paths: Vec<&str> = match question.kind.as_str() {
+        "file_read" => question.paths.iter().map(String::as_str).collect(),
+        "command" => read_by(&question.detail).unwrap_or_default(),
+        _ => return false,
+    };
+    !paths.is_empty() && paths.into_iter().all(is_skill)
+}
+
+/// Names the files that a command reads if it does nothing else, as far as that is plain to see.
+fn read_by(command: &str) -> Option<Vec<&str>> {
+    let is_plain =
+        |character: char| character.is_ascii_alphanumeric() || "/._- ".contains(character);
+    let mut words = command.split(' ').filter(|word| !word.is_empty());
+    let reader = words.next()?;
+    let is_option = |word: &&str| !word.starts_with("--") && word.starts_with('-');
+    let is_known = READERS.contains(&reader) && command.chars().all(is_plain);
+    let files: Vec<&str> = words.filter(|word| !is_option(word)).collect();
+    // Where it runs is not sure.
+    let absolute = files.iter().all(|file| file.starts_with('/'));
+    (is_known && absolute).then_some(files)
+}
+
+fn is_within(path: &Path, root: &Path, real: &impl Fn(&Path) -> PathBuf) -> bool {
+    path.starts_with(root) && real(path).starts_with(real(root))
 }
 
 /// Resolves `.` and `..` without looking at the disk.
@@ -206,8 +251,16 @@ mod tests {
         }
     }
 
+    fn grounds(work: impl AsRef<Path>) -> Grounds {
+        Grounds {
+            work: work.as_ref().to_owned(),
+            folder: work.as_ref().to_owned(),
+            skills: "/lease/skills".into(),
+        }
+    }
+
     fn said(policy: &ApprovalPolicy, question: &Question) -> String {
-        match judge(policy, question, Path::new("/w"), Path::to_path_buf) {
+        match judge(policy, question, &grounds("/w"), Path::to_path_buf) {
             Verdict::Answered(decision) => decision.choice,
             Verdict::Ask => "ask".to_owned(),
         }
@@ -265,6 +318,60 @@ mod tests {
     }
 
     #[test]
+    fn skills_are_read_without_a_question_and_nothing_else_is_done_to_them() {
+        for mode in [AskMode::Outside, AskMode::Always] {
+            let policy = policy(mode, &[], &["wc"]);
+            for (kind, detail, paths, expected) in [
+                ("file_read", "", &["/lease/skills/a/SKILL.md"][..], "yes"),
+                ("file_read", "", &["../lease/skills/a"], "yes"),
+                ("file_read", "", &["/lease/skills/a", "/etc/passwd"], "ask"),
+                ("file_read", "", &["/lease/skills/../grant"], "ask"),
+                ("file_read", "", &["/lease/skills-of-others"], "ask"),
+                ("file_read", "", &[], "ask"),
+                ("file_change", "", &["/lease/skills/a"], "ask"),
+                ("command", "cat /lease/skills/a/SKILL.md", &[], "yes"),
+                ("command", "ls -la  /lease/skills/a", &[], "yes"),
+                ("command", "head -n 5 /lease/skills/a", &[], "ask"),
+                ("command", "cat /lease/skills/a /etc/passwd", &[], "ask"),
+                ("command", "cat /lease/skills/a; rm x", &[], "ask"),
+                ("command", "cat '/lease/skills/a'", &[], "ask"),
+                ("command", "cat /lease/skills/a\trm", &[], "ask"),
+                ("command", "wc /lease/skills/a", &[], "no"),
+                ("command", "wc --files0-from=/lease/skills/a", &[], "no"),
+                ("command", "cp /lease/skills/a b", &[], "ask"),
+                ("command", "cat ../lease/skills/a", &[], "ask"),
+                ("command", "cat", &[], "ask"),
+            ] {
+                let asked = question(kind, detail, paths);
+                assert_eq!(said(&policy, &asked), expected, "{kind} {detail} {paths:?}");
+            }
+        }
+        let nowhere = Grounds::default();
+        let asked = question("file_read", "", &["/lease/skills/a"]);
+        let policy = policy(AskMode::Always, &[], &[]);
+        let verdict = judge(&policy, &asked, &nowhere, Path::to_path_buf);
+        assert_eq!(verdict, Verdict::Ask);
+    }
+
+    #[test]
+    fn paths_begin_where_the_agent_was_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let work = folder.path().join("w");
+        std::fs::create_dir_all(work.join("sub")).unwrap();
+        std::os::unix::fs::symlink("/etc", work.join("sub/out")).unwrap();
+        let started = Grounds {
+            folder: work.join("sub"),
+            ..grounds(&work)
+        };
+        let outside = policy(AskMode::Outside, &[], &[]);
+        for (path, expected) in [("out/passwd", false), ("../a", true), ("../../a", false)] {
+            let asked = question("file_change", "", &[path]);
+            let verdict = judge(&outside, &asked, &started, real);
+            assert_eq!(verdict != Verdict::Ask, expected, "{path}");
+        }
+    }
+
+    #[test]
     fn never_allows_all_but_what_is_denied_and_what_only_a_person_knows() {
         let policy = policy(AskMode::Never, &[], &["sudo"]);
         assert_eq!(said(&policy, &question("command", "make", &[])), "yes");
@@ -300,12 +407,15 @@ mod tests {
             (".git/hooks/pre-commit", false),
         ] {
             let asked = question("file_change", "", &[path]);
-            let verdict = judge(&outside, &asked, &work, real);
+            let verdict = judge(&outside, &asked, &grounds(&work), real);
             assert_eq!(verdict != Verdict::Ask, expected, "{path}");
         }
         let mut rooted = question("file_change", "", &["src/a"]);
         rooted.folder = "/".to_owned();
-        assert_eq!(judge(&outside, &rooted, &work, real), Verdict::Ask);
+        assert_eq!(
+            judge(&outside, &rooted, &grounds(&work), real),
+            Verdict::Ask
+        );
         let asked = question("permission", "network", &[]);
         assert_eq!(said(&policy(AskMode::Never, &[], &[]), &asked), "no");
     }

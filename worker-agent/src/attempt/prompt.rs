@@ -2,6 +2,9 @@
 
 use std::fmt::Write as _;
 
+use muster_proto::v1::EarlierAttempt;
+
+use super::earlier;
 use crate::document::TaskDocument;
 
 /// Faults of a structured answer that one repair names.
@@ -14,32 +17,56 @@ const FAULT_CHARS_MAX: usize = 300;
 pub(crate) enum Beginning {
     /// From the task's base.
     Clean,
-    /// From the unfinished edits of the attempt with this number, whose worker was lost; the agent
-    /// does not remember it.
+    /// From the unfinished edits of the attempt with this number, which was cut off; the agent does not
+    /// remember it.
     Unfinished(u32),
-    /// From the same, in the conversation that the agent had.
-    Resumed(u32),
+    /// In the conversation that the agent had in the attempt with this number.
+    Resumed {
+        /// The attempt that was cut off.
+        attempt: u32,
+        /// Its unfinished edits are there.
+        edits: bool,
+    },
 }
 
-/// Writes the first prompt of an attempt.
-pub(crate) fn first(task: &TaskDocument, beginning: Beginning) -> String {
-    let mut prompt = String::new();
-    if let Beginning::Unfinished(attempt) = beginning {
-        // Fails never: it is a string.
-        let _ = write!(
-            prompt,
-            "An earlier try at this task (attempt {attempt}) was cut off. Its unfinished edits are in \
-             this work tree; nothing else of it is known. Look at them, keep what is good, and finish \
-             the task.\n\n"
-        );
-    }
-    if let Beginning::Resumed(attempt) = beginning {
-        let _ = write!(
-            prompt,
-            "You were cut off in attempt {attempt} of this task. Your unfinished edits are in this work \
-             tree; commands that ran then do not run any more, and some may not have ended. Go on and \
-             finish the task, which was:\n\n"
-        );
+/// Writes the first prompt of an attempt. `earlier` is what is told of those before to an agent that
+/// does not remember them.
+pub(crate) fn first(
+    task: &TaskDocument,
+    beginning: Beginning,
+    earlier: &[EarlierAttempt],
+) -> String {
+    // What others said comes first, and the task has the last word.
+    let mut prompt = match beginning {
+        Beginning::Clean | Beginning::Unfinished(_) => earlier::told(earlier),
+        Beginning::Resumed { .. } => String::new(),
+    };
+    match beginning {
+        Beginning::Clean if earlier.is_empty() => {}
+        Beginning::Clean => prompt.push_str(
+            "You begin anew: nothing of the work of earlier attempts is in this work tree.\n\n",
+        ),
+        Beginning::Unfinished(attempt) => {
+            // Fails never: it is a string.
+            let _ = write!(
+                prompt,
+                "An earlier try at this task (attempt {attempt}) was cut off. Its unfinished edits are \
+                 in this work tree. Look at them, keep what is good, and finish the task.\n\n"
+            );
+        }
+        Beginning::Resumed { attempt, edits } => {
+            let kept = if edits {
+                "Your unfinished edits are in this work tree"
+            } else {
+                "None of your edits were kept: this work tree is as it was when you began"
+            };
+            let _ = write!(
+                prompt,
+                "You were cut off in attempt {attempt} of this task. {kept}; commands that ran then do \
+                 not run any more, and some may not have ended. Go on and finish the task, which \
+                 was:\n\n"
+            );
+        }
     }
     prompt.push_str(task.prompt.as_deref().unwrap_or_default());
     if !task.acceptance.is_empty() {
@@ -93,16 +120,49 @@ mod tests {
             verify: vec!["cargo test".into()],
             ..TaskDocument::default()
         };
-        let clean = first(&task, Beginning::Clean);
+        let clean = first(&task, Beginning::Clean, &[]);
         assert!(clean.starts_with("Add a test."), "{clean}");
         assert!(
             clean.contains("- the test fails without the fix\n"),
             "{clean}"
         );
         assert!(clean.contains("- cargo test\n"), "{clean}");
-        let unfinished = first(&task, Beginning::Unfinished(3));
+        let unfinished = first(&task, Beginning::Unfinished(3), &[]);
         assert!(unfinished.contains("attempt 3"), "{unfinished}");
         assert!(unfinished.ends_with(&clean));
+        for edits in [true, false] {
+            let resumed = first(&task, Beginning::Resumed { attempt: 3, edits }, &[]);
+            assert_eq!(
+                resumed.contains("edits are in this work tree"),
+                edits,
+                "{resumed}"
+            );
+            assert!(resumed.ends_with(&clean));
+        }
+    }
+
+    #[test]
+    fn an_agent_is_told_of_attempts_that_it_does_not_remember() {
+        let task = TaskDocument {
+            prompt: Some("Add a test.".into()),
+            ..TaskDocument::default()
+        };
+        let earlier = [EarlierAttempt {
+            attempt: 3,
+            said: "It does not build.".into(),
+            ..EarlierAttempt::default()
+        }];
+        let told = |beginning| first(&task, beginning, &earlier);
+        for beginning in [Beginning::Clean, Beginning::Unfinished(3)] {
+            let prompt = told(beginning);
+            assert!(prompt.contains("> It does not build.\n"), "{prompt}");
+            assert!(prompt.ends_with("Add a test."), "{prompt}");
+        }
+        let resumed = told(Beginning::Resumed {
+            attempt: 3,
+            edits: true,
+        });
+        assert!(!resumed.contains("It does not build."), "{resumed}");
     }
 
     #[test]

@@ -16,8 +16,11 @@ use tokio_util::sync::CancellationToken;
 use super::allowance::Allowance;
 use super::environment::environment;
 use super::folder::LeaseFolder;
+use super::hiding;
 use super::launch::{self, Launched, Program, Ran};
 use super::machine::{Happened, Next, Phase};
+use super::meter::Metering;
+use super::needs;
 use super::publish::{self, Credential};
 use super::scribe::Scribe;
 use super::{FromLease, Orders, Site, Stop};
@@ -30,7 +33,7 @@ use crate::identity::create_private;
 use crate::mask::{Hidden, Mask};
 use crate::secrets::{self, Shortest, ValueFrom};
 use crate::spool::{OUTPUT_BYTES_MAX, Spool};
-use crate::supervisor::{End, StopCause, TERM_GRACE};
+use crate::supervisor::{End, ExitReport, StopCause, TERM_GRACE};
 
 /// Tries of fetching and checking out, and the pause before the second; doubles.
 const PREPARE_TRIES: u32 = 4;
@@ -229,7 +232,13 @@ impl Runner {
         let invoked = TaskDocument::parse(&self.grant.document)
             .map_err(|error| failure(class::AGENT_UNAVAILABLE, &chain(&error), b""))
             .and_then(|mut task| {
-                if let Some(command) = self.site.agents.get(&task.agent.name) {
+                let overrides = &self.site.agents;
+                // Of the kind's own program it also says how that is started.
+                let of_kind = || {
+                    let brings_none = task.agent.command.is_empty();
+                    overrides.get(&task.agent.kind).filter(|_| brings_none)
+                };
+                if let Some(command) = overrides.get(&task.agent.name).or_else(of_kind) {
                     task.agent.command.clone_from(command);
                 }
                 task.approvals = self.site.approvals.over(&task.approvals);
@@ -248,21 +257,25 @@ impl Runner {
                     prompt: self.folder.prompt(),
                     own: &|name| std::env::var(name).ok(),
                 };
-                let mut invocation = agent.invocation(&task, &place)?;
-                // If it is not there any more the conversation says so itself.
-                if let Some(session) = self.earlier_session() {
-                    agent.resume(&mut invocation, &place, session);
+                if let Some(failure) = needs::missing(&task, &place.work) {
+                    return Err(failure);
                 }
+                let mut invocation = agent.invocation(&task, &place)?;
+                // If it is not there any more and its agent only learns that when it asks for it, the
+                // conversation says so itself.
+                let session = self.earlier_session().map(str::to_owned);
+                let session =
+                    session.filter(|session| agent.resume(&mut invocation, &place, session));
                 let mut given = self.given(&task, &task.secrets)?;
                 given.masked.extend(invocation.masked);
                 let profile = crate::agent::profile::expand(&task.agent_env, place.own)?;
                 given.masked.extend(profile.masked);
                 given.values.extend(profile.values);
                 given.values.extend(invocation.env);
-                self.hide(&given);
-                Ok((task, agent, invocation.argv, given, place))
+                self.hide(&task, &mut given);
+                Ok((task, agent, (invocation.argv, session), given, place))
             });
-        let (task, agent, argv, given, place) = match invoked {
+        let (task, agent, (argv, session), given, place) = match invoked {
             Ok(invoked) => invoked,
             Err(failure) => return Happened::Failed(failure),
         };
@@ -301,15 +314,22 @@ impl Runner {
             }
             _ => None,
         };
+        let named = argv.first().cloned().unwrap_or_default();
         let mut program = self.program(&task, 1, argv, &given);
         program.cwd.clone_from(&place.work);
         program.ends_at = self.began.after(self.limit(task.timeout_ms));
         program.idle = task.idle_timeout_ms.map(Duration::from_millis);
-        match self.dialogue(&task, agent, &place, &program, scribe) {
-            Ok(dialogue) => program.dialogue = dialogue,
+        let known = session.clone();
+        match self.dialogue(&task, agent, &place, &program, (session, scribe)) {
+            Ok(Some(dialogue)) => {
+                self.note_what_is_known(known.as_deref(), scribe).await;
+                program.dialogue = Some(dialogue);
+            }
+            Ok(None) => {}
             Err(failure) => return Happened::Failed(failure),
         }
         let talks = program.dialogue.is_some();
+        program.meter = agent.meter(&task).map(|meter| Metering::new(meter, 0));
         let launched = self.launch(program, scribe).await;
         done.cancel();
         if let Some(wip) = wip {
@@ -323,6 +343,14 @@ impl Runner {
         }
         match launched {
             Err(happened) => happened,
+            Ok(Launched {
+                report:
+                    ExitReport {
+                        end: End::ExecFailed { reason },
+                        ..
+                    },
+                ..
+            }) => Happened::Failed(needs::not_started(&named, &task, &reason)),
             Ok(Launched {
                 spoken: Some(spoken),
                 ..
@@ -384,16 +412,12 @@ impl Runner {
         })
     }
 
-    /// Has the agent's secrets hidden in what a verify tells: the agent may have written them into
-    /// what is verified. Those that this worker does not have are not known to it.
-    pub(super) fn hide_secrets(&self, task: &TaskDocument, given: &mut Given) {
+    /// Hides what was given in everything that this lease tells, and all else that its task's agent is
+    /// given: it may have written it into what is verified. What this worker does not have it cannot hide.
+    pub(super) fn hide(&self, task: &TaskDocument, given: &mut Given) {
         let own = |name: &str| std::env::var(name).ok();
-        let known = secrets::known(&self.site.secrets, own, &task.secrets);
+        let known = hiding::values(&self.site.secrets, &own, task);
         given.unseen.extend(known);
-    }
-
-    /// Hides what was given in everything that this lease tells.
-    pub(super) fn hide(&self, given: &Given) {
         let values = given
             .masked
             .iter()
@@ -426,6 +450,7 @@ impl Runner {
             masked: given.masked.clone(),
             unseen: given.unseen.clone(),
             dialogue: None,
+            meter: None,
         }
     }
 
@@ -470,6 +495,7 @@ impl Runner {
             return failed(class::WORKSPACE, &error, b"");
         }
         let (ends_at, idle) = (program.ends_at, program.idle);
+        let has_meter = program.meter.is_some();
         let disk_limit = program.disk.to_string();
         let executable = self.site.executable.clone();
         let launched = launch::run(&executable, program, &mut self.orders, scribe).await;
@@ -485,6 +511,8 @@ impl Runner {
         self.run_time += Duration::from_millis(ran_ms.unwrap_or_default());
         if let Some(spoken) = &launched.spoken {
             self.consumed = spoken.usage;
+        } else if has_meter {
+            self.consumed = launched.metered;
         }
         match launched.ran {
             Ran::Stopped(stop) => Err(Happened::Stopped(stop)),
@@ -745,6 +773,13 @@ async fn checkout(
         .remote(source, Credential::Lease(&grant.credential))
         .await?;
     let cached = site.cache.ensure_commit(&remote, &name, commit).await?;
+    for earlier in &grant.earlier {
+        let (name, commit) = (&earlier.r#ref, &earlier.commit);
+        if let (Ok(name), Ok(commit)) = (RefName::parse(name), ObjectId::parse(commit)) {
+            // For an agent that wants to look at it; nothing depends on it.
+            let _ = site.cache.ensure_commit(&remote, &name, commit).await;
+        }
+    }
     if grant.resume.is_none() || source.base == source.commit {
         let made = Workspace::create(&cached, &folder.workspace(), &site.identity).await?;
         return Ok(made.with_change_limit(site.change_bytes_max));

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::capture::Recorder;
 use super::dialogue::{Act, Dialogue, Said};
+use super::records;
 use super::scribe::Scribe;
 use super::{FromLease, Orders};
 use crate::mask::Hidden;
@@ -205,6 +206,10 @@ impl Speaker {
             }
         }
         if let Some((end, stderr)) = exited {
+            for found in records::read(self.dialogue.records()).await {
+                let acts = self.dialogue.recorded(&found);
+                self.carry_out(acts).await;
+            }
             let acts = self.dialogue.exited(&end, &stderr);
             self.carry_out(acts).await;
         }

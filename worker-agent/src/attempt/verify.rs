@@ -31,8 +31,7 @@ impl Runner {
             Ok(given) => given,
             Err(failure) => return failed(failure),
         };
-        self.hide_secrets(&task, &mut given);
-        self.hide(&given);
+        self.hide(&task, &mut given);
         let ends_at = self.began.after(self.limit(task.verify_timeout_ms));
         for (number, command) in (1..).zip(&task.verify) {
             scribe

@@ -13,8 +13,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use muster_proto::v1::{
-    Answer, Drain, EventAck, Grant, Heartbeat, LeaseAnswers, Report, ReportAck, ReportBatch,
-    ReportVerdict, Verdict, Welcome, coordinator_message, report, worker_message,
+    AgentsFound, Answer, DeclaredAgent, Drain, EventAck, Grant, Heartbeat, LeaseAnswers, Report,
+    ReportAck, ReportBatch, ReportVerdict, Verdict, Welcome, coordinator_message, report,
+    worker_message,
 };
 
 use lease::{Batch, Lease, Position, Work};
@@ -66,6 +67,8 @@ pub enum Output {
     Stop { lease: u64, cause: StopCause },
     /// People answered questions of a lease; some perhaps before.
     Answers { lease: u64, answers: Vec<Answer> },
+    /// Look for these declared agents, then call [`Machine::agents_found`].
+    Look(Vec<DeclaredAgent>),
     /// Forget these reports.
     Acknowledged(Vec<u64>),
     /// Everything up to `number` is with the coordinator.
@@ -105,6 +108,8 @@ struct Session {
     /// The first heartbeat that said that nothing is taken, and whether it was answered.
     drain_told: Option<u64>,
     drain_known: bool,
+    /// It was told what agents were found.
+    knows_agents: bool,
 }
 
 /// The worker's side of a session, and what outlives sessions.
@@ -120,6 +125,8 @@ pub struct Machine {
     reports: BTreeMap<u64, Pending>,
     next_report: u64,
     session: Option<Session>,
+    /// What was found of agents on this host, once it was looked for.
+    agents: Option<AgentsFound>,
     /// Lease whose events were sent last, so that no lease starves the others.
     last_served: u64,
 }
@@ -136,6 +143,7 @@ impl Machine {
             reports: BTreeMap::new(),
             next_report,
             session: None,
+            agents: None,
             last_served: 0,
         }
     }
@@ -220,6 +228,21 @@ impl Machine {
         }
     }
 
+    /// Takes what was found of agents, and says it when that is news.
+    pub(crate) fn agents_found(&mut self, found: AgentsFound, now: Boottime) -> Vec<Output> {
+        if self.agents.as_ref() == Some(&found) {
+            return Vec::new();
+        }
+        self.agents = Some(found);
+        match &mut self.session {
+            Some(session) => {
+                session.knows_agents = false;
+                vec![self.heartbeat_message(now)]
+            }
+            None => Vec::new(),
+        }
+    }
+
     /// Tells whether no process runs and no result waits to be said.
     pub fn holds_nothing(&self) -> bool {
         self.reports.is_empty() && !self.leases.values().any(Lease::is_held)
@@ -260,6 +283,7 @@ impl Machine {
             report_window: usize::try_from(welcome.report_window.max(1)).unwrap_or(1),
             drain_told: None,
             drain_known: false,
+            knows_agents: false,
         });
         let mut outputs = Vec::new();
         for verdict in &welcome.verdicts {
@@ -296,6 +320,8 @@ impl Machine {
         let trouble = self.disk_trouble.as_ref();
         let trouble = trouble.map(|what| format!("its disk cannot be worked on: {what}"));
         let session = self.session.as_mut()?;
+        let agents = self.agents.as_ref().filter(|_| !session.knows_agents);
+        session.knows_agents = self.agents.is_some();
         session.last_heartbeat += 1;
         if session.sent_at.len() == HEARTBEATS_REMEMBERED {
             session.sent_at.pop_front();
@@ -311,6 +337,7 @@ impl Machine {
             draining,
             trouble: trouble.unwrap_or_default(),
             time_left: time_left.and_then(|left| left.try_into().ok()),
+            agents: agents.cloned(),
         })
     }
 
@@ -357,6 +384,9 @@ impl Machine {
                         outputs.push(Output::Answers { lease, answers });
                     }
                 }
+            }
+            coordinator_message::Kind::LookFor(wanted) => {
+                outputs.push(Output::Look(wanted.agents));
             }
             coordinator_message::Kind::Stop(stop) => {
                 for lease in stop.leases {

@@ -54,6 +54,8 @@ pub use process::{Control, Event, SupervisedProcess};
 pub use report::{
     Containment, End, ExecFailure, ExitReport, ExitStatus, LostTree, OutputBytes, StopCause, Times,
 };
+#[cfg(test)]
+pub(crate) use spool::SpoolWriter;
 pub use spool::{Content, OutputReader, RECORD_BYTES_MAX, Record, Stream};
 
 /// Tells whether a folder's launch is known to be over.

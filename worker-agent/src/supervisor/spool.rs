@@ -64,7 +64,7 @@ pub struct Record {
 
 /// Writes the spool of one launch.
 #[derive(Debug)]
-pub(super) struct SpoolWriter {
+pub(crate) struct SpoolWriter {
     file: File,
     path: PathBuf,
     /// Length of the file up to the last whole record.
@@ -75,7 +75,7 @@ pub(super) struct SpoolWriter {
 
 impl SpoolWriter {
     /// Creates the spool; fails if there is one already.
-    pub(super) fn create(dir: &Path, limit: u64) -> Result<Self, Error> {
+    pub(crate) fn create(dir: &Path, limit: u64) -> Result<Self, Error> {
         let path = dir.join(files::OUTPUT);
         let file = OpenOptions::new()
             .write(true)
@@ -100,7 +100,7 @@ impl SpoolWriter {
     ///
     /// After the first dropped byte nothing more is stored: what is kept is a beginning of what
     /// was written, without holes.
-    pub(super) fn append(&mut self, stream: Stream, bytes: &[u8]) {
+    pub(crate) fn append(&mut self, stream: Stream, bytes: &[u8]) {
         let kind = match stream {
             Stream::Stdout => KIND_STDOUT,
             Stream::Stderr => KIND_STDERR,

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use muster_proto::v1::coordinator_message::Kind as Say;
 use muster_proto::v1::{
-    Answer, Answers, Grant, LeaseAnswers, Outcome, TurnEnd, activity, outcome, report,
+    Answer, Answers, EarlierAttempt, Grant, LeaseAnswers, Outcome, PastCommand, Resume, TurnEnd,
+    activity, outcome, report,
 };
 use serde_json::{Value, json};
 
@@ -39,6 +40,8 @@ fn answers(lease: u64, question: u32, choice: &str) -> Say {
         question,
         choice: choice.to_owned(),
         text: "because".to_owned(),
+        name: format!("Q{question}"),
+        by: "ann".to_owned(),
     };
     Say::Answers(Answers {
         leases: vec![LeaseAnswers {
@@ -268,4 +271,133 @@ async fn what_was_consumed_is_told_once_though_the_worker_is_killed_in_mid_turn(
     bench.forgotten(7).await;
     let all = bench.fake.with(|state| consumed(state.activities(7)));
     assert_eq!(all, [1, 2, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_task_names_and_is_not_there_fails_it_by_its_name() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let script = "read -r prompt; echo done";
+    let nowhere = json!({"name": "mine", "kind": "acp", "command": ["/nonexistent/agent", "acp"]});
+    for (lease, more, class, says) in [
+        (
+            7,
+            json!({"images": ["./no.png"]}),
+            "invalid_request",
+            ["no.png", "`images`"],
+        ),
+        (
+            8,
+            json!({"add_dirs": ["/no/such/folder"]}),
+            "invalid_request",
+            ["/no/such/folder", "`add_dirs`"],
+        ),
+        (
+            9,
+            json!({"agent": nowhere, "run": null}),
+            "agent_unavailable",
+            ["`/nonexistent/agent`", "`--agent mine=COMMAND`"],
+        ),
+    ] {
+        bench.fake.grant(grant(&bench, lease, script, &more)).await;
+        let (found, message) = class_of(bench.fake.last_word(lease).await);
+        assert_eq!(found, class, "{message}");
+        for say in says {
+            assert!(message.contains(say), "{message}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_told_of_an_attempt_that_failed_and_can_look_at_its_commit() {
+    let bench = Bench::new().await;
+    let name = "refs/muster/attempts/r/t/1";
+    let tree = [
+        "commit-tree",
+        "main^{tree}",
+        "-p",
+        "main",
+        "-m",
+        "first try",
+    ];
+    let commit = bench.remote(&tree);
+    bench.remote(&["update-ref", name, &commit]);
+    let _worker = bench.worker();
+    let script = format!(
+        "read -r prompt; echo \"$prompt\" > prompt; git show -s --format=%s {commit} > shown; echo done"
+    );
+    let mut grant = grant(&bench, 7, &script, &json!({}));
+    grant.earlier.push(EarlierAttempt {
+        attempt: 1,
+        r#ref: name.to_owned(),
+        commit: commit.clone(),
+        said: "It does not build.".to_owned(),
+        ..EarlierAttempt::default()
+    });
+    // What is not there keeps nobody from work.
+    grant.earlier.push(EarlierAttempt {
+        r#ref: "refs/muster/attempts/r/t/0".to_owned(),
+        commit: "0123456789012345678901234567890123456789".to_owned(),
+        ..EarlierAttempt::default()
+    });
+    bench.fake.grant(grant).await;
+    let report::Kind::Succeeded(succeeded) = bench.fake.last_word(7).await else {
+        panic!("it failed");
+    };
+    let Some(outcome::Kind::Commit(made)) = succeeded.outcome.and_then(|outcome| outcome.kind)
+    else {
+        panic!("no commit");
+    };
+    let shown = bench.remote_file(&made, "shown").unwrap();
+    assert_eq!(shown, "first try\n");
+    let prompt = bench.remote_file(&made, "prompt").unwrap();
+    assert!(prompt.contains("> It does not build."), "{prompt}");
+    assert!(prompt.contains(&commit), "{prompt}");
+    let output = bench.remote(&["log", "--format=%s", &made]);
+    assert!(
+        !output.contains("first try"),
+        "it began from the base: {output}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_whose_conversation_is_on_another_host_begins_anew_and_that_is_said() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker();
+    let script = "read -r prompt; echo \"$prompt\" > prompt; echo done";
+    let mut grant = grant(&bench, 7, script, &json!({}));
+    grant.resume = Some(Resume {
+        attempt: 1,
+        session: "s1".to_owned(),
+        host: "elsewhere".to_owned(),
+        ..Resume::default()
+    });
+    grant.earlier.push(EarlierAttempt {
+        attempt: 1,
+        commands: vec![PastCommand {
+            command: "make".to_owned(),
+            ..PastCommand::default()
+        }],
+        ..EarlierAttempt::default()
+    });
+    bench.fake.grant(grant).await;
+    let report::Kind::Succeeded(succeeded) = bench.fake.last_word(7).await else {
+        panic!("it failed");
+    };
+    let Some(outcome::Kind::Commit(made)) = succeeded.outcome.and_then(|outcome| outcome.kind)
+    else {
+        panic!("no commit");
+    };
+    let prompt = bench.remote_file(&made, "prompt").unwrap();
+    assert!(prompt.contains("> (end not known) make"), "{prompt}");
+    assert!(!prompt.contains("You were cut off"), "{prompt}");
+    bench.forgotten(7).await;
+    let notes = bench.fake.with(|state| state.notes(7));
+    assert_eq!(
+        notes,
+        [
+            "attempt 1 was cut off and its conversation is on the host elsewhere: begun anew, with a \
+          summary of it"
+        ]
+    );
 }

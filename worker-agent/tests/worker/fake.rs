@@ -76,6 +76,17 @@ impl State {
         activities.collect()
     }
 
+    /// What people are told of a lease.
+    pub(crate) fn notes(&self, lease: u64) -> Vec<String> {
+        use muster_proto::v1::agent_event::Kind;
+        let events = self.events.get(&lease).into_iter().flatten();
+        let notes = events.filter_map(|event| match &event.kind {
+            Some(Kind::Note(note)) => Some(note.clone()),
+            _ => None,
+        });
+        notes.collect()
+    }
+
     /// What processes of a lease wrote.
     pub(crate) fn output(&self, lease: u64) -> String {
         use muster_proto::v1::agent_event::Kind;

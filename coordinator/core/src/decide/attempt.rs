@@ -104,8 +104,17 @@ pub(super) fn report(
         (Report::Asked { number, asking }, Work::Attempt { task, .. }) => {
             question::ask(state, (run, held, task), now, *number, asking, &mut events)
         }
-        (Report::QuestionClosed { number, choice, by }, Work::Attempt { task, .. }) => {
-            question::close(state, (run, held, task), *number, choice, by, &mut events)
+        (
+            Report::QuestionClosed {
+                number,
+                choice,
+                by,
+                earlier,
+            },
+            Work::Attempt { task, .. },
+        ) => {
+            let closed = (*number, *earlier, &**choice, &**by);
+            question::close(state, (run, held, task), closed, &mut events)
         }
         (Report::ConversationOpened { id, software }, Work::Attempt { task, .. }) => {
             question::conversation((run, held, task), id, software, &mut events)

@@ -20,6 +20,7 @@ use crate::pool::Policy;
 use crate::settle;
 use crate::state::{Link, State};
 use crate::time::{Span, Timestamp};
+use crate::worker::DeclaredAgent;
 
 /// What a command leads to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,6 +50,8 @@ pub enum Touch {
         credit: u32,
         draining: bool,
         time_left: Option<Span>,
+        /// Replaces what the worker said before about declared agents, if it says anything.
+        looked: Option<BTreeMap<DeclaredAgent, bool>>,
     },
     /// The worker's stream is gone.
     Down { worker: WorkerId },
@@ -169,6 +172,7 @@ impl State {
                     entry.aux.ends_at = time_left.map(|left| now + left);
                     entry.aux.credit = 0;
                     entry.aux.hello = hello;
+                    entry.aux.looked.clear();
                 }
                 let up = Link::Up {
                     session,
@@ -186,6 +190,7 @@ impl State {
                 credit,
                 draining,
                 time_left,
+                looked,
             } => {
                 let Some(entry) = self.workers.get_mut(&worker) else {
                     return;
@@ -193,6 +198,9 @@ impl State {
                 if let Link::Up { session, .. } = entry.worker.link {
                     entry.aux.credit = credit;
                     entry.aux.ends_at = time_left.map(|left| now + left);
+                    if let Some(looked) = looked {
+                        entry.aux.looked = looked;
+                    }
                     let up = Link::Up {
                         session,
                         heartbeat: seq,

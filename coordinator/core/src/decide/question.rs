@@ -8,10 +8,11 @@ use crate::command::{Rejection, ReportAnswer};
 use crate::event::{Actor, EventKind, Usage};
 use crate::failure::{Failure, FailureClass};
 use crate::ids::{QuestionId, TaskIx};
+use crate::index::unanswered;
 use crate::limits;
 use crate::question::{Asking, ChoiceEffect, PastQuestion, Question};
 use crate::state::{Attempt, Lease, Run, State};
-use crate::time::Timestamp;
+use crate::time::{Span, Timestamp};
 
 /// Records a question of an attempt. The number of one that it has asked before is no news.
 pub(super) fn ask(
@@ -49,19 +50,44 @@ pub(super) fn ask(
         number,
         asking: Arc::new(asking.bounded()),
     });
+    if asked.stood_still(now) >= limits::PAUSED_MAX {
+        let oldest = unanswered(asked.open).map_or(state.next_question, |open| open.id);
+        events.push(EventKind::TaskParked {
+            run: held.run,
+            lease: held.id,
+            question: oldest,
+        });
+        events.push(revoked(held));
+    }
     ReportAnswer::Recorded
 }
 
 /// Records that the agent does not wait any more. Also of a question that has not been heard of,
-/// so that it is not opened by a report that comes late.
+/// so that it is not opened by a report that comes late. One that an answer to an `earlier` attempt's
+/// question closed was never open: the answer is handed over with it, and to no attempt again.
 pub(super) fn close(
     state: &State,
     (run, held, task): (&Run, &Lease, TaskIx),
-    number: u32,
-    choice: &str,
-    by: &str,
+    (number, earlier, choice, by): (u32, Option<QuestionId>, &str, &str),
     events: &mut Vec<EventKind>,
 ) -> ReportAnswer {
+    let closed = |question: QuestionId| EventKind::QuestionClosed {
+        run: held.run,
+        lease: held.id,
+        question,
+        number,
+        choice: head(choice, limits::QUESTION_LINE_BYTES),
+        by: head(by, limits::QUESTION_LINE_BYTES).into(),
+    };
+    if let Some(earlier) = earlier {
+        let attempts = run.task(task).map_or(&[][..], |task| task.attempts());
+        let mut waiting = attempts.iter().flat_map(|attempt| &attempt.asked);
+        if !waiting.any(|past| past.id == earlier && past.undelivered.is_some()) {
+            return ReportAnswer::AlreadyRecorded;
+        }
+        events.push(closed(earlier));
+        return ReportAnswer::Recorded;
+    }
     let Some(asked) = Asked::of(run, task) else {
         return ReportAnswer::Stale;
     };
@@ -72,14 +98,7 @@ pub(super) fn close(
     if open.is_none() && asked.is_full() {
         return ReportAnswer::Stale;
     }
-    events.push(EventKind::QuestionClosed {
-        run: held.run,
-        lease: held.id,
-        question: open.map_or(state.next_question, |open| open.id),
-        number,
-        choice: head(choice, limits::QUESTION_LINE_BYTES),
-        by: head(by, limits::QUESTION_LINE_BYTES).into(),
-    });
+    events.push(closed(open.map_or(state.next_question, |open| open.id)));
     ReportAnswer::Recorded
 }
 
@@ -117,6 +136,7 @@ pub(super) fn conversation(
 struct Asked<'a> {
     open: &'a [Question],
     past: &'a [PastQuestion],
+    attempt: &'a Attempt,
 }
 
 impl<'a> Asked<'a> {
@@ -126,12 +146,20 @@ impl<'a> Asked<'a> {
         Some(Self {
             open: task.questions(),
             past: &attempt.asked,
+            attempt,
         })
     }
 
     fn knows(&self, number: u32) -> bool {
         self.open.iter().any(|open| open.number == number)
             || self.past.iter().any(|past| past.number == number)
+    }
+
+    /// How long the attempt's clocks have stood still for people.
+    fn stood_still(&self, now: Timestamp) -> Span {
+        let waiting = self.attempt.waiting_since;
+        let waiting = waiting.map_or(Span::ZERO, |since| now.since(since));
+        self.attempt.paused + waiting
     }
 
     fn is_full(&self) -> bool {

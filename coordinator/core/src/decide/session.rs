@@ -89,6 +89,13 @@ pub(super) fn heartbeat(state: &State, beat: &Heartbeat) -> Result<Decision, Rej
     let unseen = leases.filter(|lease| !lease.revoked && !held.contains(&lease.id));
     let unseen = u32::try_from(unseen.count()).unwrap_or(u32::MAX);
     let free_slots = beat.free_slots.min(worker.offer.slots);
+    let looked = beat.looked.as_ref().map_or(0, BTreeMap::len);
+    if looked > limits::DECLARED_AGENTS {
+        return Err(Rejection::Limit {
+            limit: "declared agents of a heartbeat",
+            max: limits::DECLARED_AGENTS as u64,
+        });
+    }
     let mut touches = vec![Touch::Beat {
         worker: beat.worker.clone(),
         seq: beat.seq,
@@ -96,6 +103,7 @@ pub(super) fn heartbeat(state: &State, beat: &Heartbeat) -> Result<Decision, Rej
         credit: free_slots.saturating_sub(unseen),
         draining: beat.draining,
         time_left: beat.time_left,
+        looked: beat.looked.clone(),
     }];
     touches.extend(renewals(state, &verdicts));
     Ok(Decision {

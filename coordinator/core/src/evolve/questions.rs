@@ -68,6 +68,9 @@ impl State {
         let Some(key) = self.task_of(lease) else {
             return;
         };
+        if self.hand_over(key, id) {
+            return;
+        }
         let mut past = PastQuestion {
             id,
             number,
@@ -92,6 +95,17 @@ impl State {
         self.index.past_questions.insert(id, key);
         self.amend_attempt(key, |attempt| attempt.asked.push(past));
         self.change_awaiting(key, at, |awaiting| awaiting.retain(|open| open.id != id));
+    }
+
+    /// Takes an answer to an earlier attempt's question for handed over; `false` if none waits for that.
+    fn hand_over(&mut self, key: TaskKey, id: QuestionId) -> bool {
+        let history = self.task_mut(key).and_then(|task| task.history.as_mut());
+        let attempts = history
+            .into_iter()
+            .flat_map(|history| &mut history.attempts);
+        let mut past = attempts.flat_map(|attempt| &mut attempt.asked);
+        let waiting = past.find(|past| past.id == id && past.undelivered.is_some());
+        waiting.is_some_and(|past| past.undelivered.take().is_some())
     }
 
     pub(super) fn open_conversation(&mut self, lease: LeaseId, id: &str, software: &str) {

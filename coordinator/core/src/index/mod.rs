@@ -15,7 +15,7 @@ use crate::limits;
 use crate::question::Question;
 use crate::state::{Lease, Link, Run, RunPhase, Task, TaskState, VerifyPhase, Worker};
 use crate::time::Timestamp;
-use crate::worker::Requirement;
+use crate::worker::{DeclaredAgent, Requirement};
 
 /// Number of an interned requirement.
 pub(crate) type ClassId = u32;
@@ -151,6 +151,9 @@ pub(crate) struct WorkerAux {
     pub(crate) hello: u64,
     /// When its machine goes away, by its own word. Volatile.
     pub(crate) ends_at: Option<Timestamp>,
+    /// Which declared agents it has (true) or lacks, of those it was asked for in this session.
+    /// Volatile: it is asked again in each session.
+    pub(crate) looked: BTreeMap<DeclaredAgent, bool>,
     /// Resources its leases occupy.
     pub(crate) used: BTreeMap<Arc<str>, u64>,
     /// Its place in [`Index::available`].

@@ -15,7 +15,7 @@ use crate::index::{WorkerEntry, drains};
 use crate::schedule::{Misfit, Offered, lacks};
 use crate::state::State;
 use crate::time::{Span, Timestamp};
-use crate::worker::Requirement;
+use crate::worker::{DeclaredAgent, Requirement};
 
 /// What one pool would do now.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -95,8 +95,15 @@ struct Room<'a> {
     needed: bool,
 }
 
-/// Agents that workers of a pool have had, by pool.
-type Learned<'a> = BTreeMap<&'a str, BTreeSet<Arc<str>>>;
+/// What is known from the workers that a pool has had.
+#[derive(Default)]
+struct Had {
+    agents: BTreeSet<Arc<str>>,
+    looked: BTreeMap<DeclaredAgent, bool>,
+}
+
+/// What is known of pools from their workers, by pool.
+type Learned<'a> = BTreeMap<&'a str, Had>;
 
 /// Plans all pools. Costs O(waiting work + kinds of it × (workers + pools)).
 #[must_use]
@@ -197,11 +204,15 @@ fn needs(requirement: &Requirement) -> (bool, usize, usize, Span) {
 
 fn learned(state: &State) -> Learned<'_> {
     let mut learned: Learned<'_> = BTreeMap::new();
-    for worker in state.workers() {
+    for WorkerEntry { worker, aux } in state.workers.values() {
         let offer = &worker.offer;
-        if state.policies.contains_key(&offer.pool) {
-            let agents = learned.entry(&offer.pool).or_default();
-            agents.extend(offer.agents.iter().cloned());
+        if !state.policies.contains_key(&offer.pool) {
+            continue;
+        }
+        let had = learned.entry(&offer.pool).or_default();
+        had.agents.extend(offer.agents.iter().cloned());
+        for (agent, found) in &aux.looked {
+            *had.looked.entry(agent.clone()).or_default() |= found;
         }
     }
     learned
@@ -211,15 +222,16 @@ fn learned(state: &State) -> Learned<'_> {
 /// that earlier workers of the pool had; before there were any, all of them.
 fn offered<'a>(policy: &'a Policy, learned: &'a Learned<'_>) -> Offered<'a> {
     let template = &policy.template;
+    let had = learned.get(&*template.pool);
+    let agents = policy.agents.as_ref();
     Offered {
         pool: &template.pool,
-        agents: policy
-            .agents
-            .as_ref()
-            .or_else(|| learned.get(&*template.pool)),
+        agents: agents.or_else(|| had.map(|had| &had.agents)),
         labels: &template.labels,
         resources: &template.resources,
+        looked: had.map(|had| &had.looked),
         left: policy.walltime,
+        is_there: false,
     }
 }
 
@@ -643,6 +655,16 @@ impl std::fmt::Display for Misfit {
         match self {
             Self::Pool(name) => write!(f, "the task asks for pool {name}"),
             Self::Agent(name) => write!(f, "its workers do not have agent {name}"),
+            Self::Program(agent) => {
+                write!(f, "its workers do not have the program {}", agent.program)
+            }
+            Self::Unanswered(agent) => {
+                write!(
+                    f,
+                    "its workers have not said whether they have {}",
+                    agent.program
+                )
+            }
             Self::Label(name) => write!(f, "its workers do not carry label {name}"),
             Self::Resource(name) => write!(f, "its workers do not have enough {name}"),
             Self::Walltime => f.write_str("its machines do not stay as long as the work takes"),

@@ -66,6 +66,7 @@ fn every_class_answers_whether_it_is_retried_and_whether_it_counts() {
             | C::Internal
             | C::SecretUnavailable
             | C::Authentication
+            | C::Denied
             | C::InvalidRequest => (false, false, false),
         };
         let found = (class.retryable(), class.counts(), class.is_providers());

@@ -2,6 +2,7 @@
 
 mod batching;
 mod deadlines;
+mod declared;
 mod explaining;
 mod failing;
 mod pools;

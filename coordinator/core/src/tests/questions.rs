@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::world::*;
 use crate::command::{Report, ReportAnswer, Target};
-use crate::event::EventKind;
-use crate::failure::FailureClass;
+use crate::event::{EventKind, Usage};
+use crate::failure::{Failure, FailureClass};
 use crate::ids::{QuestionId, RunId};
 use crate::question::{Asking, Choice, ChoiceEffect};
 use crate::state::{Attempt, AttemptEnd, Lease, TaskState};
@@ -79,6 +79,90 @@ fn a_question_pauses_the_clock_and_parks_after_a_while() {
     assert_eq!(refused.to_string(), "Q1 was answered before: yes by me");
     world.succeed(&next);
     assert_eq!(world.states(run), "a=succeeded");
+    world.replayed();
+}
+
+#[test]
+fn an_attempt_that_has_waited_for_people_all_day_is_parked_by_its_next_question() {
+    let (mut world, run, lease) = at_work();
+    let almost = Span::from_ms(limits::PARK_AFTER.ms() - 1);
+    for number in 1..=25 {
+        world.say(&lease, asks(number, "again?"));
+        assert_eq!(world.states(run), "a=leased");
+        world.pass_beating(almost, &["w"]);
+        world.act(&answers(QuestionId(number.into()), "yes"));
+        world.say(&lease, closes(number, "yes", ""));
+    }
+    assert!(attempt(&world, run, 0).paused >= limits::PAUSED_MAX);
+    assert_eq!(
+        world.say(&lease, asks(26, "again?")),
+        ReportAnswer::Recorded
+    );
+    assert_eq!(world.states(run), "a=parked");
+    assert!(world.state.lease(lease.id).unwrap().revoked);
+    assert_eq!(open(&world), [QuestionId(26)]);
+    world.say(&lease, Report::Stopped);
+    world.act(&answers(QuestionId(26), "yes"));
+    world.beat("w");
+    let next = world.only();
+    assert_eq!(attempt(&world, run, 1).paused, Span::ZERO);
+    world.succeed(&next);
+    assert_eq!(world.states(run), "a=succeeded");
+    world.replayed();
+}
+
+#[test]
+fn an_answer_that_an_agent_did_not_get_is_handed_over_once() {
+    let (mut world, run, lease) = at_work();
+    world.say(&lease, asks(1, "which?"));
+    world.act(&answers(Q1, "yes"));
+    world.say(
+        &lease,
+        Report::Failed {
+            failure: Failure::new(FailureClass::RateLimit, "slow down"),
+            usage: Usage::default(),
+        },
+    );
+    let waits = |world: &World| attempt(world, run, 0).asked[0].undelivered.is_some();
+    world.pass_beating(Span::from_secs(30), &["w"]);
+    let next = world.only();
+    world.started(&next);
+    assert!(waits(&world));
+    let given = Report::QuestionClosed {
+        number: 1,
+        choice: "yes".into(),
+        by: "me".into(),
+        earlier: Some(Q1),
+    };
+    assert_eq!(world.say(&next, given.clone()), ReportAnswer::Recorded);
+    assert!(!waits(&world));
+    assert_eq!(attempt(&world, run, 1).asked, []);
+    assert_eq!(world.say(&next, given), ReportAnswer::AlreadyRecorded);
+    let unknown = Report::QuestionClosed {
+        number: 2,
+        choice: "yes".into(),
+        by: "me".into(),
+        earlier: Some(QuestionId(99)),
+    };
+    assert_eq!(world.say(&next, unknown), ReportAnswer::AlreadyRecorded);
+    world.replayed();
+}
+
+#[test]
+fn overlapping_questions_make_one_wait() {
+    let (mut world, run, lease) = at_work();
+    let half = Span::from_ms(limits::PARK_AFTER.ms() / 2);
+    world.say(&lease, asks(1, "one"));
+    for number in 2..=49 {
+        world.pass_beating(half, &["w"]);
+        assert_eq!(world.states(run), "a=leased", "{number}");
+        world.say(&lease, asks(number, "and?"));
+        if number < 49 {
+            world.act(&answers(QuestionId(u64::from(number) - 1), "yes"));
+            world.say(&lease, closes(number - 1, "yes", ""));
+        }
+    }
+    assert_eq!(world.states(run), "a=parked");
     world.replayed();
 }
 
@@ -528,6 +612,16 @@ fn the_last_conversation_of_an_attempt_is_known_with_its_host() {
     let opened = attempt(&world, run, 0).conversation.as_ref().unwrap();
     assert_eq!(&*opened.id, "c64");
     world.replayed();
+}
+
+#[test]
+fn the_longest_id_that_a_conversation_may_have_is_kept_whole() {
+    let (mut world, run, lease) = at_work();
+    let longest = "c".repeat(limits::QUESTION_LINE_BYTES);
+    let said = world.say(&lease, converses(&longest));
+    assert_eq!(said, ReportAnswer::Recorded);
+    let opened = attempt(&world, run, 0).conversation.as_ref().unwrap();
+    assert_eq!(*opened.id, *longest);
 }
 
 #[test]

@@ -69,6 +69,26 @@ fn whoever_was_cut_off_goes_on_where_its_conversation_is() {
 }
 
 #[test]
+fn whoever_does_not_remember_the_attempt_before_began_anew() {
+    for (conversation, anew) in [("c1", false), ("c2", true)] {
+        let (mut world, run, lease) = at_work();
+        world.fail(&lease, FailureClass::WorkerLost);
+        world.pass_beating(Span::from_secs(10), &["v", "w"]);
+        let next = world.only();
+        let began_anew = |world: &World| {
+            let task = world.state.task(world.key(run, "a")).unwrap();
+            task.began_anew(task.attempts().last().unwrap())
+        };
+        assert!(!began_anew(&world), "it has told of nothing yet");
+        world.started(&next);
+        world.say(&next, converses(conversation));
+        assert_eq!(began_anew(&world), anew);
+        world.say(&next, converses("put in short"));
+        assert!(!began_anew(&world) || anew);
+    }
+}
+
+#[test]
 fn a_counted_failure_begins_anew_anywhere() {
     let (mut world, run, lease) = at_work();
     world.fail(&lease, FailureClass::AgentFailed);
@@ -124,6 +144,20 @@ fn another_worker_of_the_same_host_has_the_conversation_too() {
     world.join("w2", 1);
     world.pass_beating(Span::from_secs(5), &["v", "w2"]);
     assert_eq!(world.only().worker, worker("w2"));
+}
+
+#[test]
+fn whoever_has_the_conversation_gets_only_what_it_can_do() {
+    let (mut world, run, lease) = at_work();
+    let mut less = offer(1);
+    less.agents.clear();
+    world.say(&lease, Report::Stopped);
+    world.hello("w", 2, less);
+    world.pass_beating(Span::from_secs(50), &["v", "w"]);
+    assert_eq!(world.live(), []);
+    world.pass_beating(Span::from_secs(30), &["v", "w"]);
+    assert_eq!(world.only().worker, worker("v"));
+    assert_eq!(goes_on(&world, run), (vec![1], Some("c1".into())));
 }
 
 #[test]

@@ -272,6 +272,7 @@ impl World {
             held,
             draining: false,
             time_left: None,
+            looked: None,
         }))
     }
 
@@ -503,6 +504,7 @@ pub(crate) fn closes(number: u32, choice: &str, by: &str) -> Report {
         number,
         choice: choice.into(),
         by: by.into(),
+        earlier: None,
     }
 }
 

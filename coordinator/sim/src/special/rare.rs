@@ -4,6 +4,9 @@
 use super::Special;
 use crate::scenario::{DeedEnd, Found, Link, Merge, Moment, Weather, WeatherKind, What, When};
 
+/// Time after which a question that nobody answered has parked its task.
+const PARKED_MS: u64 = 3_601_000;
+
 impl Special<'_> {
     /// So many of a thousand words of the second worker are lies.
     fn lie_so_often(&mut self, lies_per_mille: u64) {
@@ -139,6 +142,71 @@ impl Special<'_> {
         }
     }
 
+    /// Every agent asks before it goes on, but not forever.
+    pub(super) fn all_ask(&mut self) {
+        for plan in &mut self.scenario.plans {
+            for task in &mut plan.tasks {
+                for deed in task.attempts.iter_mut().take(2) {
+                    deed.end = DeedEnd::Asks;
+                }
+            }
+        }
+    }
+
+    /// Nobody answers until tasks are parked; then people want something else of them, or answer.
+    pub(super) fn parked(&mut self) {
+        self.all_ask();
+        self.scenario.calm_ms = self.scenario.calm_ms.max(2 * 3_600_000);
+        for _ in 0..self.random.between(1, 4) {
+            let what = match self.random.below(6) {
+                0 | 1 => What::CancelTask {
+                    plan: 0,
+                    task: self.random.below(u64::from(self.tasks())) as u32,
+                },
+                2 | 3 => What::RetryRun { plan: 0 },
+                4 => self.fault(),
+                _ => self.wish(),
+            };
+            let ms = PARKED_MS + self.random.wide(1, 60_000);
+            self.after(Moment::Asked, 0, ms, what);
+        }
+        for nth in 0..self.tasks() {
+            let ms = PARKED_MS + self.random.wide(1, 120_000);
+            self.after(Moment::Asked, nth, ms, What::Answer { wrong: false });
+        }
+    }
+
+    /// Answers are long on their way to their agents, and meanwhile people want something else of
+    /// the tasks, or their workers have troubles.
+    pub(super) fn late_answers(&mut self) {
+        self.all_ask();
+        let max_ms = self.scenario.clocks.ttl_ms / 2;
+        self.scenario.weather.push(Weather {
+            from_ms: 10_000,
+            to_ms: 1_200_000,
+            worker: None,
+            link: Link::ToWorker,
+            kind: WeatherKind::Delay { max_ms },
+        });
+        for nth in 0..self.tasks() {
+            let ms = self.random.wide(1, 5_000);
+            self.after(Moment::Asked, nth, ms, What::Answer { wrong: false });
+        }
+        for nth in 0..self.random.between(1, 4) as u32 {
+            let what = match self.random.below(6) {
+                0..=2 => What::CancelTask {
+                    plan: 0,
+                    task: self.random.below(u64::from(self.tasks())) as u32,
+                },
+                3 => What::CancelRun { plan: 0 },
+                4 => self.fault(),
+                _ => self.wish(),
+            };
+            let ms = self.random.wide(1, max_ms / 2);
+            self.after(Moment::Answered, nth, ms, what);
+        }
+    }
+
     /// A worker is told to leave just before a person wants its work no more.
     pub(super) fn leaves_and_cancels(&mut self) {
         let moment = match self.random.below(4) {
@@ -152,13 +220,7 @@ impl Special<'_> {
                 Moment::Verifying
             }
             2 => {
-                for plan in &mut self.scenario.plans {
-                    for task in &mut plan.tasks {
-                        for deed in &mut task.attempts {
-                            deed.end = DeedEnd::Asks;
-                        }
-                    }
-                }
+                self.all_ask();
                 for nth in 0..4 {
                     self.after(Moment::Asked, nth, 2_000, What::Answer { wrong: false });
                 }

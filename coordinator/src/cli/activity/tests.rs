@@ -131,6 +131,7 @@ fn each(text: &str) -> Vec<v1::Activity> {
             question: 1,
             choice: String::new(),
             by: text(),
+            earlier: String::new(),
         }),
         Kind::Error(error(&text())),
         Kind::Structured(v1::Structured {
@@ -178,6 +179,26 @@ fn what_flows_comes_in_pieces_and_is_whole_lines() {
         say("4", "."),
     ]);
     assert_eq!(said, ["I will look", "and then", "~ hmm", "Done", "."]);
+}
+
+#[test]
+fn nothing_of_what_an_agent_runs_and_changes_is_hidden() {
+    let hidden = "rm -r ~\r\u{1b}[2Kls\nid";
+    let seen = "rm -r ~␍␛[2Kls␊id";
+    let run = doing(Kind::CommandStarted(v1::CommandStarted {
+        command: hidden.to_owned(),
+        ..v1::CommandStarted::default()
+    }));
+    assert_eq!(lines(&[run]), [format!("$ {seen}")]);
+    let asked = doing(Kind::Question(v1::Question {
+        number: 1,
+        title: hidden.to_owned(),
+        detail: "  rm\r  ls".to_owned(),
+        ..v1::Question::default()
+    }));
+    let said = lines(&[asked]);
+    assert_eq!(said[0], format!("? question 1: {seen}"));
+    assert_eq!(said[1], "    rm␍  ls");
 }
 
 #[test]

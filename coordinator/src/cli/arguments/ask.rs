@@ -6,8 +6,8 @@ use clap::Args;
 ///
 /// An agent asks before it does something that its task does not allow by itself, or when only a
 /// person knows. It keeps its slot for an hour, and its time limit stands still; after that the slot
-/// is given to others, and an attempt that goes on gets the answer. What nobody answers in 7 days
-/// fails its task.
+/// is given to others, and an attempt that goes on gets the answer. So it is once all questions of an
+/// attempt have taken a day. What nobody answers in 7 days fails its task.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -62,7 +62,7 @@ pub(crate) struct Approve {
 
 /// Say no to an agent that asks
 ///
-/// The agent is told and goes on without; with `--stop` its turn ends.
+/// The agent is told and goes on without; with `--stop` its turn ends, and its task fails as `denied`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

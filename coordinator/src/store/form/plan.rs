@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use coordinator_core::plan::{IntegrateSpec, Profile, RunSpec, Source, TaskSpec, VerifySpec};
 use coordinator_core::time::Span;
-use coordinator_core::worker::{Offer, Requirement};
+use coordinator_core::worker::{DeclaredAgent, Offer, Requirement};
 use coordinator_core::{AllocationId, CommitId, Failure, FailureClass};
 use serde::{Deserialize, Serialize};
 
@@ -232,6 +232,8 @@ impl From<&VerifyV1<'_>> for VerifySpec {
 struct RequirementV1<'a> {
     agent: Text<'a>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    declared: Option<Box<DeclaredV1<'a>>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pool: Option<Text<'a>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     labels: Vec<Text<'a>>,
@@ -241,10 +243,23 @@ struct RequirementV1<'a> {
     expected: u64,
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeclaredV1<'a> {
+    name: Text<'a>,
+    program: Text<'a>,
+}
+
 impl<'a> From<&'a Requirement> for RequirementV1<'a> {
     fn from(requirement: &'a Requirement) -> Self {
         Self {
             agent: text(&requirement.agent),
+            declared: requirement.declared.as_ref().map(|declared| {
+                Box::new(DeclaredV1 {
+                    name: text(&declared.name),
+                    program: text(&declared.program),
+                })
+            }),
             pool: requirement.pool.as_ref().map(text),
             labels: texts(&requirement.labels),
             resources: counts(&requirement.resources),
@@ -257,6 +272,11 @@ impl From<&RequirementV1<'_>> for Requirement {
     fn from(form: &RequirementV1<'_>) -> Self {
         Self {
             agent: shared(&form.agent),
+            declared: form.declared.as_ref().map(|declared| DeclaredAgent {
+                kind: shared(&form.agent),
+                name: shared(&declared.name),
+                program: shared(&declared.program),
+            }),
             pool: form.pool.as_ref().map(shared),
             labels: shareds::<BTreeSet<_>>(&form.labels),
             resources: shared_counts(&form.resources),

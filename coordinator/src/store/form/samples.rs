@@ -56,7 +56,7 @@ variants!(ATTEMPT_ENDS, attempt_end_name, AttemptEnd:
 variants!(RUN_PHASES, run_phase_name, RunPhase: Active, Integrating, Verifying, Ended);
 
 /// Classes of failure that are younger than the first form: its files do not hold them.
-pub(crate) const LATER_CLASSES: [FailureClass; 15] = [
+pub(crate) const LATER_CLASSES: [FailureClass; 16] = [
     FailureClass::DiskAllowance,
     FailureClass::SecretUnavailable,
     FailureClass::Authentication,
@@ -72,6 +72,7 @@ pub(crate) const LATER_CLASSES: [FailureClass; 15] = [
     FailureClass::AgentError,
     FailureClass::OutputInvalid,
     FailureClass::NoChange,
+    FailureClass::Denied,
 ];
 
 pub(in crate::store) const RUN: RunId = RunId(7);
@@ -113,6 +114,7 @@ fn usage() -> Usage {
 fn requirement() -> Requirement {
     Requirement {
         agent: "codex".into(),
+        declared: None,
         pool: Some("slurm".into()),
         labels: ["gpu".into(), "os=linux".into()].into(),
         resources: [("cpus".into(), 4), ("memory_mib".into(), 8_192)].into(),

@@ -236,6 +236,28 @@ fn what_the_first_form_did_not_know_of_questions_is_kept_too() {
 }
 
 #[test]
+fn which_declared_agent_a_task_needs_is_kept() {
+    let mut batch = batch();
+    let mut declared = 0;
+    for event in &mut batch.events {
+        if let EventKind::RunSubmitted { spec, .. } = &mut event.kind {
+            for task in &mut std::sync::Arc::make_mut(spec).tasks {
+                let requirement = &mut task.profile.requirement;
+                requirement.declared = Some(coordinator_core::worker::DeclaredAgent {
+                    kind: requirement.agent.clone(),
+                    name: "mine".into(),
+                    program: "tool".into(),
+                });
+                declared += 1;
+            }
+        }
+    }
+    assert!(declared > 0);
+    let body = encode_batch(batch.epoch, batch.at, &batch.events).unwrap();
+    assert_eq!(decode_batch(1, &body).unwrap(), batch);
+}
+
+#[test]
 fn event_of_an_unknown_kind_is_refused_as_newer() {
     let body = br#"{"epoch":1,"at":2,"events":[{"seq":1,"at":2,"ev":{"k":"run_paused","run":7}}]}"#;
     let error = decode_batch(1, body).unwrap_err();

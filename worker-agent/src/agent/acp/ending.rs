@@ -12,7 +12,7 @@ const AUTHENTICATION_REQUIRED: i64 = -32_000;
 const INVALID_REQUESTS: [i64; 3] = [-32_600, -32_601, -32_602];
 
 /// Reads why the agent stopped; `message` is what it said last.
-pub(super) fn turn(stop_reason: &str, message: String) -> Turn {
+pub(super) fn turn(stop_reason: Option<&Value>, message: String) -> Turn {
     let failed = |class, message: &str| {
         Some(AgentError {
             class,
@@ -21,7 +21,15 @@ pub(super) fn turn(stop_reason: &str, message: String) -> Turn {
             retry_after: None,
         })
     };
-    let (end, error) = match stop_reason {
+    let (end, error) = match stop_reason.and_then(Value::as_str).unwrap_or_default() {
+        // The protocol wants one: nobody knows what became of the turn.
+        "" => (
+            TurnEnd::Failed,
+            failed(
+                ErrorClass::AgentError,
+                "the agent's answer to the prompt has no `stopReason`, so it does not keep to the protocol",
+            ),
+        ),
         "cancelled" => (TurnEnd::Interrupted, None),
         "refusal" => (
             TurnEnd::Failed,

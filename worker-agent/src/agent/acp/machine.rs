@@ -16,11 +16,13 @@ use super::usage::Usage;
 use crate::agent::conversation::{
     AgentError, Conversation, Decision, ErrorClass, Opening, Step, Turn,
 };
+use crate::agent::lines::{members, too_long};
 use crate::agent::text::{self, LINE_BYTES_MAX, MESSAGE_BYTES_MAX};
 use crate::supervisor::End;
 
 /// The version of the protocol that is spoken here.
 const VERSION: u64 = 1;
+const INVALID_REQUEST: i64 = -32_600;
 const METHOD_NOT_FOUND: i64 = -32_601;
 
 /// What the conversation waits for; requests have numbers.
@@ -37,6 +39,20 @@ enum Phase {
     Working(u64),
     /// It waits for a prompt, or for nothing any more.
     Idle,
+}
+
+impl Phase {
+    /// The request whose answer is waited for.
+    fn request(self) -> Option<u64> {
+        match self {
+            Self::New | Self::Idle => None,
+            Self::Initializing(id)
+            | Self::Loading(id)
+            | Self::Creating(id)
+            | Self::Choosing(id)
+            | Self::Working(id) => Some(id),
+        }
+    }
 }
 
 /// The machine.
@@ -99,20 +115,30 @@ impl Conversation for Acp {
     }
 
     fn overlong(&mut self, beginning: &[u8]) -> Vec<Step> {
-        // Only a request is waited for.
-        let beginning = String::from_utf8_lossy(beginning);
-        let asks = beginning.contains("\"session/request_permission\"");
-        let id = beginning.split_once("\"id\"").filter(|_| asks);
-        let id = id.and_then(|(_, rest)| {
-            let rest = rest.trim_start().strip_prefix(':')?;
-            serde_json::Deserializer::from_str(rest)
-                .into_iter::<Value>()
-                .next()?
-                .ok()
-        });
-        id.map(|id| Step::Send(question::cancelled(&id)))
-            .into_iter()
-            .collect()
+        let Some(message) = members(beginning) else {
+            return Vec::new();
+        };
+        let method = message.get("method").and_then(Value::as_str);
+        match (method, message.get("id")) {
+            (Some(method), Some(id)) => {
+                let error = too_long(&format!("what the agent asks with {method}"));
+                let answer = match method {
+                    "session/request_permission" => question::cancelled(id),
+                    _ => {
+                        let error = json!({"code": INVALID_REQUEST, "message": &error.message});
+                        json!({"jsonrpc": "2.0", "id": id, "error": error}).to_string()
+                    }
+                };
+                let told = activity::Kind::Error(error.to_wire());
+                vec![Step::Tell(told), Step::Send(answer)]
+            }
+            (Some(_), None) => Vec::new(),
+            // Somebody waits for it, or may.
+            (None, id) if id.is_none() || id.and_then(Value::as_u64) == self.phase.request() => {
+                self.fail(too_long("a message of the agent"))
+            }
+            (None, _) => Vec::new(),
+        }
     }
 
     fn prompt(&mut self, text: &str) -> Vec<Step> {
@@ -236,6 +262,7 @@ impl Acp {
             });
             return vec![self.request("session/load", &params, Phase::Loading)];
         }
+        self.opening.begin_anew();
         let reason = "this agent cannot go on with an earlier session".to_owned();
         vec![Step::NotResumed(reason), self.create()]
     }
@@ -251,6 +278,7 @@ impl Acp {
             Err(error) => {
                 let error = ending::error(error, "the agent does not load the session");
                 self.usage = Usage::default();
+                self.opening.begin_anew();
                 vec![Step::NotResumed(error.message), self.create()]
             }
         }
@@ -399,7 +427,7 @@ impl Acp {
         steps.extend(usage.into_iter().map(activity::Kind::Usage).map(Step::Tell));
         let said = std::mem::take(&mut self.said);
         steps.push(Step::TurnEnded(match result {
-            Ok(result) => ending::turn(text::of(result, "stopReason"), said),
+            Ok(result) => ending::turn(result.get("stopReason"), said),
             Err(error) => ending::failed(ending::error(error, "the turn failed")),
         }));
         steps
@@ -414,7 +442,9 @@ impl Acp {
 
     fn fail(&mut self, error: AgentError) -> Vec<Step> {
         self.phase = Phase::Idle;
-        vec![Step::TurnEnded(ending::failed(error))]
+        let mut steps = self.cancel_questions();
+        steps.push(Step::TurnEnded(ending::failed(error)));
+        steps
     }
 }
 

@@ -90,13 +90,17 @@ impl Questions {
                 };
                 ("file_change", title, call.diff())
             }
+            Kind::Read => {
+                let title = format!("read {}", call.paths().join(", "));
+                ("file_read", title, call.arguments().to_owned())
+            }
             Kind::Other => {
                 let title = format!("use {}", call.title());
                 ("tool", title, call.arguments().to_owned())
             }
         };
         let paths = match call.kind() {
-            Kind::Edit => call.paths(),
+            Kind::Edit | Kind::Read => call.paths(),
             Kind::Command | Kind::Other => Vec::new(),
         };
         self.asked = self.asked.saturating_add(1);

@@ -377,6 +377,34 @@ fn errors_have_classes_by_code_kind_words_and_status() {
 }
 
 #[test]
+fn what_only_reads_names_what_it_reads() {
+    for (call, kind, paths) in [
+        (
+            json!({"kind": "read", "locations": [{"path": "/s/SKILL.md"}]}),
+            "file_read",
+            &["/s/SKILL.md"][..],
+        ),
+        (json!({"kind": "read"}), "tool", &[]),
+        (
+            json!({"kind": "read", "locations": [{"path": "/s"}], "rawInput": {"command": "rm"}}),
+            "command",
+            &[],
+        ),
+    ] {
+        let mut call = call.clone();
+        call["toolCallId"] = "1".into();
+        let ask = json!({"jsonrpc": "2.0", "id": 0, "method": "session/request_permission",
+            "params": {"sessionId": "s", "toolCall": call, "options": []}});
+        let steps = fed(&mut working(), &[ask]);
+        let Some(Step::Ask(asked)) = steps.last() else {
+            panic!("{call}: {steps:?}");
+        };
+        assert_eq!(asked.kind, kind);
+        assert_eq!(asked.paths, paths);
+    }
+}
+
+#[test]
 fn a_beginning_that_fails_ends_the_turn() {
     let [began, _] = ready(&json!({}));
     let old = json!({"jsonrpc": "2.0", "id": 1, "result": {"protocolVersion": 2}});
@@ -557,12 +585,52 @@ fn what_is_not_offered_is_answered_so_and_news_mean_nothing() {
         foreign,
     ];
     assert_eq!(fed(&mut machine, &news), []);
-    let beginning = br#"{"jsonrpc":"2.0","id":"q1","method":"session/request_permission","params""#;
-    assert_eq!(sent(&machine.overlong(beginning))[0]["id"], "q1");
-    assert_eq!(
-        machine.overlong(br#"{"jsonrpc":"2.0","method":"session/update""#),
-        []
-    );
+}
+
+#[test]
+fn a_line_that_is_too_long_leaves_nothing_waiting() {
+    let mut machine = working();
+    let update = br#"{"jsonrpc":"2.0","method":"session/update","params":{"up"#;
+    assert_eq!(machine.overlong(update), []);
+    assert_eq!(machine.overlong(b"noise"), []);
+    for (method, part) in [
+        ("session/request_permission", "result"),
+        ("fs/write_text_file", "error"),
+    ] {
+        let beginning = format!(r#"{{"jsonrpc":"2.0","id":"q1","method":"{method}","params":{{"x"#);
+        let steps = machine.overlong(beginning.as_bytes());
+        assert!(matches!(steps[0], Step::Tell(Kind::Error(_))), "{steps:?}");
+        let answer = &sent(&steps)[0];
+        assert_eq!(answer["id"], "q1");
+        assert!(answer.get(part).is_some(), "{answer}");
+    }
+    let steps = machine.overlong(br#"{"jsonrpc":"2.0","id":3,"result":{"x"#);
+    let [Step::TurnEnded(turn)] = steps.as_slice() else {
+        panic!("{steps:?}");
+    };
+    assert_eq!(turn.error.as_ref().unwrap().class, ErrorClass::AgentError);
+}
+
+#[test]
+fn an_answer_to_the_prompt_that_does_not_say_why_it_ends_is_a_failure() {
+    for answer in [
+        json!({}),
+        json!({"result": null}),
+        json!({"result": {}}),
+        json!({"result": {"stopReason": 1}}),
+    ] {
+        let mut machine = working();
+        let mut line = answer.clone();
+        line["jsonrpc"] = "2.0".into();
+        line["id"] = 3.into();
+        let steps = fed(&mut machine, &[line]);
+        let Some(Step::TurnEnded(turn)) = steps.last() else {
+            panic!("{answer}: {steps:?}");
+        };
+        let error = turn.error.as_ref().expect("it is no success");
+        assert_eq!(error.class, ErrorClass::AgentError, "{answer}");
+        assert!(error.message.contains("stopReason"), "{}", error.message);
+    }
 }
 
 #[test]

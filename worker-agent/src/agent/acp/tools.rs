@@ -52,6 +52,7 @@ struct File {
 pub(super) enum Kind {
     Command,
     Edit,
+    Read,
     Other,
 }
 
@@ -123,6 +124,7 @@ impl Call {
             "execute" => Kind::Command,
             "edit" | "delete" | "move" => Kind::Edit,
             _ if self.files.iter().any(|file| file.texts.is_some()) => Kind::Edit,
+            "read" | "search" if !self.files.is_empty() => Kind::Read,
             _ => Kind::Other,
         }
     }
@@ -163,7 +165,7 @@ impl Call {
             }),
             // Told once it has happened.
             Kind::Edit => return None,
-            Kind::Other => self.tool_call(item, "started"),
+            Kind::Read | Kind::Other => self.tool_call(item, "started"),
         })
     }
 
@@ -200,7 +202,7 @@ impl Call {
                 });
                 changes.collect()
             }
-            Kind::Edit | Kind::Other => vec![self.tool_call(item, status)],
+            Kind::Edit | Kind::Read | Kind::Other => vec![self.tool_call(item, status)],
         }
     }
 

@@ -106,6 +106,7 @@ fn of_turn(usage: &Value, model: &str) -> ModelUsage {
         reasoning_tokens: thought,
         cost_micros: None,
         calls: 0,
+        unknown_calls: 0,
     }
 }
 

@@ -136,12 +136,16 @@ fn by_words(message: &str) -> Option<ErrorClass> {
 }
 
 /// Judges a retry by what the program says of it.
-pub(super) fn retried(line: &Value) -> AgentError {
+pub(super) fn retried(line: &Value, hints: &Hints) -> AgentError {
     let status = line["error_status"]
         .as_u64()
         .and_then(|status| u16::try_from(status).ok());
     let kind = text::of(line, "error");
     let class = by_kind(kind, status).or_else(|| status.map(ErrorClass::of_status));
+    let class = match class {
+        Some(ErrorClass::RateLimit) if hints.limit => Some(ErrorClass::UsageLimit),
+        class => class,
+    };
     let message = match status {
         Some(status) => format!("the provider answered {status} ({kind})"),
         None => format!("the provider was not reached, or its stream broke ({kind})"),

@@ -18,6 +18,7 @@ use super::usage::{SYNTHETIC, Usage};
 use crate::agent::conversation::{
     AgentError, Conversation, Decision, ErrorClass, Opening, Step, Turn,
 };
+use crate::agent::lines::{members, too_long};
 use crate::agent::text;
 use crate::supervisor::End;
 
@@ -122,15 +123,23 @@ impl Conversation for Claude {
     }
 
     fn overlong(&mut self, beginning: &[u8]) -> Vec<Step> {
-        // Only a request is waited for.
-        let beginning = String::from_utf8_lossy(beginning);
-        let request = beginning
-            .contains("\"control_request\"")
-            .then(|| beginning.split_once("\"request_id\""))
-            .flatten()
-            .and_then(|(_, rest)| rest.split('"').nth(1));
-        let denied = request.map(|id| question::denied(id, "the request is too long", false));
-        denied.map(Step::Send).into_iter().collect()
+        let Some(message) = members(beginning) else {
+            return Vec::new();
+        };
+        let text = |key: &str| message.get(key).and_then(Value::as_str);
+        match (text("type"), text("request_id")) {
+            (Some("control_request"), Some(id)) => {
+                let error = too_long("what the agent asks");
+                let denied = question::denied(id, &error.message, false);
+                vec![
+                    Step::Tell(activity::Kind::Error(error.to_wire())),
+                    Step::Send(denied),
+                ]
+            }
+            (Some("assistant" | "user" | "system" | "stream_event"), _) => Vec::new(),
+            // Somebody waits for it, or may: the type of a turn's end is not its first member.
+            _ => self.failed(too_long("a message of Claude Code")),
+        }
     }
 
     fn prompt(&mut self, text: &str) -> Vec<Step> {
@@ -183,6 +192,20 @@ impl Claude {
         Step::Send(request.to_string())
     }
 
+    /// The turn cannot go on.
+    fn failed(&mut self, error: AgentError) -> Vec<Step> {
+        let mut steps: Vec<Step> = self.questions.withdraw_all().map(Step::Withdraw).collect();
+        if matches!(self.phase, Phase::Initializing | Phase::Working) {
+            self.phase = Phase::Idle;
+            steps.push(Step::TurnEnded(Turn {
+                end: TurnEnd::Failed,
+                error: Some(error),
+                ..Turn::default()
+            }));
+        }
+        steps
+    }
+
     fn responded(&mut self, response: &Value) -> Vec<Step> {
         if self.phase != Phase::Initializing {
             return Vec::new();
@@ -191,21 +214,16 @@ impl Claude {
             let prompt = std::mem::take(&mut self.prompt);
             return self.prompt(&prompt);
         }
-        self.phase = Phase::Idle;
         let message = format!(
             "Claude Code does not begin: {}",
             text::of(response, "error")
         );
-        vec![Step::TurnEnded(Turn {
-            end: TurnEnd::Failed,
-            error: Some(AgentError {
-                class: ErrorClass::InvalidRequest,
-                message: text::clip(&message, text::LINE_BYTES_MAX),
-                http_status: None,
-                retry_after: None,
-            }),
-            ..Turn::default()
-        })]
+        self.failed(AgentError {
+            class: ErrorClass::InvalidRequest,
+            message: text::clip(&message, text::LINE_BYTES_MAX),
+            http_status: None,
+            retry_after: None,
+        })
     }
 
     fn system(&mut self, line: &Value) -> Vec<Step> {
@@ -216,12 +234,21 @@ impl Claude {
                 let count = |key: &str| u32::try_from(number(key)).unwrap_or(u32::MAX);
                 let delay = Duration::from_millis(number("retry_delay_ms"));
                 self.hints.delay = Some(delay);
-                vec![Step::Tell(activity::Kind::Retry(RetryNotice {
-                    attempt: count("attempt"),
+                let error = ending::retried(line, &self.hints);
+                let attempt = count("attempt");
+                let mut steps = vec![Step::Tell(activity::Kind::Retry(RetryNotice {
+                    attempt,
                     attempts_max: count("max_retries"),
                     delay: delay.try_into().ok(),
-                    error: Some(ending::retried(line).to_wire()),
-                }))]
+                    error: Some(error.to_wire()),
+                }))];
+                // Before it tries for the first time after a 401 it renews its login.
+                let renews = error.http_status == Some(401) && attempt <= 1;
+                if error.class.is_final() && !renews && self.phase == Phase::Working {
+                    steps.push(self.request(&json!({"subtype": "interrupt"})));
+                    steps.extend(self.failed(error));
+                }
+                steps
             }
             _ => Vec::new(),
         }

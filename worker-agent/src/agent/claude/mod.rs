@@ -22,7 +22,7 @@ use muster_proto::v1::{AgentOffer, Failure};
 use serde_json::Value;
 
 use super::conversation::Conversation;
-use super::{Agent, Invocation, Own, Place, may_run, profile, program};
+use super::{Agent, Invocation, Own, Place, may_run, profile, program, version};
 use crate::document::{ApprovalPolicy, AskMode, SandboxMode, TaskDocument};
 use crate::failure::{class, failure};
 use crate::supervisor::End;
@@ -116,18 +116,23 @@ impl Agent for ClaudeAgent {
     }
 
     fn find(&self, own: Own<'_>) -> Option<AgentOffer> {
-        let program = find(own)?;
         Some(AgentOffer {
             name: KIND.to_owned(),
-            version: version(Path::new(&program)).unwrap_or_default(),
-            program,
+            program: find(own)?,
+            version: String::new(),
         })
+    }
+
+    fn version(&self, program: &str) -> String {
+        installed_version(Path::new(program)).unwrap_or_else(|| version::ask(program))
     }
 
     fn invocation(&self, task: &TaskDocument, place: &Place<'_>) -> Result<Invocation, Failure> {
         let mut argv = match task.agent.command.as_slice() {
             [] => {
-                let message = "claude is not there any more: neither CLAUDE_BIN nor PATH has it";
+                let message = "claude is not there any more: neither CLAUDE_BIN nor PATH has it; \
+                               install it on this worker, or start the worker with \
+                               `--agent claude=COMMAND`";
                 vec![
                     find(place.own)
                         .ok_or_else(|| failure(class::AGENT_UNAVAILABLE, message, b""))?,
@@ -153,6 +158,10 @@ impl Agent for ClaudeAgent {
 
     fn takes_schema(&self) -> bool {
         true
+    }
+
+    fn keys(&self) -> &'static [&'static str] {
+        &KEYS
     }
 
     fn judge(&self, end: &End, tail: &[u8]) -> Result<(), Failure> {
@@ -190,7 +199,7 @@ fn native(found: String) -> String {
 }
 
 /// Reads the program's version from where it is installed; nothing is started for it.
-fn version(program: &Path) -> Option<String> {
+fn installed_version(program: &Path) -> Option<String> {
     let real = std::fs::canonicalize(program).ok()?;
     let mut folders = real.ancestors().skip(1).take(2);
     let package = folders.find_map(|folder| {

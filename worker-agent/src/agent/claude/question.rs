@@ -121,6 +121,7 @@ impl Questions {
 fn permission_wanted(tool: &str, request: &Value, folder: &Path, open: &mut Open) -> Question {
     let input = &request["input"];
     let kind = tools::kind(tool);
+    let read = tools::read(tool, input, folder);
     let (kind, title, detail) = match kind {
         Kind::Command => {
             let command = text::of(input, "command");
@@ -133,6 +134,9 @@ fn permission_wanted(tool: &str, request: &Value, folder: &Path, open: &mut Open
                 format!("change {path}"),
                 tools::proposal(tool, input),
             )
+        }
+        Kind::Other if let Some(path) = &read => {
+            ("file_read", format!("read {path}"), input.to_string())
         }
         Kind::Other => {
             let server = tool
@@ -147,11 +151,15 @@ fn permission_wanted(tool: &str, request: &Value, folder: &Path, open: &mut Open
     };
     let paths = match kind {
         "file_change" => vec![tools::edited(input, folder)],
-        _ => Vec::new(),
+        _ => read.into_iter().collect(),
     };
     let mut choices = vec![choice(ALLOW, "Allow once", ChoiceEffect::AllowOnce)];
     let suggestions = request["permission_suggestions"].as_array();
-    for suggestion in suggestions.into_iter().flatten().take(CHOICES_MAX) {
+    let suggestions = suggestions.into_iter().flatten().take(CHOICES_MAX);
+    let mut suggestions: Vec<&Value> = suggestions.collect();
+    // Whoever allows something for the session gets the first that does so, and little is gained by this.
+    suggestions.sort_by_key(|suggestion| is_within(suggestion, folder));
+    for suggestion in suggestions {
         if let Some((offer, rule)) = offered(choices.len(), suggestion) {
             open.rules.insert(offer.id.clone(), rule);
             choices.push(offer);
@@ -168,6 +176,15 @@ fn permission_wanted(tool: &str, request: &Value, folder: &Path, open: &mut Open
         paths,
         ..Question::default()
     }
+}
+
+/// Tells whether a suggestion opens nothing but the folder that is worked in.
+fn is_within(suggestion: &Value, folder: &Path) -> bool {
+    let folders = suggestion["directories"].as_array();
+    folders.is_some_and(|folders| {
+        let mut folders = folders.iter().filter_map(Value::as_str);
+        folders.all(|inside| Path::new(inside).starts_with(folder))
+    })
 }
 
 /// Says why the agent asks, as far as it does.

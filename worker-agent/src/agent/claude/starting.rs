@@ -238,12 +238,12 @@ fn the_native_program_of_a_package_is_found_with_its_version() {
         offer.program,
         native.canonicalize().unwrap().to_str().unwrap()
     );
-    assert_eq!(offer.version, "2.1.329");
+    assert_eq!(ClaudeAgent.version(&offer.program), "2.1.329");
 
     let installed = program("versions/2.1.330");
     let variables = [("CLAUDE_BIN", installed.to_str().unwrap())];
     let offer = ClaudeAgent.find(&|name| own(&variables, name)).unwrap();
-    assert_eq!(offer.version, "2.1.330");
+    assert_eq!(ClaudeAgent.version(&offer.program), "2.1.330");
     assert!(
         ClaudeAgent
             .find(&|name| own(&[("CLAUDE_BIN", "/no/claude")], name))

@@ -421,6 +421,25 @@ fn a_permission_has_the_programs_own_choices_and_rules_stay_in_the_session() {
 }
 
 #[test]
+fn what_is_allowed_for_the_session_is_more_than_the_folder_that_is_worked_in() {
+    let folders = |folders: &[&str]| json!({"type": "addDirectories", "directories": folders});
+    let mode = json!({"type": "setMode", "mode": "acceptEdits"});
+    for (suggestion, label) in [
+        (folders(&["/w/repo", "/w/repo/src"]), "Allow, and all edits"),
+        (folders(&["/w/repo", "/srv"]), "Allow within /w/repo, /srv"),
+    ] {
+        let request = json!({"subtype": "can_use_tool", "tool_name": "Bash",
+            "input": {"command": "touch a"}, "permission_suggestions": [suggestion, mode]});
+        let line = json!({"type": "control_request", "request_id": "r", "request": request});
+        let asked = questions(&begun().line(line.to_string().as_bytes()));
+        let mut choices = asked[0].choices.iter();
+        let session = choices.find(|choice| choice.effect() == ChoiceEffect::AllowSession);
+        let offered = &session.unwrap().label;
+        assert!(offered.starts_with(label), "{offered}");
+    }
+}
+
+#[test]
 fn an_edit_is_asked_about_with_its_file_and_what_it_changes() {
     let edits: Vec<Question> = questions(&played("tools"))
         .into_iter()
@@ -435,6 +454,33 @@ fn an_edit_is_asked_about_with_its_file_and_what_it_changes() {
         .find(|choice| choice.id == "allow-1")
         .unwrap();
     assert_eq!(everything.effect(), ChoiceEffect::AllowSession);
+}
+
+#[test]
+fn what_only_reads_names_what_it_reads() {
+    for (tool, input, kind, paths) in [
+        (
+            "Read",
+            json!({"file_path": "/s/SKILL.md", "limit": 9}),
+            "file_read",
+            &["/s/SKILL.md"][..],
+        ),
+        (
+            "Grep",
+            json!({"pattern": "x", "path": "/w/repo/a"}),
+            "file_read",
+            &["a"],
+        ),
+        ("Grep", json!({"pattern": "x"}), "tool", &[]),
+        ("WebFetch", json!({"path": "/s"}), "tool", &[]),
+    ] {
+        let ask = json!({"type": "control_request", "request_id": "1", "request":
+            {"subtype": "can_use_tool", "tool_name": tool, "input": input}});
+        let asked = questions(&begun().line(ask.to_string().as_bytes())).remove(0);
+        assert_eq!(asked.kind, kind, "{tool}");
+        assert_eq!(asked.paths, paths, "{tool}");
+        assert_eq!(asked.detail, input.to_string());
+    }
 }
 
 #[test]
@@ -658,4 +704,72 @@ fn requests_that_nobody_can_answer_are_answered() {
     assert_eq!(answer[0]["response"]["request_id"], "big");
     assert_eq!(answer[0]["response"]["response"]["behavior"], "deny");
     assert_eq!(machine.overlong(br#"{"type":"assistant","message":"#), []);
+    assert_eq!(machine.overlong(b"noise"), []);
+}
+
+#[test]
+fn an_end_that_is_too_long_to_be_read_is_a_failure_and_no_wait() {
+    for beginning in [
+        br#"{"duration_api_ms":118,"stop_reason":"end_turn","result":"xx"#.as_slice(),
+        br#"{"type":"result","result":"xx"#,
+        br#"{"type":"control_response","response":{"subtype":"succ"#,
+    ] {
+        let steps = begun().overlong(beginning);
+        let turns = turns(&steps);
+        let error = turns[0].error.as_ref().unwrap();
+        assert_eq!(error.class, ErrorClass::AgentError);
+        assert!(error.message.contains("8 MiB"), "{}", error.message);
+    }
+}
+
+#[test]
+fn what_no_retry_cures_ends_the_turn_before_the_program_gives_up() {
+    let retry = |attempt: u32, status: u16, kind: &str| {
+        json!({"type": "system", "subtype": "api_retry", "attempt": attempt, "max_retries": 10,
+            "retry_delay_ms": 571, "error_status": status, "error": kind})
+        .to_string()
+    };
+    for (status, kind, attempts, class) in [
+        // It may have renewed its login in between.
+        (
+            401,
+            "authentication_failed",
+            2,
+            Some(ErrorClass::Authentication),
+        ),
+        (
+            403,
+            "oauth_org_not_allowed",
+            1,
+            Some(ErrorClass::Authentication),
+        ),
+        (400, "invalid_request", 1, Some(ErrorClass::InvalidRequest)),
+        (402, "billing_error", 1, Some(ErrorClass::UsageLimit)),
+        (429, "rate_limit", 10, None),
+        (408, "unknown", 10, None),
+        (529, "overloaded", 10, None),
+    ] {
+        let mut machine = begun();
+        for attempt in 1..=attempts {
+            let steps = heard(&mut machine, [retry(attempt, status, kind).as_bytes()]);
+            assert!(matches!(told(&steps)[0], Kind::Retry(_)));
+            let ended = turns(&steps).into_iter().next();
+            let found = ended.map(|turn| turn.error.unwrap().class);
+            assert_eq!(
+                found,
+                class.filter(|_| attempt == attempts),
+                "{status} {attempt}"
+            );
+            let interrupts = sent(&steps).len();
+            assert_eq!(interrupts, usize::from(found.is_some()), "{status}");
+        }
+    }
+    let mut machine = begun();
+    let limited = json!({"type": "rate_limit_event", "rate_limit_info": {"status": "rejected"}});
+    let lines = [limited.to_string(), retry(1, 429, "rate_limit")];
+    let steps = heard(&mut machine, lines.iter().map(|line| line.as_bytes()));
+    assert_eq!(
+        turns(&steps)[0].error.as_ref().unwrap().class,
+        ErrorClass::UsageLimit
+    );
 }

@@ -62,6 +62,19 @@ pub(super) fn edited(input: &Value, folder: &Path) -> String {
     relative(path, folder)
 }
 
+/// Gives the file or folder that a tool reads, relative to `folder` if it is within; `None` for a tool
+/// that does something else, or does not say what it reads.
+pub(super) fn read(tool: &str, input: &Value, folder: &Path) -> Option<String> {
+    let key = match tool {
+        "Read" => "file_path",
+        "NotebookRead" => "notebook_path",
+        "Glob" | "Grep" | "LS" => "path",
+        _ => return None,
+    };
+    let path = text::of(input, key);
+    (!path.is_empty()).then(|| relative(path, folder))
+}
+
 impl Tools {
     /// Takes a call: a `tool_use` block.
     pub(super) fn began(&mut self, block: &Value, folder: &Path) -> Option<activity::Kind> {

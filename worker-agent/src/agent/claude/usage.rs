@@ -89,6 +89,7 @@ impl Tokens {
             reasoning_tokens: self.reasoning,
             cost_micros: None,
             calls,
+            unknown_calls: 0,
         }
     }
 }

@@ -119,6 +119,13 @@ impl Request {
         Some(effect)
     }
 
+    /// Tells whether Codex itself ends the turn when it is denied with a stop: of a server's tool it ends
+    /// the call only.
+    pub(super) fn ends_the_turn(&self) -> bool {
+        let mut kinds = self.parts.iter().map(|part| part.question.kind.as_str());
+        kinds.all(|kind| matches!(kind, "command" | "file_change"))
+    }
+
     /// Gives the result for Codex once every question is answered.
     pub(super) fn result(&self) -> Option<Value> {
         let answers: Option<Vec<&Value>> =

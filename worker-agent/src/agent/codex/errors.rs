@@ -28,6 +28,14 @@ pub(super) fn of_turn(error: &Value) -> AgentError {
     }
 }
 
+/// Tells whether an error of a turn stays however often Codex tries again. Only where the provider's
+/// status or Codex's own name says so: words are too easily mistaken.
+pub(super) fn is_final(error: &Value, read: &AgentError) -> bool {
+    let name = error.get("codexErrorInfo").and_then(Value::as_str);
+    let is_sure = read.http_status.is_some() || name.and_then(by_name).is_some();
+    is_sure && read.class.is_final()
+}
+
 /// Reads the error with which a request was answered.
 pub(super) fn of_request(what: &str, error: &Value) -> AgentError {
     let code = error.get("code").and_then(Value::as_i64);

@@ -7,10 +7,13 @@ use std::io;
 use std::path::Path;
 
 use muster_connect::private_file;
-use muster_proto::v1::Failure;
+use muster_proto::v1::{Failure, ModelUsage};
+use serde_json::Value;
 
+use super::json::text;
 use super::settings::Options;
-use crate::agent::Place;
+use super::usage;
+use crate::agent::{Meter, Place};
 use crate::document::TaskDocument;
 use crate::failure::{chain, class, failure};
 
@@ -54,6 +57,57 @@ pub(super) fn argv(
 /// Gives what the agent said last.
 pub(super) fn summary(place: &Place<'_>) -> String {
     read_head(&place.last_message).unwrap_or_default()
+}
+
+/// Reads off the stream of `codex exec --json` what its turns consumed. It does not tell of calls, and
+/// nothing of a turn that fails or is a review: those are told as not known.
+#[derive(Debug)]
+pub(super) struct Turns {
+    model: String,
+    /// What was told of all turns of the thread so far.
+    total: Value,
+    /// A turn has begun and not ended.
+    runs: bool,
+}
+
+impl Turns {
+    pub(super) fn new(task: &TaskDocument) -> Self {
+        let options = Options(&task.codex);
+        let model = options.text("model").ok().flatten();
+        Self {
+            model: model.unwrap_or_default().to_owned(),
+            total: Value::Null,
+            runs: false,
+        }
+    }
+}
+
+impl Meter for Turns {
+    fn line(&mut self, line: &[u8]) -> Option<ModelUsage> {
+        let event: Value = serde_json::from_slice(line).ok()?;
+        match text(&event, "type") {
+            "turn.started" => {
+                self.runs = true;
+                None
+            }
+            "turn.completed" => {
+                self.runs = false;
+                let total = event.get("usage").cloned().unwrap_or_default();
+                let before = std::mem::replace(&mut self.total, total);
+                let added = usage::of_turns(&before, &self.total, &self.model);
+                Some(added.unwrap_or_else(|| usage::unknown(&self.model)))
+            }
+            "turn.failed" => {
+                self.runs = false;
+                Some(usage::unknown(&self.model))
+            }
+            _ => None,
+        }
+    }
+
+    fn ended(&mut self) -> Option<ModelUsage> {
+        std::mem::take(&mut self.runs).then(|| usage::unknown(&self.model))
+    }
 }
 
 /// Gives everything between the program and the prompt, or why an option cannot be passed on.
@@ -254,6 +308,51 @@ mod tests {
         let env = CodexAgent.invocation(&task, &place).unwrap().env;
         let names: Vec<_> = env.keys().map(String::as_str).collect();
         assert_eq!(names, ["CODEX_API_KEY", "OPENAI_API_KEY"]);
+    }
+
+    /// What lines of a stream add: input, output, and what is not known.
+    fn metered(lines: &[Value]) -> Vec<(u64, u64, u32)> {
+        let mut turns = Turns::new(&task(json!({"model": "m"})));
+        let told = |usage: ModelUsage| {
+            assert_eq!((usage.model.as_str(), usage.calls), ("m", 0));
+            (usage.input_tokens, usage.output_tokens, usage.unknown_calls)
+        };
+        let mut found: Vec<_> = lines
+            .iter()
+            .filter_map(|line| turns.line(line.to_string().as_bytes()))
+            .collect();
+        found.extend(turns.ended());
+        found.into_iter().map(told).collect()
+    }
+
+    #[test]
+    fn a_turn_consumed_what_the_threads_total_grew_by() {
+        let completed = |input: u64| {
+            json!({"type": "turn.completed", "usage": {"input_tokens": input,
+                "cached_input_tokens": 1, "output_tokens": input / 10}})
+        };
+        let started = json!({"type": "turn.started"});
+        let found = metered(&[
+            json!("noise"),
+            started.clone(),
+            completed(3000),
+            started,
+            completed(6000),
+            // Written anew.
+            completed(1000),
+        ]);
+        assert_eq!(found, [(3000, 300, 0), (3000, 300, 0), (1000, 100, 0)]);
+    }
+
+    #[test]
+    fn a_turn_that_does_not_say_what_it_consumed_is_known_to_be_unknown() {
+        let started = json!({"type": "turn.started"});
+        let failed = json!({"type": "turn.failed", "error": {"message": "no"}});
+        assert_eq!(metered(&[started.clone(), failed]), [(0, 0, 1)]);
+        assert_eq!(metered(std::slice::from_ref(&started)), [(0, 0, 1)]);
+        let review = json!({"type": "turn.completed", "usage": {"input_tokens": 0}});
+        assert_eq!(metered(&[started, review]), [(0, 0, 1)]);
+        assert_eq!(metered(&[]), []);
     }
 
     #[test]

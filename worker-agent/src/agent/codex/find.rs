@@ -1,24 +1,12 @@
-//! Where the program is, and which version.
+//! Where the program is.
 
-use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::agent::{Own, may_run, program};
 
 /// Names the program, as codex-par does.
 const PROGRAM_VARIABLE: &str = "CODEX_BIN";
 const PROGRAM: &str = "codex";
-/// How long the program may take to say its version.
-const VERSION_LIMIT: Duration = Duration::from_secs(5);
-const VERSION_BYTES_MAX: u64 = 256;
-
-/// Versions by program: each is asked once in the life of a worker.
-static VERSIONS: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
-
 /// Finds the program: the one that the worker's environment names, else the one in its path. Behind
 /// the script of its npm package the native program is found, so that signals and memory are those
 /// of one process.
@@ -58,56 +46,6 @@ fn native(script: &Path) -> Option<PathBuf> {
         .into_iter()
         .map(|folder| folder.join(&inner))
         .find(|candidate| may_run(candidate))
-}
-
-/// Gives the version that the program names; empty if it does not within its time.
-pub(super) fn version(program: &str) -> String {
-    let lock = || VERSIONS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = lock().get(program) {
-        return known.clone();
-    }
-    let version = ask_version(program).unwrap_or_default();
-    lock().insert(program.to_owned(), version.clone());
-    version
-}
-
-fn ask_version(program: &str) -> Option<String> {
-    let mut child = Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    let ended = ends_in_time(&mut child);
-    if !ended {
-        // Fails only if it has ended meanwhile.
-        let _ = child.kill();
-        let _ = child.wait();
-        return None;
-    }
-    // What it started may hold the pipe: read what is there without waiting for more.
-    let out = child.stdout.take()?;
-    rustix::io::ioctl_fionbio(&out, true).ok()?;
-    let mut bytes = Vec::new();
-    // Ends with an error if the pipe is held; what came before stays.
-    let _ = out.take(VERSION_BYTES_MAX).read_to_end(&mut bytes);
-    let text = String::from_utf8_lossy(&bytes);
-    let word = text.lines().next()?.split_whitespace().last()?;
-    word.starts_with(|first: char| first.is_ascii_digit())
-        .then(|| word.to_owned())
-}
-
-fn ends_in_time(child: &mut Child) -> bool {
-    let begun = Instant::now();
-    while begun.elapsed() < VERSION_LIMIT {
-        match child.try_wait() {
-            Ok(Some(status)) => return status.success(),
-            Ok(None) => std::thread::sleep(Duration::from_millis(5)),
-            Err(_) => return false,
-        }
-    }
-    false
 }
 
 #[cfg(test)]
@@ -162,25 +100,5 @@ mod tests {
         ));
         executable(&native, "");
         assert_eq!(find(&own).unwrap(), native.to_string_lossy());
-    }
-
-    #[test]
-    fn a_version_is_what_the_program_says_last_if_it_succeeds() {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, script, expected) in [
-            ("right", "echo codex-cli 0.169.0", "0.169.0"),
-            ("fails", "echo codex-cli 0.169.0; exit 2", ""),
-            ("silent", "", ""),
-            ("other", "echo usage: other", ""),
-            ("held", "sleep 30 & echo codex-cli 1.2", "1.2"),
-        ] {
-            let path = folder.path().join(name);
-            executable(&path, &format!("#!/bin/sh\n{script}\n"));
-            assert_eq!(
-                ask_version(&path.to_string_lossy()).unwrap_or_default(),
-                expected,
-                "{name}"
-            );
-        }
     }
 }

@@ -78,8 +78,8 @@ impl Items {
         (!data.is_empty()).then_some(Kind::CommandOutput(CommandOutput { item, data }))
     }
 
-    /// An item began.
-    pub(super) fn started(&mut self, item: &Value) -> Option<Kind> {
+    /// An item began. `folder` is where the agent works.
+    pub(super) fn started(&mut self, item: &Value, folder: &Path) -> Option<Kind> {
         let id = text(item, "id").to_owned();
         match text(item, "type") {
             "commandExecution" => {
@@ -97,13 +97,20 @@ impl Items {
                     let room = PROPOSED_BYTES_MAX.saturating_sub(diff.len());
                     diff.push_str(head(&unified(change), room));
                 }
-                let paths = changes.iter().take(TODO_MAX);
+                // A file that is moved has two.
+                let paths = changes.iter().take(TODO_MAX).flat_map(|change| {
+                    let moved = change
+                        .get("kind")
+                        .map_or("", |kind| text(kind, "move_path"));
+                    [text(change, "path"), moved]
+                });
                 bounded(
                     &mut self.proposed,
                     Proposed {
                         item: id,
                         paths: paths
-                            .map(|change| text(change, "path").to_owned())
+                            .filter(|path| !path.is_empty())
+                            .map(|path| relative(path, folder))
                             .collect(),
                         diff,
                     },
@@ -197,6 +204,14 @@ fn bounded<T>(list: &mut VecDeque<T>, item: T) {
     list.push_back(item);
 }
 
+/// Gives a path as seen from `folder` if it is within.
+fn relative(path: &str, folder: &Path) -> String {
+    let inner = Path::new(path).strip_prefix(folder).ok();
+    inner
+        .map_or(path.into(), Path::to_string_lossy)
+        .into_owned()
+}
+
 fn file_changes(item: &Value, id: &str, folder: &Path) -> Vec<Kind> {
     let status = text(item, "status");
     if status == "failed" {
@@ -208,12 +223,6 @@ fn file_changes(item: &Value, id: &str, folder: &Path) -> Vec<Kind> {
             ..ToolCall::default()
         })));
     }
-    let inside = |path: &str| {
-        let inner = Path::new(path).strip_prefix(folder);
-        inner.map_or(path.to_owned(), |inner| {
-            inner.to_string_lossy().into_owned()
-        })
-    };
     let changes = items(item, "changes").iter().take(TODO_MAX);
     changes
         .map(|change| {
@@ -228,12 +237,12 @@ fn file_changes(item: &Value, id: &str, folder: &Path) -> Vec<Kind> {
             };
             Kind::FileChange(FileChange {
                 item: id.to_owned(),
-                path: inside(path),
+                path: relative(path, folder),
                 change: word.to_owned(),
                 former_path: if former.is_empty() {
                     String::new()
                 } else {
-                    inside(former)
+                    relative(former, folder)
                 },
                 diff: head(&unified(change), DIFF_BYTES_MAX).to_owned(),
                 declined: status == "declined",

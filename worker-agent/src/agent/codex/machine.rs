@@ -11,15 +11,18 @@ use super::items::{self, Items};
 use super::json::{head, text};
 use super::schema::is_strict;
 use super::settings::{API_KEY, Settings};
-use super::usage::Calls;
+use super::usage::{self, Calls};
 use crate::agent::conversation::{
-    AgentError, Conversation, Decision, ErrorClass, Opening, Step, Turn,
+    AgentError, Conversation, Decision, ErrorClass, Opening, Record, Recorded, Step, Turn,
 };
+use crate::agent::lines::{members, too_long};
 use crate::attempt::prompt::with_schema;
 use crate::supervisor::End;
 
 /// Requests that may wait for an answer at once; Codex is refused more.
 const ASKED_MAX: usize = 64;
+/// Code of JSON-RPC for a request that cannot be read.
+const INVALID_REQUEST: i64 = -32_600;
 /// Code of JSON-RPC for a method that is not there.
 const NO_SUCH_METHOD: i64 = -32_601;
 const STDERR_BYTES_MAX: usize = 1_024;
@@ -147,7 +150,7 @@ impl AppServer {
             }),
             Sent::Resume => {
                 let why = failed("go on with the conversation").message;
-                self.opening.resume = None;
+                self.opening.begin_anew();
                 vec![Step::NotResumed(why), self.open_thread()]
             }
             Sent::Start => self.failed(failed("open a thread")),
@@ -168,6 +171,9 @@ impl AppServer {
                 self.call(Sent::Resume, "thread/resume", &params)
             }
             None => {
+                // A call is told as it ends, and not only after its commands. There is no such thing
+                // for a thread that is gone on with.
+                params["experimentalRawEvents"] = Value::from(true);
                 if self.settings.ephemeral {
                     params["ephemeral"] = Value::from(true);
                 }
@@ -186,6 +192,7 @@ impl AppServer {
         }
         let model = text(result, "model");
         self.calls.talks_with(&self.thread, model);
+        self.calls.is_kept_in(&self.thread, text(thread, "path"));
         let mut steps = vec![Step::Tell(Kind::SessionOpened(SessionOpened {
             id: self.thread.clone(),
             model: model.to_owned(),
@@ -236,7 +243,7 @@ impl AppServer {
     }
 
     fn began(&mut self, id: &str) -> Vec<Step> {
-        self.calls.began(id);
+        self.calls.began(&self.thread, id);
         let Some(turn) = self.turn.as_mut().filter(|turn| turn.id.is_empty()) else {
             return Vec::new();
         };
@@ -295,10 +302,15 @@ impl AppServer {
                 .map(Kind::Usage)
                 .into_iter()
                 .collect(),
+            "rawResponse/completed" => {
+                let added = self.calls.completed(params).map(Kind::Usage);
+                added.into_iter().collect()
+            }
             "thread/started" => {
                 if let Some(thread) = params.get("thread") {
-                    self.calls
-                        .talks_with(text(thread, "id"), text(thread, "model"));
+                    let id = text(thread, "id");
+                    self.calls.talks_with(id, text(thread, "model"));
+                    self.calls.is_kept_in(id, text(thread, "path"));
                 }
                 Vec::new()
             }
@@ -309,24 +321,34 @@ impl AppServer {
             }
             "turn/started" => {
                 let turn = params.get("turn").unwrap_or(&Value::Null);
-                self.calls.began(text(turn, "id"));
+                self.calls.began(text(params, "threadId"), text(turn, "id"));
                 if ours {
                     return self.began(text(turn, "id"));
                 }
                 Vec::new()
             }
+            "turn/completed" => {
+                self.calls.ended(text(params, "threadId"));
+                if ours {
+                    return self.completed(params);
+                }
+                Vec::new()
+            }
             _ if !ours => Vec::new(),
-            "turn/completed" => return self.completed(params),
             "serverRequest/resolved" => {
                 return self.resolved(params.get("requestId").unwrap_or(&Value::Null));
             }
-            "error" => self.troubled(params).into_iter().collect(),
+            "error" => return self.troubled(params),
             "item/agentMessage/delta" => self.items.delta(params, false).into_iter().collect(),
             "item/reasoning/summaryTextDelta" | "item/reasoning/textDelta" => {
                 self.items.delta(params, true).into_iter().collect()
             }
             "item/commandExecution/outputDelta" => self.items.output(params).into_iter().collect(),
-            "item/started" => self.items.started(item).into_iter().collect(),
+            "item/started" => self
+                .items
+                .started(item, &self.opening.folder)
+                .into_iter()
+                .collect(),
             "item/completed" => self.items.completed(item, &self.opening.folder),
             "turn/plan/updated" => vec![items::todo_list(params)],
             // News of this version and of later ones that nobody here needs.
@@ -335,22 +357,29 @@ impl AppServer {
         kinds.into_iter().map(Step::Tell).collect()
     }
 
-    fn troubled(&mut self, params: &Value) -> Option<Kind> {
-        let error = errors::of_turn(params.get("error")?);
+    fn troubled(&mut self, params: &Value) -> Vec<Step> {
+        let Some(said) = params.get("error") else {
+            return Vec::new();
+        };
+        let error = errors::of_turn(said);
         if params.get("willRetry") == Some(&Value::Bool(true)) {
             let (attempt, attempts_max) = errors::tries(&error.message);
-            return Some(Kind::Retry(RetryNotice {
+            let mut steps = vec![Step::Tell(Kind::Retry(RetryNotice {
                 attempt,
                 attempts_max,
                 delay: None,
                 error: Some(error.to_wire()),
-            }));
+            }))];
+            if errors::is_final(said, &error) {
+                steps.extend(self.failed(error));
+            }
+            return steps;
         }
         // Not the end yet: the turn's own end says what it was.
         if let Some(turn) = &mut self.turn {
             turn.error = Some(error);
         }
-        None
+        Vec::new()
     }
 
     fn completed(&mut self, params: &Value) -> Vec<Step> {
@@ -445,7 +474,11 @@ impl Conversation for AppServer {
         let params = json!({
             "clientInfo": { "name": "muster", "title": "Muster", "version": version },
             // Without it there is no way to end the commands of an interrupted turn.
-            "capabilities": { "experimentalApi": true },
+            "capabilities": {
+                "experimentalApi": true,
+                // Of the raw words of calls only their ends are wanted, for what they consumed.
+                "optOutNotificationMethods": ["rawResponseItem/completed"],
+            },
         });
         vec![self.call(Sent::Initialize, "initialize", &params)]
     }
@@ -455,9 +488,42 @@ impl Conversation for AppServer {
         serde_json::from_slice(line).map_or_else(|_| Vec::new(), |message| self.message(&message))
     }
 
-    fn overlong(&mut self, _beginning: &[u8]) -> Vec<Step> {
-        // Only output that was told piece by piece before is that long.
-        Vec::new()
+    fn overlong(&mut self, beginning: &[u8]) -> Vec<Step> {
+        let Some(message) = members(beginning) else {
+            return Vec::new();
+        };
+        let method = message.get("method").and_then(Value::as_str);
+        match (method, message.get("id")) {
+            (Some(method), Some(id)) => {
+                let error = too_long(&format!("what codex asks with {method}"));
+                let answer = json!({ "code": INVALID_REQUEST, "message": &error.message });
+                let answer = json!({ "id": id, "error": answer }).to_string();
+                vec![Step::Tell(Kind::Error(error.to_wire())), Step::Send(answer)]
+            }
+            // What was told piece by piece before.
+            (Some(method), None) if method != "turn/completed" => Vec::new(),
+            // Somebody waits for it, or may.
+            _ => self.failed(too_long("a message of codex")),
+        }
+    }
+
+    fn records(&self) -> Vec<Record> {
+        let files = self.calls.cut_short().into_iter();
+        files
+            .map(|file| Record {
+                file,
+                word: usage::RECORD,
+            })
+            .collect()
+    }
+
+    fn recorded(&mut self, found: &Recorded) -> Vec<Step> {
+        let added = match found {
+            Recorded::Line(line) => self.calls.recorded(line).into_iter().collect(),
+            Recorded::Unreadable(file) => self.calls.unreadable(file).into_iter().collect(),
+            Recorded::End => self.calls.lost(),
+        };
+        added.into_iter().map(Kind::Usage).map(Step::Tell).collect()
     }
 
     fn prompt(&mut self, text: &str) -> Vec<Step> {
@@ -495,6 +561,9 @@ impl Conversation for AppServer {
         // The protocol has no reason for a denial; the turn takes it as a word of the user's.
         if effect == ChoiceEffect::Deny && !decision.text.is_empty() {
             steps.extend(self.prompt(&decision.text));
+        }
+        if effect == ChoiceEffect::DenyAndStop && !request.ends_the_turn() {
+            steps.extend(self.cancel());
         }
         steps
     }

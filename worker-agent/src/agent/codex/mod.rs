@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use muster_proto::v1::{AgentOffer, Failure};
 
 use super::conversation::Conversation;
-use super::{Agent, Invocation, Own, Place};
+use super::{Agent, Invocation, Meter, Own, Place};
 use crate::document::TaskDocument;
 use crate::failure::{class, failure};
 use crate::supervisor::End;
@@ -43,11 +43,10 @@ impl Agent for CodexAgent {
     }
 
     fn find(&self, own: Own<'_>) -> Option<AgentOffer> {
-        let program = find::find(own)?;
         Some(AgentOffer {
             name: KIND.to_owned(),
-            version: find::version(&program),
-            program,
+            program: find::find(own)?,
+            version: String::new(),
         })
     }
 
@@ -55,7 +54,10 @@ impl Agent for CodexAgent {
         let unavailable = |message: &str| failure(class::AGENT_UNAVAILABLE, message, b"");
         let program = match task.agent.command.as_slice() {
             [] => vec![find::find(place.own).ok_or_else(|| {
-                unavailable("codex is not there any more: neither CODEX_BIN nor PATH has it")
+                unavailable(
+                    "codex is not there any more: neither CODEX_BIN nor PATH has it; install it on this \
+                     worker, or start the worker with `--agent codex=COMMAND`",
+                )
             })?],
             command => command.to_vec(),
         };
@@ -76,6 +78,10 @@ impl Agent for CodexAgent {
         })
     }
 
+    fn keys(&self) -> &'static [&'static str] {
+        &KEYS
+    }
+
     fn judge(&self, end: &End, tail: &[u8]) -> Result<(), Failure> {
         super::command::judge(KIND, class::AGENT_FAILED, end, tail)
     }
@@ -87,6 +93,10 @@ impl Agent for CodexAgent {
         // Settings that cannot be read were refused by `invocation`.
         let settings = Settings::of(task).ok()?;
         Some(Box::new(AppServer::new(settings)))
+    }
+
+    fn meter(&self, task: &TaskDocument) -> Option<Box<dyn Meter>> {
+        is_exec(task).then(|| Box::new(exec::Turns::new(task)) as Box<dyn Meter>)
     }
 
     fn takes_schema(&self) -> bool {

@@ -18,6 +18,8 @@ pub(super) const TURN: &str = include_str!("../../../tests/streams/codex/turn.tx
 pub(super) const APPROVALS: &str = include_str!("../../../tests/streams/codex/approvals.txt");
 pub(super) const ERRORS: &str = include_str!("../../../tests/streams/codex/errors.txt");
 pub(super) const RESUME: &str = include_str!("../../../tests/streams/codex/resume.txt");
+/// Each call is told as it ends; the program is killed while the last one's command runs.
+pub(super) const KILLED: &str = include_str!("../../../tests/streams/codex/killed.txt");
 pub(super) const PLAN: &str = include_str!("../../../tests/streams/codex/plan-review.txt");
 pub(super) const QUESTIONS: &str = include_str!("../../../tests/streams/codex/questions.txt");
 

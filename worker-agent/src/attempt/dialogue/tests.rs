@@ -17,8 +17,16 @@ fn dialogue(schema: Option<Value>, ask: AskMode) -> Dialogue {
             ask,
             ..ApprovalPolicy::default()
         },
-        work: "/w".into(),
+        grounds: Grounds {
+            work: "/w".into(),
+            folder: "/w".into(),
+            skills: "/lease/skills".into(),
+        },
         answered: Vec::new(),
+        leases: Leases {
+            folder: "/leases".into(),
+            own: 10,
+        },
     };
     Dialogue::new(Box::new(Scripted::default()), subject).unwrap()
 }
@@ -51,7 +59,7 @@ fn answer(question: u32, choice: &str) -> BTreeMap<u32, Answer> {
     let answer = Answer {
         question,
         choice: choice.to_owned(),
-        text: String::new(),
+        ..Answer::default()
     };
     [(question, answer)].into()
 }
@@ -112,6 +120,32 @@ fn an_agent_that_asks_without_end_fails() {
     let (class, message) = failed(dialogue);
     assert_eq!(class, "agent_error");
     assert!(message.contains("32 questions at once"), "{message}");
+}
+
+#[test]
+fn a_turn_that_was_stopped_by_an_answer_ends_as_denied_however_it_ends() {
+    for end in [
+        "interrupted",
+        "fail authentication x",
+        "done",
+        "say on its way",
+    ] {
+        let mut dialogue = asking();
+        dialogue.heard(b"ask command make\n");
+        let stop = Answer {
+            name: "Q12".to_owned(),
+            by: "ann".to_owned(),
+            text: "not here".to_owned(),
+            ..answer(1, "stop").remove(&1).unwrap()
+        };
+        let told = dialogue.answers(&[(1, stop)].into());
+        assert_eq!(sent(&told), ["answer 1 stop \"not here\""]);
+        dialogue.heard(format!("{end}\n").as_bytes());
+        dialogue.exited(&End::Exited { code: 0 }, b"");
+        let expected = ("denied", "stopped by ann's answer to Q12: not here");
+        let (class, message) = failed(dialogue);
+        assert_eq!((class.as_str(), message.as_str()), expected, "{end}");
+    }
 }
 
 #[test]
@@ -200,8 +234,16 @@ fn a_schema_that_is_none_is_refused_before_anything_runs() {
             ..Opening::default()
         },
         policy: ApprovalPolicy::default(),
-        work: "/w".into(),
+        grounds: Grounds {
+            work: "/w".into(),
+            folder: "/w".into(),
+            skills: "/lease/skills".into(),
+        },
         answered: Vec::new(),
+        leases: Leases {
+            folder: "/leases".into(),
+            own: 10,
+        },
     };
     let refused = Dialogue::new(Box::new(Scripted::default()), subject).unwrap_err();
     assert_eq!(refused.class, "invalid_request");
@@ -210,20 +252,59 @@ fn a_schema_that_is_none_is_refused_before_anything_runs() {
 #[test]
 fn what_a_person_answered_an_earlier_attempt_is_given_once() {
     let mut dialogue = asking();
-    let mut asked = dialogue.heard(b"ask command make\n").into_iter();
-    let question = asked.find_map(|act| match act {
+    let asked = dialogue.heard(b"ask command make /leases/9/workspace/work/a\n");
+    let question = asked.into_iter().find_map(|act| match act {
         Act::Report(report::Kind::Asked(question)) => Some(question),
         _ => None,
     });
     let mut again = asking();
     again.subject.answered = vec![AnsweredQuestion {
         question,
-        answer: answer(1, "session").remove(&1),
+        answer: Some(Answer {
+            name: "Q7".to_owned(),
+            ..answer(1, "session").remove(&1).unwrap()
+        }),
         by: "ann".to_owned(),
+        lease: 9,
     }];
     assert_eq!(reports(&again.heard(b"ask command other\n")), ["asked"]);
-    let given = again.heard(b"ask command make\n");
+    let given = again.heard(b"ask command make /leases/10/workspace/work/a\n");
     assert_eq!(sent(&given), ["answer 2 session \"\""]);
-    assert_eq!(reports(&given), [""; 0]);
-    assert_eq!(reports(&again.heard(b"ask command make\n")), ["asked"]);
+    let told = given.iter().find_map(|act| match act {
+        Act::Report(report::Kind::QuestionClosed(closed)) => Some(closed),
+        _ => None,
+    });
+    let told = told.expect("it is handed over once");
+    assert_eq!((told.earlier.as_str(), told.by.as_str()), ("Q7", "ann"));
+    let once_more = again.heard(b"ask command make /leases/10/workspace/work/a\n");
+    assert_eq!(reports(&once_more), ["asked"]);
+}
+
+#[test]
+fn an_answer_is_for_the_same_change_of_the_same_place_only() {
+    let leases = Leases {
+        folder: "/leases".into(),
+        own: 10,
+    };
+    for (text, expected) in [
+        ("cat /leases/9/a", "cat /leases/10/a"),
+        ("cat /leases/99/a", "cat /leases/99/a"),
+        ("cat /leases/8/a", "cat /leases/8/a"),
+    ] {
+        assert_eq!(leases.moved(text, 9), expected);
+    }
+    let mut first = asking();
+    let long = format!("ask command {}\n", "x".repeat(20_000));
+    let asked = first.heard(long.as_bytes()).into_iter();
+    let question = asked.into_iter().find_map(|act| match act {
+        Act::Report(report::Kind::Asked(question)) => Some(question),
+        _ => None,
+    });
+    let mut again = asking();
+    again.subject.answered = vec![AnsweredQuestion {
+        question,
+        answer: answer(1, "allow").remove(&1),
+        ..AnsweredQuestion::default()
+    }];
+    assert_eq!(reports(&again.heard(long.as_bytes())), ["asked"]);
 }

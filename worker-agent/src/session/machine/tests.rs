@@ -411,6 +411,49 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..120)
 }
 
+#[test]
+fn what_was_found_of_agents_is_said_at_once_and_again_only_in_the_next_session() {
+    let mut machine = Machine::new(4, 1);
+    let found = |version: &str| AgentsFound {
+        offers: vec![v1::AgentOffer {
+            version: version.into(),
+            ..v1::AgentOffer::default()
+        }],
+        ..AgentsFound::default()
+    };
+    let said = |outputs: &[Output]| -> Vec<Option<AgentsFound>> {
+        let beats = outputs.iter().filter_map(|output| match output {
+            Output::Send(worker_message::Kind::Heartbeat(beat)) => Some(beat.agents.clone()),
+            _ => None,
+        });
+        beats.collect()
+    };
+    assert_eq!(machine.agents_found(found(""), at(0)), []);
+    assert_eq!(
+        said(&machine.welcomed(&welcome(&[]), at(1))),
+        [Some(found(""))]
+    );
+    assert_eq!(machine.heartbeat(at(2)).unwrap().agents, None);
+    assert_eq!(
+        said(&machine.agents_found(found("1.0"), at(3))),
+        [Some(found("1.0"))]
+    );
+    assert_eq!(machine.agents_found(found("1.0"), at(4)), []);
+    assert_eq!(
+        said(&machine.welcomed(&welcome(&[]), at(5))),
+        [Some(found("1.0"))]
+    );
+    let wanted = vec![DeclaredAgent {
+        name: "mine".into(),
+        ..DeclaredAgent::default()
+    }];
+    let look = v1::LookFor {
+        agents: wanted.clone(),
+    };
+    let outputs = machine.received(coordinator_message::Kind::LookFor(look), at(6));
+    assert_eq!(outputs, [Output::Look(wanted)]);
+}
+
 /// What a careful observer of the wire and the disk knows.
 #[derive(Default)]
 struct Observer {
@@ -454,6 +497,7 @@ impl Observer {
                     assert!(self.running.insert(grant.lease, *deadline).is_none());
                     assert!(self.running.len() <= 4, "slots");
                 }
+                Output::Look(_) => panic!("nobody asked for it"),
                 Output::Renew { lease, deadline } => {
                     let end = self.running.get_mut(lease).expect("renewed while it runs");
                     assert!(*end < *deadline);

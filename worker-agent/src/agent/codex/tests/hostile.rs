@@ -41,8 +41,8 @@ fn cut(bytes: &[u8], cuts: &[usize]) -> Vec<Vec<u8>> {
     pieces
 }
 
-fn recordings() -> [&'static str; 6] {
-    [TURN, APPROVALS, ERRORS, RESUME, PLAN, QUESTIONS]
+fn recordings() -> [&'static str; 7] {
+    [TURN, APPROVALS, ERRORS, RESUME, PLAN, QUESTIONS, KILLED]
 }
 
 #[test]

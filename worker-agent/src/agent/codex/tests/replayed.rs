@@ -1,7 +1,7 @@
 use muster_proto::v1::{FileChange, TurnEnd};
 
 use super::*;
-use crate::agent::conversation::ErrorClass;
+use crate::agent::conversation::{ErrorClass, Recorded};
 
 fn played(recording: &str) -> Player {
     let mut player = Player::new(machine(json!({})), &opening());
@@ -254,7 +254,7 @@ fn files_tools_and_permissions_are_asked_about_too() {
         .collect();
     let expected = [
         ("command", "touch q"),
-        ("file_change", "/home/user/repo/patched.txt"),
+        ("file_change", "patched.txt"),
         ("permission", "need net"),
     ];
     assert_eq!(kinds, expected);
@@ -272,4 +272,37 @@ fn files_tools_and_permissions_are_asked_about_too() {
         .into_iter()
         .any(|kind| matches!(kind, Kind::FileChange(change) if change.declined));
     assert!(declined);
+}
+
+#[test]
+fn a_call_counts_though_codex_is_killed_before_it_gives_notice_of_it() {
+    let mut player = played(KILLED);
+    assert_eq!(player.usage(), [4000, 1600, 200, 80, 4]);
+    let started = &player.sent("thread/start")[0]["params"];
+    assert_eq!(started["experimentalRawEvents"], true);
+    // Its own file is asked all the same, and adds what it alone knows.
+    let records = player.machine.records();
+    assert_eq!(records.len(), 1);
+    assert!(records[0].file.to_string_lossy().ends_with(".jsonl"));
+    let record = |turn: &str, input: u64| {
+        let line = json!({"type": records[0].word, "payload": {
+            "thread_id": "01a1fedf-a6ee-7320-a2e0-290702043b22", "turn_id": turn,
+            "usage": {"input_tokens": input, "cached_input_tokens": 400, "output_tokens": 50,
+                "reasoning_output_tokens": 20}}});
+        line.to_string()
+    };
+    let last = "01a1fedf-a901-7562-9326-e5c7f9d28bd1";
+    let unknown = player.machine.recorded(&Recorded::End);
+    assert_eq!(unknown, []);
+    for (line, calls) in [
+        (record("01a1fedf-a707-7d22-a254-e732afec2015", 77), 4),
+        (record(last, 1000), 4),
+        (record(last, 1000), 5),
+        ("{".to_owned(), 5),
+    ] {
+        let found = Recorded::Line(line.clone().into_bytes());
+        let steps = player.machine.recorded(&found);
+        player.take(steps);
+        assert_eq!(player.usage()[4], calls, "{line}");
+    }
 }

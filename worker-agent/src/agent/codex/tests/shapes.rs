@@ -137,6 +137,147 @@ fn what_nobody_can_be_asked_is_refused_and_never_left_open() {
 }
 
 #[test]
+fn a_line_that_is_too_long_leaves_nothing_waiting() {
+    let mut player = running();
+    let overlong = |player: &mut Player, beginning: &str| {
+        let steps = player.machine.overlong(beginning.as_bytes());
+        player.take(steps);
+    };
+    let before = player.steps.len();
+    overlong(
+        &mut player,
+        r#"{"method":"item/completed","params":{"item":{"ou"#,
+    );
+    overlong(&mut player, "yyyy");
+    assert_eq!(player.steps.len(), before, "told piece by piece before");
+    overlong(
+        &mut player,
+        r#"{"method":"item/fileChange/requestApproval","id":3,"params":{"x"#,
+    );
+    let refused = last_sent(&player);
+    assert_eq!(
+        (&refused["id"], &refused["error"]["code"]),
+        (&json!(3), &json!(-32_600))
+    );
+    assert!(player.ended().is_empty() && player.open.is_empty());
+    let Some(Kind::Error(error)) = player.told().pop() else {
+        panic!("{:?}", player.told());
+    };
+    assert!(error.message.contains("8 MiB"), "{}", error.message);
+    overlong(
+        &mut player,
+        r#"{"method":"turn/completed","params":{"turn":{"items":["#,
+    );
+    assert_eq!(ended_with(&player), ErrorClass::AgentError);
+
+    for beginning in [r#"{"id":1,"result":{"user"#, r#"{"params":{"item":{"#] {
+        let mut player = Player::new(machine(json!({})), &opening());
+        overlong(&mut player, beginning);
+        assert_eq!(ended_with(&player), ErrorClass::AgentError, "{beginning}");
+    }
+}
+
+fn ended_with(player: &Player) -> ErrorClass {
+    player.ended()[0].error.as_ref().unwrap().class
+}
+
+#[test]
+fn a_change_is_asked_about_with_its_places_in_the_work_tree_and_where_files_go() {
+    let mut player = running();
+    let changes = json!([
+        {"path": "/home/user/repo/a", "kind": {"type": "update", "move_path": "/etc/b"}, "diff": "-x\n"},
+        {"path": "/tmp/c", "kind": {"type": "add"}, "diff": "+y\n"},
+    ]);
+    let item = json!({"type": "fileChange", "id": "i", "changes": changes});
+    let params = json!({"threadId": THREAD, "item": item});
+    player.hear(&json!({"method": "item/started", "params": params}).to_string());
+    let params = json!({"itemId": "i"});
+    ask(
+        &mut player,
+        "item/fileChange/requestApproval",
+        &json!(0),
+        params,
+    );
+    assert_eq!(player.open[0].paths, ["a", "/etc/b", "/tmp/c"]);
+    assert_eq!(player.open[0].title, "a /etc/b /tmp/c");
+}
+
+#[test]
+fn what_no_retry_cures_ends_the_turn_at_the_first_one() {
+    for (info, details, expected) in [
+        (
+            json!({"responseStreamDisconnected": {"httpStatusCode": 401}}),
+            "unexpected status 401 Unauthorized",
+            Some(ErrorClass::Authentication),
+        ),
+        (
+            json!("usageLimitExceeded"),
+            "",
+            Some(ErrorClass::UsageLimit),
+        ),
+        (
+            json!({"responseStreamDisconnected": {"httpStatusCode": 400}}),
+            "unexpected status 400",
+            Some(ErrorClass::InvalidRequest),
+        ),
+        (
+            json!({"responseStreamDisconnected": {"httpStatusCode": 429}}),
+            "last status: 429 Too Many Requests",
+            None,
+        ),
+        (
+            json!({"responseStreamDisconnected": {"httpStatusCode": 408}}),
+            "unexpected status 408",
+            None,
+        ),
+        (
+            json!({"responseStreamDisconnected": {"httpStatusCode": null}}),
+            "websockets are not supported",
+            None,
+        ),
+    ] {
+        let mut player = running();
+        let error = json!({"message": "Reconnecting... 1/5", "codexErrorInfo": info,
+            "additionalDetails": details});
+        let params = json!({"error": error, "willRetry": true, "threadId": THREAD});
+        player.hear(&json!({"method": "error", "params": params}).to_string());
+        let ended = player.ended().into_iter().next();
+        let class = ended.map(|turn| turn.error.as_ref().unwrap().class);
+        assert_eq!(class, expected, "{info}");
+        assert!(matches!(player.told().pop(), Some(Kind::Retry(_))));
+    }
+}
+
+#[test]
+fn to_stop_at_the_question_of_a_tool_interrupts_the_turn_which_codex_would_not() {
+    let mut player = running();
+    let params = json!({"serverName": "stub", "mode": "form", "message": "Allow it?",
+        "_meta": {"codex_approval_kind": "mcp_tool_call", "tool_name": "echo"}});
+    ask(
+        &mut player,
+        "mcpServer/elicitation/request",
+        &json!(0),
+        params,
+    );
+    player.decide(ChoiceEffect::DenyAndStop, "");
+    assert_eq!(player.sent("turn/interrupt").len(), 1);
+    let params = json!({"command": "ls", "itemId": "i"});
+    let mut player = running();
+    ask(
+        &mut player,
+        "item/commandExecution/requestApproval",
+        &json!(0),
+        params,
+    );
+    player.decide(ChoiceEffect::DenyAndStop, "");
+    assert_eq!(
+        player.sent("turn/interrupt").len(),
+        0,
+        "Codex does that itself"
+    );
+}
+
+#[test]
 fn a_question_that_codex_takes_back_is_withdrawn_and_not_answered_any_more() {
     let mut player = running();
     let params = json!({"command": "rm x", "itemId": "i"});
@@ -229,6 +370,7 @@ fn a_conversation_that_is_gone_is_begun_anew_and_that_is_said() {
         machine(json!({})),
         &Opening {
             resume: Some("gone".into()),
+            anew: "A summary, and the task.".into(),
             ..opening()
         },
     );
@@ -248,6 +390,9 @@ fn a_conversation_that_is_gone_is_begun_anew_and_that_is_said() {
             .get("threadId")
             .is_none()
     );
+    player.hear(&json!({"id": 3, "result": {"thread": {"id": "new"}}}).to_string());
+    let prompt = player.sent("turn/start")[0]["params"]["input"].to_string();
+    assert!(prompt.contains("A summary, and the task."), "{prompt}");
 }
 
 #[test]
