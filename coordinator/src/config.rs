@@ -536,7 +536,7 @@ mod tests {
         assert_eq!(of("pools.near.max"), "3 config.toml:3");
         assert_eq!(of("pools.near.idle-timeout"), "5m default");
         assert_eq!(of("pools.big.quarantine"), "true default");
-        assert_eq!(of("pools.big.time"), "4h config.toml:12");
+        assert_eq!(of("pools.big.time"), "4h config.toml:13");
         let said = format!("{shown:?}");
         assert!(!said.contains("s3cret"), "{said}");
     }

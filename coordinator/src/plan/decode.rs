@@ -35,7 +35,7 @@ pub(super) const PLAN_KEYS: [&str; 8] = [
     "tasks",
     "integrate",
 ];
-pub(super) const TASK_KEYS: [&str; 29] = [
+pub(super) const TASK_KEYS: [&str; 30] = [
     "name",
     "prompt",
     "run",
@@ -46,6 +46,7 @@ pub(super) const TASK_KEYS: [&str; 29] = [
     "verify_timeout",
     "timeout",
     "idle_timeout",
+    "expected",
     "retries",
     "priority",
     "labels",

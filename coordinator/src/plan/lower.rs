@@ -155,6 +155,7 @@ pub(super) fn settle(defaults: &Settings, task: &Settings) -> Settings {
         verify_timeout: task.verify_timeout.or(defaults.verify_timeout),
         timeout: task.timeout.or(defaults.timeout),
         idle_timeout: task.idle_timeout.or(defaults.idle_timeout),
+        expected: task.expected.or(defaults.expected),
         retries: task.retries.or(defaults.retries),
         priority: task.priority.or(defaults.priority),
         labels: task.labels.clone().or_else(|| defaults.labels.clone()),
@@ -312,7 +313,12 @@ fn task_spec(entry: &TaskEntry, settings: &Settings, agent: &str, resumes: bool)
         priority: settings.priority.unwrap_or(0),
         paths: arcs(&entry.paths),
         profile: Profile {
-            requirement: requirement(settings, agent),
+            requirement: Requirement {
+                expected: settings
+                    .expected
+                    .map_or(coordinator_core::Span::ZERO, |expected| expected.0),
+                ..requirement(settings, agent)
+            },
             retries: settings.retries.unwrap_or(0),
             timeout: settings
                 .timeout
@@ -451,6 +457,10 @@ fn digest(
             resources,
         );
         put(&|| serde_json::to_vec(&scheduling));
+        let expected = requirement.expected.ms();
+        if expected > 0 {
+            put(&|| serde_json::to_vec(&("expected", expected)));
+        }
     }
     hasher.finalize().to_hex().to_string()
 }

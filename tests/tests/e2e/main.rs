@@ -22,6 +22,7 @@ mod first;
 mod foreign;
 mod integration;
 mod mixed;
+mod pools;
 mod programs;
 mod repeat;
 mod repositories;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         programs::SCENARIOS,
         terminal::SCENARIOS,
         approvals::SCENARIOS,
+        pools::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()

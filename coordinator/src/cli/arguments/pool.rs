@@ -74,7 +74,7 @@ pub(crate) struct PoolPlan {
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  coordinator pool pause gpu --reason \"maintenance until Monday\"")]
+  coordinator pool pause gpu --reason maintenance")]
 pub(crate) struct PoolPause {
     /// Pool, as `coordinator pool list` names it
     #[arg(value_name = "NAME")]
