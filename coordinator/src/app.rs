@@ -24,6 +24,7 @@ use crate::api::feed::Feeds;
 use crate::api::grants::Grants;
 use crate::api::operator_service::{About, Operators};
 use crate::api::plans::{self, Plans};
+use crate::api::pools::Pools;
 use crate::api::runs::Runs;
 use crate::api::submit::Submissions;
 use crate::api::usage::Meter;
@@ -40,6 +41,7 @@ use crate::home::{self, Home};
 use crate::ledger::Ledger;
 use crate::ledger::prices::Prices;
 use crate::plan::AgentDefinition;
+use crate::pool::carry::Standings;
 use crate::pool::local::{self, Parting};
 use crate::pool::settings::PoolSettings;
 use crate::pool::{self, Surroundings};
@@ -146,6 +148,7 @@ pub struct App {
     keeper: Option<tokio::task::JoinHandle<()>>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
+    has_pools: bool,
     ledger: Ledger,
     /// What is known of the mirrors, and how often branches were moved; none that only reads.
     mirrors: Option<(Mirrors, watch::Receiver<u64>)>,
@@ -286,11 +289,17 @@ impl App {
             auth.clone(),
             ending.clone(),
         );
+        let pools = match options.mode {
+            Mode::Read => &BTreeMap::new(),
+            Mode::Serve | Mode::Embedded => &options.pools,
+        };
+        let standings = Standings::default();
         let operators = operators
             .with_troubles(workers.troubles())
             .with_agents(workers.agents())
             .with_mirrors(copied.clone())
-            .with_meter(Meter::new(ledger.clone(), options.prices.clone()));
+            .with_meter(Meter::new(ledger.clone(), options.prices.clone()))
+            .with_pools(Pools::new(pools, standings.clone()));
         let router = router(operators, workers, &git_host).map_err(|error| Error::Io {
             action: "describe the services",
             source: error.into(),
@@ -325,12 +334,8 @@ impl App {
             executable: options.executable.clone(),
             address: reachable(address).to_string(),
         };
-        let pools = match options.mode {
-            Mode::Read => &BTreeMap::new(),
-            Mode::Serve | Mode::Embedded => &options.pools,
-        };
-        let standings = pool::start(pools, &around, &tasks, &ending).await;
-        let _standings = standings.map_err(|error| Error::Io {
+        let started = pool::start(pools, &around, &standings, &tasks, &ending).await;
+        started.map_err(|error| Error::Io {
             action: "start the pools",
             source: error.into(),
         })?;
@@ -362,6 +367,7 @@ impl App {
             keeper,
             shutdown,
             tasks,
+            has_pools: !pools.is_empty(),
             ledger,
             mirrors: (options.mode != Mode::Read).then_some((copied, moved)),
         })
@@ -447,6 +453,16 @@ impl App {
         // An engine that does not answer cannot say that it holds nothing.
         let had_runs = self.engine.query(|state, _| state.has_had_runs()).await;
         matches!(had_runs, Ok(false))
+    }
+
+    /// Scales its pools to zero if it is the coordinator of a `run` and they are not to be kept:
+    /// nobody would end them later. Gives the allocations that stay all the same, for people. What
+    /// has work stays, and the next coordinator of the home finds it again.
+    pub async fn empty_pools(&self, parting: Parting) -> Vec<String> {
+        if self.mode != Mode::Embedded || parting == Parting::Keep || !self.has_pools {
+            return vec![];
+        }
+        pool::empty(&self.engine).await
     }
 
     /// Ends the coordinator: the local worker first as `parting` says, then streams, reconcilers

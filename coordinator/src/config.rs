@@ -2,6 +2,7 @@
 //! variables, then options of the command line.
 
 mod file;
+mod pools;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -329,8 +330,17 @@ fn load_with(
         shown.push(entry(&key, placed.value.to_string(), origin));
         prices.set(&model, placed.value);
     }
+    let mut pools = BTreeMap::new();
+    for (name, pool) in file.pools {
+        for said in pool.said {
+            let origin = said.line.map_or(Origin::Default, in_file);
+            let key = format!("pools.{name}.{}", said.key);
+            shown.push(entry(&key, said.value, origin));
+        }
+        pools.insert(name, pool.settings);
+    }
     let config = Config {
-        pools: BTreeMap::new(),
+        pools,
         listen,
         slots,
         log,
@@ -488,6 +498,47 @@ mod tests {
         let said = format!("{shown:?} {config:?}");
         assert!(said.contains("https://***@host/app.git"), "{said}");
         assert!(!said.contains("tok3n"), "{said}");
+    }
+
+    #[test]
+    fn pools_have_defaults_and_each_value_is_shown_with_its_origin() {
+        let home = home_with(
+            "[pools.near]\nkind = \"local\"\nmax = 3\nslots = 2\n\
+             [pools.lab]\nkind = \"external\"\nlabels = [\"site=lab\"]\n\
+             [pools.big]\nkind = \"slurm\"\nmin = 1\nmax = 40\npriority = -2\n\
+             time = \"4h\"\ncpus = 8\nmemory = \"16 GiB\"\ndirectory = \"/shared/muster\"\n\
+             resources = { gpus = 2, memory = \"8 GiB\" }\nsetup = [\"export KEY=s3cret\"]\n",
+        );
+        let Loaded { config, shown } = load_with(home.path(), Flags::default(), none).unwrap();
+        let near = &config.pools["near"].policy;
+        assert_eq!((near.min, near.max, near.template.slots), (0, 3, 2));
+        assert_eq!((near.backlog, near.burst, near.failures_max), (4, 10, 3));
+        assert_eq!(near.idle_timeout, Span::from_secs(300));
+        assert_eq!(near.join_timeout, Span::from_secs(600));
+        let lab = &config.pools["lab"].policy;
+        assert_eq!(lab.max, 0);
+        assert!(lab.template.labels.contains("site=lab"));
+        let big = &config.pools["big"].policy;
+        assert_eq!((big.min, big.priority), (1, -2));
+        assert_eq!(big.walltime, Some(Span::from_secs(4 * 3600)));
+        let resources: Vec<_> = big.template.resources.iter().collect();
+        let resources: Vec<_> = resources.iter().map(|(name, n)| (&***name, **n)).collect();
+        assert_eq!(
+            resources,
+            [("cpus", 8), ("gpus", 2), ("memory_mib", 8 * 1024)]
+        );
+        let of = |key: &str| {
+            let shown = shown.iter().find(|shown| shown.key == key).unwrap();
+            let origin = shown.origin.to_string();
+            let origin = origin.rsplit('/').next().unwrap_or_default();
+            format!("{} {origin}", shown.value)
+        };
+        assert_eq!(of("pools.near.max"), "3 config.toml:3");
+        assert_eq!(of("pools.near.idle-timeout"), "5m default");
+        assert_eq!(of("pools.big.quarantine"), "true default");
+        assert_eq!(of("pools.big.time"), "4h config.toml:13");
+        let said = format!("{shown:?}");
+        assert!(!said.contains("s3cret"), "{said}");
     }
 
     #[test]

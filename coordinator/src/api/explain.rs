@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use coordinator_core::event::{Placement, Work};
 use coordinator_core::explain::{Explanation, explain, movable, placed};
 use coordinator_core::state::{Run, TaskState};
+use coordinator_core::worker::Requirement;
 use coordinator_core::{
     AttemptNo, EventKind, FailureClass, LeaseId, RunId, State, TaskIx, TaskKey, Timestamp, WorkerId,
 };
 use muster_proto::v1::ExplainTaskResponse;
 use tonic::Status;
 
+use super::pools::prospects_of;
 use super::runs::Runs;
 use super::{status, view};
 use crate::engine;
@@ -121,7 +123,14 @@ fn live_task(
     if !concerned.is_empty() {
         remedies.push("mend what those workers complain about".to_owned());
     }
+    let pools = match &explanation {
+        Explanation::Waiting { verify, .. } => needs(run, ix, *verify)
+            .map(|needs| prospects_of(state, now, needs))
+            .unwrap_or_default(),
+        _ => vec![],
+    };
     let said = ExplainTaskResponse {
+        pools,
         state: run
             .task(ix)
             .map(view::task_state)
@@ -133,6 +142,16 @@ fn live_task(
         elsewhere,
     };
     Ok((said, id, ran))
+}
+
+/// Gives what the next attempt or verify of a task needs of a worker.
+fn needs(run: &Run, ix: TaskIx, verify: bool) -> Option<&Requirement> {
+    let profile = run.profile(ix)?;
+    if verify {
+        profile.verify.as_ref().map(|verify| &verify.requirement)
+    } else {
+        Some(&profile.requirement)
+    }
 }
 
 /// Gives the last attempts of a task, the newest first, and what would move it.
@@ -329,8 +348,8 @@ fn archived(run: &Run, name: &str) -> Result<Said, Status> {
         state: view::task_state(task).to_owned(),
         reasons: vec![reason],
         remedies: ended_remedies(run, ix).unwrap_or_else(|| vec![again(run, name)]),
-        placements: vec![],
         elsewhere,
+        ..ExplainTaskResponse::default()
     };
     Ok((said, run.id, ran))
 }

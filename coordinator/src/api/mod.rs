@@ -22,6 +22,7 @@ mod outbound;
 mod places;
 mod plan_reader;
 pub mod plans;
+pub mod pools;
 mod questions;
 pub mod runs;
 mod server;

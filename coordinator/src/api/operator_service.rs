@@ -25,6 +25,7 @@ use super::frames::{self, Sent};
 use super::limits::{FAREWELL, LOGS, TASKS_PER_PAGE, WATCHES};
 use super::log;
 use super::places::Connection;
+use super::pools::{self, Pools};
 use super::questions;
 use super::runs::Runs;
 use super::slow;
@@ -68,6 +69,7 @@ pub struct Operators {
     troubles: Troubles,
     agents: Agents,
     meter: Option<Meter>,
+    pools: Pools,
     /// Cancelled when an admin asks for the end.
     shutdown: CancellationToken,
     ending: CancellationToken,
@@ -99,6 +101,7 @@ impl Operators {
             troubles: Troubles::default(),
             agents: Agents::default(),
             meter: None,
+            pools: Pools::default(),
             shutdown,
             ending,
             watches: Arc::new(Semaphore::new(WATCHES)),
@@ -131,6 +134,13 @@ impl Operators {
     #[must_use]
     pub fn with_meter(mut self, meter: Meter) -> Self {
         self.meter = Some(meter);
+        self
+    }
+
+    /// Tells also of the pools that are configured.
+    #[must_use]
+    pub fn with_pools(mut self, pools: Pools) -> Self {
+        self.pools = pools;
         self
     }
 
@@ -551,6 +561,41 @@ impl OperatorService for Operators {
         Ok(Response::new(v1::DrainWorkerResponse {}))
     }
 
+    async fn list_pools(
+        &self,
+        request: Request<v1::ListPoolsRequest>,
+    ) -> Result<Response<v1::ListPoolsResponse>, Status> {
+        allowed(&request, Access::View)?;
+        let listed = self.pools.list(self.runs.engine(), &request.get_ref().pool);
+        listed.await.map(Response::new)
+    }
+
+    async fn plan_pools(
+        &self,
+        request: Request<v1::PlanPoolsRequest>,
+    ) -> Result<Response<v1::PlanPoolsResponse>, Status> {
+        allowed(&request, Access::View)?;
+        pools::plan(self.runs.engine()).await.map(Response::new)
+    }
+
+    async fn pause_pool(
+        &self,
+        request: Request<v1::PausePoolRequest>,
+    ) -> Result<Response<v1::PausePoolResponse>, Status> {
+        let by = allowed(&request, Access::Operate)?;
+        let paused = pools::pause(self.runs.engine(), request.into_inner(), &by);
+        paused.await.map(Response::new)
+    }
+
+    async fn resume_pool(
+        &self,
+        request: Request<v1::ResumePoolRequest>,
+    ) -> Result<Response<v1::ResumePoolResponse>, Status> {
+        let by = allowed(&request, Access::Operate)?;
+        let resumed = pools::resume(self.runs.engine(), request.into_inner(), &by);
+        resumed.await.map(Response::new)
+    }
+
     async fn create_token(
         &self,
         request: Request<v1::CreateTokenRequest>,
@@ -737,6 +782,11 @@ fn workers(
                 tasks,
                 trouble: troubles.get(&worker.id).cloned().unwrap_or_default(),
                 programs: agents.remove(&worker.id).unwrap_or_default(),
+                allocation: worker
+                    .offer
+                    .allocation
+                    .map(|id| id.to_string())
+                    .unwrap_or_default(),
             }
         })
         .collect()

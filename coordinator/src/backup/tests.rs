@@ -207,6 +207,7 @@ async fn joined(engine: &engine::Handle) -> LeaseId {
         offer: Arc::new(offer),
         held: Vec::new(),
         draining: false,
+        time_left: None,
     };
     let (out, mut orders) = mpsc::channel(SESSION_QUEUE);
     engine.open(hello, out).await.unwrap();
@@ -219,6 +220,7 @@ async fn joined(engine: &engine::Handle) -> LeaseId {
         held: Vec::new(),
         draining: false,
         looked: None,
+        time_left: None,
     };
     engine.command(Command::Heartbeat(heartbeat)).await.unwrap();
     match orders.recv().await.unwrap() {

@@ -6,6 +6,7 @@ mod files;
 mod fleet;
 mod keep;
 mod look;
+mod pool;
 mod steer;
 mod values;
 
@@ -23,6 +24,7 @@ pub(crate) use fleet::{
 };
 pub(crate) use keep::{Audit, Backup, Doctor, Restore};
 pub(crate) use look::{Clean, Diff, Explain, Logs, RawWhich, Status, Tail, Usage, UsageBy, Watch};
+pub(crate) use pool::{Pool, PoolCommand, PoolPause, PoolResume};
 pub(crate) use steer::{Cancel, Fetch, Land, Retry};
 
 use crate::output::ColorChoice;
@@ -142,6 +144,7 @@ pub(crate) enum Command {
     Land(Land),
     Workers(Workers),
     Drain(Drain),
+    Pool(Pool),
     Token(Token),
     Plan(Plan),
     Audit(Audit),

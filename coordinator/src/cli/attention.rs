@@ -41,6 +41,7 @@ pub(super) enum Kind {
     Asks,
     Failed,
     Waits,
+    Pool,
     Worker,
 }
 
@@ -50,6 +51,7 @@ impl Kind {
             Self::Asks => "agent_asks",
             Self::Failed => "run_failed",
             Self::Waits => "run_waits",
+            Self::Pool => "pool_paused",
             Self::Worker => "worker",
         }
     }
@@ -86,9 +88,18 @@ pub(super) async fn look(
         concerns.push(waits(&run, task, &said.into_inner()));
     }
     if with_workers {
+        // A coordinator of an earlier version knows no pools.
+        if let Ok(planned) = client.operator().plan_pools(v1::PlanPoolsRequest {}).await {
+            let pools = planned.into_inner().pools;
+            let paused = pools.iter().filter(|pool| pool.hindrance == "paused");
+            concerns.extend(paused.map(|pool| keeps_waiting(pool, program)));
+        }
         let request = v1::ListWorkersRequest {};
         let listed = client.operator().list_workers(request).await?.into_inner();
+        // One that has left with its allocation is no concern.
+        let left = |of: &&v1::Worker| of.state == "away" && !of.allocation.is_empty();
         let troubled = listed.workers.iter().filter(|of| of.state != "connected");
+        let troubled = troubled.filter(|of| !left(of));
         concerns.extend(troubled.take(WORKERS_MAX).map(|of| worker(of, now)));
     }
     Ok(concerns)
@@ -194,6 +205,18 @@ fn failure(run: &v1::Run, program: &str) -> Concern {
     }
 }
 
+/// Tells of a paused pool that work waits for.
+fn keeps_waiting(pool: &v1::PlannedPool, program: &str) -> Concern {
+    Concern {
+        kind: Kind::Pool,
+        name: pool.pool.clone(),
+        task: None,
+        class: None,
+        text: format!("work waits for it: {}", one_line(&pool.hindrance_text)),
+        remedy: Some(format!("{program} pool resume {}", pool.pool)),
+    }
+}
+
 fn waits(run: &v1::Run, task: &v1::Task, said: &v1::ExplainTaskResponse) -> Concern {
     let first = |lines: &[String]| lines.first().map(|line| one_line(line));
     Concern {
@@ -243,6 +266,7 @@ pub(super) fn text(concerns: &[Concern], paint: Paint) -> String {
             Kind::Asks => (paint.yellow("?"), paint.yellow("asks you")),
             Kind::Failed => (paint.red("✗"), paint.red("failed")),
             Kind::Waits => (paint.yellow("!"), paint.yellow("waits")),
+            Kind::Pool => (paint.yellow("!"), "pool".to_owned()),
             Kind::Worker => (paint.yellow("!"), "worker".to_owned()),
         };
         let name = paint.bold(&harmless(&concern.name));
@@ -251,7 +275,7 @@ pub(super) fn text(concerns: &[Concern], paint: Paint) -> String {
             about.push_str(&format!("{}: ", one_line(part)));
         }
         let line = match concern.kind {
-            Kind::Worker => format!("  {sign} {word} {name}: {}", concern.text),
+            Kind::Pool | Kind::Worker => format!("  {sign} {word} {name}: {}", concern.text),
             Kind::Asks | Kind::Failed | Kind::Waits => {
                 format!("  {sign} {name} {word}: {about}{}", concern.text)
             }

@@ -44,6 +44,11 @@ async fn ask(context: &Context, session: &Session, options: &Explain) -> Result<
             "remedies": said.remedies,
             "placements": said.placements,
             "elsewhere": said.elsewhere,
+            "pools": said.pools.iter().map(|of| json!({
+                "pool": of.pool,
+                "prospect": of.prospect,
+                "text": of.text,
+            })).collect::<Vec<_>>(),
             "conflicts": conflicts::json(&found),
         }))?;
         return Ok(Exit::Success);
@@ -71,6 +76,12 @@ fn text(of: &str, said: &v1::ExplainTaskResponse, paint: Paint) -> String {
         }
     };
     answer(question(&said.state), &said.reasons);
+    let pools: Vec<String> = said
+        .pools
+        .iter()
+        .map(|of| format!("{}: {}", of.pool, of.text))
+        .collect();
+    answer("will a pool bring a worker for it?", &pools);
     answer("what would change that?", &said.remedies);
     let running = matches!(said.state.as_str(), "leased" | "verifying");
     let there = if running {
@@ -116,6 +127,15 @@ mod tests {
             remedies: lines(of[1]),
             placements: lines(of[2]),
             elsewhere: of[3].to_owned(),
+            pools: if state == "ready" {
+                vec![v1::PoolProspect {
+                    pool: "gpu".to_owned(),
+                    prospect: "hindered".to_owned(),
+                    text: "it has its maximum of 3 allocations".to_owned(),
+                }]
+            } else {
+                vec![]
+            },
         };
         text("api", &said, Paint::new(false))
     }

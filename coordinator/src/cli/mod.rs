@@ -36,6 +36,7 @@ mod land;
 mod logging;
 mod logs;
 mod plan;
+mod pool;
 mod repair;
 mod restore;
 mod retry;
@@ -126,6 +127,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Usage(options) => Box::pin(usage::usage(context, options)).await,
         Command::Workers(options) => Box::pin(workers::workers(context, options)).await,
         Command::Drain(options) => Box::pin(drain::drain(context, options)).await,
+        Command::Pool(options) => Box::pin(pool::pool(context, options)).await,
         Command::Token(options) => Box::pin(token::token(context, options)).await,
         Command::Fetch(options) => Box::pin(fetch::fetch(context, options)).await,
         Command::Land(options) => Box::pin(land::land(context, options)).await,

@@ -274,9 +274,19 @@ impl Host {
 
     async fn end(self, context: &Context, parting: Parting) {
         drop(self.client);
-        if let Some(app) = self.own
-            && let Err(error) = app.stop(parting).await
-        {
+        let Some(app) = self.own else {
+            return;
+        };
+        let staying = app.empty_pools(parting).await;
+        if !staying.is_empty() {
+            context.output.say(&format!(
+                "warning: {} could not be given back yet: {}; the next coordinator of this home \
+                 does so",
+                show::counted(staying.len(), "allocation"),
+                staying.join(", ")
+            ));
+        }
+        if let Err(error) = app.stop(parting).await {
             // Everything that was promised is in the journal already.
             context.could_not_go_on(error).report(context.output);
         }

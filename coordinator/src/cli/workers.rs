@@ -51,6 +51,7 @@ fn described(worker: &v1::Worker) -> Value {
         "heard_at": show::machine_time(worker.heard_at.as_ref()),
         "incarnation": worker.incarnation,
         "tasks": worker.tasks,
+        "allocation": (!worker.allocation.is_empty()).then_some(&worker.allocation),
         "trouble": (!worker.trouble.is_empty()).then_some(&worker.trouble),
     })
 }
@@ -94,7 +95,11 @@ fn table(workers: &[v1::Worker], now: Timestamp, paint: Paint) -> Table {
     let headings = [
         "WORKER", "STATE", "POOL", "LABELS", "AGENTS", "BUSY", "HEARD", "WORKS ON",
     ];
-    let headings = headings.into_iter().chain(troubled.then_some("TROUBLE"));
+    let allocated = workers.iter().any(|worker| !worker.allocation.is_empty());
+    let headings = headings
+        .into_iter()
+        .chain(allocated.then_some("ALLOCATION"));
+    let headings = headings.chain(troubled.then_some("TROUBLE"));
     let headings: Vec<String> = headings.map(|heading| paint.dim(heading)).collect();
     let mut table = Table::new(&headings);
     for worker in workers {
@@ -111,6 +116,7 @@ fn table(workers: &[v1::Worker], now: Timestamp, paint: Paint) -> Table {
             heard.unwrap_or_default(),
             one_line(&worker.tasks.join(", ")),
         ];
+        row.extend(allocated.then(|| one_line(&worker.allocation)));
         row.extend(troubled.then(|| one_line(&worker.trouble)));
         table.row(row);
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use muster_connect::private_file;
 use muster_git::Remote;
@@ -11,6 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Error;
+use super::pools::{self, PoolFile};
 use crate::git::mirror::MirrorSettings;
 use crate::git::refs::valid_component;
 use crate::ledger::prices::{self, Price, Prices, Rate};
@@ -20,7 +22,7 @@ use crate::plan::{
 };
 
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "listen",
     "slots",
     "log",
@@ -30,6 +32,7 @@ const KEYS: [&str; 9] = [
     "agents",
     "mirrors",
     "prices",
+    "pools",
 ];
 const MIRROR_KEYS: [&str; 2] = ["url", "credential-file"];
 const AGENT_KEYS: [&str; 3] = ["kind", "command", "env"];
@@ -56,6 +59,7 @@ pub(super) struct File {
     pub(super) mirrors: BTreeMap<String, Placed<MirrorSettings>>,
     /// By the names of models as they are written.
     pub(super) prices: BTreeMap<String, Placed<Price>>,
+    pub(super) pools: BTreeMap<Arc<str>, PoolFile>,
 }
 
 impl File {
@@ -119,7 +123,7 @@ fn parse(shown: &str, text: &str) -> Result<File, Problems> {
     }
 }
 
-struct Reader<'t> {
+pub(super) struct Reader<'t> {
     text: &'t str,
     problems: Problems,
 }
@@ -142,6 +146,10 @@ impl Reader<'_> {
         }
         if name == "prices" {
             self.prices(value, file);
+            return;
+        }
+        if name == "pools" {
+            file.pools = pools::read(self, value);
             return;
         }
         let Some(known) = KEYS.into_iter().find(|known| *known == name) else {
@@ -543,20 +551,30 @@ impl Reader<'_> {
         self.wrong(key.span(), message, suggestion(name, known));
     }
 
-    fn wrong(&mut self, at: Range<usize>, message: String, hint: impl Into<String>) {
+    /// Gives how many wrong things were found.
+    pub(super) fn problems(&self) -> usize {
+        self.problems.count()
+    }
+
+    /// Gives the line of a byte, counted from 1.
+    pub(super) fn line(&self, byte: usize) -> u32 {
+        place(self.text, byte).line
+    }
+
+    pub(super) fn wrong(&mut self, at: Range<usize>, message: String, hint: impl Into<String>) {
         self.problems
             .add_with(place(self.text, at.start), message, hint);
     }
 }
 
-fn suggestion(text: &str, known: &[&str]) -> String {
+pub(super) fn suggestion(text: &str, known: &[&str]) -> String {
     match nearest(text, known.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("known here: {}", known.join(", ")),
     }
 }
 
-fn kind(value: &DeValue<'_>) -> String {
+pub(super) fn kind(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => format!("the text {}", quote(text)),
         DeValue::Integer(number) => format!("the number {number}"),

@@ -84,6 +84,7 @@ async fn join(engine: &Handle, session: u64, held: Vec<LeaseId>) -> mpsc::Receiv
         offer: Arc::new(offer),
         held: held.clone(),
         draining: false,
+        time_left: None,
     };
     let (out, orders) = mpsc::channel(SESSION_QUEUE);
     engine.open(hello, out).await.unwrap();
@@ -101,6 +102,7 @@ async fn beat(engine: &Handle, session: u64, held: Vec<LeaseId>) {
         held,
         draining: false,
         looked: None,
+        time_left: None,
     };
     engine.command(Command::Heartbeat(heartbeat)).await.unwrap();
 }

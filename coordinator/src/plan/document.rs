@@ -88,6 +88,10 @@ pub struct Settings {
     pub timeout: Option<Duration>,
     /// Longest silence of the agent before the attempt counts as stalled; no limit if absent.
     pub idle_timeout: Option<Duration>,
+    /// How long an attempt will probably take; not known if absent. It is no limit: an attempt is
+    /// not begun on a machine that goes away sooner, such as a Slurm job near the end of its time,
+    /// and pools start workers for what follows shortly before it ends.
+    pub expected: Option<Duration>,
     /// Further attempts after one that failed; default 0.
     #[schemars(range(min = 0, max = 100))]
     pub retries: Option<u32>,

@@ -155,6 +155,7 @@ pub(super) fn settle(defaults: &Settings, task: &Settings) -> Settings {
         verify_timeout: task.verify_timeout.or(defaults.verify_timeout),
         timeout: task.timeout.or(defaults.timeout),
         idle_timeout: task.idle_timeout.or(defaults.idle_timeout),
+        expected: task.expected.or(defaults.expected),
         retries: task.retries.or(defaults.retries),
         priority: task.priority.or(defaults.priority),
         labels: task.labels.clone().or_else(|| defaults.labels.clone()),
@@ -347,7 +348,12 @@ fn task_spec(
         priority: settings.priority.unwrap_or(0),
         paths: arcs(&entry.paths),
         profile: Profile {
-            requirement: needs,
+            requirement: Requirement {
+                expected: settings
+                    .expected
+                    .map_or(coordinator_core::Span::ZERO, |expected| expected.0),
+                ..needs
+            },
             retries: settings.retries.unwrap_or(0),
             timeout: settings
                 .timeout
@@ -486,6 +492,10 @@ fn digest(
             resources,
         );
         put(&|| serde_json::to_vec(&scheduling));
+        let expected = requirement.expected.ms();
+        if expected > 0 {
+            put(&|| serde_json::to_vec(&("expected", expected)));
+        }
     }
     hasher.finalize().to_hex().to_string()
 }

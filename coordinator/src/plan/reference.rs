@@ -43,7 +43,7 @@ const PARTS: [(&str, &str, &str); 11] = [
 ];
 
 /// A way to write each key, where its type alone does not show one.
-const EXAMPLES: [(&str, &str); 53] = [
+const EXAMPLES: [(&str, &str); 54] = [
     ("acceptance", "[a test fails without the fix]"),
     ("add_dirs", "[/srv/cache]"),
     ("agent", "codex"),
@@ -72,6 +72,7 @@ const EXAMPLES: [(&str, &str); 53] = [
     ("enable_features", "[view_image]"),
     ("env", "{ RUST_LOG: debug }"),
     ("ephemeral", "true"),
+    ("expected", "20m"),
     ("from", "./first"),
     ("gpus", "1"),
     ("hooks", "{ path: .githooks }"),

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use coordinator_core::command::PlanError;
 use coordinator_core::ids::TaskIx;
+use coordinator_core::limits;
 use coordinator_core::validate::validate;
 
 use super::decode::Marks;
 use super::document::{
     AgentDefinition, AgentKind, Hooks, Integrate, PlanDocument, Settings, TaskEntry,
 };
-use super::lower::{Admission, agent_name, find_agent, lower};
+use super::lower::{Admission, agent_name, find_agent, lower, settle};
 use super::model::Change;
 use super::problem::{Position, Problems, nearest, quote};
 
@@ -62,6 +63,7 @@ pub(super) fn check(
             None => unknown_agent(problems, place.settings.agent, &context, agent, &names),
         }
     }
+    expectations(document, marks, problems);
     if document.repo.is_none() {
         without_repository(document, marks, problems);
     }
@@ -73,6 +75,35 @@ pub(super) fn check(
                 core_problem(document, marks, &error, problems);
             }
         }
+    }
+}
+
+/// Finds work that is expected to take longer than it may.
+fn expectations(document: &PlanDocument, marks: &Marks, problems: &mut Problems) {
+    let defaults = &document.defaults;
+    let mut tell = |at, context: &str, settings: &Settings| {
+        let limit = settings
+            .timeout
+            .map_or(limits::TASK_TIMEOUT, |limit| limit.0);
+        if settings.expected.is_some_and(|expected| expected.0 > limit) {
+            let message = format!("{context}`expected` is longer than `timeout`");
+
+            let hint =
+                "an attempt is ended when its `timeout` is over (6h unless given): raise that";
+            problems.add_with(at, message, hint);
+        }
+    };
+    tell(marks.defaults.expected, "defaults: ", defaults);
+    for (entry, place) in document.tasks.iter().zip(&marks.tasks) {
+        let own = &entry.settings;
+        let at = match (own.expected, own.timeout) {
+            (Some(_), _) => place.settings.expected,
+            (None, Some(_)) => place.task,
+            // That was told of the defaults.
+            (None, None) => continue,
+        };
+        let context = format!("task {}: ", quote(&entry.name));
+        tell(at, &context, &settle(defaults, own));
     }
 }
 

@@ -20,12 +20,13 @@ pub(crate) const VARIABLE_BYTES_MAX: usize = 32_768;
 const LABELS_MAX: usize = 64;
 /// Far above any host; keeps sums far from overflow.
 const RESOURCE_MAX: i64 = 1_000_000;
-pub(super) const SETTINGS_KEYS: [&str; 24] = [
+pub(super) const SETTINGS_KEYS: [&str; 25] = [
     "agent",
     "verify",
     "verify_timeout",
     "timeout",
     "idle_timeout",
+    "expected",
     "retries",
     "priority",
     "labels",
@@ -58,6 +59,7 @@ pub(super) struct SettingsMarks {
     pub(super) hooks: Position,
     pub(super) change: Position,
     pub(super) persona: Position,
+    pub(super) expected: Position,
 }
 
 /// Reads the settings among a task's or the defaults' keys.
@@ -76,10 +78,14 @@ pub(super) fn settings(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (Setting
         ("verify_timeout", &mut settings.verify_timeout),
         ("timeout", &mut settings.timeout),
         ("idle_timeout", &mut settings.idle_timeout),
+        ("expected", &mut settings.expected),
     ] {
         if let Some(node) = fields.get(key) {
             *place = limit(reader, key, node);
         }
+    }
+    if let Some(node) = fields.get("expected") {
+        marks.expected = node.at;
     }
     if let Some(node) = fields.get("retries") {
         settings.retries = reader

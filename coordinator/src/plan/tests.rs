@@ -274,6 +274,7 @@ name: x
         ("repo: .", "repo: ./x"),
         ("name: x", "name: y"),
         ("timeout: 1m", "timeout: 2m"),
+        ("timeout: 1m", "timeout: 1m, expected: 30s"),
         ("retries: 0", "retries: 1"),
         ("run: echo", "run: echo 1"),
         ("[p, q]", "[p]"),

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coordinator_core::Command;
-use coordinator_core::pool::PoolCommand;
+use coordinator_core::pool::{Policy, PoolCommand};
+use coordinator_core::{Command, State};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -31,6 +31,10 @@ use crate::engine::{self, Handle};
 
 /// How often processes of local pools are looked at.
 const PROCESSES_POLL: Duration = Duration::from_secs(2);
+/// How long allocations may take to end when an embedded coordinator does.
+const EMPTIES: Duration = Duration::from_secs(30);
+/// How often the inventory is looked at meanwhile.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What pools need of the coordinator around them.
 pub struct Surroundings {
@@ -44,19 +48,19 @@ pub struct Surroundings {
     pub address: String,
 }
 
-/// Starts to run the configured pools, until `ending`.
+/// Starts to run the configured pools, until `ending`; `standings` tells how it goes with them.
 ///
 /// # Errors
 /// The engine does not answer.
 pub async fn start(
     pools: &BTreeMap<Arc<str>, PoolSettings>,
     around: &Surroundings,
+    standings: &Standings,
     tasks: &TaskTracker,
     ending: &CancellationToken,
-) -> Result<Standings, engine::Error> {
-    let standings = Standings::default();
+) -> Result<(), engine::Error> {
     if pools.is_empty() {
-        return Ok(standings);
+        return Ok(());
     }
     // Before anything is planned: from here on orders are this process's own.
     let fresh = around.engine.query(|state, _| state.next_allocation());
@@ -83,7 +87,54 @@ pub async fn start(
         tasks.spawn(carrier.run(ending.clone()));
     }
     tasks.spawn(planner::run(around.engine.clone(), ending.clone()));
-    Ok(standings)
+    Ok(())
+}
+
+/// Gives all allocations back that no work is on, and waits until they are gone, at most
+/// [`EMPTIES`]. Gives those that stay, for people.
+pub async fn empty(engine: &Handle) -> Vec<String> {
+    let policies = engine.query(|state, _| {
+        let policies = state.policies();
+        let closed = policies.map(|(name, policy)| {
+            let closed = Policy {
+                min: 0,
+                max: 0,
+                ..policy.clone()
+            };
+            (Arc::clone(name), closed)
+        });
+        closed.collect::<BTreeMap<_, _>>()
+    });
+    let Ok(policies) = policies.await else {
+        return vec![];
+    };
+    let configure = PoolCommand::Configure { policies };
+    for command in [configure, PoolCommand::Plan] {
+        if engine.command(Command::Pool(command)).await.is_err() {
+            return vec![];
+        }
+    }
+    let mut changed = engine.notices().pools();
+    let emptied = async {
+        loop {
+            changed.mark_unchanged();
+            let ending = |state: &State, _| state.allocations().any(|held| held.ending.is_some());
+            if !matches!(engine.query(ending).await, Ok(true)) {
+                return;
+            }
+            drop(tokio::time::timeout(LOOK, changed.changed()).await);
+        }
+    };
+    drop(tokio::time::timeout(EMPTIES, emptied).await);
+    let left = engine.query(|state, _| {
+        let held = state.allocations();
+        let told = held.map(|held| {
+            let external = held.external.as_deref().unwrap_or("not ordered yet");
+            format!("{} of pool {} ({external})", held.id, held.pool)
+        });
+        told.collect()
+    });
+    left.await.unwrap_or_default()
 }
 
 /// Makes the provider of a pool; `None` of pools whose workers people start.

@@ -26,6 +26,7 @@ mod going_on;
 mod handover;
 mod integration;
 mod mixed;
+mod pools;
 mod programs;
 mod repeat;
 mod repositories;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         programs::SCENARIOS,
         terminal::SCENARIOS,
         approvals::SCENARIOS,
+        pools::SCENARIOS,
     ];
     let mut trials: Vec<Trial> = plain
         .into_iter()

@@ -247,9 +247,16 @@ fn existing<'a>(state: &'a State, now: Timestamp, ending: &BTreeSet<LeaseId>) ->
         let held = aux.leases.iter().filter(|lease| !ending.contains(lease));
         let held = u32::try_from(held.count()).unwrap_or(u32::MAX);
         let offer = &*worker.offer;
+        // A pool that is to be emptied gets no new work on paper.
+        let policy = state.policies.get(&offer.pool);
+        let empties = offer.allocation.is_some() && policy.is_some_and(|policy| policy.max == 0);
         rooms.push(Room {
             offered: Offered::of(entry, now),
-            slots: offer.slots.saturating_sub(held),
+            slots: if empties {
+                0
+            } else {
+                offer.slots.saturating_sub(held)
+            },
             used: aux.used.iter().map(|(name, n)| (&**name, *n)).collect(),
             pool: &offer.pool,
             allocation: offer.allocation,
@@ -278,7 +285,8 @@ fn coming<'a>(
     }
     for allocation in state.allocations() {
         let policy = state.policies.get(&allocation.pool);
-        let Some(policy) = policy.filter(|_| allocation.ending.is_none()) else {
+        let fills = |policy: &&Policy| policy.max > 0 && allocation.ending.is_none();
+        let Some(policy) = policy.filter(fills) else {
             continue;
         };
         let joined = joined.get(&allocation.id).copied().unwrap_or(0);

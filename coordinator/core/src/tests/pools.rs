@@ -621,6 +621,25 @@ fn a_pool_with_more_than_its_maximum_gives_up_what_is_idle() {
 }
 
 #[test]
+fn a_pool_that_is_to_be_emptied_gives_up_what_has_no_work_although_work_waits() {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(3));
+    assert_eq!(cluster.wanted(), 2);
+    cluster.run(&[1, 2]);
+    let busy = cluster.join(1);
+    assert_eq!(
+        cluster.0.state.leases().len(),
+        2,
+        "{busy} has both slots full"
+    );
+    let policies = BTreeMap::from([(text(POOL), policy(0))]);
+    cluster.pool(PoolCommand::Configure { policies });
+    assert_eq!(cluster.ending(), [(2, EndCause::Surplus)]);
+    assert_eq!(cluster.ending(), [], "the other one holds work");
+    assert_eq!(cluster.wanted(), 0);
+}
+
+#[test]
 fn a_pool_of_higher_priority_is_asked_first() {
     let mut world = World::new();
     let named = |name: &str, priority, max| {

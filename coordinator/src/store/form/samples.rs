@@ -38,6 +38,10 @@ macro_rules! variants {
     };
 }
 
+mod pools;
+
+pub(in crate::store) use pools::{POOL_EVENTS, pool_event_name, pool_events, pooled_image};
+
 variants!(KINDS, kind_name, EventKind:
     CoordinatorStarted, WorkerJoined, WorkerDraining, WorkerForgotten, RunSubmitted,
     CancelRequested, IntegrationStarted, IntegrationMerged, RunEnded, RunArchived,
@@ -118,6 +122,7 @@ fn requirement() -> Requirement {
         pool: Some("slurm".into()),
         labels: ["gpu".into(), "os=linux".into()].into(),
         resources: [("cpus".into(), 4), ("memory_mib".into(), 8_192)].into(),
+        expected: Span::ZERO,
     }
 }
 

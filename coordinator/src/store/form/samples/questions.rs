@@ -70,7 +70,8 @@ pub(in crate::store) fn whole_question() -> Question {
 }
 
 /// Kinds of events that are younger than the first form.
-pub(in crate::store) const LATER_KINDS: [&str; 2] = ["QuestionClosed", "ConversationOpened"];
+pub(in crate::store) const LATER_KINDS: [&str; 3] =
+    ["QuestionClosed", "ConversationOpened", "Pool"];
 
 /// What the first form did not have of questions.
 pub(in crate::store) fn later_kinds() -> Vec<EventKind> {

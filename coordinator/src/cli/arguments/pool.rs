@@ -1,0 +1,104 @@
+//! The pools that workers come from.
+
+use clap::{Args, Subcommand};
+
+/// See and steer the pools that workers come from
+///
+/// A pool starts workers when there is work for them and ends them when there is none: processes
+/// beside the coordinator, jobs of a Slurm cluster, or, of kind `external`, whatever people start
+/// themselves. Pools are declared in the configuration file, as `[pools.NAME]`. What a pool asks
+/// for, such as a job, is an allocation.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator pool list
+  coordinator pool plan               what would be started and ended, and why
+  coordinator pool show gpu
+  coordinator pool resume gpu         go on after it has paused itself")]
+pub(crate) struct Pool {
+    #[command(subcommand)]
+    pub(crate) command: PoolCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    List(PoolList),
+    Show(PoolShow),
+    Plan(PoolPlan),
+    Pause(PoolPause),
+    Resume(PoolResume),
+}
+
+/// List the pools and how it goes with each
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator pool list
+  coordinator pool list --json | jq -r '.pools[] | select(.paused) | .name'")]
+pub(crate) struct PoolList {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Show a pool: its settings, its standing and its allocations
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator pool show gpu
+  coordinator pool show gpu --json | jq '.allocations[].external'")]
+pub(crate) struct PoolShow {
+    /// Pool, as `coordinator pool list` names it
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Show what each pool would start and end now, and why
+///
+/// Nothing is started or ended by it: the coordinator plans the same every few seconds by itself.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator pool plan
+  coordinator pool plan --json | jq '.pools[] | {pool, starts, hindrance}'")]
+pub(crate) struct PoolPlan {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Let a pool start nothing more; what it has goes on
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator pool pause gpu --reason maintenance")]
+pub(crate) struct PoolPause {
+    /// Pool, as `coordinator pool list` names it
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Why, for those who wonder
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Let a pool go on that was paused or has paused itself
+///
+/// Its failed starts and the hosts in quarantine are forgotten.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator pool resume gpu")]
+pub(crate) struct PoolResume {
+    /// Pool, as `coordinator pool list` names it
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
