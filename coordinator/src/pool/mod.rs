@@ -11,6 +11,7 @@ pub mod planner;
 pub mod processes;
 pub mod provider;
 pub mod settings;
+pub mod slurm;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
