@@ -207,6 +207,7 @@ async fn joined(engine: &engine::Handle) -> LeaseId {
         offer: Arc::new(offer),
         held: Vec::new(),
         draining: false,
+        time_left: None,
     };
     let (out, mut orders) = mpsc::channel(SESSION_QUEUE);
     engine.open(hello, out).await.unwrap();
@@ -218,6 +219,7 @@ async fn joined(engine: &engine::Handle) -> LeaseId {
         free_slots: 4,
         held: Vec::new(),
         draining: false,
+        time_left: None,
     };
     engine.command(Command::Heartbeat(heartbeat)).await.unwrap();
     match orders.recv().await.unwrap() {

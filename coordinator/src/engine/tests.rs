@@ -84,6 +84,7 @@ async fn join(engine: &Handle, session: u64, held: Vec<LeaseId>) -> mpsc::Receiv
         offer: Arc::new(offer),
         held: held.clone(),
         draining: false,
+        time_left: None,
     };
     let (out, orders) = mpsc::channel(SESSION_QUEUE);
     engine.open(hello, out).await.unwrap();
@@ -100,6 +101,7 @@ async fn beat(engine: &Handle, session: u64, held: Vec<LeaseId>) {
         free_slots: 4 - u32::try_from(held.len()).unwrap(),
         held,
         draining: false,
+        time_left: None,
     };
     engine.command(Command::Heartbeat(heartbeat)).await.unwrap();
 }

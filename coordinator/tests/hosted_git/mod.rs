@@ -69,7 +69,7 @@ impl Fence for FakeFence {
                 }),
                 Identity::Operator { .. } | Identity::Admin { .. } => Ok(Scope::Operator),
                 Identity::Viewer { .. } => Ok(Scope::Viewer),
-                Identity::Worker { .. } => Err(Refusal::NoAccess),
+                Identity::Worker { .. } | Identity::Allocation(_) => Err(Refusal::NoAccess),
             }
         };
         futures::future::ready(answer()).boxed()

@@ -274,6 +274,7 @@ pub(crate) fn options(home: &Path) -> Options {
         agents: Default::default(),
         mirrors: Default::default(),
         prices: Default::default(),
+        pools: Default::default(),
         executable: env!("CARGO_BIN_EXE_coordinator").into(),
     }
 }

@@ -116,6 +116,7 @@ fn requirement() -> Requirement {
         pool: Some("slurm".into()),
         labels: ["gpu".into(), "os=linux".into()].into(),
         resources: [("cpus".into(), 4), ("memory_mib".into(), 8_192)].into(),
+        expected: Span::ZERO,
     }
 }
 
