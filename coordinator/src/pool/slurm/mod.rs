@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use coordinator_core::pool::Policy;
 use coordinator_core::{AllocationId, Span};
-use futures::future::BoxFuture;
+use futures::future::{self, BoxFuture};
 use tokio::sync::OnceCell;
 use tracing::{debug, warn};
 
@@ -89,7 +89,7 @@ pub enum SetupError {
     Pool(Arc<str>),
     #[error("the login host {0:?} begins with a dash or is empty")]
     Host(String),
-    #[error("no job can be described")]
+    #[error(transparent)]
     Script(#[from] ScriptError),
     #[error("{0}")]
     Login(String),
@@ -555,14 +555,30 @@ impl Provider for SlurmProvider {
     }
 }
 
+/// A pool whose settings cannot be used: it says so to each order, and so the pool pauses itself.
+#[derive(Debug)]
+pub struct Unusable(pub String);
+
+impl Provider for Unusable {
+    fn start<'a>(&'a self, _: &'a Order) -> BoxFuture<'a, Result<Vec<Sighting>, Error>> {
+        Box::pin(future::ready(Err(Error::Refused(self.0.clone()))))
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Sighting>, Error>> {
+        Box::pin(future::ready(Err(Error::Unclear(self.0.clone()))))
+    }
+
+    fn end<'a>(&'a self, _: &'a [Box<str>]) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(future::ready(Err(Error::Unclear(self.0.clone()))))
+    }
+}
+
 /// What a trouble means before anything was ordered: one that a repeat may not meet leaves the order
 /// to the next list, which will not have it.
 fn before(error: login::Error) -> Error {
     match error {
-        login::Error::Cut { .. } | login::Error::TimedOut { .. } => {
-            Error::Unclear(error.to_string())
-        }
-        _ => Error::Refused(error.to_string()),
+        login::Error::Missing(_) | login::Error::Failed { .. } => Error::Refused(error.to_string()),
+        _ => Error::Unclear(error.to_string()),
     }
 }
 

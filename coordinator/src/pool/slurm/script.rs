@@ -216,7 +216,10 @@ fn fill<'a>(template: &str, value: impl Fn(&str) -> Option<&'a String>) -> Resul
 
 /// Checks what must stay on one line.
 fn usable(what: &str, value: &str) -> Result<(), Error> {
-    let why = if value.chars().any(char::is_control) {
+    let why = if value
+        .chars()
+        .any(|letter| letter.is_control() && letter != '\t')
+    {
         "holds a line break or another control character"
     } else if value.len() > VALUE_MAX {
         "is too long"
@@ -284,7 +287,8 @@ mod tests {
     use std::path::PathBuf;
     use std::process::{Command, Stdio};
 
-    use coordinator_core::{AllocationId, Offer};
+    use coordinator_core::AllocationId;
+    use coordinator_core::worker::Offer;
     use proptest::prelude::*;
 
     use super::*;
