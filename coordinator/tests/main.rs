@@ -9,3 +9,4 @@ mod audit;
 mod command_line;
 mod hosted_git;
 mod service;
+mod slurm;

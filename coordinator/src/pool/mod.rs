@@ -11,6 +11,7 @@ pub mod planner;
 pub mod processes;
 pub mod provider;
 pub mod settings;
+pub mod slurm;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use self::carry::{Carrier, Standings};
 use self::processes::Processes;
 use self::provider::Provider;
 use self::settings::{PoolKind, PoolSettings};
+use self::slurm::{SlurmProvider, Unusable};
 use crate::auth::Authenticator;
 use crate::engine::{self, Handle};
 
@@ -156,7 +158,22 @@ fn provider(
             };
             Some((Box::new(processes), PROCESSES_POLL))
         }
-        PoolKind::Slurm(_) => None,
+        PoolKind::Slurm(slurm) => {
+            let coordinator = slurm::Coordinator {
+                home: around.auth.home_id().into(),
+                folder: around.home.clone(),
+                executable: around.executable.clone(),
+                address: around.address.clone(),
+                variables: std::env::vars_os().collect(),
+            };
+            let poll = Duration::from_millis(slurm.poll.ms());
+            let (policy, limits) = (settings.policy.clone(), slurm::Limits::default());
+            let (name, slurm) = (Arc::clone(name), (**slurm).clone());
+            match SlurmProvider::new(name, policy, slurm, coordinator, limits) {
+                Ok(provider) => Some((Box::new(provider), poll)),
+                Err(error) => Some((Box::new(Unusable(error.to_string())), poll)),
+            }
+        }
     }
 }
 

@@ -32,6 +32,7 @@ mod repeat;
 mod repositories;
 mod restored;
 mod several_hosts;
+mod slurm;
 mod straggler;
 mod terminal;
 mod wire;
@@ -99,6 +100,9 @@ fn main() -> ExitCode {
         (claude::missing(&programs.source), going_on::CLAUDE),
         (mixed::missing(&programs.source), mixed::SCENARIOS),
         (acp::missing(&programs.source), acp::REAL_SCENARIOS),
+        (muster_tests::slurm::missing(), slurm::SCENARIOS),
+        (slurm::without_login(), slurm::LOGIN_SCENARIOS),
+        (slurm::without_shellcheck(), slurm::SHELLCHECK_SCENARIOS),
         (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
         (without_clocks.clone(), clocks::SCENARIOS),
         (without_clocks, cutoff::CLOCK_SCENARIOS),

@@ -175,6 +175,7 @@ impl Bed {
             heartbeat_interval: limits::HEARTBEAT_INTERVAL,
             agents: BTreeMap::new(),
             mirrors: BTreeMap::new(),
+            pools: BTreeMap::new(),
             prices: coordinator::ledger::prices::Prices::default(),
             executable: std::env::current_exe()?,
         })
