@@ -341,6 +341,7 @@ mod tests {
                 offer: std::sync::Arc::default(),
                 held: vec![LeaseId(7)],
                 draining: false,
+                time_left: None,
             })
         };
         observe(&state, &hello(2), &mut reached);
