@@ -156,7 +156,8 @@ impl FailureClass {
     /// led to, and that cost what a whole attempt costs.
     ///
     /// Those that do not are bounded by [`crate::limits::PROVIDER_LIMIT`] if it was the provider's
-    /// fault ([`Self::is_providers`]), else by [`crate::limits::CRASH_LIMIT`], since a task can be
+    /// fault ([`Self::is_providers`]), by [`crate::limits::DEPARTURE_LIMIT`] if a machine went away
+    /// ([`Self::leaves`]), else by [`crate::limits::CRASH_LIMIT`], since a task can be
     /// what kills its worker.
     #[must_use]
     pub const fn counts(self) -> bool {

@@ -149,6 +149,9 @@ fn check_history(run: &Run, task: &Task) -> Checked {
     ensure(history.crashes <= limits::CRASH_LIMIT, || {
         format!("{} uncounted failures", history.crashes)
     })?;
+    ensure(history.departures <= limits::DEPARTURE_LIMIT, || {
+        format!("{} machines that went away", history.departures)
+    })?;
     ensure(history.deferrals <= limits::PROVIDER_LIMIT, || {
         format!("{} failures of the provider", history.deferrals)
     })

@@ -28,6 +28,9 @@ pub const SLOTS_PER_WORKER: u32 = 4_096;
 pub const RETRIES_MAX: u32 = 100;
 /// Uncounted losses after which a task fails all the same: it may be what kills its workers.
 pub const CRASH_LIMIT: u32 = 5;
+/// Attempts of one task that were cut off because their machine went away, after which it fails: a
+/// task that lives from snapshot to snapshot on machines that stay an hour has days.
+pub const DEPARTURE_LIMIT: u32 = 100;
 /// Failures of one task by its model's provider after which the task fails: with
 /// [`PROVIDER_BACKOFF_MAX`] between them some six hours, longer than common limits of use last.
 pub const PROVIDER_LIMIT: u32 = 40;

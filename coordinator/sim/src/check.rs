@@ -262,12 +262,25 @@ impl World<'_> {
         )?;
         let none = History::default();
         let history = task.history.as_deref().unwrap_or(&none);
-        let counts = (history.counted, history.crashes, history.deferrals);
+        let counts = |counted, crashes, deferrals, departures| {
+            [counted, crashes, deferrals, departures]
+        };
+        let expected = counts(
+            known.counted,
+            known.crashes,
+            known.deferrals,
+            known.departures,
+        );
+        let counts = counts(
+            history.counted,
+            history.crashes,
+            history.deferrals,
+            history.departures,
+        );
         self.ensure(
-            counts == (known.counted, known.crashes, known.deferrals),
+            counts == expected,
             "failures are counted right",
             || {
-                let expected = (known.counted, known.crashes, known.deferrals);
                 format!("{key} has {counts:?} counted and other failures, not {expected:?}")
             },
         )?;

@@ -5,7 +5,7 @@ use coordinator_core::event::{LeaseEnd, Work};
 use coordinator_core::{Failure, FailureClass, Incarnation, RunId, TaskKey, WorkerId};
 
 use crate::reference::{
-    Asked, CRASHES_MAX, Counted, DEFERRALS_MAX, Judged, Lease, Reference, Stands, class,
+    Asked, CRASHES_MAX, Counted, DEFERRALS_MAX, DEPARTURES_MAX, Judged, Lease, Reference, Stands, class,
     class_is_timeout, cuts_off, ensure, known_final,
 };
 
@@ -224,6 +224,10 @@ impl Reference {
             Counted::Provider => {
                 task.deferrals += 1;
                 task.deferrals < DEFERRALS_MAX
+            }
+            Counted::Departure => {
+                task.departures += 1;
+                task.departures < DEPARTURES_MAX
             }
         };
         let expected = retryable && allowed;

@@ -17,6 +17,7 @@ use crate::remote::{Credential, Ref};
 /// Uncounted losses after which a task, or a verify, fails all the same.
 pub(crate) const CRASHES_MAX: u32 = 5;
 pub(crate) const DEFERRALS_MAX: u32 = 40;
+pub(crate) const DEPARTURES_MAX: u32 = 100;
 /// Time after which a question that nobody answers parks its task.
 pub(crate) const PARK_MS: u64 = 3_600_000;
 
@@ -64,6 +65,7 @@ pub(crate) struct Task {
     pub(crate) counted: u32,
     pub(crate) crashes: u32,
     pub(crate) deferrals: u32,
+    pub(crate) departures: u32,
     pub(crate) verifies_lost: u32,
     pub(crate) attempts: u32,
     pub(crate) generation: u32,
@@ -121,6 +123,7 @@ pub(crate) enum Counted {
     Own,
     Crash,
     Provider,
+    Departure,
 }
 
 /// Tells whether another attempt could end differently, and as what the failure counts.
@@ -129,8 +132,8 @@ pub(crate) fn class(class: FailureClass) -> (bool, Counted) {
         "agent_failed" | "verify_failed" | "timed_out" | "stalled" | "disk_allowance"
         | "context_window" | "refusal" | "agent_crashed" | "agent_error" | "output_invalid"
         | "no_change" => (true, Counted::Own),
-        "worker_lost" | "preempted" | "walltime" | "workspace" | "publish"
-        | "agent_unavailable" => (true, Counted::Crash),
+        "worker_lost" | "workspace" | "publish" | "agent_unavailable" => (true, Counted::Crash),
+        "preempted" | "walltime" => (true, Counted::Departure),
         "rate_limit" | "provider_capacity" | "provider_error" | "transport" | "usage_limit" => {
             (true, Counted::Provider)
         }
@@ -369,6 +372,7 @@ impl Reference {
             counted: 0,
             crashes: 0,
             deferrals: 0,
+            departures: 0,
             verifies_lost: 0,
             attempts: 0,
             generation: 1,
@@ -417,6 +421,7 @@ impl Reference {
                     task.counted = 0;
                     task.crashes = 0;
                     task.deferrals = 0;
+                    task.departures = 0;
                     task.verifies_lost = 0;
                     task.made = false;
                     task.falls = false;

@@ -383,12 +383,18 @@ fn retry_at(
         counted < profile.retries
     } else if class.is_providers() {
         deferrals < limits::PROVIDER_LIMIT
+    } else if class.leaves() {
+        let departures = history.map_or(0, |h| h.departures);
+        departures.saturating_add(1) < limits::DEPARTURE_LIMIT
     } else {
         crashes.saturating_add(1) < limits::CRASH_LIMIT
     };
     let seed = backoff::seed(TaskKey { run: run.id, task }, attempt);
     let delay = if class.is_providers() {
         backoff::of_provider(deferrals, seed)
+    } else if class.leaves() {
+        // Another machine can go on at once.
+        backoff::delay(profile.backoff, 1, seed)
     } else {
         let failures = counted.saturating_add(crashes).saturating_add(1);
         backoff::delay(profile.backoff, failures, seed)

@@ -54,6 +54,7 @@ impl State {
                 history.counted = 0;
                 history.crashes = 0;
                 history.deferrals = 0;
+                history.departures = 0;
                 history.last_failure = None;
                 history.base = None;
             }
@@ -184,6 +185,8 @@ impl State {
                 history.counted = history.counted.saturating_add(1);
             } else if failure.class.is_providers() {
                 history.deferrals = history.deferrals.saturating_add(1);
+            } else if failure.class.leaves() {
+                history.departures = history.departures.saturating_add(1);
             } else {
                 history.crashes = history.crashes.saturating_add(1);
             }

@@ -106,10 +106,13 @@ pub struct History {
     pub attempts: Vec<Attempt>,
     /// Counted failures in this generation.
     pub counted: u32,
-    /// Uncounted failures in this generation, those by the model's provider left out.
+    /// Uncounted failures in this generation, those by the model's provider and by machines that
+    /// went away left out.
     pub crashes: u32,
     /// Failures by the model's provider in this generation.
     pub deferrals: u32,
+    /// Attempts that were cut off because their machine went away, in this generation.
+    pub departures: u32,
     /// The last failure of this generation, with the output the next attempt gets.
     pub last_failure: Option<Failure>,
 }

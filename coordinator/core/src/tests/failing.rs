@@ -143,3 +143,20 @@ fn a_counted_failure_waits_as_the_provider_asks_too() {
     let left = deferred(&mut world, a, FailureClass::AgentError, wish);
     assert_eq!(left, Span::from_secs(50));
 }
+
+#[test]
+fn machines_that_go_away_wear_a_task_out_slowly_and_delay_it_little() {
+    for class in [FailureClass::Walltime, FailureClass::Preempted] {
+        let mut world = World::new();
+        let run = world.submit(plan(&["a"]));
+        let key = world.key(run, "a");
+        world.join("w", 1);
+        for _ in 1..limits::DEPARTURE_LIMIT {
+            let waits = deferred(&mut world, key, class, None);
+            assert!(waits <= Span::from_secs(1), "{waits}");
+        }
+        let lease = world.only();
+        world.fail(&lease, class);
+        assert_eq!(world.task_state(run, "a").name(), "failed");
+    }
+}

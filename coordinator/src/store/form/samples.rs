@@ -549,6 +549,7 @@ fn history() -> History {
         counted: 1,
         crashes: 2,
         deferrals: 0,
+        departures: 0,
         last_failure: Some(failure(FailureClass::Stalled)),
     }
 }

@@ -318,6 +318,8 @@ struct HistoryV1<'a> {
     crashes: u32,
     #[serde(default, skip_serializing_if = "is_zero")]
     deferrals: u32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    departures: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last_failure: Option<FailureV1<'a>>,
 }
@@ -330,6 +332,7 @@ impl<'a> From<&'a History> for HistoryV1<'a> {
             counted: history.counted,
             crashes: history.crashes,
             deferrals: history.deferrals,
+            departures: history.departures,
             last_failure: history.last_failure.as_ref().map(FailureV1::from),
         }
     }
@@ -349,6 +352,7 @@ impl TryFrom<HistoryV1<'_>> for History {
             counted: form.counted,
             crashes: form.crashes,
             deferrals: form.deferrals,
+            departures: form.departures,
             last_failure: form.last_failure.map(Failure::try_from).transpose()?,
         })
     }

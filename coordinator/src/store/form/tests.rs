@@ -191,7 +191,7 @@ fn failures_of_younger_classes_are_kept_too() {
 }
 
 #[test]
-fn what_a_provider_asked_for_and_how_often_it_failed_are_kept() {
+fn what_a_provider_asked_for_and_how_often_it_or_machines_failed_are_kept() {
     let mut run = samples::run_image().run;
     let history = run
         .tasks
@@ -199,6 +199,7 @@ fn what_a_provider_asked_for_and_how_often_it_failed_are_kept() {
         .find_map(|task| task.history.as_mut())
         .unwrap();
     history.deferrals = 7;
+    history.departures = 9;
     history.last_failure.as_mut().unwrap().retry_after = Some(Span::from_secs(90));
     let body = encode_run(&run).unwrap();
     assert_eq!(decode_run(1, &body).unwrap(), RunImage { run });
