@@ -59,6 +59,7 @@ pub(super) fn run(dir: &Path) -> Result<(), Error> {
     let launch = Launch::load(dir)?.ok_or(Error::InvalidLaunch("there is no launch.json"))?;
     let mut told = launch.clone();
     told.env.clear();
+    told.unseen.clear();
     let supervisor = Supervisor::new(dir, launch)?;
     // From here on nobody reads the environment any more, and the agent could: it may hold secrets that
     // the agent hides from the commands it runs. A disk that is too full for this takes no new work soon.
