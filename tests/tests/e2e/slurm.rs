@@ -342,7 +342,8 @@ fn no_controller(_: &Programs) -> Result<()> {
 
 fn refusals(_: &Programs) -> Result<()> {
     let mut site = Site::new()?;
-    let cases: [(fn(&mut SlurmSettings), &str); 4] = [
+    type Change = fn(&mut SlurmSettings);
+    let cases: [(Change, &str); 4] = [
         (
             |s| s.partition = Some("nope".to_owned()),
             "Invalid partition name specified",
