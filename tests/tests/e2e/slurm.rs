@@ -71,6 +71,7 @@ pub(crate) fn without_shellcheck() -> Option<String> {
 const WORKER: &str = r#"#!/bin/bash
 said() { echo "$SLURM_JOB_ID $SLURMD_NODENAME ${SLURM_RESTART_COUNT:-0} $*" >>"${0%/bin/*}/said"; }
 trap 'said leaves; exit 0' USR1
+trap : TERM
 token=$(cat "${@: $(($# - 2)):1}")
 said "$token" "$@"
 while :; do
@@ -341,7 +342,8 @@ fn no_controller(_: &Programs) -> Result<()> {
 
 fn refusals(_: &Programs) -> Result<()> {
     let mut site = Site::new()?;
-    let cases: [(fn(&mut SlurmSettings), &str); 4] = [
+    type Change = fn(&mut SlurmSettings);
+    let cases: [(Change, &str); 4] = [
         (
             |s| s.partition = Some("nope".to_owned()),
             "Invalid partition name specified",

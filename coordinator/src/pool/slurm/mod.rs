@@ -575,6 +575,7 @@ impl Provider for Unusable {
 
 /// What a trouble means before anything was ordered: one that a repeat may not meet leaves the order
 /// to the next list, which will not have it.
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` calls")]
 fn before(error: login::Error) -> Error {
     match error {
         login::Error::Missing(_) | login::Error::Failed { .. } => Error::Refused(error.to_string()),
