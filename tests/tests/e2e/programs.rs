@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use muster_tests::Programs;
 use muster_tests::figures::Taken;
 use muster_tests::traces::with_variable;
-use muster_tests::wait::{SOON, until_true};
+use muster_tests::wait::{SOON, until, until_true};
 
 use crate::{Scenario, say, with_cluster};
 
@@ -270,13 +270,14 @@ fn flood(programs: &Programs) -> Result<()> {
             ));
             ensure!(to < from + COST_KIB_MAX, "{who}: {from} KiB, then {to} KiB");
         }
-        let kept = cluster
-            .ask(["logs", &run, "flood", "--json"])?
-            .success()?
-            .out;
-        let cut = kept.lines().rev().find(|line| line.contains("runcated"));
-        say(&format!("{} bytes of logs, {cut:?}", kept.len()));
-        let cut = cut.context("the cut is told")?;
+        // The report of a success may overtake the last of the output.
+        let cut = until("the cut is told", SOON, || {
+            let kept = cluster.ask(["logs", &run, "flood", "--json"])?;
+            let kept = kept.success()?.out;
+            let cut = kept.lines().rev().find(|line| line.contains("runcated"));
+            say(&format!("{} bytes of logs, {cut:?}", kept.len()));
+            Ok(cut.map(str::to_owned))
+        })?;
         let dropped: u64 = cut
             .split(|c: char| !c.is_ascii_digit())
             .filter_map(|number| number.parse().ok())
