@@ -177,7 +177,6 @@ impl Bed {
             mirrors: BTreeMap::new(),
             pools: BTreeMap::new(),
             prices: coordinator::ledger::prices::Prices::default(),
-            pools: BTreeMap::new(),
             executable: std::env::current_exe()?,
         })
         .await?;
