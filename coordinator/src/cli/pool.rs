@@ -461,7 +461,7 @@ fn planned_text(pool: &v1::PlannedPool, paint: Paint) -> String {
     let mut lines = vec![format!("{name}: {does}")];
     let mut say = |text: String| lines.push(format!("  {}", one_line(&text)));
     say(format!(
-        "it has {}, of which {} are on their way and {} idle",
+        "it has {}: {} on the way, {} idle",
         show::counted(pool.allocations as usize, "allocation"),
         pool.coming,
         pool.idle
