@@ -103,7 +103,7 @@ impl Pools {
 /// # Errors
 /// The engine does not answer.
 pub(super) async fn plan(engine: &Handle) -> Result<v1::PlanPoolsResponse, Status> {
-    let planned = engine.query(|state, now| outlook(state, now));
+    let planned = engine.query(outlook);
     let planned = planned.await.map_err(status::of)?;
     let pools = planned.into_iter().map(described).collect();
     Ok(v1::PlanPoolsResponse { pools })

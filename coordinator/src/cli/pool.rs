@@ -461,7 +461,7 @@ fn planned_text(pool: &v1::PlannedPool, paint: Paint) -> String {
     let mut lines = vec![format!("{name}: {does}")];
     let mut say = |text: String| lines.push(format!("  {}", one_line(&text)));
     say(format!(
-        "it has {}, of which {} are on their way and {} idle",
+        "it has {}: {} on the way, {} idle",
         show::counted(pool.allocations as usize, "allocation"),
         pool.coming,
         pool.idle
@@ -484,4 +484,140 @@ fn planned_text(pool: &v1::PlannedPool, paint: Paint) -> String {
         say(format!("it can never take {tasks}: {}", lack.text));
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::canned::{SUBMITTED, at};
+
+    fn stamp(seconds: i64) -> Option<prost_types::Timestamp> {
+        Some(prost_types::Timestamp {
+            seconds: SUBMITTED + seconds,
+            nanos: 0,
+        })
+    }
+
+    fn gpu() -> v1::Pool {
+        let allocation = |id: &str, phase: &str, since| v1::Allocation {
+            id: id.to_owned(),
+            phase: phase.to_owned(),
+            wanted_at: stamp(0),
+            since: stamp(since),
+            ..v1::Allocation::default()
+        };
+        v1::Pool {
+            name: "gpu".to_owned(),
+            kind: "slurm".to_owned(),
+            max: 40,
+            slots: 2,
+            workers_per_allocation: 1,
+            labels: vec!["gpu".to_owned()],
+            resources: [("cpus".to_owned(), 8), ("gpus".to_owned(), 1)].into(),
+            idle_timeout: Some(prost_types::Duration {
+                seconds: 300,
+                nanos: 0,
+            }),
+            join_timeout: Some(prost_types::Duration {
+                seconds: 600,
+                nanos: 0,
+            }),
+            walltime: Some(prost_types::Duration {
+                seconds: 14_400,
+                nanos: 0,
+            }),
+            backlog: 4,
+            burst: 10,
+            failures_max: 3,
+            quarantine: true,
+            paused: Some(v1::PoolPause {
+                reason: "3 starts in a row failed, the last one so: Invalid account".to_owned(),
+                by: "coordinator".to_owned(),
+                at: stamp(60),
+            }),
+            failures: 3,
+            last_failure: "Invalid account".to_owned(),
+            failed_at: stamp(60),
+            quarantined: vec![v1::QuarantinedHost {
+                host: "node7".to_owned(),
+                reason: "attempts of 3 tasks failed there within 30 s each".to_owned(),
+                at: stamp(30),
+                until: stamp(3_630),
+            }],
+            workers: 1,
+            leases: 2,
+            allocations: vec![
+                v1::Allocation {
+                    external: "4711_0".to_owned(),
+                    host: "node3\u{1b}[2J".to_owned(),
+                    joined: true,
+                    workers: vec!["gpu/4711_0".to_owned()],
+                    leases: 2,
+                    ..allocation("A5", "running", 20)
+                },
+                v1::Allocation {
+                    external: "4711_1".to_owned(),
+                    ending_reason: "nothing has needed it for 300 s".to_owned(),
+                    ..allocation("A6", "ending", 80)
+                },
+                allocation("A7", "wanted", 0),
+            ],
+            ..v1::Pool::default()
+        }
+    }
+
+    #[test]
+    fn pools_are_listed_and_shown_with_what_keeps_them_back() {
+        let paint = Paint::new(false);
+        let lab = v1::Pool {
+            name: "lab".to_owned(),
+            kind: "external".to_owned(),
+            slots: 1,
+            workers_per_allocation: 1,
+            ..v1::Pool::default()
+        };
+        let removed = v1::Pool {
+            name: "old".to_owned(),
+            ..v1::Pool::default()
+        };
+        let pools = [gpu(), lab, removed];
+        let mut texts = vec![table(&pools, paint).text()];
+        texts.extend(
+            pools
+                .iter()
+                .map(|pool| text(pool, at(100), paint, "coordinator")),
+        );
+        insta::assert_snapshot!(texts.join("\n\n"));
+    }
+
+    #[test]
+    fn a_plan_of_pools_says_what_is_done_and_why() {
+        let busy = v1::PlannedPool {
+            pool: "gpu".to_owned(),
+            allocations: 3,
+            coming: 1,
+            serves: 8,
+            starts: 2,
+            why: "4 tasks wait for room, first one that needs agent codex, label gpu".to_owned(),
+            stops: vec![v1::PlannedStop {
+                allocation: "A5".to_owned(),
+                cause: "idle".to_owned(),
+                why: "nothing has needed it for 300 s".to_owned(),
+            }],
+            hindrance: "max".to_owned(),
+            hindrance_text: "it has its maximum of 5 allocations".to_owned(),
+            lacks: vec![v1::PoolLack {
+                text: "its workers do not carry label site=lab".to_owned(),
+                tasks: 1,
+            }],
+            idle: 1,
+            ..v1::PlannedPool::default()
+        };
+        let quiet = v1::PlannedPool {
+            pool: "near".to_owned(),
+            ..v1::PlannedPool::default()
+        };
+        let texts = [busy, quiet].map(|pool| planned_text(&pool, Paint::new(false)));
+        insta::assert_snapshot!(texts.join("\n"));
+    }
 }

@@ -23,6 +23,8 @@ use crate::auth::make_private_folder;
 
 /// End of the name of the file that is kept of a process.
 const PROCESS: &str = ".process";
+/// What the workers of a pool print.
+const LOG: &str = "workers.log";
 const KEPT_BYTES_MAX: u64 = 4096;
 
 /// What workers of a local pool are started with.
@@ -65,7 +67,7 @@ impl Processes {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
-            .open(self.folder().join("workers.log"))?;
+            .open(self.folder().join(LOG))?;
         let mut command = Command::new(&self.executable);
         command
             .arg("worker")
@@ -146,8 +148,9 @@ impl Processes {
             } else {
                 // Its allocation's end is told with this list; nobody asks for it again.
                 drop(std::fs::remove_file(self.path(external)));
+                let log = self.folder().join(LOG);
                 Sighted::Ended {
-                    detail: "its process has ended".into(),
+                    detail: format!("its process has ended, see {}", log.display()).into(),
                 }
             };
             found.push(Sighting {
@@ -193,16 +196,13 @@ fn begun(pid: i32) -> Option<u64> {
 
 /// Gives the options with which a worker offers what its pool's policy says.
 pub(super) fn offer(policy: &Policy) -> Vec<OsString> {
+    let idle = policy.idle_timeout.ms().saturating_mul(4).max(600_000) / 1_000;
     let mut arguments: Vec<OsString> = vec![
         "--slots".into(),
         policy.template.slots.to_string().into(),
         // A coordinator that never comes back must not leave it there for ever.
         "--idle-exit".into(),
-        format!(
-            "{}ms",
-            policy.idle_timeout.ms().saturating_mul(4).max(600_000)
-        )
-        .into(),
+        format!("{idle}s").into(),
     ];
     for label in &policy.template.labels {
         arguments.extend(["--label".into(), OsString::from(&**label)]);
