@@ -245,8 +245,14 @@ impl Identity {
     }
 }
 
-/// Name of this host.
+/// Name of this host; in a Slurm job the node's, since several nodes may be one machine's.
 pub fn host_name() -> String {
+    if let Ok(node) = std::env::var("SLURMD_NODENAME")
+        && std::env::var_os("SLURM_JOB_ID").is_some()
+        && !node.is_empty()
+    {
+        return node;
+    }
     let name = rustix::system::uname();
     let name = name.nodename().to_string_lossy();
     match name.split('.').next() {

@@ -142,10 +142,11 @@ impl Carrier {
                 self.order(state, *first, *count, &wanted.exclude).await?;
             }
         }
-        if !wanted.ends.is_empty() && Instant::now() >= state.next_list {
-            if let Err(error) = self.provider.end(&wanted.ends).await {
-                self.trouble("end allocations", &error);
-            }
+        if !wanted.ends.is_empty()
+            && Instant::now() >= state.next_list
+            && let Err(error) = self.provider.end(&wanted.ends).await
+        {
+            self.trouble("end allocations", &error);
         }
         if Instant::now() >= state.next_list {
             self.look(state).await?;
