@@ -173,6 +173,7 @@ fn submission() -> Command {
         verify: None,
         backoff: limits::BACKOFF_FIRST,
         resumes: false,
+        near: false,
     };
     let task = |name: &str, after: &[&str]| TaskSpec {
         name: name.into(),

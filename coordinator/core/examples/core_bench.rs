@@ -53,6 +53,7 @@ fn spec(name: &str, chain: usize) -> Arc<RunSpec> {
         verify: None,
         backoff: Span::from_secs(1),
         resumes: false,
+        near: false,
     };
     let tasks = (0..TASKS).map(|n| TaskSpec {
         name: format!("task-{n}").into(),

@@ -161,6 +161,7 @@ fn spec(name: &str, tasks: usize, kinds: usize) -> Arc<RunSpec> {
             verify: None,
             backoff: Span::from_secs(1),
             resumes: false,
+            near: false,
         },
     });
     Arc::new(RunSpec {

@@ -108,6 +108,8 @@ pub struct Placement {
     pub passed: u32,
     /// It has the conversation that goes on.
     pub continues: bool,
+    /// A dependency ran on its host.
+    pub near: bool,
 }
 
 /// The kinds of events.

@@ -146,6 +146,7 @@ pub fn placed(worker: &WorkerId, seen: Placement) -> String {
         available,
         passed,
         continues,
+        near,
     } = seen;
     let slots = if free == 1 {
         "1 slot"
@@ -156,6 +157,8 @@ pub fn placed(worker: &WorkerId, seen: Placement) -> String {
         format!("on {worker}; why there is not known, since the lease is older than this record")
     } else if continues {
         format!("on {worker}, which has the conversation that goes on")
+    } else if near {
+        format!("on {worker}, on whose host one of its dependencies ran, as its plan prefers")
     } else if available <= 1 {
         format!("on {worker}, the only worker that had a slot free")
     } else if passed == 0 {

@@ -180,5 +180,7 @@ pub const MISSING_FOR: Span = Span::from_secs(10);
 pub const ORDER_SETTLES: Span = Span::from_secs(30);
 /// How long what nobody knows is left alone: it may be of an order whose answer is on its way.
 pub const STRANGER_FOR: Span = Span::from_secs(60);
+/// Dependencies of a task whose hosts are looked at for it: more hosts are hardly fewer than all.
+pub const NEAR_SCAN: usize = 64;
 /// Tasks up to which debug builds check every invariant after every step.
 pub const TASKS_CHECKED: usize = 200;

@@ -77,4 +77,6 @@ pub struct Profile {
     pub backoff: Span,
     /// Its agent can go on with a conversation that was cut off.
     pub resumes: bool,
+    /// It would rather run on a host where one of its dependencies ran, whose checkout is warm.
+    pub near: bool,
 }

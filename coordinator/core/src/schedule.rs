@@ -192,6 +192,15 @@ fn place(
         };
         return Some((entry.worker.id.clone(), placement));
     }
+    if let Some((id, placement)) = near(state, now, run, work, requirement) {
+        return Some((
+            id,
+            Placement {
+                available: seen.available,
+                ..placement
+            },
+        ));
+    }
     let available = state.index.available.iter().enumerate();
     let mut fitting = available.filter_map(|(passed, (Reverse(free), id))| {
         let entry = state.workers.get(id)?;
@@ -212,6 +221,44 @@ fn place(
         ..seen
     };
     Some((id.clone(), placement))
+}
+
+/// Finds a worker on a host where a dependency of the work ran, if its plan prefers that: of several,
+/// the one with most free slots.
+fn near(
+    state: &State,
+    now: Timestamp,
+    run: RunId,
+    work: Work,
+    requirement: &Requirement,
+) -> Option<(WorkerId, Placement)> {
+    let Work::Attempt { task, .. } = work else {
+        return None;
+    };
+    let run = state.run(run)?;
+    if !run.profile(task)?.near {
+        return None;
+    }
+    let dependencies = run.task(task)?.dependencies.iter();
+    let lasts = dependencies
+        .take(limits::NEAR_SCAN)
+        .filter_map(|ix| run.task(*ix)?.attempts().last());
+    let hosts: BTreeSet<&Arc<str>> = lasts
+        .filter_map(|attempt| Some(&state.worker(&attempt.worker)?.offer.host))
+        .collect();
+    let mut available = state.index.available.iter();
+    available.find_map(|(Reverse(free), id)| {
+        let entry = state.workers.get(id)?;
+        let fits = hosts.contains(&entry.worker.offer.host)
+            && heard(state, entry, now)
+            && misfit(entry, requirement, now).is_none();
+        let placement = Placement {
+            free: *free,
+            near: true,
+            ..Placement::default()
+        };
+        fits.then(|| (id.clone(), placement))
+    })
 }
 
 /// Counts how often a verify was begun and came to no verdict; at most

@@ -262,9 +262,8 @@ impl World<'_> {
         )?;
         let none = History::default();
         let history = task.history.as_deref().unwrap_or(&none);
-        let counts = |counted, crashes, deferrals, departures| {
-            [counted, crashes, deferrals, departures]
-        };
+        let counts =
+            |counted, crashes, deferrals, departures| [counted, crashes, deferrals, departures];
         let expected = counts(
             known.counted,
             known.crashes,
@@ -277,13 +276,9 @@ impl World<'_> {
             history.deferrals,
             history.departures,
         );
-        self.ensure(
-            counts == expected,
-            "failures are counted right",
-            || {
-                format!("{key} has {counts:?} counted and other failures, not {expected:?}")
-            },
-        )?;
+        self.ensure(counts == expected, "failures are counted right", || {
+            format!("{key} has {counts:?} counted and other failures, not {expected:?}")
+        })?;
         let last = task.attempts().last();
         let from = last.and_then(|last| last.continues).map(|from| from.0);
         self.ensure(

@@ -5,8 +5,8 @@ use coordinator_core::event::{LeaseEnd, Work};
 use coordinator_core::{Failure, FailureClass, Incarnation, RunId, TaskKey, WorkerId};
 
 use crate::reference::{
-    Asked, CRASHES_MAX, Counted, DEFERRALS_MAX, DEPARTURES_MAX, Judged, Lease, Reference, Stands, class,
-    class_is_timeout, cuts_off, ensure, known_final,
+    Asked, CRASHES_MAX, Counted, DEFERRALS_MAX, DEPARTURES_MAX, Judged, Lease, Reference, Stands,
+    class, class_is_timeout, cuts_off, ensure, known_final,
 };
 
 impl Reference {

@@ -67,6 +67,7 @@ fn task(task: &TaskPlan) -> TaskSpec {
             verify: (!task.verify.is_empty()).then(|| verify(requirement(task))),
             backoff: Span::from_secs(1),
             resumes: true,
+            near: false,
         },
     }
 }

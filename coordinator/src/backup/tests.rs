@@ -163,6 +163,7 @@ fn plan(base: ObjectId) -> Command {
         verify: None,
         backoff: Span::from_ms(1),
         resumes: false,
+        near: false,
     };
     let task = |name: &str, after: &[&str]| TaskSpec {
         name: name.into(),

@@ -38,6 +38,7 @@ fn plan(tasks: &[(&str, &[&str])]) -> Command {
         verify: None,
         backoff: Span::from_ms(1),
         resumes: false,
+        near: false,
     };
     let spec = RunSpec {
         name: "r-1".into(),

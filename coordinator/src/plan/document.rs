@@ -104,6 +104,8 @@ pub struct Settings {
     pub resources: Resources,
     /// Only workers of this pool.
     pub pool: Option<String>,
+    /// Where it would rather run; default `anywhere`.
+    pub prefer: Option<Prefer>,
     /// Variables for the task's process and its verify. Values that are written here are stored
     /// and shown; those that come from a place on the worker are neither.
     #[schemars(default, with = "BTreeMap<String, EnvSchema>")]
@@ -126,6 +128,16 @@ pub struct Settings {
     pub hooks: Option<Hooks>,
     #[schemars(flatten)]
     pub model: ModelSettings,
+}
+
+/// Where a task would rather run, among the workers that fit and have a slot free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Prefer {
+    /// Where most slots are free.
+    Anywhere,
+    /// On a host where one of its dependencies ran, which has the repository already.
+    Dependencies,
 }
 
 /// Whether an attempt's own commits run hooks that the repository brings.

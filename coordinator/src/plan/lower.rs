@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::{
     AgentDefinition, AgentKind, Hooks, Integrate, IntegrateSettings, Never, OnConflict,
-    PlanDocument, Resources, Settings, TaskEntry, ValueFrom,
+    PlanDocument, Prefer, Resources, Settings, TaskEntry, ValueFrom,
 };
 use super::model::{CodexSettings, ModelDocument};
 use super::persona::Personas;
@@ -156,6 +156,7 @@ pub(super) fn settle(defaults: &Settings, task: &Settings) -> Settings {
         timeout: task.timeout.or(defaults.timeout),
         idle_timeout: task.idle_timeout.or(defaults.idle_timeout),
         expected: task.expected.or(defaults.expected),
+        prefer: task.prefer.or(defaults.prefer),
         retries: task.retries.or(defaults.retries),
         priority: task.priority.or(defaults.priority),
         labels: task.labels.clone().or_else(|| defaults.labels.clone()),
@@ -367,6 +368,7 @@ fn task_spec(
             }),
             backoff: limits::BACKOFF_FIRST,
             resumes,
+            near: settings.prefer == Some(Prefer::Dependencies),
         },
     }
 }
@@ -495,6 +497,9 @@ fn digest(
         let expected = requirement.expected.ms();
         if expected > 0 {
             put(&|| serde_json::to_vec(&("expected", expected)));
+        }
+        if spec.profile.near {
+            put(&|| serde_json::to_vec("prefer dependencies"));
         }
     }
     hasher.finalize().to_hex().to_string()

@@ -44,8 +44,8 @@ pub(crate) use decode::{AGENTS_MAX, SHORT_BYTES_MAX, is_plain_name};
 pub use decode::{PROMPT_BYTES_MAX, SCRIPT_BYTES_MAX};
 pub use document::{
     AgentDefinition, AgentKind, CodexEntry, FolderRepo, Hooks, HooksFolder, Integrate,
-    IntegrateSettings, Never, OnConflict, PlanDocument, Repo, Resources, Settings, TaskEntry,
-    ValueFrom,
+    IntegrateSettings, Never, OnConflict, PlanDocument, Prefer, Repo, Resources, Settings,
+    TaskEntry, ValueFrom,
 };
 pub use graph::{Graph, Node, NodeState, TooLarge, WIDTH_DEFAULT};
 pub use lower::{

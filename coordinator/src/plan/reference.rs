@@ -43,7 +43,7 @@ const PARTS: [(&str, &str, &str); 11] = [
 ];
 
 /// A way to write each key, where its type alone does not show one.
-const EXAMPLES: [(&str, &str); 54] = [
+const EXAMPLES: [(&str, &str); 55] = [
     ("acceptance", "[a test fails without the fix]"),
     ("add_dirs", "[/srv/cache]"),
     ("agent", "codex"),
@@ -73,6 +73,7 @@ const EXAMPLES: [(&str, &str); 54] = [
     ("env", "{ RUST_LOG: debug }"),
     ("ephemeral", "true"),
     ("expected", "20m"),
+    ("prefer", "dependencies"),
     ("from", "./first"),
     ("gpus", "1"),
     ("hooks", "{ path: .githooks }"),

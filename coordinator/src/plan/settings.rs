@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use coordinator_core::limits;
 
 use super::decode::{SCRIPT_BYTES_MAX, SHORT_BYTES_MAX};
-use super::document::{Hooks, HooksFolder, Never, Resources, Settings, ValueFrom};
+use super::document::{Hooks, HooksFolder, Never, Prefer, Resources, Settings, ValueFrom};
 use super::fields::{Fields, Reader, Unknown};
 use super::model::model_settings;
 use super::problem::{Position, quote};
@@ -20,7 +20,7 @@ pub(crate) const VARIABLE_BYTES_MAX: usize = 32_768;
 const LABELS_MAX: usize = 64;
 /// Far above any host; keeps sums far from overflow.
 const RESOURCE_MAX: i64 = 1_000_000;
-pub(super) const SETTINGS_KEYS: [&str; 25] = [
+pub(super) const SETTINGS_KEYS: [&str; 26] = [
     "agent",
     "verify",
     "verify_timeout",
@@ -32,6 +32,7 @@ pub(super) const SETTINGS_KEYS: [&str; 25] = [
     "labels",
     "resources",
     "pool",
+    "prefer",
     "env",
     "secrets",
     "disk",
@@ -105,6 +106,13 @@ pub(super) fn settings(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (Setting
     }
     if let Some(node) = fields.get("pool") {
         settings.pool = reader.text("pool", node, SHORT_BYTES_MAX);
+    }
+    if let Some(node) = fields.get("prefer") {
+        let places = [
+            ("anywhere", Prefer::Anywhere),
+            ("dependencies", Prefer::Dependencies),
+        ];
+        settings.prefer = reader.choice("prefer", node, &places);
     }
     if let Some(node) = fields.get("env") {
         (settings.env, settings.env_from) = env(reader, node);

@@ -194,6 +194,7 @@ fn why_work_runs_where_it_does_is_kept_with_its_grant() {
         available: 3,
         passed: 1,
         continues: false,
+        near: false,
     };
     assert_eq!((worker.as_str(), placement), ("big", wanted));
     assert_eq!(
@@ -213,6 +214,7 @@ fn where_work_ran_is_told_in_a_sentence() {
             available,
             passed,
             continues,
+            near: false,
         };
         crate::explain::placed(&WorkerId::new("w"), seen)
     };

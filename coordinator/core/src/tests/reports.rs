@@ -92,7 +92,10 @@ fn a_lease_given_back_after_its_work_began_is_a_departure() {
     assert_eq!(world.say(&lease, given_back()), ReportAnswer::Recorded);
     let task = world.state.task(world.key(run, "a")).unwrap();
     let history = task.history.as_ref().unwrap();
-    assert_eq!((history.counted, history.crashes, history.departures), (0, 0, 1));
+    assert_eq!(
+        (history.counted, history.crashes, history.departures),
+        (0, 0, 1)
+    );
     let end = world.log.iter().find_map(|event| match event.kind {
         EventKind::LeaseClosed { end, .. } => Some(end),
         _ => None,

@@ -166,7 +166,7 @@ fn uncounted_failures_are_bounded_by_the_crash_limit() {
     let run = world.submit(plan(&["a"]).retries(0));
     for _ in 0..limits::CRASH_LIMIT {
         let lease = world.only();
-        world.fail(&lease, FailureClass::Preempted);
+        world.fail(&lease, FailureClass::WorkerLost);
         world.pass_beating(Span::from_secs(30), &["w"]);
     }
     assert_eq!(world.states(run), "a=failed");

@@ -295,3 +295,30 @@ fn a_resource_that_is_given_back_is_lent_once() {
     world.succeed(&first);
     assert_eq!(world.at_work(), ["b", "c"]);
 }
+
+#[test]
+fn a_task_that_prefers_it_runs_where_its_dependency_ran_if_there_is_a_slot() {
+    for near in [false, true] {
+        let mut world = World::new();
+        let on = |host: &str, slots| Offer {
+            host: text(host),
+            ..offer(slots)
+        };
+        let plan = plan(&["a", "b: a"]).each(|task| task.profile.near = near);
+        world.hello("small", 1, on("one", 1));
+        world.beat("small");
+        world.submit(plan);
+        let lease = world.only();
+        assert_eq!(lease.worker.as_str(), "small");
+        world.hello("large", 1, on("two", 8));
+        world.beat("large");
+        world.started(&lease);
+        // Its slot is known to be free only with its next heartbeat.
+        world.hello("other", 1, on("one", 1));
+        world.beat("other");
+        world.say(&lease, made("c"));
+        let next = world.only();
+        let expected = if near { "other" } else { "large" };
+        assert_eq!(next.worker.as_str(), expected);
+    }
+}

@@ -70,6 +70,7 @@ pub(crate) fn profile() -> Profile {
         verify: None,
         backoff: Span::from_secs(1),
         resumes: false,
+        near: false,
     }
 }
 

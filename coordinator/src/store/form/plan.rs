@@ -296,6 +296,8 @@ pub(super) struct ProfileV1<'a> {
     verify: Option<VerifyV1<'a>>,
     #[serde(default, skip_serializing_if = "is_zero")]
     resumes: bool,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    near: bool,
 }
 
 impl<'a> From<&'a Profile> for ProfileV1<'a> {
@@ -307,6 +309,7 @@ impl<'a> From<&'a Profile> for ProfileV1<'a> {
             backoff: profile.backoff.ms(),
             verify: profile.verify.as_ref().map(VerifyV1::from),
             resumes: profile.resumes,
+            near: profile.near,
         }
     }
 }
@@ -320,6 +323,7 @@ impl From<&ProfileV1<'_>> for Profile {
             verify: form.verify.as_ref().map(VerifySpec::from),
             backoff: Span::from_ms(form.backoff),
             resumes: form.resumes,
+            near: form.near,
         }
     }
 }

@@ -142,6 +142,7 @@ fn profiles() -> Vec<Profile> {
             verify: Some(verify()),
             backoff: Span::from_secs(1),
             resumes: false,
+            near: false,
         },
         Profile {
             requirement: Requirement {
@@ -153,6 +154,7 @@ fn profiles() -> Vec<Profile> {
             verify: None,
             backoff: Span::from_secs(1),
             resumes: false,
+            near: false,
         },
     ]
 }

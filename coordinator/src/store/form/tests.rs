@@ -156,6 +156,7 @@ fn a_grant_keeps_why_its_worker_was_chosen_and_one_without_is_read_as_unknown() 
         available: 3,
         passed: 1,
         continues: true,
+        near: true,
     };
     if let EventKind::LeaseGranted { placement, .. } = &mut event.kind {
         *placement = seen;
@@ -200,6 +201,7 @@ fn what_a_provider_asked_for_and_how_often_it_or_machines_failed_are_kept() {
         .unwrap();
     history.deferrals = 7;
     history.departures = 9;
+    run.profiles[0].near = true;
     history.last_failure.as_mut().unwrap().retry_after = Some(Span::from_secs(90));
     let body = encode_run(&run).unwrap();
     assert_eq!(decode_run(1, &body).unwrap(), RunImage { run });

@@ -290,7 +290,15 @@ enum KindV1<'a> {
 /// Free slots, workers with a free slot, those of them that were passed over, and whether a
 /// conversation goes on there; left out when nothing is known.
 #[derive(Clone, Copy, Default, Serialize, Deserialize)]
-pub(super) struct PlacementV1(u32, u32, u32, bool);
+pub(super) struct PlacementV1(
+    u32,
+    u32,
+    u32,
+    bool,
+    /// A dependency ran there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    bool,
+);
 
 impl PlacementV1 {
     fn is_unknown(&self) -> bool {
@@ -305,17 +313,19 @@ impl From<Placement> for PlacementV1 {
             placement.available,
             placement.passed,
             placement.continues,
+            placement.near,
         )
     }
 }
 
 impl From<PlacementV1> for Placement {
-    fn from(PlacementV1(free, available, passed, continues): PlacementV1) -> Self {
+    fn from(PlacementV1(free, available, passed, continues, near): PlacementV1) -> Self {
         Self {
             free,
             available,
             passed,
             continues,
+            near,
         }
     }
 }
