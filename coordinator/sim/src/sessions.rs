@@ -103,6 +103,13 @@ impl World<'_> {
         let worker = self.worker_id(host);
         match message {
             Up::Hello(mut hello) => {
+                let allocation = hello.offer.allocation;
+                let state = &self.coordinator.state;
+                if allocation.is_some_and(|id| state.allocation(id).is_none()) {
+                    tell!(self, "{worker} is not let in: its allocation has ended");
+                    self.end_session(conn);
+                    return Ok(());
+                }
                 hello.session = self.coordinator.next_session;
                 self.coordinator.next_session += 1;
                 if let Some(known) = self.conns.get_mut(conn) {
