@@ -212,6 +212,9 @@ impl World<'_> {
                 _ => {}
             }
         }
+        for one in self.held().iter().filter(|one| one.has_arrived()) {
+            orders.remove(&one.first);
+        }
         let pool = state.pool(POOL);
         let exclude: Vec<Arc<str>> = pool.map_or(vec![], |pool| {
             pool.quarantined.keys().cloned().collect()
@@ -231,6 +234,7 @@ impl World<'_> {
             id: held.id,
             first: held.first,
             external: held.external.clone(),
+            joined: held.joined,
         });
         held.collect()
     }
@@ -305,7 +309,7 @@ impl World<'_> {
         let now = self.now;
         let carrier = &mut self.coordinator.carrier;
         let since = Timestamp::from_ms(now - carrier.begun);
-        if carrier.memory.doubts(first) {
+        if carrier.memory.doubts(first) || carrier.memory.has_arrived(first) {
             return false;
         }
         if first < carrier.fresh && !carrier.lost.contains(&first) {

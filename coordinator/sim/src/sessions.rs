@@ -21,10 +21,11 @@ impl World<'_> {
             return;
         };
         known.welcome = true;
-        let (host, session) = (known.host, known.session);
+        let (host, session, gone) = (known.host, known.session, !known.at_coordinator);
+        let incarnation = coordinator_core::Incarnation(known.incarnation);
         let held: Vec<LeaseId> = verdicts.keys().copied().collect();
         let worker = self.worker_id(host);
-        if let Some(old) = self.coordinator.sessions.insert(worker, conn)
+        if let Some(old) = self.coordinator.sessions.insert(worker.clone(), conn)
             && old != conn
         {
             self.end_session(old);
@@ -37,6 +38,16 @@ impl World<'_> {
             report_window: 16,
             ..v1::Welcome::default()
         };
+        if gone {
+            // Its stream had ended before its hello was answered.
+            let closed = Command::SessionClosed {
+                worker,
+                incarnation,
+                session,
+            };
+            self.request(Request::Command(Asker::Nobody, closed));
+            return;
+        }
         self.say(conn, Down::Welcome(welcome));
         for lease in held {
             // The first answer may have been lost.
