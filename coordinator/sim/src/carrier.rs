@@ -33,6 +33,8 @@ pub(crate) struct Carrier {
     fresh: AllocationId,
     begun: u64,
     next_list: u64,
+    /// When the last list was asked for.
+    asked: u64,
     pause: u64,
     lost: BTreeSet<AllocationId>,
     todo: VecDeque<Todo>,
@@ -260,6 +262,7 @@ impl World<'_> {
             }
             Todo::Look => {
                 if due {
+                    self.coordinator.carrier.asked = now;
                     let nth = self.call();
                     let start = self.coordinator.start;
                     let takes = 1 + self.roll(63, start, nth) % 800;
@@ -453,9 +456,8 @@ impl World<'_> {
 
     fn compare_list(&mut self, sightings: &[Sighting]) {
         let held = self.held();
-        let now = self.now;
         let carrier = &mut self.coordinator.carrier;
-        let since = Timestamp::from_ms(now - carrier.begun);
+        let since = Timestamp::from_ms(carrier.asked - carrier.begun);
         let judgement = carrier.memory.compare(&held, sightings, since);
         carrier.lost.extend(judgement.lost);
         carrier.todo.push_front(Todo::Observe(judgement.seen));

@@ -171,6 +171,10 @@ fn aim(scenario: &mut Scenario, random: &mut Random) {
         plan.tasks.truncate(8);
         plan.integrate = None;
     }
+    if let Some(pool) = &mut scenario.pool {
+        pool.idle_timeout_ms = random.wide(500, 20_000);
+        pool.max = random.between(2, 4) as u32;
+    }
     for _ in 0..random.between(1, 5) {
         let mut happening = trouble(random);
         if let When::After { moment, nth, .. } = &mut happening.when {
