@@ -7,7 +7,7 @@ use coordinator_core::state::{History, TaskState, VerifyPhase};
 use coordinator_core::{Command, Event, EventKind, RunId, TaskKey, WorkerId, invariants};
 
 use crate::Violation;
-use crate::host::Host;
+use crate::host::{Host, Offered};
 use crate::reference::Stands;
 use crate::remote::Ref;
 use crate::scenario::{Agent, TaskPlan};
@@ -144,6 +144,7 @@ impl World<'_> {
                     ..
                 } => self.counts.expired += 1,
                 EventKind::TaskSucceeded { task, outcome } => self.check_commit(*task, outcome)?,
+                EventKind::Pool(event) => self.check_inventory(event)?,
                 _ => {}
             }
         }
@@ -335,19 +336,26 @@ impl World<'_> {
     fn can_end(&self) -> bool {
         let wanted = self.scenario.plans.iter().flat_map(|plan| &plan.tasks);
         let wanted: Vec<&TaskPlan> = wanted.collect();
-        self.hosts.iter().any(|host| {
-            let can = |task: &&TaskPlan| {
-                let agent = task.agent == Agent::Command || host.plan.agents.contains(&task.agent);
-                let label = task.label.is_none_or(|of| host.plan.labels.contains(&of));
-                agent && label && task.cpus <= host.plan.cpus
-            };
-            host.is_honest() && wanted.iter().all(can)
-        })
+        let can_all = |offered: &Offered| {
+            wanted.iter().all(|task| {
+                let agent = task.agent == Agent::Command || offered.agents.contains(&task.agent);
+                let label = task.label.is_none_or(|of| offered.labels.contains(&of));
+                agent && label && task.cpus <= offered.cpus
+            })
+        };
+        let pool = self.pool().filter(|pool| pool.max > 0);
+        let elastic = pool.and_then(|_| crate::carrier::template(self.scenario));
+        let fixed = self.scenario.workers.iter();
+        let fixed = fixed.filter(|plan| !plan.pooled || self.pool().is_none());
+        let mut fixed = fixed.filter(|plan| plan.lies_per_mille == 0);
+        elastic.is_some_and(|least| least.slots > 0 && can_all(&least))
+            || fixed.any(|plan| can_all(&Offered::of(plan)))
     }
 
     /// Tells whether nothing is left to do.
     pub(crate) fn is_at_rest(&mut self) -> bool {
         self.answer_questions();
+        self.resume_pool();
         let coordinator = &self.coordinator;
         if !self.can_end() {
             return self.now > self.scenario.calm_ms + 600_000;
@@ -358,6 +366,8 @@ impl World<'_> {
             && self.operators.runs.len() == self.scenario.plans.len()
             && coordinator.state.runs().len() == 0
             && coordinator.state.leases().len() == 0
+            && coordinator.state.allocations().len() == 0
+            && self.live_jobs().next().is_none()
             && self.hosts.iter().all(|host| self.host_rests(host))
     }
 
@@ -377,6 +387,12 @@ impl World<'_> {
         }
         for lease in state.leases() {
             what.push(format!("lease {} of {} is open", lease.id, lease.worker));
+        }
+        for held in state.allocations() {
+            what.push(format!("allocation {} is {:?}", held.id, held.phase));
+        }
+        for job in self.live_jobs() {
+            what.push(format!("the cluster has {job}"));
         }
         let restless = |host: &&Host| !self.host_rests(host);
         for host in self.hosts.iter().filter(restless) {

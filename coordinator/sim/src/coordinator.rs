@@ -13,6 +13,7 @@ use coordinator_core::{
 };
 use muster_proto::v1;
 
+use crate::carrier::Carrier;
 use crate::facts::Facts;
 use crate::remote::{GitRequest, GitResult, Ref};
 use crate::scenario::{CrashPoint, What};
@@ -107,6 +108,9 @@ pub(crate) struct Coordinator {
     /// Highest numbers that anybody was ever told.
     pub(crate) told_lease: u64,
     pub(crate) told_run: u64,
+    pub(crate) carrier: Carrier,
+    /// Orders that were placed by all its processes.
+    pub(crate) ordered: u64,
 }
 
 impl Coordinator {
@@ -133,6 +137,8 @@ impl Coordinator {
             batches: 0,
             told_lease: 0,
             told_run: 0,
+            carrier: Carrier::default(),
+            ordered: 0,
         }
     }
 
@@ -312,6 +318,7 @@ impl World<'_> {
         self.push(written.done_at, Ev::Committed(start));
         self.push(self.now + 20, Ev::Project(start));
         self.push(self.now + 10, Ev::GitWork(start));
+        self.start_pool();
         Ok(())
     }
 
@@ -596,6 +603,9 @@ impl World<'_> {
         for event in events {
             if let Some(moment) = crate::story::moment(&event.kind) {
                 self.moment(moment);
+            }
+            if matches!(event.kind, EventKind::Pool(_)) {
+                self.look_at_pool(self.now + 1);
             }
             projects |= matches!(
                 event.kind,

@@ -54,9 +54,12 @@ impl Scenario {
             workers,
             happenings,
             weather: skies,
+            pool: None,
             calm_ms: FAULTS_MS.max(last),
         };
-        crate::special::specialize(&mut scenario);
+        if !crate::special::specialize(&mut scenario) {
+            crate::pools::add(&mut scenario);
+        }
         scenario
     }
 }
@@ -261,6 +264,7 @@ fn worker(random: &mut Random, id: u32, mood: &Mood) -> WorkerPlan {
         } else {
             random.pick(&[50, 300, 1000]).unwrap_or(300)
         },
+        pooled: false,
     }
 }
 

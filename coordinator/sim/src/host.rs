@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use coordinator_core::command::Hello;
-use coordinator_core::{Incarnation, WorkerId};
+use coordinator_core::worker::Offer;
+use coordinator_core::{AllocationId, Incarnation, WorkerId};
 use muster_proto::v1::{self, worker_message};
 use worker_agent::attempt::Stop;
 use worker_agent::clock::Boottime;
@@ -109,6 +110,11 @@ pub(crate) struct Host {
     /// Leases of disks that are no more.
     pub(crate) lost: Vec<u64>,
     pub(crate) ops: u64,
+    /// The allocation whose credential it has, and the job of the cluster that it is.
+    pub(crate) allocation: Option<AllocationId>,
+    pub(crate) job: Option<u64>,
+    /// Nothing passes from or to it until then, whatever the weather.
+    pub(crate) cut_until: u64,
 }
 
 impl Host {
@@ -134,7 +140,30 @@ impl Host {
             disk_full_until: 0,
             lost: vec![],
             ops: 10,
+            allocation: None,
+            job: None,
+            cut_until: 0,
             plan: plan.clone(),
+        }
+    }
+
+    /// It is the worker of a job of the cluster from now on.
+    pub(crate) fn join(&mut self, allocation: AllocationId, job: u64) {
+        self.id = WorkerId::new(&format!("w{}.{allocation}", self.plan.id));
+        self.allocation = Some(allocation);
+        self.job = Some(job);
+    }
+
+    fn offer(&self) -> Offer {
+        let offer = crate::plan::offer(&self.offered);
+        if self.allocation.is_none() {
+            return offer;
+        }
+        Offer {
+            pool: crate::carrier::POOL.into(),
+            host: crate::cluster::node(self.plan.id),
+            allocation: self.allocation,
+            ..offer
         }
     }
 
@@ -262,7 +291,7 @@ impl World<'_> {
             incarnation: Incarnation(incarnation),
             session: 0,
             number: process.hellos + 1,
-            offer: Arc::new(crate::plan::offer(&known.offered)),
+            offer: Arc::new(known.offer()),
             held: process
                 .machine
                 .held()
@@ -667,7 +696,8 @@ impl World<'_> {
     /// Tells whether nothing is left to do on a machine.
     pub(crate) fn host_rests(&self, host: &Host) -> bool {
         let Some(process) = &host.process else {
-            return !host.is_honest();
+            let waits = host.plan.pooled && self.scenario.pool.is_some();
+            return waits || !host.is_honest();
         };
         let at_rest = process.is_up && process.machine.owes_nothing();
         at_rest

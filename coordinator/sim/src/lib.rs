@@ -5,7 +5,9 @@
 //! says what will happen; [`run`] lets it happen and checks after each step what must be true.
 //! The same scenario gives the same story, to the byte.
 
+mod carrier;
 mod check;
+mod cluster;
 mod coordinator;
 pub mod coverage;
 mod facts;
@@ -18,6 +20,7 @@ mod merges;
 mod net;
 mod operator;
 mod plan;
+mod pools;
 mod power;
 pub mod progress;
 mod questions;

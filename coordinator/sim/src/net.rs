@@ -53,6 +53,9 @@ impl World<'_> {
         };
         let roll = fate(self.scenario.seed, of, id, nth);
         let mut at = self.now + 1 + roll % 4;
+        if self.now < known.cut_until {
+            at = at.max(known.cut_until + (roll >> 8) % 500);
+        }
         if self.calm {
             return Passage::At(at);
         }
@@ -82,7 +85,8 @@ impl World<'_> {
         let Some(known) = self.hosts.get(host) else {
             return true;
         };
-        !self.calm
+        let cut = self.now < known.cut_until;
+        cut || !self.calm
             && self.scenario.weather.iter().any(|weather| {
                 weather.kind == WeatherKind::Cut
                     && weather.worker.is_none_or(|worker| worker == known.plan.id)

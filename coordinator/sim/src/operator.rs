@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coordinator_core::command::Target;
+use coordinator_core::pool::PoolCommand;
 use coordinator_core::state::RunImage;
 use coordinator_core::{Command, QuestionId, Rejection, Reply, RunId, TaskIx, TaskKey, WorkerId};
 
@@ -33,6 +34,8 @@ enum Wish {
     Retry(Target),
     Drain(WorkerId, bool),
     Answer(QuestionId),
+    /// Pauses the pool, or lets it go on.
+    Pool(bool),
 }
 
 /// What operators have asked and been told.
@@ -127,6 +130,15 @@ impl World<'_> {
                 text: "".into(),
                 by,
             },
+            Wish::Pool(paused) => {
+                let pool: Arc<str> = crate::carrier::POOL.into();
+                Command::Pool(if paused {
+                    let reason = "it is wanted so".into();
+                    PoolCommand::Pause { pool, reason, by }
+                } else {
+                    PoolCommand::Resume { pool, by }
+                })
+            }
         };
         self.request(Request::Command(Asker::Operator(nth, true), command));
     }
@@ -202,7 +214,8 @@ impl World<'_> {
             What::RetryRun { plan } => run(plan).map(|run| Wish::Retry(Target::Run(run))),
             What::RetryTask { plan, task: id } => task(plan, id).map(Wish::Retry),
             What::Drain { worker, draining } => {
-                let host = self.hosts.iter().find(|host| host.plan.id == worker);
+                let mut hosts = self.hosts.iter().rev();
+                let host = hosts.find(|host| host.plan.id == worker);
                 host.map(|host| Wish::Drain(host.id.clone(), draining))
             }
             What::Hold { for_ms } => {
@@ -219,6 +232,7 @@ impl World<'_> {
                 };
                 question.map(Wish::Answer)
             }
+            What::PausePool { paused } => self.pool().map(|_| Wish::Pool(paused)),
             _ => None,
         };
         if let Some(Wish::Drain(worker, draining)) = &wish {
@@ -237,6 +251,14 @@ impl World<'_> {
         let drained: Vec<WorkerId> = self.operators.drained.keys().cloned().collect();
         for worker in drained {
             self.wish_for(Wish::Drain(worker, false));
+        }
+    }
+
+    /// Lets the pool go on whenever it has paused itself once the world is calm.
+    pub(crate) fn resume_pool(&mut self) {
+        let pool = self.coordinator.state.pool(crate::carrier::POOL);
+        if pool.is_some_and(|pool| pool.paused.is_some() || !pool.quarantined.is_empty()) {
+            self.wish_for(Wish::Pool(false));
         }
     }
 

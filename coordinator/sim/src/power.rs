@@ -25,6 +25,20 @@ impl World<'_> {
     }
 
     pub(crate) fn trouble_at_worker(&mut self, host: usize, what: What) -> Checked {
+        let pooled = self.hosts.get(host).is_some_and(|host| host.plan.pooled);
+        if pooled && self.scenario.pool.is_some() {
+            let runs = self.hosts.get(host).is_some_and(Host::runs);
+            match what {
+                What::HostReboot { down_ms, .. } => {
+                    self.node_off(host, down_ms);
+                    return Ok(());
+                }
+                // The job ends with its process, and the next one brings what the pool has.
+                What::Offers { .. } => return Ok(()),
+                _ if !runs => return Ok(()),
+                _ => {}
+            }
+        }
         match what {
             What::WorkerKilled { down_ms, .. } => {
                 self.kill(host, down_ms, false);
@@ -165,6 +179,9 @@ impl World<'_> {
             return;
         }
         tell!(self, "the process of w{} ends", known.plan.id);
+        if known.job.is_some() {
+            return self.pooled_process_over(host, false);
+        }
         let conn = known.process.as_ref().and_then(|process| process.conn);
         let conn = conn.or(known.liar.as_ref().and_then(|liar| liar.conn));
         known.process = None;

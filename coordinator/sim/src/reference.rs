@@ -115,6 +115,7 @@ pub(crate) struct Reference {
     pub(crate) last_lease: u64,
     pub(crate) seqs: BTreeMap<Option<RunId>, u64>,
     pub(crate) epoch: u64,
+    pub(crate) pool: crate::pools::Known,
 }
 
 /// What a failure is counted as.
@@ -189,6 +190,12 @@ impl Asked<'_> {
 }
 
 impl Reference {
+    pub(crate) fn of(scenario: &crate::Scenario) -> Self {
+        let mut new = Self::default();
+        new.pool.max = scenario.pool.as_ref().map_or(0, |pool| pool.max);
+        new
+    }
+
     pub(crate) fn restarted(&mut self, at: Timestamp, clocks: LeaseClocks) {
         self.clocks = clocks;
         for id in &self.open {
@@ -482,7 +489,15 @@ impl Reference {
                 incarnation,
                 ttl,
                 placement: _,
-            } => self.granted(asked, *run, lease.0, *work, worker, *incarnation, ttl.ms()),
+            } => {
+                self.pool.granted(lease.0, worker)?;
+                self.granted(asked, *run, lease.0, *work, worker, *incarnation, ttl.ms())
+            }
+            EventKind::WorkerJoined { worker, offer, .. } => {
+                self.pool.joins(worker, offer);
+                Ok(())
+            }
+            EventKind::Pool(event) => self.pool.see(event),
             EventKind::WorkStarted { lease, .. } => {
                 let id = lease.0;
                 let lease = self.live(id, "work begins")?;

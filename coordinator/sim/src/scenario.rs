@@ -17,6 +17,9 @@ pub struct Scenario {
     pub workers: Vec<WorkerPlan>,
     pub happenings: Vec<Happening>,
     pub weather: Vec<Weather>,
+    /// Where workers come from when there is work.
+    #[serde(default)]
+    pub pool: Option<PoolPlan>,
     /// When faults and operators stop; the world then has to come to rest.
     pub calm_ms: u64,
 }
@@ -146,6 +149,78 @@ pub struct WorkerPlan {
     pub speed_percent: u64,
     /// How often it lies, in thousandths of its heartbeats; an honest one never does.
     pub lies_per_mille: u64,
+    /// It is a machine of the pool's cluster, if there is a pool: it starts when a job runs on it.
+    #[serde(default)]
+    pub pooled: bool,
+}
+
+/// How a pool is run, and what its cluster does to it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PoolPlan {
+    pub max: u32,
+    pub idle_timeout_ms: u64,
+    pub join_timeout_ms: u64,
+    pub backlog: u32,
+    pub burst: u32,
+    pub failures_max: u32,
+    pub quarantine: bool,
+    /// How often the cluster is asked for its list.
+    pub poll_ms: u64,
+    /// What becomes of the first orders; later ones are taken.
+    pub orders: Vec<OrderFate>,
+    /// What becomes of the first jobs; later ones are good.
+    pub jobs: Vec<JobFate>,
+}
+
+/// What becomes of an order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum OrderFate {
+    Taken,
+    Refused,
+    /// It arrives, and nobody is told.
+    AnswerLost,
+    NeverArrives,
+    /// It arrives so much later, and nobody is told.
+    Late {
+        ms: u64,
+    },
+}
+
+/// What becomes of a job.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct JobFate {
+    /// How long it waits in the queue when a machine is free.
+    pub starts_ms: u64,
+    /// How long it goes on, or waits on, after its end was asked for.
+    pub ends_ms: u64,
+    pub kind: JobKind,
+}
+
+/// What a job does that others do not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum JobKind {
+    Good,
+    /// It stays in the queue until it is ended.
+    NeverStarts,
+    /// Two come of one order.
+    Twice,
+    /// So long after it began it is killed without a word.
+    DiesYoung {
+        after_ms: u64,
+    },
+    /// So long after it began it is started again elsewhere, and its first copy runs on for a while,
+    /// cut off.
+    Requeued {
+        after_ms: u64,
+        overlap_ms: u64,
+    },
+    /// So long after it was ordered lists leave it out for a while.
+    Forgotten {
+        after_ms: u64,
+        for_ms: u64,
+    },
+    /// It runs, and its worker never does.
+    NeverJoins,
 }
 
 /// Something that happens at a moment.
@@ -191,6 +266,13 @@ pub enum Moment {
     /// An integration is merged and waits for its verify.
     Merged,
     FinalVerifying,
+    /// A pool wants allocations.
+    Wanted,
+    /// An order for them has been sent.
+    Ordered,
+    JobBegan,
+    /// An allocation is to end.
+    AllocationEnding,
 }
 
 /// What happens.
@@ -311,6 +393,10 @@ pub enum What {
     Answer {
         wrong: bool,
     },
+    /// An operator pauses the pool, or lets it go on.
+    PausePool {
+        paused: bool,
+    },
 }
 
 /// Where a coordinator dies.
@@ -408,16 +494,18 @@ impl What {
             | Self::RetryTask { .. }
             | Self::Drain { .. }
             | Self::Hold { .. }
-            | Self::Answer { .. } => return None,
+            | Self::Answer { .. }
+            | Self::PausePool { .. } => return None,
         })
     }
 }
 
 impl Scenario {
-    /// Gives the number of removable parts: happenings, weather, plans and workers.
+    /// Gives the number of removable parts: happenings, weather, plans, workers, and the pool.
     #[must_use]
     pub fn parts(&self) -> usize {
-        self.happenings.len() + self.weather.len() + self.plans.len() + self.workers.len()
+        let pool = usize::from(self.pool.is_some());
+        self.happenings.len() + self.weather.len() + self.plans.len() + self.workers.len() + pool
     }
 
     /// Leaves parts out. What is left means the same as before.
@@ -434,6 +522,7 @@ impl Scenario {
         left.weather.retain(|_| stays());
         left.plans.retain(|_| stays());
         left.workers.retain(|_| stays());
+        left.pool = left.pool.filter(|_| stays());
         left
     }
 
@@ -496,6 +585,9 @@ impl Scenario {
             offer(&of(|weather| {
                 weather.to_ms = weather.from_ms + (weather.to_ms - weather.from_ms) / 2;
             }));
+        }
+        if let Some(pool) = &self.pool {
+            crate::pools::simpler(pool, &mut offer);
         }
         offer(&|scenario| scenario.snapshot_every = 1_000_000);
         variants
@@ -598,6 +690,7 @@ fn shorten(happening: &mut Happening) {
         | What::RetryRun { .. }
         | What::RetryTask { .. }
         | What::Drain { .. }
-        | What::Answer { .. } => {}
+        | What::Answer { .. }
+        | What::PausePool { .. } => {}
     }
 }

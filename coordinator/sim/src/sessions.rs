@@ -21,10 +21,11 @@ impl World<'_> {
             return;
         };
         known.welcome = true;
-        let (host, session) = (known.host, known.session);
+        let (host, session, gone) = (known.host, known.session, !known.at_coordinator);
+        let incarnation = coordinator_core::Incarnation(known.incarnation);
         let held: Vec<LeaseId> = verdicts.keys().copied().collect();
         let worker = self.worker_id(host);
-        if let Some(old) = self.coordinator.sessions.insert(worker, conn)
+        if let Some(old) = self.coordinator.sessions.insert(worker.clone(), conn)
             && old != conn
         {
             self.end_session(old);
@@ -37,6 +38,16 @@ impl World<'_> {
             report_window: 16,
             ..v1::Welcome::default()
         };
+        if gone {
+            // Its stream had ended before its hello was answered.
+            let closed = Command::SessionClosed {
+                worker,
+                incarnation,
+                session,
+            };
+            self.request(Request::Command(Asker::Nobody, closed));
+            return;
+        }
         self.say(conn, Down::Welcome(welcome));
         for lease in held {
             // The first answer may have been lost.
@@ -103,6 +114,13 @@ impl World<'_> {
         let worker = self.worker_id(host);
         match message {
             Up::Hello(mut hello) => {
+                let allocation = hello.offer.allocation;
+                let state = &self.coordinator.state;
+                if allocation.is_some_and(|id| state.allocation(id).is_none()) {
+                    tell!(self, "{worker} is not let in: its allocation has ended");
+                    self.end_session(conn);
+                    return Ok(());
+                }
                 hello.session = self.coordinator.next_session;
                 self.coordinator.next_session += 1;
                 if let Some(known) = self.conns.get_mut(conn) {

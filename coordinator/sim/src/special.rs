@@ -14,10 +14,11 @@ const SHARE: u64 = 250;
 const DAY_MS: u64 = 24 * 3_600_000;
 
 /// Makes some worlds special ones; the others stay as they are.
-pub(crate) fn specialize(scenario: &mut Scenario) {
+/// Tells whether it did.
+pub(crate) fn specialize(scenario: &mut Scenario) -> bool {
     let mut random = Random::new(mix(scenario.seed ^ 0x5bec_1a1e));
     if !random.per_mille(SHARE) {
-        return;
+        return false;
     }
     let mut special = Special { scenario, random };
     special.become_small();
@@ -39,6 +40,7 @@ pub(crate) fn specialize(scenario: &mut Scenario) {
         32..=33 => special.late_answers(),
         _ => special.outgrown(),
     }
+    true
 }
 
 struct Special<'s> {

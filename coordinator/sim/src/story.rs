@@ -3,6 +3,7 @@
 use std::fmt;
 
 use coordinator_core::event::Work;
+use coordinator_core::pool::PoolEvent;
 use coordinator_core::{Event, EventKind};
 
 use crate::scenario::Moment;
@@ -123,6 +124,8 @@ pub(crate) fn moment(kind: &EventKind) -> Option<Moment> {
         EventKind::QuestionAnswered { .. } => Moment::Answered,
         EventKind::RunReloaded { .. } => Moment::Reloaded,
         EventKind::IntegrationMerged { .. } => Moment::Merged,
+        EventKind::Pool(PoolEvent::AllocationsWanted { .. }) => Moment::Wanted,
+        EventKind::Pool(PoolEvent::AllocationEnding { .. }) => Moment::AllocationEnding,
         _ => return None,
     })
 }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use coordinator_core::state::{LeaseClocks, RunImage};
 use coordinator_core::{Span, Timestamp};
 
+use crate::carrier::Answer;
+use crate::cluster::{Arrival, Cluster};
 use crate::coordinator::{Coordinator, Down, GitDone, Up};
 use crate::host::Host;
 use crate::lease::LeaseTimer;
@@ -75,6 +77,19 @@ pub(crate) enum Ev {
     /// What was frozen goes on.
     Thaw(usize, u64),
     Lie(usize, u64),
+    PlanPools(u64),
+    /// The pool's carrier looks.
+    Carry(u64),
+    /// The answer to one of its calls.
+    Called(u64, u64, Box<Answer>),
+    OrderArrives(Box<Arrival>),
+    EndArrives(Vec<Box<str>>),
+    ListTaken(u64, u64),
+    ClusterLooks,
+    JobStrikes(u64),
+    JobEnds(u64),
+    /// The old copy of a job on a machine, which had this number of process.
+    CopyEnds(usize, u64),
 }
 
 /// Timers of a worker's process.
@@ -141,6 +156,7 @@ pub(crate) struct World<'w> {
     pub(crate) transcripts: BTreeMap<u64, u64>,
     pub(crate) conns: Vec<Conn>,
     pub(crate) hosts: Vec<Host>,
+    pub(crate) cluster: Cluster,
     pub(crate) operators: Operators,
     pub(crate) reference: Reference,
     /// Happenings that wait for a moment, and how often it has been.
@@ -170,8 +186,9 @@ impl<'w> World<'w> {
             transcripts: BTreeMap::new(),
             conns: vec![],
             hosts: scenario.workers.iter().map(Host::new).collect(),
+            cluster: Cluster::default(),
             operators: Operators::default(),
-            reference: Reference::default(),
+            reference: Reference::of(scenario),
             aimed: BTreeMap::new(),
             calm: false,
             scenario,
@@ -247,7 +264,9 @@ impl<'w> World<'w> {
             }
         }
         self.push(0, Ev::StartCoordinator(0));
-        for (nth, worker) in self.scenario.workers.iter().enumerate() {
+        let pool = self.scenario.pool.is_some();
+        let workers = self.scenario.workers.iter().enumerate();
+        for (nth, worker) in workers.filter(|(_, worker)| !(pool && worker.pooled)) {
             self.push(worker.at_ms + 1, Ev::StartWorker(nth, 0));
         }
         for (nth, plan) in self.scenario.plans.iter().enumerate() {
@@ -403,6 +422,40 @@ impl<'w> World<'w> {
             Ev::Supervisor(host, lease) => self.supervisor_timer(host, lease),
             Ev::Thaw(host, nth) => self.thaw(host, nth),
             Ev::Lie(host, process) => self.lie(host, process),
+            Ev::PlanPools(start) => {
+                self.plan_pools(start);
+                Ok(())
+            }
+            Ev::Carry(start) => self.carry(start),
+            Ev::Called(start, nth, answer) => {
+                self.called(start, nth, *answer);
+                Ok(())
+            }
+            Ev::OrderArrives(order) => self.order_arrives(*order),
+            Ev::EndArrives(externals) => {
+                self.end_arrives(&externals);
+                Ok(())
+            }
+            Ev::ListTaken(start, nth) => {
+                self.list_taken(start, nth);
+                Ok(())
+            }
+            Ev::ClusterLooks => {
+                self.cluster_looks();
+                Ok(())
+            }
+            Ev::JobStrikes(job) => {
+                self.job_strikes(job);
+                Ok(())
+            }
+            Ev::JobEnds(job) => {
+                self.job_ends(job, true);
+                Ok(())
+            }
+            Ev::CopyEnds(host, life) => {
+                self.copy_ends(host, life);
+                Ok(())
+            }
         }
     }
 
@@ -439,7 +492,8 @@ impl<'w> World<'w> {
             | What::WorkerDrains { worker, .. }
             | What::WorkerLeaves { worker, .. }
             | What::Offers { worker, .. } => {
-                let host = self.hosts.iter().position(|host| host.plan.id == worker);
+                // Of a machine of the cluster, the process of its last job.
+                let host = self.hosts.iter().rposition(|host| host.plan.id == worker);
                 match host {
                     Some(host) => {
                         self.counts.faults += 1;
@@ -455,7 +509,8 @@ impl<'w> World<'w> {
             | What::RetryTask { .. }
             | What::Drain { .. }
             | What::Hold { .. }
-            | What::Answer { .. } => {
+            | What::Answer { .. }
+            | What::PausePool { .. } => {
                 self.operate(what);
                 Ok(())
             }
@@ -475,6 +530,7 @@ impl<'w> World<'w> {
         for host in 0..self.hosts.len() {
             self.calm_host(host)?;
         }
+        self.calm_cluster();
         self.calm_operators();
         self.wake_coordinator();
         self.push(self.now + 5_000, Ev::Rest);

@@ -70,7 +70,7 @@ pub struct Carrier {
 /// What the core wants, and what is known.
 struct Wanted {
     held: Vec<Held>,
-    /// Orders that have no answer, with how many allocations each has, and whether all of them are to
+    /// Orders of which nothing is known to have arrived, with how many allocations each has, and whether all of them are to
     /// end already.
     orders: BTreeMap<AllocationId, (u32, bool)>,
     /// To be ended now.
@@ -129,7 +129,7 @@ impl Carrier {
         let wanted = self.wanted().await?;
         self.forget_tokens(&wanted.held);
         for (first, (count, ends)) in &wanted.orders {
-            if state.memory.doubts(*first) {
+            if state.memory.doubts(*first) || state.memory.has_arrived(*first) {
                 continue;
             }
             if *first < self.fresh && !state.lost.contains(first) {
@@ -168,6 +168,7 @@ impl Carrier {
                     id: held.id,
                     first: held.first,
                     external: held.external.clone(),
+                    joined: held.joined,
                 });
                 match (&held.external, held.phase) {
                     (Some(external), _) if core.may_end(held.id) => {
@@ -180,6 +181,9 @@ impl Carrier {
                     }
                     _ => {}
                 }
+            }
+            for one in wanted.held.iter().filter(|one| one.has_arrived()) {
+                wanted.orders.remove(&one.first);
             }
             if let Some(known) = core.pool(&pool) {
                 wanted.exclude = known.quarantined.keys().cloned().collect();
@@ -249,6 +253,7 @@ impl Carrier {
 
     /// Asks for the list and tells the core what it says.
     async fn look(&self, state: &mut State) -> Result<(), engine::Error> {
+        let asked = state.now();
         let listed = self.provider.list().await;
         let now = Instant::now();
         let sightings = match listed {
@@ -264,7 +269,7 @@ impl Carrier {
         state.next_list = now + self.poll;
         // Of what is in the inventory by now, whatever was ordered meanwhile.
         let held = self.wanted().await?.held;
-        let judgement = state.memory.compare(&held, &sightings, state.now());
+        let judgement = state.memory.compare(&held, &sightings, asked);
         for first in judgement.lost {
             info!(pool = &*self.pool, %first, "an order has not arrived and is placed again");
             state.lost.insert(first);

@@ -14,6 +14,17 @@ pub struct Held {
     pub first: AllocationId,
     /// `None` while its order has no answer.
     pub external: Option<Box<str>>,
+    /// A worker of it has said hello.
+    pub joined: bool,
+}
+
+impl Held {
+    /// Tells whether its order has surely arrived: its provider has named it, or a worker has shown
+    /// its credential.
+    #[must_use]
+    pub fn has_arrived(&self) -> bool {
+        self.external.is_some() || self.joined
+    }
 }
 
 /// What earlier lists have said. Volatile: after a restart it is learned again.
@@ -23,6 +34,8 @@ pub struct Memory {
     strangers: BTreeMap<Box<str>, Timestamp>,
     /// Orders that may or may not have arrived, and since when.
     doubts: BTreeMap<AllocationId, Timestamp>,
+    /// Orders that have surely arrived, at least in part.
+    arrived: BTreeSet<AllocationId>,
 }
 
 /// What follows from a list.
@@ -47,8 +60,16 @@ impl Memory {
         self.doubts.contains_key(&first)
     }
 
-    /// Compares a list, of this home and pool alone, with the inventory. `now` only grows; a clock of
-    /// the process will do.
+    /// Tells whether something of an order was seen: it must not be placed again, even for those of
+    /// its allocations that are still without a name.
+    #[must_use]
+    pub fn has_arrived(&self, first: AllocationId) -> bool {
+        self.arrived.contains(&first)
+    }
+
+    /// Compares a list, of this home and pool alone, with the inventory. `now` is when the list was
+    /// asked for, since it may know nothing of what arrived later; it only grows, and a clock of the
+    /// process will do.
     pub fn compare(&mut self, held: &[Held], sightings: &[Sighting], now: Timestamp) -> Judgement {
         let mut judgement = Judgement::default();
         let known: BTreeMap<AllocationId, &Held> = held.iter().map(|one| (one.id, one)).collect();
@@ -95,17 +116,18 @@ impl Memory {
         let missing = held.iter().filter(|one| !chosen.contains_key(&one.id));
         let missing: BTreeMap<AllocationId, &Held> = missing.map(|one| (one.id, one)).collect();
         self.missing.retain(|id, _| missing.contains_key(id));
-        let arrived: BTreeSet<AllocationId> = held
-            .iter()
-            .filter(|one| one.external.is_some() || chosen.contains_key(&one.id))
-            .map(|one| one.first)
-            .collect();
+        let there = held.iter().filter(|one| one.has_arrived());
+        let there = there.map(|one| one.first);
+        let listed = held.iter().filter(|one| chosen.contains_key(&one.id));
+        self.arrived.extend(there.chain(listed.map(|one| one.first)));
         let firsts: BTreeSet<AllocationId> = held.iter().map(|one| one.first).collect();
+        self.arrived.retain(|first| firsts.contains(first));
+        let arrived = &self.arrived;
         self.doubts
             .retain(|first, _| firsts.contains(first) && !arrived.contains(first));
         for (id, one) in missing {
             // Nobody has ordered it yet, or the answer is not clear.
-            if one.external.is_none() && !arrived.contains(&one.first) {
+            if one.external.is_none() && !self.arrived.contains(&one.first) {
                 continue;
             }
             let (lists, since) = self.missing.entry(id).or_insert((0, now));
@@ -177,6 +199,7 @@ mod tests {
             id: AllocationId(id),
             first: AllocationId(id),
             external: external.map(Into::into),
+            joined: false,
         }
     }
 
@@ -293,6 +316,36 @@ mod tests {
     }
 
     #[test]
+    fn an_order_whose_allocation_is_seen_in_whatever_state_has_arrived() {
+        let ended = Sighted::Ended { detail: "".into() };
+        for state in [Sighted::Unknown, Sighted::Ending, ended] {
+            let mut memory = Memory::default();
+            memory.doubt(AllocationId(1), secs(0));
+            memory.compare(&[held(1, None)], &[sighting(1, "j1", state)], secs(1));
+            assert!(!memory.doubts(AllocationId(1)));
+            // It says nothing that the core would note, and is not placed again all the same.
+            assert!(memory.has_arrived(AllocationId(1)));
+            memory.compare(&[], &[], secs(2));
+            assert!(!memory.has_arrived(AllocationId(1)), "it is over");
+        }
+    }
+
+    #[test]
+    fn an_order_of_which_a_worker_has_joined_has_arrived_whatever_lists_say() {
+        let mut memory = Memory::default();
+        memory.doubt(AllocationId(1), secs(0));
+        let joined = Held {
+            joined: true,
+            ..held(1, None)
+        };
+        for nth in 0..2 {
+            let judgement = memory.compare(std::slice::from_ref(&joined), &[], secs(nth * 60));
+            assert_eq!(judgement.lost, []);
+        }
+        assert!(memory.has_arrived(AllocationId(1)));
+    }
+
+    #[test]
     fn what_nobody_knows_is_ended_after_a_grace_time() {
         let mut memory = Memory::default();
         let (at, judgement) = repeat(&mut memory, &[], &[sighting(1, "j1", running())]);
@@ -341,10 +394,12 @@ mod tests {
         };
         let list = [at(0, "j_0", running()), at(2, "j_2", Sighted::Queued)];
         memory.doubt(AllocationId(5), secs(0));
+        assert!(!memory.has_arrived(AllocationId(5)));
         let inventory = [array(5, None), array(6, None), array(7, None)];
         let judgement = memory.compare(&inventory, &list, secs(0));
         let ids: Vec<u64> = judgement.seen.iter().map(|(id, _)| id.0).collect();
         assert_eq!(ids, [5, 7]);
+        assert!(memory.has_arrived(AllocationId(5)), "in part");
         memory.compare(&inventory, &list, secs(10));
         let judgement = memory.compare(&inventory, &list, secs(20));
         let gone = (

@@ -197,6 +197,10 @@ fn observed(state: &State, now: Timestamp, seen: &[(AllocationId, Seen)]) -> Dec
                 }
             }
             Seen::Refused { detail } => {
+                // An earlier try of the order has arrived after all.
+                if lives(state, now, held) {
+                    continue;
+                }
                 let end = AllocationEnd::Refused;
                 ended(state, held, end, detail, &mut failures, &mut events);
             }

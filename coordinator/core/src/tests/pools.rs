@@ -504,6 +504,23 @@ fn an_allocation_that_its_provider_forgot_stays_while_its_worker_is_heard() {
 }
 
 #[test]
+fn a_refusal_ends_no_allocation_whose_worker_is_there() {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(2));
+    cluster.wanted();
+    let name = cluster.join(1);
+    let refuse = |cluster: &mut Cluster| {
+        cluster.see(&[1], |_| Seen::Refused {
+            detail: "no more of them".into(),
+        })
+    };
+    assert_eq!(refuse(&mut cluster), [], "another try has arrived");
+    cluster.0.close(&name);
+    cluster.pass(100, &[]);
+    assert_eq!(refuse(&mut cluster).len(), 1);
+}
+
+#[test]
 fn an_allocation_that_is_queued_again_may_join_again() {
     let mut cluster = Cluster::new(policy(10));
     cluster.0.submit(independent(2));
