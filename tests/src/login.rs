@@ -55,8 +55,11 @@ impl LoginHost {
         fs::copy(folder.join("own.pub"), folder.join("authorized"))?;
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let shown = folder.display();
-        let set: Vec<String> = variables
+        // Of its own, since shells read what people have in theirs.
+        let home = shown.to_string();
+        let set: Vec<String> = [("HOME", &*home)]
             .iter()
+            .chain(variables)
             .map(|(name, value)| format!("\"{name}={value}\""))
             .collect();
         let text = format!(

@@ -32,9 +32,9 @@ const INIT: &str = r#"
 declare -A pids
 begin() {
     if [ "$1" = controller ]; then
-        slurmctld -D -f "$SLURM_CONF" $2 >/dev/null 2>&1 <&- &
+        slurmctld -D -f "$SLURM_CONF" $2 >/dev/null 2>&1 </dev/null &
     else
-        slurmd -D -N "$1" -f "$SLURM_CONF" >/dev/null 2>&1 <&- &
+        slurmd -D -N "$1" -f "$SLURM_CONF" >/dev/null 2>&1 </dev/null &
     fi
     pids[$1]=$!
 }

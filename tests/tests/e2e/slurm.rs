@@ -71,6 +71,7 @@ pub(crate) fn without_shellcheck() -> Option<String> {
 const WORKER: &str = r#"#!/bin/bash
 said() { echo "$SLURM_JOB_ID $SLURMD_NODENAME ${SLURM_RESTART_COUNT:-0} $*" >>"${0%/bin/*}/said"; }
 trap 'said leaves; exit 0' USR1
+trap : TERM
 token=$(cat "${@: $(($# - 2)):1}")
 said "$token" "$@"
 while :; do
