@@ -81,7 +81,7 @@ pub(super) const CASES: &[Case] = &[
     }),
     case(Code::UsageDiffers, Clean, |place| {
         let ledger = rusqlite::Connection::open(place.home().join("usage.db")).unwrap();
-        let row = "INSERT INTO usage SELECT lease, 1, 0, 1, 'm', 'm', 5, 0, 0, 1, 0, 1, NULL
+        let row = "INSERT INTO usage SELECT lease, 1, 0, 1, 'm', 'm', 5, 0, 0, 1, 0, 1, 0, NULL
              FROM lease LIMIT 1";
         assert_eq!(ledger.execute(row, []).unwrap(), 1);
     }),
