@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "muster/v1/common.proto",
         "muster/v1/worker.proto",
+        "muster/v1/pools.proto",
         "muster/v1/operator.proto",
     ];
     let descriptors = protox::compile(files, ["."])?;

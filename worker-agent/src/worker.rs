@@ -1,5 +1,8 @@
 //! The worker's loop: between the session machine, the disk, the link and the leases.
 
+mod leaving;
+mod looking;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,8 +10,8 @@ use std::time::Duration;
 
 use muster_git::{Cache, Git, GitError, Identity as Author};
 use muster_proto::v1::{
-    AgentsFound, DeclaredAgent, Drain, EventBatch, Goodbye, Grant, LeaseEvents, Report,
-    WorkerMessage, coordinator_message, worker_message,
+    AgentsFound, DeclaredAgent, Drain, EventBatch, Grant, LeaseEvents, Report, WorkerMessage,
+    coordinator_message, worker_message,
 };
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
@@ -29,6 +32,9 @@ use crate::session::link::{self, Access, Link, LinkEvent, Outgoing, Up};
 use crate::session::machine::{Machine, Output};
 use crate::spool::SpoolReader;
 
+use leaving::Leaving;
+use looking::look;
+
 /// Messages between the loop and the link, and between the loop and its leases.
 const WAITING_MAX: usize = 1_024;
 /// What leases told that is stored with one sync.
@@ -39,8 +45,6 @@ const EVENT_BATCH_BYTES: u64 = 64 * 1024;
 /// Longest wait before deadlines are looked at again: tokio's timers stand still while the host
 /// sleeps, leases do not.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How often declared agents are looked for again, so that one that is installed is found.
-const LOOK_FOR_AGENTS_EVERY: Duration = Duration::from_secs(10);
 /// How long a worker that leaves tries to say what became of its leases; its next start says the
 /// rest.
 const LEAVE_LIMIT: Duration = Duration::from_secs(60);
@@ -112,63 +116,6 @@ struct Worker {
     disk_patience: Duration,
     /// Tells the link that no further session is wanted.
     no_more: CancellationToken,
-}
-
-/// A worker that gives back what it holds.
-struct Leaving {
-    stop: Stop,
-    /// When it ends whatever is left.
-    until: Boottime,
-    began: Boottime,
-    /// Leases that were being worked on.
-    given_back: Vec<u64>,
-}
-
-/// Looks for agents, at once for what is wanted and then for versions, which may take long.
-async fn look(
-    mut wanted: watch::Receiver<Vec<DeclaredAgent>>,
-    tell: mpsc::Sender<AgentsFound>,
-    overrides: agent::Overrides,
-) {
-    let overrides = Arc::new(overrides);
-    loop {
-        let agents = Arc::new(wanted.borrow_and_update().clone());
-        for asking in [agent::Asking::Nothing, agent::Asking::Versions] {
-            let (agents, overrides) = (Arc::clone(&agents), Arc::clone(&overrides));
-            let looking = tokio::task::spawn_blocking(move || {
-                agent::found(
-                    &agents,
-                    &|name| std::env::var(name).ok(),
-                    &overrides,
-                    asking,
-                )
-            });
-            let found = tokio::select! {
-                found = looking => found,
-                // What is wanted now comes first; the answer to the question is kept for later.
-                Ok(()) = wanted.changed() => {
-                    wanted.mark_changed();
-                    break;
-                }
-            };
-            // Nobody is there any more, or it panicked: the next look may go better.
-            if let Ok(found) = found
-                && tell.send(found).await.is_err()
-            {
-                return;
-            }
-        }
-        let again = async {
-            match agents.is_empty() {
-                true => std::future::pending().await,
-                false => tokio::time::sleep(LOOK_FOR_AGENTS_EVERY).await,
-            }
-        };
-        tokio::select! {
-            changed = wanted.changed() => if changed.is_err() { return },
-            () = again => {}
-        }
-    }
 }
 
 /// What became of reports that were to be stored.
@@ -597,135 +544,6 @@ impl Worker {
             .events_sent(next.lease, last, bytes, clock::now());
     }
 
-    fn wished(&mut self) {
-        let wish = *self.wishes.borrow_and_update();
-        if wish >= Wish::Drain {
-            self.drain();
-        }
-        match wish {
-            Wish::Leave => {
-                tracing::info!("leaving: attempts are stopped and given back");
-                self.leave(Stop::Leave, clock::now().after(LEAVE_LIMIT));
-            }
-            Wish::HandOver => self.hand_over(),
-            Wish::Work | Wish::Drain => {}
-        }
-    }
-
-    /// Gives back what is held, since the machine goes away.
-    fn hand_over(&mut self) {
-        if self.leaving.is_some() {
-            return;
-        }
-        let hand_over = self.departure.begin(clock::now());
-        // The heartbeat that says that nothing is taken says this too.
-        self.lock().machine_ends(self.departure.ends_at());
-        self.drain();
-        self.leave(Stop::HandOver(hand_over), hand_over.until);
-        tracing::info!(
-            class = hand_over.class,
-            seconds = hand_over.until.since(clock::now()).as_secs(),
-            "handing over: {}",
-            hand_over.message()
-        );
-    }
-
-    fn leave(&mut self, stop: Stop, until: Boottime) {
-        if self.leaving.is_some() {
-            return;
-        }
-        let given_back = self.lock().working();
-        self.leaving = Some(Leaving {
-            stop,
-            until,
-            began: clock::now(),
-            given_back,
-        });
-        for lease in self.leases.values() {
-            lease.orders.send_modify(|orders| {
-                orders.stop.get_or_insert(stop);
-            });
-        }
-    }
-
-    fn drain(&self) {
-        let mut machine = self.lock();
-        if machine.is_draining() {
-            return;
-        }
-        tracing::info!("draining: nothing new is taken");
-        machine.drain();
-        if let (Some(heartbeat), Some(outgoing)) = (machine.heartbeat(clock::now()), &self.outgoing)
-        {
-            outgoing.say(worker_message::Kind::Heartbeat(heartbeat));
-        }
-    }
-
-    /// Tells whether there is nothing more to do.
-    fn ended(&mut self) -> Option<Ended> {
-        let now = clock::now();
-        if self.departure.is_due(now) {
-            self.hand_over();
-        }
-        let (holds_nothing, may_go, is_draining) = {
-            let machine = self.lock();
-            let (holds, may_go) = (machine.holds_nothing(), machine.may_go());
-            (holds, may_go, machine.is_draining())
-        };
-        if !holds_nothing {
-            self.idle_since = now;
-        }
-        let is_idle = self
-            .idle_exit
-            .is_some_and(|limit| now.since(self.idle_since) >= limit);
-        if is_idle {
-            self.drain();
-        }
-        match &self.leaving {
-            Some(leaving) if may_go || now >= leaving.until => Some(match leaving.stop {
-                Stop::HandOver(_) => Ended::HandedOver,
-                Stop::Leave | Stop::Salvage => Ended::Left,
-            }),
-            None if is_draining && may_go => Some(match is_idle {
-                true => Ended::Idle,
-                false => Ended::Drained,
-            }),
-            _ => None,
-        }
-    }
-
-    /// Says how the worker ends, and what is left of what it held.
-    fn tell_the_end(&self, ended: Ended) {
-        let held = self.lock().held();
-        let (took, given_back) = match &self.leaving {
-            Some(leaving) => (clock::now().since(leaving.began), &*leaving.given_back),
-            None => (Duration::ZERO, &[][..]),
-        };
-        let (left, given): (Vec<u64>, Vec<u64>) =
-            given_back.iter().partition(|lease| held.contains(lease));
-        let seconds = took.as_secs_f32();
-        match ended {
-            Ended::Drained => tracing::info!("drained: nothing is held any more"),
-            Ended::Idle => {
-                let limit = self.idle_exit.unwrap_or_default();
-                tracing::info!("nothing was held for {limit:?}: ending, as --idle-exit says");
-            }
-            Ended::HandedOver | Ended::Left if !left.is_empty() => tracing::warn!(
-                leases = ?given,
-                lost = ?left,
-                "handed over {} of {} leases in {seconds:.1} s: nobody took the others back, so they \
-                 run out by themselves",
-                given.len(),
-                given_back.len(),
-            ),
-            Ended::HandedOver | Ended::Left => tracing::info!(
-                leases = ?given,
-                "handed over {} leases in {seconds:.1} s: nothing is held any more",
-                given.len(),
-            ),
-        }
-    }
-
     /// Gives up if it holds leases and its disk has failed for so long: nothing can be published and
     /// no word be given, and somebody else could do the work.
     fn gives_up(&self) -> Result<(), Error> {
@@ -739,35 +557,6 @@ impl Worker {
             patience: self.disk_patience,
             what: what.unwrap_or_default(),
         })
-    }
-
-    /// Says goodbye if nothing is held, and waits a moment for the coordinator to end the session.
-    async fn say_goodbye(&mut self, ended: Ended, link_events: &mut mpsc::Receiver<LinkEvent>) {
-        self.no_more.cancel();
-        let Some(outgoing) = self.outgoing.take() else {
-            return;
-        };
-        let reason = match ended {
-            Ended::Drained => "drained",
-            Ended::Idle => "nothing to do",
-            Ended::HandedOver => "its machine goes away",
-            Ended::Left => "told to leave",
-        };
-        if self.lock().holds_nothing() {
-            let reason = reason.to_owned();
-            outgoing.say(worker_message::Kind::Goodbye(Goodbye { reason }));
-        }
-        // Ends the worker's side of the stream, once what was said has been taken.
-        drop(outgoing);
-        let session_ends = async {
-            while let Some(event) = link_events.recv().await {
-                if matches!(event, LinkEvent::Down) {
-                    return;
-                }
-            }
-        };
-        // A connection that takes nothing any more must not keep the worker.
-        let _ = tokio::time::timeout(LOOK_AGAIN, session_ends).await;
     }
 
     /// Stops what still runs, and waits until its processes are gone.

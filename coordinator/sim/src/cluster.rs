@@ -190,12 +190,17 @@ impl World<'_> {
         let nodes = self.scenario.workers.iter().filter(|plan| plan.pooled);
         let free = nodes.filter(|plan| {
             let off = self.cluster.off.get(&plan.id).copied().unwrap_or(0);
-            let runs = self.cluster.jobs.values().any(
-                |job| matches!(job.phase, Phase::Running { node, .. } if node == plan.id),
-            );
+            let runs = self
+                .cluster
+                .jobs
+                .values()
+                .any(|job| matches!(job.phase, Phase::Running { node, .. } if node == plan.id));
             let copy = self.hosts.iter();
             let mut copy = copy.filter(|host| host.plan.id == plan.id && host.runs());
-            !runs && off <= self.now && copy.next().is_none() && !job.exclude.contains(&node(plan.id))
+            !runs
+                && off <= self.now
+                && copy.next().is_none()
+                && !job.exclude.contains(&node(plan.id))
         });
         let free: Vec<&WorkerPlan> = free.collect();
         let roll = self.roll(61, nth, u64::from(job.begun));

@@ -338,11 +338,9 @@ impl World<'_> {
             if orphans && (other && self.copies(id) > 1 || other && held.external.is_some()) {
                 continue;
             }
-            self.ensure(
-                held.ending.is_some(),
-                "jobs are ended for a reason",
-                || format!("{external} is A{id}, which is not to end"),
-            )?;
+            self.ensure(held.ending.is_some(), "jobs are ended for a reason", || {
+                format!("{external} is A{id}, which is not to end")
+            })?;
             let leases = self.reference.open.iter();
             let mut leases = leases.filter(|lease| {
                 let lease = self.reference.leases.get(lease);
@@ -367,10 +365,8 @@ impl World<'_> {
         let held = self.store.shadow.allocation(*allocation);
         let external = held.and_then(|held| held.external.clone());
         let lives = external.filter(|external| self.surely_lives(external));
-        self.ensure(
-            lives.is_none(),
-            "what lives stays in the inventory",
-            || format!("{allocation} is said to have ended, and {lives:?} lives"),
-        )
+        self.ensure(lives.is_none(), "what lives stays in the inventory", || {
+            format!("{allocation} is said to have ended, and {lives:?} lives")
+        })
     }
 }

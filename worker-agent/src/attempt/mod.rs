@@ -8,6 +8,7 @@ mod dialogue;
 mod earlier;
 mod environment;
 mod folder;
+mod given;
 mod hiding;
 mod launch;
 mod leftover;

@@ -1,6 +1,5 @@
 //! Carries a lease through its phases.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::allowance::Allowance;
 use super::environment::environment;
 use super::folder::LeaseFolder;
-use super::hiding;
+use super::given::Given;
 use super::launch::{self, Launched, Program, Ran};
 use super::machine::{Happened, Next, Phase};
 use super::meter::Metering;
@@ -30,8 +29,7 @@ use crate::departure::HandOver;
 use crate::document::{Change, TaskDocument};
 use crate::failure::{chain, class, failure};
 use crate::identity::create_private;
-use crate::mask::{Hidden, Mask};
-use crate::secrets::{self, Shortest, ValueFrom};
+use crate::mask::Hidden;
 use crate::spool::{OUTPUT_BYTES_MAX, Spool};
 use crate::supervisor::{End, ExitReport, StopCause, TERM_GRACE};
 
@@ -53,15 +51,6 @@ const NOTICE_PATIENCE: Duration = Duration::from_secs(1);
 const SUMMARY_BYTES_MAX: usize = 4_096;
 /// Limit of work whose grant and document name none.
 const TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
-
-/// Variables of a lease's processes that are not in its document.
-pub(super) struct Given {
-    values: BTreeMap<String, String>,
-    /// Those of them whose values nobody may see.
-    masked: BTreeSet<String>,
-    /// Values that are hidden likewise, and given to nobody.
-    unseen: Vec<String>,
-}
 
 /// The work of one lease.
 pub(crate) struct Runner {
@@ -386,44 +375,6 @@ impl Runner {
         if let Ok(Err(error)) = emptied {
             tracing::warn!(lease = self.grant.lease, %error, "cannot delete temporary files");
         }
-    }
-
-    /// Looks up the variables whose values come from this host: those for everything that runs, and
-    /// `secrets` besides.
-    pub(super) fn given(
-        &self,
-        task: &TaskDocument,
-        secrets: &BTreeMap<String, ValueFrom>,
-    ) -> Result<Given, Failure> {
-        let own = |name: &str| std::env::var(name).ok();
-        let listed = &self.site.secrets;
-        let found = secrets::look_up(listed, own, &task.env_from, Shortest::Any).and_then(|env| {
-            let mut values = secrets::look_up(listed, own, secrets, Shortest::Masked)?;
-            values.extend(env);
-            Ok(values)
-        });
-        let values =
-            found.map_err(|error| failure(class::SECRET_UNAVAILABLE, &chain(&error), b""))?;
-        let masked = values.keys().cloned().collect();
-        Ok(Given {
-            values,
-            masked,
-            unseen: Vec::new(),
-        })
-    }
-
-    /// Hides what was given in everything that this lease tells, and all else that its task's agent is
-    /// given: it may have written it into what is verified. What this worker does not have it cannot hide.
-    pub(super) fn hide(&self, task: &TaskDocument, given: &mut Given) {
-        let own = |name: &str| std::env::var(name).ok();
-        let known = hiding::values(&self.site.secrets, &own, task);
-        given.unseen.extend(known);
-        let values = given
-            .masked
-            .iter()
-            .filter_map(|name| given.values.get(name))
-            .chain(&given.unseen);
-        self.hidden.set(Mask::of(values.map(String::as_str)));
     }
 
     /// Describes a program of this lease that runs in its work tree.

@@ -119,7 +119,8 @@ impl Memory {
         let there = held.iter().filter(|one| one.has_arrived());
         let there = there.map(|one| one.first);
         let listed = held.iter().filter(|one| chosen.contains_key(&one.id));
-        self.arrived.extend(there.chain(listed.map(|one| one.first)));
+        self.arrived
+            .extend(there.chain(listed.map(|one| one.first)));
         let firsts: BTreeSet<AllocationId> = held.iter().map(|one| one.first).collect();
         self.arrived.retain(|first| firsts.contains(first));
         let arrived = &self.arrived;
