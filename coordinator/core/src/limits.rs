@@ -158,10 +158,12 @@ pub const DEMAND_SCAN: usize = 10_000;
 pub const POOL_BACKOFF_FIRST: Span = Span::from_secs(5);
 /// Longest delay between failed starts.
 pub const POOL_BACKOFF_MAX: Span = Span::from_secs(600);
-/// What must be left of a machine's time besides the time that work is expected to take.
-pub const WALLTIME_MARGIN: Span = Span::from_secs(120);
-/// What must be left of a machine's time for work of which nothing is known.
-pub const WALLTIME_FLOOR: Span = Span::from_secs(180);
+/// What must be left of a machine's time for work besides what the work is expected to take: for its
+/// checkout and its commit.
+pub const WALLTIME_MARGIN: Span = Span::from_secs(60);
+/// What must be left of a machine's time for work of which nothing is known: enough to begin. What it
+/// does not finish is handed over and goes on elsewhere.
+pub const WALLTIME_FLOOR: Span = Span::from_secs(10);
 /// An attempt that fails sooner has hardly begun.
 pub const QUICK_FAILURE: Span = Span::from_secs(30);
 /// Tasks whose attempts failed at once on a host after which it is quarantined: one may be to blame

@@ -246,11 +246,11 @@ fn work_that_takes_longer_than_the_machines_stay_starts_nothing() {
             task.profile.requirement.expected = Span::from_secs(secs);
         }
     };
-    cluster.0.submit(independent(1).each(long(3_500)));
+    cluster.0.submit(independent(1).each(long(3_560)));
     assert_eq!(cluster.wanted(), 0);
     cluster
         .0
-        .submit(independent(1).named("second").each(long(3_400)));
+        .submit(independent(1).named("second").each(long(3_540)));
     assert_eq!(cluster.wanted(), 1);
 }
 
@@ -275,9 +275,9 @@ fn work_is_not_leased_to_a_machine_that_goes_away_before_it_is_done() {
         ..offer(2)
     };
     cluster.0.hello("w1", 1, offer);
-    beat(&mut cluster, 700);
+    beat(&mut cluster, 650);
     assert!(cluster.0.live().is_empty());
-    beat(&mut cluster, 720);
+    beat(&mut cluster, 660);
     assert_eq!(cluster.0.live().len(), 1);
 }
 
