@@ -142,13 +142,14 @@ impl Carrier {
                 self.order(state, *first, *count, &wanted.exclude).await?;
             }
         }
-        if !wanted.ends.is_empty()
-            && Instant::now() >= state.next_list
-            && let Err(error) = self.provider.end(&wanted.ends).await
-        {
-            self.trouble("end allocations", &error);
-        }
         if Instant::now() >= state.next_list {
+            // Of what is to end by now: orders take their time, and some may have joined meanwhile.
+            let ends = self.wanted().await?.ends;
+            if !ends.is_empty()
+                && let Err(error) = self.provider.end(&ends).await
+            {
+                self.trouble("end allocations", &error);
+            }
             self.look(state).await?;
         }
         Ok(())
