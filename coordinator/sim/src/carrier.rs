@@ -213,15 +213,16 @@ impl World<'_> {
             orders.remove(&one.first);
         }
         let pool = state.pool(POOL);
-        let exclude: Vec<Arc<str>> = pool.map_or(vec![], |pool| {
-            pool.quarantined.keys().cloned().collect()
-        });
-        let orders = orders.into_iter().map(|(first, (count, ends))| Todo::Order {
-            first,
-            count,
-            ends,
-            exclude: exclude.clone(),
-        });
+        let exclude: Vec<Arc<str>> =
+            pool.map_or(vec![], |pool| pool.quarantined.keys().cloned().collect());
+        let orders = orders
+            .into_iter()
+            .map(|(first, (count, ends))| Todo::Order {
+                first,
+                count,
+                ends,
+                exclude: exclude.clone(),
+            });
         orders.chain([Todo::Ends, Todo::Look]).collect()
     }
 

@@ -1,5 +1,6 @@
 //! Carries out, for one pool, what the core wants of its provider: places orders, watches what
-//! became of them, ends what is to end. Safe to repeat from any point.
+//! became of them, ends what is to end. Safe to repeat from any point. The simulator's `carrier.rs` is
+//! a model of it: what changes here changes there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
