@@ -54,7 +54,7 @@ enum Todo {
         ends: bool,
         exclude: Vec<Arc<str>>,
     },
-    Ends(Vec<Box<str>>),
+    Ends,
     Look,
     Compare(Vec<Sighting>),
     Orphans(Vec<Box<str>>),
@@ -201,17 +201,12 @@ impl World<'_> {
 
     fn wanted(&self) -> VecDeque<Todo> {
         let state = &self.coordinator.state;
-        let mut ends = vec![];
         let mut orders: BTreeMap<AllocationId, (u32, bool)> = BTreeMap::new();
         for held in state.allocations() {
-            match (&held.external, held.phase) {
-                (Some(external), _) if state.may_end(held.id) => ends.push(external.clone()),
-                (None, Phase::Wanted) => {
-                    let order = orders.entry(held.first).or_insert((0, true));
-                    order.0 += 1;
-                    order.1 &= held.ending.is_some();
-                }
-                _ => {}
+            if held.external.is_none() && held.phase == Phase::Wanted {
+                let order = orders.entry(held.first).or_insert((0, true));
+                order.0 += 1;
+                order.1 &= held.ending.is_some();
             }
         }
         for one in self.held().iter().filter(|one| one.has_arrived()) {
@@ -228,7 +223,7 @@ impl World<'_> {
                 ends,
                 exclude: exclude.clone(),
             });
-        orders.chain([Todo::Ends(ends), Todo::Look]).collect()
+        orders.chain([Todo::Ends, Todo::Look]).collect()
     }
 
     fn held(&self) -> Vec<Held> {
@@ -253,7 +248,11 @@ impl World<'_> {
                 ends,
                 exclude,
             } => Ok(self.order(first, count, ends, exclude)),
-            Todo::Ends(externals) => {
+            Todo::Ends => {
+                let state = &self.coordinator.state;
+                let ending = state.allocations().filter(|held| state.may_end(held.id));
+                let externals = ending.filter_map(|held| held.external.clone());
+                let externals: Vec<Box<str>> = externals.collect();
                 if externals.is_empty() || !due {
                     return Ok(false);
                 }

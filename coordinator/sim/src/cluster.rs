@@ -44,6 +44,8 @@ pub(crate) struct Job {
     /// The list leaves it out meanwhile.
     hidden: (u64, u64),
     begun: u32,
+    /// Its end was asked for.
+    ending: bool,
 }
 
 impl Job {
@@ -87,7 +89,7 @@ impl World<'_> {
     }
 
     /// An order comes to the cluster.
-    pub(crate) fn order_arrives(&mut self, order: Arrival) -> Checked {
+    pub(crate) fn order_arrives(&mut self, order: &Arrival) -> Checked {
         let now = self.now;
         let again = self.cluster.jobs.values();
         // What the list left out may well be taken for lost.
@@ -141,6 +143,7 @@ impl World<'_> {
                         exclude: order.exclude.clone(),
                         hidden,
                         begun: 0,
+                        ending: false,
                     },
                 );
                 self.push(due, Ev::ClusterLooks);
@@ -179,7 +182,7 @@ impl World<'_> {
         let waiting: Vec<u64> = waiting.map(|(nth, _)| *nth).collect();
         for nth in waiting {
             if let Some(node) = self.free_node(nth) {
-                self.begin_job(nth, node);
+                self.begin_job(nth, &node);
             }
         }
     }
@@ -208,13 +211,13 @@ impl World<'_> {
         free.get(chosen).map(|plan| (*plan).clone())
     }
 
-    fn begin_job(&mut self, nth: u64, plan: WorkerPlan) {
+    fn begin_job(&mut self, nth: u64, plan: &WorkerPlan) {
         let now = self.now;
         let Some(job) = self.cluster.jobs.get_mut(&nth) else {
             return;
         };
         let allocation = job.allocation();
-        let mut fresh = Host::new(&plan);
+        let mut fresh = Host::new(plan);
         fresh.join(AllocationId(allocation), nth);
         let known = self.hosts.iter().position(|host| host.id == fresh.id);
         let host = known.unwrap_or(self.hosts.len());
@@ -362,6 +365,9 @@ impl World<'_> {
         let asked = asked.filter(|(_, job)| externals.contains(&job.external) && job.lives());
         let asked: Vec<(u64, u64)> = asked.map(|(nth, job)| (*nth, job.fate.ends_ms)).collect();
         for (nth, ends_ms) in asked {
+            if let Some(job) = self.cluster.jobs.get_mut(&nth) {
+                job.ending = true;
+            }
             let ends_ms = if self.calm { 0 } else { ends_ms };
             self.push(self.now + ends_ms, Ev::JobEnds(nth));
         }
@@ -380,6 +386,10 @@ impl World<'_> {
             },
             index: job.index,
             state: match job.phase {
+                Phase::Queued { .. } | Phase::Running { .. } if self.is_unsure(job) => {
+                    Sighted::Unknown
+                }
+                Phase::Running { .. } if job.ending => Sighted::Ending,
                 Phase::Queued { .. } => Sighted::Queued,
                 Phase::Running { node: on, .. } => Sighted::Running {
                     host: (*node(on)).into(),
@@ -390,6 +400,12 @@ impl World<'_> {
             },
         });
         sightings.collect()
+    }
+
+    /// Tells whether the cluster does not know now how it goes with a job.
+    fn is_unsure(&self, job: &Job) -> bool {
+        let roll = self.roll(67, job.allocation(), self.now);
+        !self.calm && roll.is_multiple_of(12)
     }
 
     /// Faults of the cluster stop.

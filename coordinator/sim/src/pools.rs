@@ -335,7 +335,7 @@ impl World<'_> {
                 continue;
             };
             let other = held.external.as_deref() != Some(&**external);
-            if orphans && (other && self.copies(id) > 1 || other && held.external.is_some()) {
+            if orphans && other && (self.copies(id) > 1 || held.external.is_some()) {
                 continue;
             }
             self.ensure(held.ending.is_some(), "jobs are ended for a reason", || {

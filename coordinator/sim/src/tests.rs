@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::*;
-use crate::scenario::{Deed, DeedEnd, Happening, Moment, What, When};
+use crate::scenario::{
+    Deed, DeedEnd, Happening, JobFate, JobKind, Moment, OrderFate, PoolPlan, What, When, WorkerPlan,
+};
 
 #[derive(Default)]
 struct Story {
@@ -43,6 +45,8 @@ fn worlds_of_many_seeds_are_as_they_must_be() {
     // A simulator in which nothing goes wrong finds nothing.
     assert!(counts.expired > 20 && counts.restarts > 50, "{counts:?}");
     assert!(counts.lies > 500 && counts.requests > 500, "{counts:?}");
+    let pools = (0..200).filter(|seed| Scenario::generate(*seed).pool.is_some());
+    assert!(pools.count() > 20);
 }
 
 /// Seeds that once showed a defect of Muster, or of a model of its surroundings.
@@ -222,4 +226,97 @@ fn work_waits_for_a_worker_with_its_label_and_enough_processors() {
     run(&scenario, &mut story).unwrap();
     let (at, line) = told(&story.text, &["lease_granted L1"]);
     assert!(at >= 50_000 && line.contains("to w7"), "{at} {line}");
+}
+
+/// A world whose only machines are those of a cluster, each job with the next of these fates.
+fn cluster(orders: Vec<OrderFate>, kinds: &[JobKind]) -> Scenario {
+    let mut scenario = one_worker(vec![]);
+    for worker in &mut scenario.workers {
+        worker.pooled = true;
+    }
+    let other = WorkerPlan {
+        id: 7,
+        ..scenario.workers[0].clone()
+    };
+    scenario.workers.push(other);
+    let job = |kind: &JobKind| JobFate {
+        starts_ms: 1_000,
+        ends_ms: 100,
+        kind: *kind,
+    };
+    scenario.pool = Some(PoolPlan {
+        max: 1,
+        idle_timeout_ms: 10_000,
+        join_timeout_ms: 20_000,
+        backlog: 1,
+        burst: 1,
+        failures_max: 3,
+        quarantine: true,
+        poll_ms: 2_000,
+        orders,
+        jobs: kinds.iter().map(job).collect(),
+    });
+    scenario
+}
+
+#[test]
+fn a_cluster_goes_from_nothing_to_what_the_work_needs_and_back() {
+    let mut story = Story::default();
+    run(&cluster(vec![], &[JobKind::Good]), &mut story).unwrap();
+    let story = story.text;
+    let (begun, _) = told(&story, &["j1 begins on"]);
+    let (granted, line) = told(&story, &["lease_granted L1"]);
+    assert!(line.contains(".A1:"), "{line}");
+    let (archived, _) = told(&story, &["run_archived"]);
+    let (ended, _) = told(&story, &["j1 ends"]);
+    assert!(begun < granted && granted < archived && archived < ended);
+    assert!(!story.contains("j2 begins"), "{story}");
+}
+
+#[test]
+fn whatever_becomes_of_orders_and_jobs_the_work_is_done_and_nothing_is_left() {
+    let kinds = [
+        JobKind::NeverStarts,
+        JobKind::Twice,
+        JobKind::DiesYoung { after_ms: 20_000 },
+        JobKind::Requeued {
+            after_ms: 20_000,
+            overlap_ms: 200_000,
+        },
+        JobKind::Forgotten {
+            after_ms: 100,
+            for_ms: 100_000,
+        },
+        JobKind::NeverJoins,
+    ];
+    let orders = [
+        OrderFate::Taken,
+        OrderFate::Refused,
+        OrderFate::AnswerLost,
+        OrderFate::NeverArrives,
+        OrderFate::Late { ms: 25_000 },
+    ];
+    for order in orders {
+        for kind in kinds {
+            let world = run(&cluster(vec![order], &[kind]), &mut Unwatched);
+            world.unwrap_or_else(|violation| panic!("{order:?} {kind:?}: {violation}"));
+        }
+    }
+}
+
+#[test]
+fn a_job_that_is_started_again_elsewhere_does_its_work_though_its_old_copy_runs_on() {
+    let requeued = JobKind::Requeued {
+        after_ms: 20_000,
+        overlap_ms: 200_000,
+    };
+    let mut story = Story::default();
+    run(&cluster(vec![], &[requeued]), &mut story).unwrap();
+    let story = story.text;
+    let (again, _) = told(&story, &["j1 goes back into the queue"]);
+    let begun = story.lines().filter(|line| line.contains("j1 begins on"));
+    assert_eq!(begun.count(), 2);
+    let (expired, _) = told(&story, &["lease_closed L1", "Expired"]);
+    let (done, _) = told(&story, &["task_succeeded"]);
+    assert!(again < expired && expired < done, "{story}");
 }

@@ -431,7 +431,7 @@ impl<'w> World<'w> {
                 self.called(start, nth, *answer);
                 Ok(())
             }
-            Ev::OrderArrives(order) => self.order_arrives(*order),
+            Ev::OrderArrives(order) => self.order_arrives(&order),
             Ev::EndArrives(externals) => {
                 self.end_arrives(&externals);
                 Ok(())

@@ -1,5 +1,6 @@
 //! Carries out, for one pool, what the core wants of its provider: places orders, watches what
-//! became of them, ends what is to end. Safe to repeat from any point.
+//! became of them, ends what is to end. Safe to repeat from any point. The simulator's `carrier.rs` is
+//! a model of it: what changes here changes there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -142,13 +143,14 @@ impl Carrier {
                 self.order(state, *first, *count, &wanted.exclude).await?;
             }
         }
-        if !wanted.ends.is_empty()
-            && Instant::now() >= state.next_list
-            && let Err(error) = self.provider.end(&wanted.ends).await
-        {
-            self.trouble("end allocations", &error);
-        }
         if Instant::now() >= state.next_list {
+            // Of what is to end by now: orders take their time, and some may have joined meanwhile.
+            let ends = self.wanted().await?.ends;
+            if !ends.is_empty()
+                && let Err(error) = self.provider.end(&ends).await
+            {
+                self.trouble("end allocations", &error);
+            }
             self.look(state).await?;
         }
         Ok(())

@@ -53,6 +53,7 @@ impl State {
         match &event.kind {
             EventKind::CoordinatorStarted { epoch } => {
                 self.epoch = *epoch;
+                self.started_at = event.at;
                 if *epoch >= Epoch::RESTORED {
                     self.next_run = self.next_run.max(RunId(epoch.0));
                     self.next_lease = self.next_lease.max(LeaseId(epoch.0));

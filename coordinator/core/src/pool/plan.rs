@@ -566,7 +566,8 @@ impl<'a> Ledger<'a> {
                 });
             } else if let Phase::Running { since } = allocation.phase
                 && !allocation.joined
-                && now.since(since) > self.policy.join_timeout
+                // Nobody could join while no coordinator was there.
+                && now.since(since.max(state.started_at)) > self.policy.join_timeout
             {
                 let why = format!(
                     "it runs for {} s and no worker has joined",

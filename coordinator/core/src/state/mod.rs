@@ -355,6 +355,8 @@ impl Default for LeaseClocks {
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct State {
     pub(crate) epoch: Epoch,
+    /// When the coordinator was started last; not in images, after which a start follows.
+    pub(crate) started_at: Timestamp,
     pub(crate) last_seq: u64,
     pub(crate) next_run: RunId,
     pub(crate) next_lease: LeaseId,

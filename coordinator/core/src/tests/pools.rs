@@ -480,6 +480,21 @@ fn an_allocation_whose_worker_never_joins_is_ended_and_counted() {
 }
 
 #[test]
+fn the_time_to_join_in_does_not_pass_while_no_coordinator_is_there() {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(2));
+    cluster.wanted();
+    cluster.run(&[1]);
+    cluster.pass(301, &[]);
+    let now = cluster.0.now;
+    let epoch = crate::ids::Epoch(2);
+    drop(cluster.0.state.start(now, epoch));
+    assert_eq!(cluster.ending(), []);
+    cluster.pass(301, &[]);
+    assert_eq!(cluster.ending(), [(1, EndCause::NeverJoined)]);
+}
+
+#[test]
 fn an_allocation_that_its_provider_forgot_stays_while_its_worker_is_heard() {
     let mut cluster = Cluster::new(policy(10));
     cluster.0.submit(independent(2));
