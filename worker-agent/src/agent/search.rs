@@ -154,7 +154,12 @@ mod tests {
             (wanted("codex", "a", ""), None),
             (wanted("of-tomorrow", "a", &tool), None),
         ] {
-            let found = found(&[agent.clone()], &own, &overrides, Asking::Versions);
+            let found = found(
+                std::slice::from_ref(&agent),
+                &own,
+                &overrides,
+                Asking::Versions,
+            );
             let [looked] = &found.looked_for[..] else {
                 panic!("one was asked for");
             };
