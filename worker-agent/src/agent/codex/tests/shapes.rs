@@ -44,10 +44,6 @@ fn a_tool_of_a_server_is_asked_about_with_the_choices_that_the_agent_has() {
             json!({"action": "accept", "content": {}, "_meta": {"persist": "session"}}),
         ),
         (
-            ChoiceEffect::AllowRule,
-            json!({"action": "accept", "content": {}, "_meta": {"persist": "always"}}),
-        ),
-        (
             ChoiceEffect::Deny,
             json!({"action": "decline", "content": null, "_meta": null}),
         ),
@@ -58,7 +54,14 @@ fn a_tool_of_a_server_is_asked_about_with_the_choices_that_the_agent_has() {
             &json!("a"),
             params.clone(),
         );
-        assert_eq!(player.open[0].kind, "tool");
+        let open = &player.open[0];
+        assert_eq!(open.kind, "tool");
+        let lasting =
+            |choice: &muster_proto::v1::Choice| choice.effect() == ChoiceEffect::AllowRule;
+        assert!(
+            !open.choices.iter().any(lasting),
+            "it would outlive the task"
+        );
         player.decide(effect, "");
         assert_eq!(last_sent(&player), json!({"id": "a", "result": expected}));
     }
