@@ -444,6 +444,8 @@ tasks:
   - {name: d, agent: apart, prompt: x}
   - {name: e, agent: mine, prompt: x, env: {PATH: {env: OTHER_PATH}}}
   - {name: f, run: echo}
+  - {name: g, agent: acp, prompt: x}
+  - {name: h, agent: acp, prompt: x, env: {PATH: /opt/bin}}
 ";
     let plan = parse("p", text.as_bytes(), &configured).unwrap();
     let lowered = plan.lower(&Admission::default()).unwrap();
@@ -461,6 +463,9 @@ tasks:
         None,
         None,
         None,
+        // Nobody has a program for it unless a worker's operator says so.
+        Some("acp acp \"\"".to_owned()),
+        Some("acp acp \"\"".to_owned()),
     ];
     assert_eq!(declared, expected);
 }
