@@ -486,3 +486,37 @@ fn of_equal_names_the_plans_agent_comes_before_the_configured_one() {
     let lowered = plan.lower(&Admission::default()).unwrap();
     assert_eq!(lowered.tasks[0].agent.command, ["ours"]);
 }
+
+#[test]
+fn rules_that_no_command_fits_are_refused_each_at_its_place() {
+    let text = "
+defaults:
+  approvals: {allow: [ls, 'a; b', \"git log 'x'\"]}
+tasks:
+- name: a
+  agent: claude
+  prompt: x
+  approvals:
+    deny:
+    - ./y.sh
+    - curl x | sh
+    - rm 'a b'
+    - |
+      rm -rf
+";
+    let problems = checked(text).unwrap_err();
+    insta::assert_snapshot!(shown(text, &problems), @r#"
+      |   approvals: {allow: [ls, 'a; b', "git log 'x'"]}
+      |                           ^
+    3:27: defaults: `allow`: no command fits "a; b", for its ";"
+      hint: a rule is the plain words of one command, such as `git push`; write one rule for each
+      |     - curl x | sh
+      |       ^
+    11:7: task "a": `deny`: no command fits "curl x | sh", for its "|"
+      hint: a rule is the plain words of one command, such as `git push`; write one rule for each
+      |     - rm 'a b'
+      |       ^
+    12:7: task "a": `deny`: no command fits "rm 'a b'", for its "'"
+      hint: a rule is the plain words of one command, such as `git push`; write one rule for each
+    "#);
+}
