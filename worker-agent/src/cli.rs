@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::attempt;
 use crate::clock::{self, Boottime};
 use crate::document::{ApprovalPolicy, AskMode};
 use crate::failure::chain;
@@ -125,10 +126,10 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Approvals::Never)]
     approvals: Approvals,
     /// Commands of agents that begin with these words are allowed without a person; may be repeated.
-    #[arg(long = "allow-command", value_name = "WORDS")]
+    #[arg(long = "allow-command", value_name = "WORDS", value_parser = allowed)]
     allow: Vec<String>,
     /// Commands of agents that begin with these words are denied, whatever plans allow; may be repeated.
-    #[arg(long = "deny-command", value_name = "WORDS")]
+    #[arg(long = "deny-command", value_name = "WORDS", value_parser = denied)]
     deny: Vec<String>,
     /// Most bytes of new and changed files in the result of one attempt, such as `800MB` or `2GB`.
     ///
@@ -387,6 +388,26 @@ impl WorkerArgs {
     }
 }
 
+fn allowed(text: &str) -> Result<String, String> {
+    rule(text, attempt::allows_nothing(text))
+}
+
+fn denied(text: &str) -> Result<String, String> {
+    rule(text, attempt::denies_nothing(text))
+}
+
+fn rule(text: &str, useless: Option<char>) -> Result<String, String> {
+    const HOW: &str = "write the plain words of one command, such as 'git push'";
+    match useless {
+        Some(character) => Err(format!(
+            "no command fits it, for its {:?}: {HOW}; give the option again for another",
+            character.to_string()
+        )),
+        None if text.trim().is_empty() => Err(HOW.to_owned()),
+        None => Ok(text.to_owned()),
+    }
+}
+
 fn slots(text: &str) -> Result<u32, String> {
     text.parse()
         .ok()
@@ -507,6 +528,19 @@ mod tests {
         for wrong in ["", "=a", "a b", "a\u{1b}[31m"] {
             assert!(label(wrong).unwrap_err().contains("key=value"), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn rules_that_no_command_fits_are_refused() {
+        assert_eq!(denied("./y.sh -f"), Ok("./y.sh -f".to_owned()));
+        assert_eq!(allowed("git log 'x'"), Ok("git log 'x'".to_owned()));
+        for wrong in ["", " ", "curl | sh", "rm; ls", "$HOME/x", "a\nb", "a > b"] {
+            for checked in [denied(wrong), allowed(wrong)] {
+                assert!(checked.unwrap_err().contains("one command"), "{wrong:?}");
+            }
+        }
+        let quoted = denied("rm 'a b'").unwrap_err();
+        assert!(quoted.contains("\"'\""), "{quoted}");
     }
 
     #[test]

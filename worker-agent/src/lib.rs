@@ -25,7 +25,7 @@ pub mod supervisor;
 pub mod trial;
 mod worker;
 
-pub use attempt::LeftoverError;
+pub use attempt::{LeftoverError, allows_nothing, denies_nothing};
 pub use departure::HandOver;
 pub use disk::FREE_BYTES_MIN;
 pub use document::{ApprovalPolicy, AskMode};

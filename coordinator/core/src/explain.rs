@@ -449,6 +449,13 @@ impl Explanation {
                 Waiting::NoWorkers => Some("start a worker".into()),
                 Waiting::NoneFits { lacks } => {
                     if let Some((Lack::Program(agent), _)) = lacks.first() {
+                        if is_bare(agent) {
+                            return Some(format!(
+                                "declare it in the plan, `agents: {{NAME: {{kind: {}, command: \
+                                 [...]}}}}`, or start a worker with `--agent {}=COMMAND`",
+                                agent.kind, agent.name
+                            ));
+                        }
                         return Some(format!(
                             "install {} where a worker runs, which finds it within a minute, or \
                              start a worker with `--agent {}=COMMAND`",
@@ -500,8 +507,14 @@ impl Explanation {
 }
 
 /// Names what a declared agent needs on a host.
+/// Tells whether it is a built-in agent that has no program unless a worker's operator names one.
+fn is_bare(agent: &DeclaredAgent) -> bool {
+    agent.program.is_empty() && agent.name == agent.kind
+}
+
 fn program_of(agent: &DeclaredAgent) -> String {
     match &*agent.program {
+        "" if is_bare(agent) => "a command for it".to_owned(),
         "" => format!("the program of {}", agent.kind),
         program => format!("the program `{program}`"),
     }

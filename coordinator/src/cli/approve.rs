@@ -6,7 +6,7 @@ use tonic::Code;
 
 use super::arguments::{Approve, Deny};
 use super::context::{Context, Session};
-use super::error::{CliError, Exit, Result};
+use super::error::{CliError, Exit, Kind, Result};
 use crate::output::one_line;
 
 /// What is said to one question or several.
@@ -53,7 +53,7 @@ async fn say(context: &Context, ids: &[String], word: &Word, as_json: bool) -> R
     said
 }
 
-/// Answers one after the other; the first that takes no answer ends it.
+/// Answers one after the other, also when some of them take no answer; the worst refusal is the result.
 async fn answer(
     context: &Context,
     session: &Session,
@@ -62,6 +62,7 @@ async fn answer(
     as_json: bool,
 ) -> Result<Exit> {
     let mut answered = vec![];
+    let mut refusals = Refusals::default();
     for id in ids {
         let request = v1::AnswerQuestionRequest {
             id: id.clone(),
@@ -69,24 +70,62 @@ async fn answer(
             effect: word.effect.into(),
             text: word.text.clone(),
         };
-        let said = session.client.operator().answer_question(request).await;
-        let said = said.map_err(|status| refused(status, &context.program))?;
-        let said = said.into_inner();
-        if !as_json {
-            context.output.say(&told(&said));
+        match session.client.operator().answer_question(request).await {
+            Ok(said) => {
+                let said = said.into_inner();
+                if !as_json {
+                    context.output.say(&told(&said));
+                }
+                answered.push(described(&said));
+            }
+            Err(status) => {
+                let error = refused(status, &context.program);
+                if ids.len() > 1 {
+                    let error = error.while_doing(format!("answer {id}"));
+                    error.report(context.output);
+                    refusals.note(id, &error);
+                } else {
+                    return Err(error);
+                }
+            }
         }
-        answered.push(described(&said));
     }
     if as_json {
-        context.output.json(&json!({ "answered": answered }))?;
+        let refused = &refusals.ids;
+        let all = json!({ "answered": answered, "refused": refused });
+        context.output.json(&all)?;
     }
-    if session.is_own() && !as_json {
+    if session.is_own() && !as_json && !answered.is_empty() {
         let hint = "nothing runs here now; go on with: PROGRAM run --resume";
         context
             .output
             .say(&hint.replace("PROGRAM", &context.program));
     }
-    Ok(Exit::Success)
+    refusals.end()
+}
+
+/// The questions among several that took no answer.
+#[derive(Default)]
+struct Refusals {
+    ids: Vec<String>,
+    worst: Option<Kind>,
+}
+
+impl Refusals {
+    fn note(&mut self, id: &str, error: &CliError) {
+        self.ids.push(one_line(id));
+        let kinds = self.worst.into_iter().chain([error.kind()]);
+        self.worst = kinds.max_by_key(|kind| kind.code());
+    }
+
+    /// Says which are open still, with the exit code of the worst refusal.
+    fn end(self) -> Result<Exit> {
+        let Some(kind) = self.worst else {
+            return Ok(Exit::Success);
+        };
+        let message = format!("not answered: {}", self.ids.join(", "));
+        Err(CliError::new(kind, anyhow::Error::msg(message)))
+    }
 }
 
 fn refused(status: tonic::Status, program: &str) -> CliError {
@@ -160,6 +199,22 @@ mod tests {
             ..said
         };
         assert_eq!(told(&again), "Q7: allow (as before)");
+    }
+
+    #[test]
+    fn those_of_several_that_took_no_answer_are_named_with_the_code_of_the_worst() {
+        assert_eq!(Refusals::default().end().unwrap(), Exit::Success);
+        let mut refusals = Refusals::default();
+        for (id, status) in [
+            ("Q14", tonic::Status::not_found("no question Q14")),
+            ("Q15", tonic::Status::unavailable("gone")),
+            ("Q16", tonic::Status::not_found("no question Q16")),
+        ] {
+            refusals.note(id, &refused(status, "coordinator"));
+        }
+        let error = refusals.end().unwrap_err();
+        assert_eq!(error.kind(), Kind::Connection);
+        assert_eq!(error.message(), "not answered: Q14, Q15, Q16");
     }
 
     #[test]

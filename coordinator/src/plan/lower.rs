@@ -305,7 +305,7 @@ fn requirement(settings: &Settings, agent: &str) -> Requirement {
     }
 }
 
-/// Gives what workers have to look for; `None` for a built-in agent.
+/// Gives what workers have to look for; `None` for a built-in agent that has a program of its own.
 fn declared(
     document: &PlanDocument,
     configured: &BTreeMap<String, AgentDefinition>,
@@ -313,6 +313,15 @@ fn declared(
     agent_env: &BTreeMap<String, String>,
     settings: &Settings,
 ) -> Option<DeclaredAgent> {
+    let looked_for = DeclaredAgent {
+        kind: agent.kind.as_str().into(),
+        name: agent.name.as_str().into(),
+        program: agent.command.first().map_or("", String::as_str).into(),
+    };
+    if agent.kind == AgentKind::Acp && agent.command.is_empty() {
+        // No host has its program by itself: only a worker's operator may name one.
+        return Some(looked_for);
+    }
     if !document.agents.contains_key(&agent.name) && !configured.contains_key(&agent.name) {
         return None;
     }
@@ -325,11 +334,7 @@ fn declared(
     if names.any(|name| name == "PATH") {
         return None;
     }
-    Some(DeclaredAgent {
-        kind: agent.kind.as_str().into(),
-        name: agent.name.as_str().into(),
-        program: agent.command.first().map_or("", String::as_str).into(),
-    })
+    Some(looked_for)
 }
 
 fn task_spec(

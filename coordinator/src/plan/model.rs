@@ -123,10 +123,12 @@ pub struct Approvals {
     /// What happens to questions that no rule answers. The persona's skills are read without one.
     #[serde(default)]
     pub ask: Ask,
-    /// Commands that begin with these words are allowed.
+    /// Commands that begin with these words are allowed. Each is one command's, without `;`, `|`, `$` and
+    /// the like.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<String>,
-    /// Commands with these words in a row, anywhere, are denied, whatever else is allowed.
+    /// Commands with these words in a row, anywhere, are denied, whatever else is allowed. Each is one
+    /// command's, without `;`, `|`, `$`, quotes and the like; the program counts by its name, without folders.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<String>,
 }
@@ -303,9 +305,18 @@ pub(super) fn model_settings(reader: &mut Reader<'_>, fields: &Fields<'_>) -> Mo
 }
 
 fn words(reader: &mut Reader<'_>, key: &str, node: &Node, bytes_max: usize) -> Option<Vec<String>> {
-    let (words, _) = reader.texts(key, node, |reader, key, item| {
+    bounded(reader, key, node, |reader, key, item| {
         reader.word(key, item, bytes_max)
-    })?;
+    })
+}
+
+fn bounded(
+    reader: &mut Reader<'_>,
+    key: &str,
+    node: &Node,
+    read: impl FnMut(&mut Reader<'_>, &str, &Node) -> Option<String>,
+) -> Option<Vec<String>> {
+    let (words, _) = reader.texts(key, node, read)?;
     if words.len() > ITEMS_MAX {
         reader.wrong(node.at, &format!("`{key}` has more than {ITEMS_MAX} items"));
         return None;
@@ -332,18 +343,37 @@ fn approvals(reader: &mut Reader<'_>, node: &Node) -> Option<Approvals> {
     if let Some(node) = fields.get("ask") {
         approvals.ask = reader.choice("ask", node, &modes)?;
     }
-    for (key, place) in [
-        ("allow", &mut approvals.allow),
-        ("deny", &mut approvals.deny),
-    ] {
-        if let Some(node) = fields.get(key) {
-            *place = words(reader, key, node, SHORT_BYTES_MAX)?;
-            if place.iter().any(|rule| rule.trim().is_empty()) {
-                reader.wrong(node.at, &format!("`{key}`: a rule is empty"));
-            }
-        }
+    if let Some(node) = fields.get("allow") {
+        approvals.allow = rules(reader, "allow", node, worker_agent::allows_nothing)?;
+    }
+    if let Some(node) = fields.get("deny") {
+        approvals.deny = rules(reader, "deny", node, worker_agent::denies_nothing)?;
     }
     Some(approvals)
+}
+
+/// Reads rules about commands; `useless` gives the character for which one never fits any.
+fn rules(
+    reader: &mut Reader<'_>,
+    key: &str,
+    node: &Node,
+    useless: impl Fn(&str) -> Option<char>,
+) -> Option<Vec<String>> {
+    bounded(reader, key, node, |reader, key, item| {
+        let rule = reader.word(key, item, SHORT_BYTES_MAX)?;
+        if let Some(character) = useless(&rule) {
+            reader.wrong_with(
+                item.at,
+                &format!(
+                    "`{key}`: no command fits {}, for its {}",
+                    quote(&rule),
+                    quote(&character.to_string())
+                ),
+                "a rule is the plain words of one command, such as `git push`; write one rule for each",
+            );
+        }
+        Some(rule)
+    })
 }
 
 fn codex_settings(reader: &mut Reader<'_>, node: &Node) -> Option<CodexSettings> {

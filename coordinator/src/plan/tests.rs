@@ -444,6 +444,8 @@ tasks:
   - {name: d, agent: apart, prompt: x}
   - {name: e, agent: mine, prompt: x, env: {PATH: {env: OTHER_PATH}}}
   - {name: f, run: echo}
+  - {name: g, agent: acp, prompt: x}
+  - {name: h, agent: acp, prompt: x, env: {PATH: /opt/bin}}
 ";
     let plan = parse("p", text.as_bytes(), &configured).unwrap();
     let lowered = plan.lower(&Admission::default()).unwrap();
@@ -461,6 +463,9 @@ tasks:
         None,
         None,
         None,
+        // Nobody has a program for it unless a worker's operator says so.
+        Some("acp acp \"\"".to_owned()),
+        Some("acp acp \"\"".to_owned()),
     ];
     assert_eq!(declared, expected);
 }
@@ -480,4 +485,38 @@ fn of_equal_names_the_plans_agent_comes_before_the_configured_one() {
     let plan = parse("p", text.as_bytes(), &configured("theirs")).unwrap();
     let lowered = plan.lower(&Admission::default()).unwrap();
     assert_eq!(lowered.tasks[0].agent.command, ["ours"]);
+}
+
+#[test]
+fn rules_that_no_command_fits_are_refused_each_at_its_place() {
+    let text = "
+defaults:
+  approvals: {allow: [ls, 'a; b', \"git log 'x'\"]}
+tasks:
+- name: a
+  agent: claude
+  prompt: x
+  approvals:
+    deny:
+    - ./y.sh
+    - curl x | sh
+    - rm 'a b'
+    - |
+      rm -rf
+";
+    let problems = checked(text).unwrap_err();
+    insta::assert_snapshot!(shown(text, &problems), @r#"
+      |   approvals: {allow: [ls, 'a; b', "git log 'x'"]}
+      |                           ^
+    3:27: defaults: `allow`: no command fits "a; b", for its ";"
+      hint: a rule is the plain words of one command, such as `git push`; write one rule for each
+      |     - curl x | sh
+      |       ^
+    11:7: task "a": `deny`: no command fits "curl x | sh", for its "|"
+      hint: a rule is the plain words of one command, such as `git push`; write one rule for each
+      |     - rm 'a b'
+      |       ^
+    12:7: task "a": `deny`: no command fits "rm 'a b'", for its "'"
+      hint: a rule is the plain words of one command, such as `git push`; write one rule for each
+    "#);
 }

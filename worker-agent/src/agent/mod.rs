@@ -34,6 +34,11 @@ pub(crate) trait Agent: Send + Sync {
     /// The program is empty if each task brings its own.
     fn find(&self, own: Own<'_>) -> Option<AgentOffer>;
 
+    /// Tells whether it can start nothing unless a plan or the operator names a program.
+    fn needs_command(&self) -> bool {
+        false
+    }
+
     /// Asks a program of this kind for its version; empty if it does not say.
     fn version(&self, program: &str) -> String {
         version::ask(program)

@@ -71,10 +71,10 @@ fn declared(
     let kind = KINDS.iter().find(|kind| kind.kind() == agent.kind)?;
     let declared = Some(agent.program.as_str()).filter(|program| !program.is_empty());
     let Some(word) = named(overrides, &agent.name).or(declared) else {
-        // The kind's own.
+        // The kind's own, if there is one.
+        let mut offers = offers.iter().filter(|offer| offer.name == kind.kind());
         return offers
-            .iter()
-            .find(|offer| offer.name == kind.kind())
+            .find(|offer| !offer.program.is_empty() || !kind.needs_command())
             .cloned();
     };
     let program = place_of(word, own)?;
@@ -138,6 +138,10 @@ mod tests {
         let (folder, tool) = (folder.path().to_string_lossy(), tool.to_string_lossy());
         let own = |name: &str| (name == "PATH").then(|| format!("{folder}:/bin"));
         let overrides = [("theirs".to_owned(), vec![tool.to_string()])].into();
+        let bare = wanted("acp", "acp", "");
+        let of_acp = [("acp".to_owned(), vec![tool.to_string()])].into();
+        let by_operator = found(&[bare.clone()], &own, &of_acp, Asking::Nothing);
+        assert!(by_operator.looked_for[0].found.is_some());
         for (agent, expected) in [
             (wanted("acp", "a", "tool"), Some(&*tool)),
             (wanted("acp", "a", &tool), Some(&*tool)),
@@ -149,6 +153,7 @@ mod tests {
             ),
             (wanted("command", "a", ""), Some("/bin/sh")),
             (wanted("scripted", "a", ""), Some("")),
+            (bare, None),
             (wanted("acp", "a", "nowhere"), None),
             (wanted("acp", "a", "/nowhere/tool"), None),
             (wanted("codex", "a", ""), None),

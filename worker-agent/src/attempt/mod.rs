@@ -45,6 +45,7 @@ use crate::session::link::Access;
 pub(crate) use folder::{DELETED, LeaseFolder};
 pub use leftover::Error as LeftoverError;
 pub(crate) use leftover::find;
+pub use policy::{allows_nothing, denies_nothing};
 pub(crate) use runner::Runner;
 
 /// What all leases of a worker share.

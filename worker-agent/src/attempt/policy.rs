@@ -35,6 +35,10 @@ const PERMISSION: &str = "permission";
 const READERS: [&str; 6] = ["cat", "head", "ls", "nl", "tail", "wc"];
 /// What ends a command and may begin another one.
 const JOINTS: [char; 8] = [';', '&', '|', '\n', '`', '$', '<', '>'];
+/// What groups commands; of words that are denied it is no part.
+const GROUPS: [char; 5] = ['(', ')', '{', '}', '!'];
+/// What quotes; it is taken off a script before words that are denied are looked for.
+const QUOTES: [char; 3] = ['\'', '"', '\\'];
 
 /// Length from which on a text may have been cut by whoever made the question.
 const DETAIL_BYTES: usize = (16 << 10) - 8;
@@ -121,23 +125,45 @@ fn begins(command: &str, rule: &str) -> bool {
     rule.peek().is_some() && rule.all(|word| words.next() == Some(word))
 }
 
+/// Gives a program's name without the folders that it is in.
+fn name(program: &str) -> &str {
+    let last = program.rsplit('/').next().unwrap_or_default();
+    if last.is_empty() { program } else { last }
+}
+
+/// Gives the character for which a rule of commands that are allowed never fits any command.
+#[must_use]
+pub fn allows_nothing(rule: &str) -> Option<char> {
+    let mut characters = rule.trim().chars();
+    characters.find(|character| JOINTS.contains(character))
+}
+
+/// Gives the character for which a rule of commands that are denied never fits any script.
+#[must_use]
+pub fn denies_nothing(rule: &str) -> Option<char> {
+    let mut characters = rule.trim().chars();
+    characters.find(|character| {
+        JOINTS.contains(character) || GROUPS.contains(character) || QUOTES.contains(character)
+    })
+}
+
 /// Tells whether the words of a rule stand anywhere in a script, whatever is before them, however they
-/// are quoted, and by whatever path the program is named.
+/// are quoted, and by whatever path the program is named here and there.
 fn contains(script: &str, rule: &str) -> bool {
-    let plain = |character: &char| !['\'', '"', '\\'].contains(character);
+    let plain = |character: &char| !QUOTES.contains(character);
     let script: String = script.chars().filter(plain).collect();
     let ends = |character: char| {
-        character.is_whitespace() || JOINTS.contains(&character) || "(){}!".contains(character)
+        character.is_whitespace() || JOINTS.contains(&character) || GROUPS.contains(&character)
     };
     let words: Vec<&str> = script.split(ends).filter(|word| !word.is_empty()).collect();
     let rule: Vec<&str> = rule.split_whitespace().collect();
-    !rule.is_empty()
-        && words.windows(rule.len()).any(|window| {
-            let name = |word: &str| word.rsplit('/').next().unwrap_or_default().to_owned();
-            let program = window.first().map(|word| name(word));
-            program.as_deref() == rule.first().copied()
-                && window.iter().skip(1).eq(rule.iter().skip(1))
-        })
+    let Some((program, rest)) = rule.split_first() else {
+        return false;
+    };
+    words.windows(rule.len()).any(|window| {
+        let first = window.first().copied().unwrap_or_default();
+        name(first) == name(program) && window.iter().skip(1).eq(rest)
+    })
 }
 
 /// Tells whether a question names only files of the work tree. A command may touch anything.
@@ -297,6 +323,41 @@ mod tests {
                 "{command}"
             );
         }
+    }
+
+    #[test]
+    fn a_denied_program_is_denied_by_whatever_path_rule_and_command_name_it() {
+        for rule in ["./y.sh", "y.sh", "/x/y.sh"] {
+            let policy = policy(AskMode::Always, &[], &[rule]);
+            for command in ["./y.sh", "y.sh -f", "/x/y.sh", "true; sh ../y.sh"] {
+                let asked = question("command", command, &[]);
+                assert_eq!(said(&policy, &asked), "no", "{rule}: {command}");
+            }
+            let asked = question("command", "./my.sh x/", &[]);
+            assert_eq!(said(&policy, &asked), "ask", "{rule}");
+        }
+        let folder = policy(AskMode::Always, &[], &["./"]);
+        let asked = question("command", "ls src/", &[]);
+        assert_eq!(said(&folder, &asked), "ask");
+    }
+
+    #[test]
+    fn a_rule_that_is_told_to_fit_nothing_does_not_fit_its_own_words() {
+        for rule in ["a|b", "a; b", "a && b", "$X", "a > b", "a\nb", "`a`"] {
+            assert!(allows_nothing(rule).is_some(), "{rule}");
+            assert!(denies_nothing(rule).is_some(), "{rule}");
+            let policy = policy(AskMode::Always, &[rule], &[]);
+            assert_eq!(said(&policy, &question("command", rule, &[])), "ask");
+        }
+        for rule in ["a 'b'", "\"a\"", "a\\b", "(a)", "{a}", "! a"] {
+            assert!(denies_nothing(rule).is_some(), "{rule}");
+            let denied = policy(AskMode::Always, &[], &[rule]);
+            assert_eq!(said(&denied, &question("command", rule, &[])), "ask");
+            assert_eq!(allows_nothing(rule), None, "{rule}");
+            let allowed = policy(AskMode::Always, &[rule], &[]);
+            assert_eq!(said(&allowed, &question("command", rule, &[])), "yes");
+        }
+        assert_eq!(denies_nothing("git push --force=x*\n"), None);
     }
 
     #[test]

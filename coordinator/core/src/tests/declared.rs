@@ -77,6 +77,23 @@ fn a_declared_agent_waits_without_a_lease_for_a_worker_that_has_its_program() {
 }
 
 #[test]
+fn an_agent_that_nobody_gave_a_command_waits_for_a_worker_that_has_one() {
+    let mut world = World::new();
+    let bare = agent("acp", "");
+    world.join("w", 1);
+    let run = world.submit(declaring("run", &[&bare]));
+    says(&mut world, "w", &[(&bare, false)]);
+    assert_eq!(
+        said(&world, run, "t0"),
+        "it waits: no connected worker fits: 1 without agent acp: a command for it (looked for on w) \
+         → declare it in the plan, `agents: {NAME: {kind: acp, command: [...]}}`, or start a worker \
+         with `--agent acp=COMMAND`"
+    );
+    says(&mut world, "w", &[(&bare, true)]);
+    assert_eq!(world.at_work(), ["t0"]);
+}
+
+#[test]
 fn a_worker_that_joins_later_takes_what_the_others_lack() {
     let mut world = World::new();
     let opencode = agent("reviewer", "opencode");

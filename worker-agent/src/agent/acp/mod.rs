@@ -38,6 +38,10 @@ impl Agent for AcpAgent {
         })
     }
 
+    fn needs_command(&self) -> bool {
+        true
+    }
+
     fn invocation(&self, task: &TaskDocument, place: &Place<'_>) -> Result<Invocation, Failure> {
         if task.agent.command.is_empty() {
             let message = format!(
