@@ -11,6 +11,7 @@ use super::document::{
     Repo, TaskEntry,
 };
 use super::fields::{Fields, Reader, Unknown};
+use super::model::gone;
 use super::problem::{Position, quote};
 use super::settings::{
     SETTINGS_KEYS, SettingsMarks, VARIABLE_BYTES_MAX, limit, settings, variables, verify,
@@ -354,6 +355,9 @@ fn tasks(reader: &mut Reader<'_>, node: &Node, document: &mut PlanDocument, mark
             }
             if PLAN_KEYS.contains(&key) {
                 return Some(format!("`{key}` belongs to the top of the plan"));
+            }
+            if let Some(instead) = gone(key) {
+                return Some(instead);
             }
             merge_key(key)
         });

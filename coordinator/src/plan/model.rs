@@ -376,8 +376,25 @@ fn rules(
     })
 }
 
+/// Says what there is instead of an option that Codex has lost, or that means something of every agent.
+pub(super) fn gone(key: &str) -> Option<String> {
+    let instead = match key {
+        "full_auto" => {
+            "codex has no `full_auto` any more: a task may change its work tree and asks nobody, unless \
+             its `sandbox` and `approvals` say otherwise"
+        }
+        "ask_for_approval" | "approval_policy" => "say `approvals` of the task",
+        "worktree" => "every task has a work tree of its own",
+        "dangerously_bypass_approvals_and_sandbox" | "yolo" => {
+            "say `sandbox: full-access` of the task"
+        }
+        _ => return None,
+    };
+    Some(instead.to_owned())
+}
+
 fn codex_settings(reader: &mut Reader<'_>, node: &Node) -> Option<CodexSettings> {
-    let fields = reader.fields("codex", node, &CODEX_KEYS, Unknown::Refused, |_| None)?;
+    let fields = reader.fields("codex", node, &CODEX_KEYS, Unknown::Refused, gone)?;
     let mut settings = CodexSettings::default();
     if let Some(node) = fields.get("profile") {
         settings.profile = reader.word("profile", node, SHORT_BYTES_MAX);

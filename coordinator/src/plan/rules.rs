@@ -12,8 +12,9 @@ use super::document::{
     AgentDefinition, AgentKind, Hooks, Integrate, PlanDocument, Settings, TaskEntry,
 };
 use super::lower::{Admission, agent_name, find_agent, lower, settle};
-use super::model::Change;
+use super::model::{Change, SandboxMode};
 use super::problem::{Position, Problems, nearest, quote};
+use super::settings::SettingsMarks;
 
 /// Names that one hint lists.
 const LISTED_MAX: usize = 12;
@@ -58,6 +59,7 @@ pub(super) fn check(
                     agent,
                     &definition,
                 );
+                ignored(problems, &context, entry, &place.settings, definition.kind);
             }
             None if default_unknown == Some(agent) && entry.settings.agent.is_none() => {}
             None => unknown_agent(problems, place.settings.agent, &context, agent, &names),
@@ -104,6 +106,33 @@ fn expectations(document: &PlanDocument, marks: &Marks, problems: &mut Problems)
         };
         let context = format!("task {}: ", quote(&entry.name));
         tell(at, &context, &settle(defaults, own));
+    }
+}
+
+/// Finds settings of a task that its agent would ignore although somebody relies on them.
+fn ignored(
+    problems: &mut Problems,
+    context: &str,
+    entry: &TaskEntry,
+    marks: &SettingsMarks,
+    kind: AgentKind,
+) {
+    let settings = &entry.settings.model;
+    let confines = settings
+        .sandbox
+        .is_some_and(|sandbox| sandbox != SandboxMode::FullAccess);
+    if confines && kind == AgentKind::Command {
+        let message = format!("{context}`sandbox` does not hold programs, which do as they like");
+        let hint = "take it away, and run workers as a user, or in a container, of their own";
+        problems.add_with(marks.sandbox, message, hint);
+    }
+    if settings.codex.is_some() && kind != AgentKind::Codex {
+        let message = format!("{context}`codex` is for tasks of codex alone");
+        problems.add_with(
+            marks.codex,
+            message,
+            "take it away, or name an agent of its kind",
+        );
     }
 }
 

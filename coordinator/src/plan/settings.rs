@@ -61,6 +61,8 @@ pub(super) struct SettingsMarks {
     pub(super) change: Position,
     pub(super) persona: Position,
     pub(super) expected: Position,
+    pub(super) sandbox: Position,
+    pub(super) codex: Position,
 }
 
 /// Reads the settings among a task's or the defaults' keys.
@@ -139,6 +141,8 @@ pub(super) fn settings(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (Setting
     for (key, place) in [
         ("change", &mut marks.change),
         ("persona", &mut marks.persona),
+        ("sandbox", &mut marks.sandbox),
+        ("codex", &mut marks.codex),
     ] {
         if let Some(node) = fields.get(key) {
             *place = node.at;
