@@ -1,11 +1,7 @@
 //! The wire of Muster: messages and services generated from `muster/v1/*.proto`, and nothing else.
 
 /// Package `muster.v1`.
-#[expect(
-    clippy::large_enum_variant,
-    unused_qualifications,
-    reason = "generated code"
-)]
+#[expect(unused_qualifications, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("muster.v1");
 

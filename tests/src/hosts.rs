@@ -146,6 +146,13 @@ impl Hosts {
         Ok(words.into_iter().map(OsString::from).collect())
     }
 
+    /// Gives the words that let a program use the network of a host, and all else of this one.
+    #[must_use]
+    pub fn inside(&self, name: &str) -> Vec<String> {
+        let network = format!("--net=/run/netns/{}", self.namespace(name));
+        vec!["nsenter".to_owned(), network]
+    }
+
     /// Hands all packets that the host `name` sends and receives to a packet queue, where a program
     /// must take them.
     ///

@@ -1,6 +1,7 @@
 //! A real Slurm cluster on this machine: a controller and some nodes of our own, in a process
 //! namespace, so that all of it, jobs included, ends with its value.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
@@ -8,7 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
+use crate::hosts::Hosts;
+use crate::traces;
 use crate::wait::{SOON, until_true};
 
 /// What must be installed: Debian's `slurm-wlm`, `slurmctld`, `slurmd`, `slurm-client` and
@@ -31,10 +35,11 @@ const CONTROLLER: &str = "controller";
 const INIT: &str = r#"
 declare -A pids
 begin() {
+    local place=PLACE_$1
     if [ "$1" = controller ]; then
-        slurmctld -D -f "$SLURM_CONF" $2 >/dev/null 2>&1 </dev/null &
+        ${!place} slurmctld -D -f "$SLURM_CONF" $2 >/dev/null 2>&1 </dev/null &
     else
-        slurmd -D -N "$1" -f "$SLURM_CONF" >/dev/null 2>&1 </dev/null &
+        ${!place} slurmd -D -N "$1" -f "$SLURM_CONF" >/dev/null 2>&1 </dev/null &
     fi
     pids[$1]=$!
 }
@@ -53,9 +58,28 @@ done
 #[derive(Debug)]
 pub struct Slurm {
     configuration: PathBuf,
+    /// Words before a client.
+    place: Vec<String>,
     init: Child,
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
+}
+
+/// Where a daemon runs.
+#[derive(Clone, Debug)]
+struct Place {
+    address: String,
+    /// Before its command line.
+    words: Vec<String>,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self {
+            address: "127.0.0.1".to_owned(),
+            words: vec![],
+        }
+    }
 }
 
 /// Why no cluster can be started on this machine, if so.
@@ -82,15 +106,39 @@ impl Slurm {
     /// # Errors
     /// It does not come up; what was started has ended.
     pub fn start(folder: &Path, nodes: usize) -> Result<Self> {
+        Self::start_at(folder, &vec![Place::default(); nodes + 1])
+    }
+
+    /// As [`Slurm::start`], each node on a host of its own behind the first, the controller's and the
+    /// clients'.
+    ///
+    /// # Errors
+    /// As [`Slurm::start`].
+    pub fn start_on(folder: &Path, hosts: &Hosts, names: &[&str]) -> Result<Self> {
+        let places = names.iter().enumerate().map(|(index, name)| Place {
+            address: Hosts::address(index),
+            words: hosts.inside(name),
+        });
+        Self::start_at(folder, &places.collect::<Vec<_>>())
+    }
+
+    fn start_at(folder: &Path, places: &[Place]) -> Result<Self> {
+        let nodes = places.len() - 1;
         for name in ["etc", "run", "log", "state", "spool"] {
             fs::create_dir_all(folder.join(name))?;
         }
         let configuration = folder.join("etc/slurm.conf");
-        fs::write(&configuration, configure(folder, nodes)?)?;
+        fs::write(&configuration, configure(folder, places)?)?;
+        let names = (0..).map(|nth| match nth {
+            0 => format!("PLACE_{CONTROLLER}"),
+            node => format!("PLACE_n{node}"),
+        });
+        let words = names.zip(places.iter().map(|place| place.words.join(" ")));
         let mut init = Command::new("unshare")
             .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
             .args(["bash", "-c", INIT])
             .env("SLURM_CONF", &configuration)
+            .envs(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -100,6 +148,7 @@ impl Slurm {
         let answers = init.stdout.take().context("no output")?;
         let mut slurm = Self {
             configuration,
+            place: places[0].words.clone(),
             init,
             orders,
             answers: BufReader::new(answers),
@@ -129,7 +178,9 @@ impl Slurm {
     /// # Errors
     /// It fails; with what it complains of.
     pub fn ask(&self, program: &str, arguments: &[&str]) -> Result<String> {
-        let output = Command::new(program)
+        let mut words = self.place.iter().map(String::as_str).chain([program]);
+        let output = Command::new(words.next().unwrap_or_default())
+            .args(words)
             .args(arguments)
             .env("SLURM_CONF", &self.configuration)
             .stdin(Stdio::null())
@@ -195,6 +246,34 @@ impl Slurm {
         self.order("kill", &format!("n{node}"), "")
     }
 
+    /// Ends a node as a power cut does: its daemon and all that its jobs have started.
+    ///
+    /// # Errors
+    /// The cluster has ended.
+    pub fn crash_node(&mut self, node: usize) -> Result<()> {
+        self.kill_node(node)?;
+        let folder = self.configuration.display().to_string();
+        let name = format!("n{node}");
+        until_true("nothing runs on the node", SOON, || {
+            let mut found = traces::with_variable("SLURMD_NODENAME", &name)?;
+            // Others may have a node of that name.
+            let ours: BTreeSet<u32> = traces::mentioning(&folder).into_iter().collect();
+            found.retain(|id| ours.contains(id));
+            // Neither the daemon of a job's step nor what tasks run has that variable.
+            let steps: Vec<u32> = found.iter().filter_map(|id| step_of(*id)).collect();
+            found.extend(steps);
+            let found = with_descendants(found);
+            for id in &found {
+                let id = i32::try_from(*id).ok().and_then(Pid::from_raw);
+                if let Some(id) = id {
+                    // It may have ended by itself.
+                    let _ = kill_process(id, Signal::KILL);
+                }
+            }
+            Ok(found.is_empty())
+        })
+    }
+
     /// Starts the daemon of a node.
     ///
     /// # Errors
@@ -220,6 +299,36 @@ impl Drop for Slurm {
     }
 }
 
+fn parent_of(process: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?;
+    parent.parse().ok()
+}
+
+/// Gives the daemon that has started a process, if that is one of a job's step.
+fn step_of(process: u32) -> Option<u32> {
+    let parent = parent_of(process)?;
+    let name = fs::read_to_string(format!("/proc/{parent}/comm")).ok()?;
+    name.starts_with("slurmstepd").then_some(parent)
+}
+
+/// Adds all that those processes have started.
+fn with_descendants(processes: Vec<u32>) -> BTreeSet<u32> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let all = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let parents: Vec<(u32, u32)> = all.filter_map(|id| Some((id, parent_of(id)?))).collect();
+    let mut found: BTreeSet<u32> = processes.into_iter().collect();
+    loop {
+        let before = found.len();
+        let children = parents.iter().filter(|(_, parent)| found.contains(parent));
+        let children: Vec<u32> = children.map(|(id, _)| *id).collect();
+        found.extend(children);
+        if found.len() == before {
+            return found;
+        }
+    }
+}
+
 /// Gives free ports: one for the controller and one for each node. They may be taken before they
 /// are used, by others that are given ports by the system.
 fn ports(count: usize) -> Result<Vec<u16>> {
@@ -232,20 +341,22 @@ fn ports(count: usize) -> Result<Vec<u16>> {
     ports.collect()
 }
 
-fn configure(folder: &Path, nodes: usize) -> Result<String> {
+fn configure(folder: &Path, places: &[Place]) -> Result<String> {
+    let nodes = places.len() - 1;
     let ports = ports(nodes + 1)?;
     let (controller, of_nodes) = ports.split_first().context("no ports")?;
     let name = rustix::system::uname();
     let name = name.nodename().to_string_lossy();
     let host = name.split('.').next().unwrap_or_default();
-    let folder = folder.display();
+    let (folder, address) = (folder.display(), &places[0].address);
     let mut text = format!(
         "ClusterName=mini
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={controller}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/none
+AuthInfo=cred_expire=5
 CredType=cred/none
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
@@ -265,7 +376,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=5
+KillWait=20
 MinJobAge=300
 CompleteWait=0
 SlurmdTimeout=5
@@ -281,14 +392,15 @@ SlurmctldParameters=preempt_send_user_signal
     );
     for (index, port) in of_nodes.iter().enumerate() {
         let node = index + 1;
+        let address = &places[node].address;
         text.push_str(&format!(
-            "NodeName=n{node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 \
+            "NodeName=n{node} NodeHostname={host} NodeAddr={address} Port={port} CPUs=4 \
              RealMemory=4000 State=UNKNOWN\n"
         ));
     }
     let all = format!("Nodes=n[1-{nodes}] MaxTime=INFINITE DefMemPerCPU=100 State=UP");
     text.push_str(&format!(
-        "PartitionName=debug {all} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=5\n\
+        "PartitionName=debug {all} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20\n\
          PartitionName=hi {all} PriorityTier=10 PreemptMode=off\n"
     ));
     Ok(text)

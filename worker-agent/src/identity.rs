@@ -15,6 +15,8 @@ pub(crate) const LOCK: &str = "lock";
 /// How long a lock that is about to be let go is waited for, and how often it is looked at.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// Folder of what workers share.
+const CACHE: &str = "cache";
 pub(crate) const IDENTITY: &str = "identity.json";
 /// Format of everything in a worker's folder: spools, outbox, folders of leases. Grows with every
 /// change that an older program could not live with.
@@ -35,6 +37,9 @@ pub enum StateDir {
     At(PathBuf),
     /// The first free of the numbered folders in this one.
     Within(PathBuf),
+    /// As [`StateDir::Within`], in an allocation's scratch: nobody comes back to it when the
+    /// allocation is over, and not every system empties it.
+    Scratch(PathBuf),
 }
 
 impl StateDir {
@@ -47,7 +52,7 @@ impl StateDir {
             variable("SLURM_TMPDIR").or_else(|| variable("TMPDIR")),
         ) {
             let name = format!("muster-{}", plain(&allocation));
-            return Ok(Self::Within(Path::new(&scratch).join(name).join("worker")));
+            return Ok(Self::Scratch(Path::new(&scratch).join(name).join("worker")));
         }
         let home = variable("MUSTER_HOME").map(PathBuf::from);
         let state = || variable("XDG_STATE_HOME").map(|state| Path::new(&state).join("muster"));
@@ -131,6 +136,8 @@ pub(crate) struct Identity {
     pub(crate) folder: PathBuf,
     /// Where workers of this host keep what they share.
     pub(crate) shared: PathBuf,
+    /// The folder of all workers of the allocation, if it is in a scratch.
+    scratch: Option<PathBuf>,
     _lock: File,
 }
 
@@ -176,14 +183,14 @@ impl Identity {
                 let place = blake3::hash(folder.as_os_str().as_encoded_bytes()).to_hex();
                 let place = place.get(..8).unwrap_or_default();
                 let lock = lock_patiently(&folder)?.ok_or_else(|| Error::Taken(folder.clone()))?;
-                let shared = folder.join("cache");
+                let shared = folder.join(CACHE);
                 let known = stored(&folder)?.map(|stored| stored.worker);
                 let worker = known
                     .filter(|known| ids.are_of(known, place))
                     .unwrap_or_else(|| ids.new_at(place));
                 Self::begin(folder, shared, worker, host, lock)
             }
-            StateDir::Within(base) => {
+            StateDir::Within(base) | StateDir::Scratch(base) => {
                 create_private(base)?;
                 check_owner(base)?;
                 let base = base
@@ -203,8 +210,12 @@ impl Identity {
                         Some(known) if ids.are_of(&known, &place) => known,
                         Some(_) => continue,
                     };
-                    let shared = base.join("cache").join(&host);
-                    return Self::begin(folder, shared, worker, host, lock);
+                    let shared = base.join(CACHE).join(&host);
+                    let mut identity = Self::begin(folder, shared, worker, host, lock)?;
+                    if matches!(state, StateDir::Scratch(_)) {
+                        identity.scratch = Some(base);
+                    }
+                    return Ok(identity);
                 }
                 Err(Error::NoPlace(base))
             }
@@ -240,8 +251,33 @@ impl Identity {
             incarnation,
             folder,
             shared,
+            scratch: None,
             _lock: lock,
         })
+    }
+
+    /// Removes what a worker that owes nothing leaves in an allocation's scratch; the last one there
+    /// removes what they have shared. Elsewhere all stays for the next start.
+    pub(crate) fn leave(self) {
+        let Some(base) = self.scratch else {
+            return;
+        };
+        let removed = std::fs::remove_dir_all(&self.folder).and_then(|()| {
+            let mut others = std::fs::read_dir(&base)?.flatten();
+            if others.any(|other| other.file_name() != CACHE) {
+                return Ok(());
+            }
+            std::fs::remove_dir_all(base.join(CACHE))?;
+            std::fs::remove_dir(&base)
+        });
+        match removed {
+            // Whatever else is there was put there by others.
+            Ok(()) => drop(base.parent().map(std::fs::remove_dir)),
+            Err(error) => {
+                let folder = base.display();
+                tracing::warn!(error = %error, "{folder} could not be removed");
+            }
+        }
     }
 }
 
@@ -516,6 +552,24 @@ mod tests {
     }
 
     #[test]
+    fn a_scratch_is_empty_after_its_last_worker_has_left_it_and_other_folders_stay() {
+        let base = tempfile::tempdir().unwrap();
+        let of_job = base.path().join("muster-7");
+        let take = |state: &StateDir| Identity::take(state, "host", Some(&job("7", 0))).unwrap();
+        let scratch = StateDir::Scratch(of_job.join("worker"));
+        let (one, other) = (take(&scratch), take(&scratch));
+        std::fs::write(one.shared.join("objects"), "").unwrap();
+        one.leave();
+        assert!(other.shared.join("objects").exists());
+        other.leave();
+        assert!(!of_job.exists() && base.path().exists());
+        let within = take(&StateDir::Within(of_job.join("worker")));
+        let folder = within.folder.clone();
+        within.leave();
+        assert!(folder.join(IDENTITY).exists());
+    }
+
+    #[test]
     fn workers_of_one_job_have_different_ids_even_with_a_scratch_each() {
         let find = |set: &[(&'static str, &'static str)]| {
             let set: std::collections::BTreeMap<_, _> = set.iter().copied().collect();
@@ -587,7 +641,7 @@ mod tests {
         ]);
         assert_eq!(
             StateDir::find(slurm).unwrap(),
-            within("/scratch/muster-7/worker")
+            StateDir::Scratch("/scratch/muster-7/worker".into())
         );
         let home = variables(&[("MUSTER_HOME", "/m"), ("HOME", "/h")]);
         assert_eq!(StateDir::find(home).unwrap(), within("/m/worker"));

@@ -83,6 +83,14 @@ pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ende
         worker.say_goodbye(*ended, &mut link_events).await;
     }
     worker.stop_everything().await;
+    let owes_nothing = worker.lock().owes_nothing();
+    drop(worker);
+    if ended.is_ok() && owes_nothing {
+        // Nobody may look into the folder any more.
+        linking.shutdown().await;
+        watching.shutdown().await;
+        identity.leave();
+    }
     ended
 }
 

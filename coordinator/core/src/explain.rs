@@ -85,6 +85,8 @@ pub enum Waiting {
         resources: usize,
         /// Have not said yet whether they have the agent.
         asked: usize,
+        /// Slots whose agents wait for an answer of a person.
+        people: usize,
         /// How much of this run goes first.
         ahead: usize,
     },
@@ -344,6 +346,7 @@ fn unplaced(
         return Waiting::NoWorkers;
     }
     let (mut full, mut draining, mut resources, mut free, mut asked) = (0, 0, 0, 0, 0);
+    let mut people = 0;
     for entry in connected(state) {
         let never = never_fits(entry, requirement);
         if never.clone().and_then(Lack::of).is_some() {
@@ -351,7 +354,10 @@ fn unplaced(
         }
         if drains(&entry.worker) || state.is_shut(&entry.worker.id).is_some() {
             draining += 1;
-        } else if entry.aux.listed.is_none() || !heard(state, entry, now) {
+            continue;
+        }
+        people += waits_for_people(state, entry);
+        if entry.aux.listed.is_none() || !heard(state, entry, now) {
             full += 1;
         } else if never.is_some() {
             asked += 1;
@@ -369,8 +375,18 @@ fn unplaced(
         draining,
         resources,
         asked,
+        people,
         ahead: ahead(run, aux, key),
     }
+}
+
+/// Counts the slots of a worker whose agents wait for a person.
+fn waits_for_people(state: &State, entry: &WorkerEntry) -> usize {
+    let leases = state.leases_of_worker(&entry.worker.id);
+    let tasks = leases.filter_map(|lease| state.task(state.task_of(lease.id)?));
+    tasks
+        .filter(|task| unanswered(task.questions()).is_some())
+        .count()
 }
 
 fn connected(state: &State) -> impl Iterator<Item = &WorkerEntry> {
@@ -459,6 +475,9 @@ impl Explanation {
                 Waiting::FittingBusy { draining, .. } if *draining > 0 => {
                     Some("end the draining, or start more workers".into())
                 }
+                Waiting::FittingBusy { people, .. } if *people > 0 => Some(
+                    "answer what agents ask (`coordinator approvals`), or start more workers".into(),
+                ),
                 Waiting::FittingBusy { .. } => Some("wait, or start more workers".into()),
                 Waiting::Ending { .. }
                 | Waiting::PathHeld { .. }
@@ -552,6 +571,7 @@ impl fmt::Display for Waiting {
                 draining,
                 resources,
                 asked,
+                people,
                 ahead,
             } => {
                 f.write_str("the fitting workers are busy:")?;
@@ -565,6 +585,11 @@ impl fmt::Display for Waiting {
                 for (count, what) in parts.into_iter().filter(|(count, _)| *count > 0) {
                     write!(f, "{comma} {count} {what}")?;
                     comma = ",";
+                }
+                match people {
+                    0 => {}
+                    1 => f.write_str("; in one slot an agent waits for a person's answer")?,
+                    more => write!(f, "; in {more} slots agents wait for people's answers")?,
                 }
                 if *ahead > 0 {
                     write!(f, "; {ahead} of its run go first")?;

@@ -611,7 +611,6 @@ mod tests {
                 tasks: 1,
             }],
             idle: 1,
-            ..v1::PlannedPool::default()
         };
         let quiet = v1::PlannedPool {
             pool: "near".to_owned(),

@@ -10,6 +10,8 @@ mod approvals;
 mod changes;
 mod claude;
 mod clocks;
+mod cluster;
+mod cluster_faults;
 mod codex;
 mod codex_par;
 mod codex_settings;
@@ -102,6 +104,13 @@ fn main() -> ExitCode {
         (acp::missing(&programs.source), acp::REAL_SCENARIOS),
         (muster_tests::slurm::missing(), slurm::SCENARIOS),
         (slurm::without_login(), slurm::LOGIN_SCENARIOS),
+        (muster_tests::slurm::missing(), cluster::SCENARIOS),
+        (slurm::without_login(), cluster::LOGIN_SCENARIOS),
+        (muster_tests::slurm::missing(), cluster_faults::SCENARIOS),
+        (
+            cluster_faults::without_hosts(),
+            cluster_faults::HOST_SCENARIOS,
+        ),
         (slurm::without_shellcheck(), slurm::SHELLCHECK_SCENARIOS),
         (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
         (without_clocks.clone(), clocks::SCENARIOS),

@@ -29,7 +29,7 @@ use crate::supervisor::End;
 pub(crate) const REPAIRS_MAX: u32 = 2;
 /// Questions that wait for people at once; agents ask a few side by side at most.
 const OPEN_MAX: usize = 32;
-/// Questions of one attempt, as the coordinator bounds them too.
+/// Questions of one attempt to people, as the coordinator bounds them too.
 const ASKED_MAX: usize = 1_024;
 const BY_POLICY: &str = "policy";
 const BY_PERSON: &str = "person";
@@ -100,7 +100,7 @@ pub(crate) struct Dialogue {
     repairs_left: u32,
     /// Questions that wait for people.
     open: BTreeMap<u32, Question>,
-    /// Questions of this attempt so far.
+    /// Questions of this attempt to people so far.
     asked_before: usize,
     usage: Usage,
     /// What stopped the turn: an answer that denies and ends it.
@@ -336,7 +336,6 @@ impl Dialogue {
                 .reason
                 .insert_str(0, "[this is long, and not all of it is shown] ");
         }
-        self.asked_before = self.asked_before.saturating_add(1);
         let mut told = question.clone();
         if matches!(verdict, Verdict::Answered(_)) {
             // There may be any number of these, and the raw lines have them whole.
@@ -344,7 +343,7 @@ impl Dialogue {
         }
         acts.push(self.activity(activity::Kind::Question(told)));
         match verdict {
-            Verdict::Answered(decision) if self.asked_before <= ASKED_MAX => {
+            Verdict::Answered(decision) => {
                 let steps = self.conversation.answer(number, &decision);
                 let closed = QuestionClosed {
                     earlier: before.map_or_else(String::new, |answer| answer.name),
@@ -356,13 +355,14 @@ impl Dialogue {
                 }
                 self.take(steps, acts);
             }
-            Verdict::Ask if self.open.len() < OPEN_MAX && self.asked_before <= ASKED_MAX => {
+            Verdict::Ask if self.open.len() < OPEN_MAX && self.asked_before < ASKED_MAX => {
+                self.asked_before += 1;
                 acts.push(Act::Report(report::Kind::Asked(question.clone())));
                 self.open.insert(number, question);
             }
-            Verdict::Answered(_) | Verdict::Ask => {
+            Verdict::Ask => {
                 let message = format!(
-                    "the agent asks more than {OPEN_MAX} questions at once, or {ASKED_MAX} in all"
+                    "the agent asks people more than {OPEN_MAX} questions at once, or {ASKED_MAX} in all"
                 );
                 let error = AgentError {
                     class: ErrorClass::AgentError,

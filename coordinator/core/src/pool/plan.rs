@@ -13,7 +13,7 @@ use super::{Allocation, EndCause, Phase, Policy, Pool, is_near, retry_at};
 use crate::ids::{AllocationId, LeaseId};
 use crate::index::{WorkerEntry, drains};
 use crate::schedule::{Misfit, Offered, lacks};
-use crate::state::State;
+use crate::state::{Link, State};
 use crate::time::{Span, Timestamp};
 use crate::worker::{DeclaredAgent, Requirement};
 
@@ -111,7 +111,7 @@ pub fn outlook(state: &State, now: Timestamp) -> Vec<Outlook> {
     let wants = demand::wants(state, now);
     let learned = learned(state);
     let mut rooms = existing(state, now, &wants.ending);
-    coming(state, now, &learned, &mut rooms);
+    coming(state, &learned, &mut rooms);
     let mut demands = wants.demands;
     demands.sort_by_key(|demand| Reverse(needs(&demand.requirement)));
     let mut pools: Vec<Ledger<'_>> = state
@@ -269,16 +269,14 @@ fn existing<'a>(state: &'a State, now: Timestamp, ending: &BTreeSet<LeaseId>) ->
 }
 
 /// Adds the room of workers that are on their way.
-fn coming<'a>(
-    state: &'a State,
-    now: Timestamp,
-    learned: &'a Learned<'_>,
-    rooms: &mut Vec<Room<'a>>,
-) {
+fn coming<'a>(state: &'a State, learned: &'a Learned<'_>, rooms: &mut Vec<Room<'a>>) {
     let mut joined: BTreeMap<AllocationId, u32> = BTreeMap::new();
     for worker in state.workers() {
+        // One that has gone away is of an earlier life of an allocation that was requeued, since
+        // allocations are asked only while no worker of theirs has joined.
         if let Some(allocation) = worker.offer.allocation
-            && is_near(state, &worker.link, now)
+            && matches!(worker.link, Link::Up { .. })
+            && !drains(worker)
         {
             *joined.entry(allocation).or_default() += 1;
         }

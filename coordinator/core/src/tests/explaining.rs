@@ -235,3 +235,18 @@ fn where_work_ran_is_told_in_a_sentence() {
         "on w: with 2 slots free it had the most of the 5 workers that had any"
     );
 }
+
+#[test]
+fn a_task_behind_questions_says_that_people_are_waited_for() {
+    let mut world = World::new();
+    world.join("w", 1);
+    let run = world.submit(plan(&["a", "b"]));
+    let lease = world.only();
+    world.started(&lease);
+    world.say(&lease, asks(1, "which?"));
+    assert_eq!(
+        said(&world, run, "b"),
+        "it waits: the fitting workers are busy: 1 full; in one slot an agent waits for a person's \
+         answer → answer what agents ask (`coordinator approvals`), or start more workers"
+    );
+}

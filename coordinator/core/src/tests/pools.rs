@@ -553,6 +553,31 @@ fn an_allocation_that_is_queued_again_may_join_again() {
 }
 
 #[test]
+fn an_allocation_that_is_queued_again_counts_at_once_though_its_worker_may_be_back() {
+    let mut cluster = Cluster::new(policy(1));
+    cluster.0.submit(independent(2));
+    cluster.wanted();
+    cluster.run(&[1]);
+    let name = cluster.join(1);
+    // It hands over and has no time for anything else.
+    let Some(Command::Heartbeat(mut beat)) = cluster.0.heartbeat(&name, vec![]) else {
+        panic!("no heartbeat");
+    };
+    (beat.draining, beat.time_left) = (true, Some(Span::ZERO));
+    cluster.0.act(&Command::Heartbeat(beat));
+    for lease in cluster.0.live() {
+        cluster.0.fail(&lease, FailureClass::Preempted);
+    }
+    cluster.0.close(&name);
+    cluster.see(&[1], |_| Seen::Queued {
+        external: "job1".into(),
+    });
+    cluster.pass(5, &[]);
+    let idle = outlook(&cluster.0.state, cluster.0.now).remove(0).idle;
+    assert!(idle.is_empty(), "{idle:?} is needed, and on its way again");
+}
+
+#[test]
 fn a_host_on_which_attempts_fail_at_once_is_quarantined_and_its_pool_paused_at_last() {
     let mut cluster = Cluster::new(Policy {
         failures_max: 2,

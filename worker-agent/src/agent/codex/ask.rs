@@ -181,12 +181,6 @@ impl Asked {
         self.replies.push(reply);
     }
 
-    fn with_rule(&mut self, rule: &str) {
-        if let Some(choice) = self.question.choices.last_mut() {
-            choice.rule = line(rule, TITLE_BYTES_MAX);
-        }
-    }
-
     fn part(self, key: &str) -> Part {
         Part {
             question: self.question,
@@ -312,22 +306,15 @@ fn elicitation(id: &Value, params: &Value) -> Option<Request> {
                 ChoiceEffect::AllowOnce,
                 accept(Value::Null),
             );
-            for persist in items(&meta, "persist").iter().filter_map(Value::as_str) {
-                let reply = accept(json!({ "persist": persist }));
-                match persist {
-                    "session" => asked.may(
-                        "acceptForSession",
-                        "Allow for this session",
-                        ChoiceEffect::AllowSession,
-                        reply,
-                    ),
-                    "always" => {
-                        let label = format!("Always allow {tool} of {server}");
-                        asked.may("acceptAlways", &label, ChoiceEffect::AllowRule, reply);
-                        asked.with_rule(&format!("{server} {tool}"));
-                    }
-                    _ => {}
-                }
+            // `always` is not offered: Codex keeps it in the user's home, for every later task too.
+            let session = Value::from("session");
+            if items(&meta, "persist").contains(&session) {
+                asked.may(
+                    "acceptForSession",
+                    "Allow for this session",
+                    ChoiceEffect::AllowSession,
+                    accept(json!({ "persist": session })),
+                );
             }
             (asked, Shape::Plain)
         }

@@ -47,6 +47,11 @@ const GONE: [(&str, &str); 3] = [
     ("worktree", "every task has a work tree of its own"),
 ];
 
+/// Sandbox that is none.
+const FULL_ACCESS: &str = "danger-full-access";
+/// Names of variables that commands do not get.
+const EXCLUDED: &str = "shell_environment_policy.exclude";
+
 /// Variable of a key that Codex logs in with.
 pub(super) const API_KEY: &str = "CODEX_API_KEY";
 
@@ -88,6 +93,12 @@ impl Settings {
         let mut config = Map::new();
         if let Some(nested) = options.value("config") {
             flatten("", nested, &mut config)?;
+            if config.contains_key(EXCLUDED) {
+                return Err(format!(
+                    "`{EXCLUDED}` in `config` of codex would replace the names of keys that are hidden: \
+                     say it under `config_overrides`"
+                ));
+            }
         }
         for (option, key) in [
             ("compact_prompt", "compact_prompt"),
@@ -108,7 +119,7 @@ impl Settings {
         Ok(Self {
             model: task.model.clone().or(own(options.text("model")?)),
             sandbox: sandbox(task, &options)?,
-            approvals: approvals(&task.approvals, &options)?,
+            approvals: approvals(&task.approvals, sandbox(task, &options)?, &options)?,
             config,
             base_instructions: own(options.text("base_instructions")?),
             developer_instructions: own(options.text("developer_instructions")?),
@@ -175,22 +186,34 @@ pub(super) fn arguments(
     // An attempt has temporary files of its own in TMPDIR. Those of everybody in /tmp are none of its
     // affair, and a sandbox that may write there leaves an empty `.git` and others when it is killed.
     set("sandbox_workspace_write.exclude_slash_tmp=true");
-    if !hidden.is_empty() {
-        // Else what the agent logs in with is in the environment of every command it runs. By name,
-        // since patterns would hide what the task gives its commands on purpose.
-        let names: Vec<String> = hidden.iter().map(|name| format!("{name:?}")).collect();
-        set(&format!(
-            "shell_environment_policy.exclude=[{}]",
-            names.join(",")
-        ));
-    }
     if has_key(task, own) {
         // The conversation logs in with it, and the user's own login stays what it is.
         set("cli_auth_credentials_store=\"ephemeral\"");
     }
-    // Those of the task come last and win.
+    // Those of the task come after these and win.
+    let mut excluded = vec![];
     for value in options.texts("config_overrides")? {
-        set(value);
+        match value.split_once('=') {
+            Some((key, list)) if key.trim() == EXCLUDED => excluded.push(list.trim()),
+            _ => set(value),
+        }
+    }
+    // But for this, which comes beside what the task excludes: else what the agent logs in with is in the
+    // environment of every command it runs. By name, since patterns would hide what the task gives its
+    // commands on purpose.
+    if !hidden.is_empty() || !excluded.is_empty() {
+        let mut names: Vec<String> = hidden.iter().map(|name| format!("{name:?}")).collect();
+        for list in excluded {
+            let inner = list
+                .strip_prefix('[')
+                .and_then(|list| list.strip_suffix(']'));
+            let inner = inner.ok_or_else(|| {
+                format!("`{EXCLUDED}` of codex is {list:?}: write a list in brackets, such as `[\"A*\"]`")
+            })?;
+            let inner = inner.trim().trim_end_matches(',');
+            names.extend((!inner.is_empty()).then(|| inner.to_owned()));
+        }
+        set(&format!("{EXCLUDED}=[{}]", names.join(",")));
     }
     // But for this: a repository's own `.codex/config.toml` can start programs. Codex would trust the
     // folder of a thread that may write, and note so in the user's settings.
@@ -218,14 +241,14 @@ fn sandbox(task: &TaskDocument, options: &Options<'_>) -> Result<&'static str, S
     match task.sandbox {
         Some(SandboxMode::ReadOnly) => return Ok("read-only"),
         Some(SandboxMode::WorkspaceWrite) => return Ok("workspace-write"),
-        Some(SandboxMode::FullAccess) => return Ok("danger-full-access"),
+        Some(SandboxMode::FullAccess) => return Ok(FULL_ACCESS),
         None => {}
     }
     // `full_auto` was a workspace-write sandbox that asks nobody: what there is without it today.
     match options.text("sandbox")? {
         Some("read-only") => Ok("read-only"),
         None | Some("read-write" | "workspace-write") => Ok("workspace-write"),
-        Some("danger-full-access") => Ok("danger-full-access"),
+        Some(FULL_ACCESS) => Ok(FULL_ACCESS),
         Some(other) => Err(format!(
             "codex has no sandbox {other:?}: say `read-only`, `workspace-write` or \
              `danger-full-access`"
@@ -234,8 +257,21 @@ fn sandbox(task: &TaskDocument, options: &Options<'_>) -> Result<&'static str, S
 }
 
 /// When Codex asks. What it does not ask, no rule of the task's can answer.
-fn approvals(policy: &ApprovalPolicy, options: &Options<'_>) -> Result<Value, String> {
+/// Gives when Codex asks. Whoever answers a question of Codex may let a command out of its sandbox, and
+/// the question does not always say so; so while nobody is asked it asks nothing.
+fn approvals(
+    policy: &ApprovalPolicy,
+    sandbox: &str,
+    options: &Options<'_>,
+) -> Result<Value, String> {
+    let answers_itself = policy.ask == AskMode::Never && sandbox != FULL_ACCESS;
     match options.text("approval_policy")? {
+        Some(named @ ("untrusted" | "on-request" | "on-failure")) if answers_itself => {
+            return Err(format!(
+                "`approval_policy: {named}` of codex asks, and nobody is asked: say `approvals: {{ ask: \
+                 outside }}` of the task"
+            ));
+        }
         Some(named @ ("untrusted" | "on-request" | "never")) => return Ok(Value::from(named)),
         // Gone; the model asks itself now when the sandbox stopped it.
         Some("on-failure") => return Ok(Value::from("on-request")),
@@ -247,6 +283,14 @@ fn approvals(policy: &ApprovalPolicy, options: &Options<'_>) -> Result<Value, St
         None => {}
     }
     Ok(match policy.ask {
+        AskMode::Never if !policy.deny.is_empty() && answers_itself => {
+            return Err(
+                "rules that deny commands do not hold for codex in its sandbox while nobody is asked: \
+                 say `approvals: { ask: outside }` of the task, or take the rules away from plan and \
+                 worker"
+                    .to_owned(),
+            );
+        }
         _ if !policy.deny.is_empty() => Value::from("untrusted"),
         AskMode::Always => Value::from("untrusted"),
         AskMode::Outside => Value::from("on-request"),

@@ -123,6 +123,15 @@ fn an_agent_that_asks_without_end_fails() {
 }
 
 #[test]
+fn what_rules_answer_may_be_asked_without_end() {
+    let mut dialogue = dialogue(None, AskMode::Never);
+    dialogue.open();
+    let acts = dialogue.heard("ask command x\n".repeat(ASKED_MAX + 1).as_bytes());
+    assert_eq!(sent(&acts).len(), ASKED_MAX + 1);
+    assert!(!acts.contains(&Act::Over));
+}
+
+#[test]
 fn a_turn_that_was_stopped_by_an_answer_ends_as_denied_however_it_ends() {
     for end in [
         "interrupted",

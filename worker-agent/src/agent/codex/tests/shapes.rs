@@ -44,10 +44,6 @@ fn a_tool_of_a_server_is_asked_about_with_the_choices_that_the_agent_has() {
             json!({"action": "accept", "content": {}, "_meta": {"persist": "session"}}),
         ),
         (
-            ChoiceEffect::AllowRule,
-            json!({"action": "accept", "content": {}, "_meta": {"persist": "always"}}),
-        ),
-        (
             ChoiceEffect::Deny,
             json!({"action": "decline", "content": null, "_meta": null}),
         ),
@@ -58,7 +54,14 @@ fn a_tool_of_a_server_is_asked_about_with_the_choices_that_the_agent_has() {
             &json!("a"),
             params.clone(),
         );
-        assert_eq!(player.open[0].kind, "tool");
+        let open = &player.open[0];
+        assert_eq!(open.kind, "tool");
+        let lasting =
+            |choice: &muster_proto::v1::Choice| choice.effect() == ChoiceEffect::AllowRule;
+        assert!(
+            !open.choices.iter().any(lasting),
+            "it would outlive the task"
+        );
         player.decide(effect, "");
         assert_eq!(last_sent(&player), json!({"id": "a", "result": expected}));
     }
@@ -494,7 +497,10 @@ fn what_codex_lost_is_translated_or_refused_with_its_replacement() {
     ] {
         assert_eq!(thread(&task(options))["sandbox"], sandbox);
     }
-    let failing = task(json!({"approval_policy": "on-failure"}));
+    let mut failing = task(json!({"approval_policy": "on-failure"}));
+    let refused = Settings::of(&failing).unwrap_err();
+    assert!(refused.contains("ask: outside"), "{refused}");
+    failing.approvals.ask = AskMode::Outside;
     assert_eq!(thread(&failing)["approvalPolicy"], "on-request");
     for (options, way_out) in [
         (json!({"ask_for_approval": "never"}), "`approvals`"),
@@ -510,6 +516,10 @@ fn what_codex_lost_is_translated_or_refused_with_its_replacement() {
         ),
         (json!({"kind": "dream"}), "dream"),
         (json!({"config": 1}), "`config`"),
+        (
+            json!({"config": {"shell_environment_policy": {"exclude": []}}}),
+            "`config_overrides`",
+        ),
         (json!({"ephemeral": "yes"}), "`ephemeral`"),
     ] {
         let refused = Settings::of(&task(options.clone())).unwrap_err();
@@ -519,18 +529,24 @@ fn what_codex_lost_is_translated_or_refused_with_its_replacement() {
 
 #[test]
 fn codex_asks_as_much_as_the_tasks_rules_can_answer() {
-    let with = |ask: AskMode, deny: &[&str]| {
-        let mut task = task(json!({}));
+    let of = |ask: AskMode, deny: &[&str], options: Value| {
+        let mut task = task(options);
         task.approvals = ApprovalPolicy {
             ask,
             deny: deny.iter().map(|rule| (*rule).to_owned()).collect(),
             ..ApprovalPolicy::default()
         };
-        thread(&task)["approvalPolicy"].clone()
+        Settings::of(&task).map(|settings| settings.thread(&opening())["approvalPolicy"].clone())
     };
+    let with = |ask, deny: &[&str]| of(ask, deny, json!({})).unwrap();
     assert_eq!(with(AskMode::Always, &[]), "untrusted");
     assert_eq!(with(AskMode::Outside, &[]), "on-request");
-    assert_eq!(with(AskMode::Never, &["rm"]), "untrusted");
+    assert_eq!(with(AskMode::Outside, &["rm"]), "untrusted");
+    // Who answers by itself could let a command out of the sandbox.
+    let refused = of(AskMode::Never, &["rm"], json!({})).unwrap_err();
+    assert!(refused.contains("ask: outside"), "{refused}");
+    let free = json!({"sandbox": "danger-full-access"});
+    assert_eq!(of(AskMode::Never, &["rm"], free).unwrap(), "untrusted");
     let never = &with(AskMode::Never, &[])["granular"];
     assert_eq!(
         never["sandbox_approval"], false,
@@ -598,7 +614,7 @@ fn a_schema_that_the_provider_takes_holds_the_answer_and_another_is_asked_for_in
 #[test]
 fn the_program_is_started_so_that_it_neither_hangs_nor_shows_its_keys() {
     let mut task = task(
-        json!({"config_overrides": ["a=1"], "enable_features": ["e"],
+        json!({"config_overrides": ["shell_environment_policy.exclude=[\"A*\", ]", "a=1"], "enable_features": ["e"],
         "disable_features": ["d"]}),
     );
     task.agent = AgentDocument {
@@ -624,11 +640,11 @@ fn the_program_is_started_so_that_it_neither_hangs_nor_shows_its_keys() {
             "-c",
             "sandbox_workspace_write.exclude_slash_tmp=true",
             "-c",
-            "shell_environment_policy.exclude=[\"CODEX_API_KEY\",\"OPENAI_API_KEY\",\"MY_KEY\"]",
-            "-c",
             "cli_auth_credentials_store=\"ephemeral\"",
             "-c",
             "a=1",
+            "-c",
+            "shell_environment_policy.exclude=[\"CODEX_API_KEY\",\"OPENAI_API_KEY\",\"MY_KEY\",\"A*\"]",
             "-c",
             "projects={\"/w\"={trust_level=\"untrusted\"}}",
             "--enable",
