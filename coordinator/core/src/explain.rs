@@ -476,7 +476,8 @@ impl Explanation {
                     Some("end the draining, or start more workers".into())
                 }
                 Waiting::FittingBusy { people, .. } if *people > 0 => Some(
-                    "answer what agents ask (`coordinator approvals`), or start more workers".into(),
+                    "answer what agents ask (`coordinator approvals`), or start more workers"
+                        .into(),
                 ),
                 Waiting::FittingBusy { .. } => Some("wait, or start more workers".into()),
                 Waiting::Ending { .. }
