@@ -83,7 +83,15 @@ fn answered_after_a_restart(programs: &Programs) -> Result<()> {
         cluster.kill_coordinator()?;
         cluster.serve()?;
         ensure!(questions(cluster)? == [id.as_str()], "the question is gone");
-        cluster.ask(["approve", &id, "--session"])?.success()?;
+        let several = ["approve", "Q998", &id, "Q999", "--session"];
+        let said = cluster.ask(several)?.expect(2)?;
+        ensure!(
+            said.out.contains(&id) || said.err.contains(&id),
+            "{}",
+            said.err
+        );
+        let open = "not answered: Q998, Q999";
+        ensure!(said.err.contains(open), "{}", said.err);
         let status = cluster.ended(&run)?;
         ensure!(status.state() == "succeeded", "{}", status.json);
         ensure!(answer_of(cluster, &run)? == "1 session \"\"");

@@ -140,7 +140,7 @@ mod tests {
         let overrides = [("theirs".to_owned(), vec![tool.to_string()])].into();
         let bare = wanted("acp", "acp", "");
         let of_acp = [("acp".to_owned(), vec![tool.to_string()])].into();
-        let by_operator = found(&[bare.clone()], &own, &of_acp, Asking::Nothing);
+        let by_operator = found(std::slice::from_ref(&bare), &own, &of_acp, Asking::Nothing);
         assert!(by_operator.looked_for[0].found.is_some());
         for (agent, expected) in [
             (wanted("acp", "a", "tool"), Some(&*tool)),
