@@ -42,7 +42,7 @@ const OFFERED: [&str; 7] = [
     "quarantine",
 ];
 /// Further ones of pools that are scaled.
-const SCALED: [&str; 7] = [
+const SCALED: [&str; 8] = [
     "priority",
     "min",
     "max",
@@ -50,9 +50,10 @@ const SCALED: [&str; 7] = [
     "backlog",
     "burst",
     "join-timeout",
+    "worker-args",
 ];
 /// Further ones of Slurm pools.
-const SLURM: [&str; 19] = [
+const SLURM: [&str; 18] = [
     "workers",
     "partition",
     "account",
@@ -68,7 +69,6 @@ const SLURM: [&str; 19] = [
     "ssh-options",
     "directory",
     "worker",
-    "worker-args",
     "coordinator",
     "poll",
     "hand-over",
@@ -521,10 +521,20 @@ fn external(keys: &mut Keys<'_, '_, '_>, name: &str) -> Option<PoolSettings> {
     Some(PoolSettings { policy, kind })
 }
 
+impl Keys<'_, '_, '_> {
+    /// Further arguments of the pool's workers; they may hold what nobody is to see.
+    fn worker_args(&mut self) -> Vec<String> {
+        let arguments = self.texts("worker-args", "write one argument each", true, |_| true);
+        arguments.unwrap_or_default()
+    }
+}
+
 fn local(keys: &mut Keys<'_, '_, '_>, name: &str) -> Option<PoolSettings> {
     // All its workers are on one host, so nothing is gained by leaving that out.
     let policy = keys.scaled(name, false);
-    let kind = PoolKind::Local;
+    let kind = PoolKind::Local {
+        worker_args: keys.worker_args(),
+    };
     Some(PoolSettings { policy, kind })
 }
 
@@ -601,9 +611,7 @@ fn slurm(keys: &mut Keys<'_, '_, '_>, name: &str) -> Option<PoolSettings> {
             .unwrap_or_default(),
         directory: directory.unwrap_or_default(),
         worker: keys.path("worker"),
-        worker_args: keys
-            .texts("worker-args", "write one argument each", true, |_| true)
-            .unwrap_or_default(),
+        worker_args: keys.worker_args(),
         coordinator: keys.text(
             "coordinator",
             "write the address that nodes dial, such as \"head.example.org:7733\"",

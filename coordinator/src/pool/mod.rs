@@ -147,7 +147,7 @@ fn provider(
 ) -> Option<(Box<dyn Provider>, Duration)> {
     match &settings.kind {
         PoolKind::External => None,
-        PoolKind::Local => {
+        PoolKind::Local { worker_args } => {
             let processes = Processes {
                 pool: Arc::clone(name),
                 home: around.home.clone(),
@@ -155,6 +155,7 @@ fn provider(
                 host: worker_agent::host_name().into(),
                 executable: around.executable.clone(),
                 policy: settings.policy.clone(),
+                worker_args: worker_args.clone(),
             };
             Some((Box::new(processes), PROCESSES_POLL))
         }

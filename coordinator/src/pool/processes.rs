@@ -39,6 +39,8 @@ pub struct Processes {
     /// This program.
     pub executable: PathBuf,
     pub policy: Policy,
+    /// Further arguments of each worker.
+    pub worker_args: Vec<String>,
 }
 
 /// What is kept of a process, so that the next coordinator finds it.
@@ -76,6 +78,7 @@ impl Processes {
             .arg("--token-file")
             .arg(token)
             .args(offer(&self.policy))
+            .args(&self.worker_args)
             // Its state is in a numbered folder below, which with the pool makes its name.
             .env("MUSTER_HOME", self.folder())
             .env("MUSTER_ALLOCATION", &*self.pool)

@@ -18,7 +18,10 @@ pub enum PoolKind {
     /// People start them.
     External,
     /// Processes beside the coordinator.
-    Local,
+    Local {
+        /// Further arguments of the worker, such as `--approvals outside`.
+        worker_args: Vec<String>,
+    },
     Slurm(Box<SlurmSettings>),
 }
 
@@ -28,7 +31,7 @@ impl PoolKind {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::External => "external",
-            Self::Local => "local",
+            Self::Local { .. } => "local",
             Self::Slurm(_) => "slurm",
         }
     }
