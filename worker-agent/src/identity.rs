@@ -193,6 +193,11 @@ impl Identity {
             StateDir::Within(base) | StateDir::Scratch(base) => {
                 create_private(base)?;
                 check_owner(base)?;
+                if matches!(state, StateDir::Scratch(_)) {
+                    // Everybody can write to a node's scratch, and guess the name.
+                    check_ours(base)?;
+                    base.parent().map_or(Ok(()), check_ours)?;
+                }
                 let base = base
                     .canonicalize()
                     .map_err(Error::file("find the absolute path of", base))?;
@@ -375,6 +380,15 @@ pub(crate) fn create_private(folder: &Path) -> Result<(), Error> {
 fn check_owner(folder: &Path) -> Result<(), Error> {
     let found = std::fs::metadata(folder).map_err(Error::file("look at", folder))?;
     if found.uid() == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    Err(Error::NotOurs(folder.to_owned()))
+}
+
+/// Refuses a folder that somebody else has made, or that is a link to one.
+fn check_ours(folder: &Path) -> Result<(), Error> {
+    let found = std::fs::symlink_metadata(folder).map_err(Error::file("look at", folder))?;
+    if found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() {
         return Ok(());
     }
     Err(Error::NotOurs(folder.to_owned()))
@@ -567,6 +581,22 @@ mod tests {
         let folder = within.folder.clone();
         within.leave();
         assert!(folder.join(IDENTITY).exists());
+    }
+
+    #[test]
+    fn a_link_in_the_scratch_is_not_followed() {
+        let (base, victim) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let of_job = base.path().join("muster-7");
+        std::fs::create_dir(&of_job).unwrap();
+        std::os::unix::fs::symlink(victim.path(), of_job.join("worker")).unwrap();
+        let linked = StateDir::Scratch(of_job.join("worker"));
+        let refused = Identity::take(&linked, "host", Some(&job("7", 0))).unwrap_err();
+        assert!(matches!(refused, Error::NotOurs(_)), "{refused}");
+        let other = base.path().join("muster-8");
+        std::os::unix::fs::symlink(victim.path(), &other).unwrap();
+        let linked = StateDir::Scratch(other.join("worker"));
+        let refused = Identity::take(&linked, "host", Some(&job("8", 0))).unwrap_err();
+        assert!(matches!(refused, Error::NotOurs(_)), "{refused}");
     }
 
     #[test]

@@ -137,6 +137,10 @@ impl Carrier {
                 state.memory.doubt(*first, state.now());
                 continue;
             }
+            // What cannot be listed cannot be ended either.
+            if state.pause > self.poll {
+                continue;
+            }
             if *ends {
                 self.never(*first, *count).await?;
             } else {

@@ -243,6 +243,8 @@ fn end_of(held: &Allocation) -> AllocationEnd {
 struct Failing {
     failures: u32,
     batch: AllocationId,
+    /// Its pool is paused for them.
+    paused: bool,
 }
 
 fn ended(
@@ -267,6 +269,7 @@ fn ended(
         .or_insert_with(|| Failing {
             failures: pool.map_or(0, |pool| pool.failures),
             batch: pool.map_or(AllocationId(0), |pool| pool.failed_batch),
+            paused: false,
         });
     if failing.batch == held.first {
         return;
@@ -278,7 +281,8 @@ fn ended(
         .get(&held.pool)
         .map(|policy| policy.failures_max);
     let is_paused = pool.is_some_and(|pool| pool.paused.is_some());
-    if !is_paused && Some(failing.failures) == max {
+    if !is_paused && !failing.paused && max.is_some_and(|max| failing.failures >= max) {
+        failing.paused = true;
         let times = failing.failures;
         let reason = format!("{times} starts in a row failed, the last one so: {detail}");
         events.push(paused(&held.pool, &reason, &SYSTEM.into()));

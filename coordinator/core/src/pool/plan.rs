@@ -12,8 +12,9 @@ use super::demand::{self, Demand};
 use super::{Allocation, EndCause, Phase, Policy, Pool, is_near, retry_at};
 use crate::ids::{AllocationId, LeaseId};
 use crate::index::{WorkerEntry, drains};
+use crate::limits;
 use crate::schedule::{Misfit, Offered, lacks};
-use crate::state::{Link, State};
+use crate::state::{Link, State, Worker};
 use crate::time::{Span, Timestamp};
 use crate::worker::{DeclaredAgent, Requirement};
 
@@ -230,7 +231,10 @@ fn offered<'a>(policy: &'a Policy, learned: &'a Learned<'_>) -> Offered<'a> {
         labels: &template.labels,
         resources: &template.resources,
         looked: had.map(|had| &had.looked),
-        left: policy.walltime,
+        // It has to start first.
+        left: policy
+            .walltime
+            .map(|time| Span::from_ms(time.ms().saturating_sub(limits::SOON.ms()))),
         is_there: false,
     }
 }
@@ -241,7 +245,7 @@ fn existing<'a>(state: &'a State, now: Timestamp, ending: &BTreeSet<LeaseId>) ->
     for entry in state.workers.values() {
         let WorkerEntry { worker, aux } = entry;
         let shut = drains(worker) || state.is_shut(&worker.id).is_some();
-        if shut || !is_near(state, &worker.link, now) {
+        if shut || is_over(state, worker) || !is_near(state, &worker.link, now) {
             continue;
         }
         let held = aux.leases.iter().filter(|lease| !ending.contains(lease));
@@ -266,6 +270,12 @@ fn existing<'a>(state: &'a State, now: Timestamp, ending: &BTreeSet<LeaseId>) ->
     // Those at work first, so that what can be left alone is.
     rooms.sort_by_key(|room| !room.needed);
     rooms
+}
+
+/// Tells whether a worker that is not connected can never come back, since its allocation is gone.
+fn is_over(state: &State, worker: &Worker) -> bool {
+    let gone = |id| state.allocation(id).is_none();
+    matches!(worker.link, Link::Down { .. }) && worker.offer.allocation.is_some_and(gone)
 }
 
 /// Adds the room of workers that are on their way.
@@ -366,6 +376,8 @@ struct Ledger<'a> {
     policy: &'a Policy,
     learned: &'a Learned<'a>,
     allocations: u32,
+    /// To end, and perhaps still there.
+    ending: u32,
     coming: u32,
     /// Not yet in the provider's queue, waiting in it.
     asked: u32,
@@ -394,6 +406,7 @@ impl<'a> Ledger<'a> {
             policy,
             learned,
             allocations: 0,
+            ending: 0,
             coming: 0,
             asked: 0,
             queued: 0,
@@ -406,7 +419,12 @@ impl<'a> Ledger<'a> {
             lacks: BTreeMap::new(),
         };
         for allocation in state.allocations() {
-            if allocation.pool != *name || allocation.ending.is_some() {
+            if allocation.pool != *name {
+                continue;
+            }
+            if allocation.ending.is_some() {
+                // It may well run until its provider has ended it.
+                new.ending += 1;
                 continue;
             }
             new.allocations += 1;
@@ -434,7 +452,7 @@ impl<'a> Ledger<'a> {
         let waiting = self.asked + self.queued + self.opened;
         let bounds = [
             (
-                max.saturating_sub(self.allocations + self.opened),
+                max.saturating_sub(self.allocations + self.ending + self.opened),
                 Hindrance::Max { max },
             ),
             (
