@@ -110,16 +110,21 @@ async fn a_key_stays_used_over_archiving_and_restarts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archived_run_is_retried_with_its_documents_and_goes_on_counting() {
     let world = World::start().await;
+    let mut runs = Vec::new();
     for key in 0..12 {
         let run = world.submit(ONE, &format!("key-{key}")).await.unwrap();
         world.cancel(&run).await;
         let last = world.until(&run, |run| run.archived).await.last_seq;
+        runs.push((run, last));
+    }
+    // Not before: a lease that it holds keeps a cancelled run out of the archive.
+    let mut worker = Worker::join(&world, "w").await;
+    for (key, (run, last)) in runs.into_iter().enumerate() {
         let retry = v1::RetryRequest {
             run: run.clone(),
             task: if key % 2 == 0 { "a" } else { "" }.to_owned(),
         };
         world.operator.clone().retry(retry).await.unwrap();
-        let mut worker = Worker::join(&world, &format!("w-{key}")).await;
         let grant = worker.grant().await;
         assert!(!grant.document.is_empty());
         worker.report(vec![(grant.lease, done())]).await;
@@ -133,7 +138,6 @@ async fn an_archived_run_is_retried_with_its_documents_and_goes_on_counting() {
             assert_eq!(seqs, all);
             assert!(seqs.len() as u64 >= run.last_seq);
         }
-        drop(worker);
     }
 }
 

@@ -70,14 +70,14 @@ pub(crate) fn without_shellcheck() -> Option<String> {
 /// Stands for a worker: writes down what it was started with and how it was told to leave.
 const WORKER: &str = r#"#!/bin/bash
 said() { echo "$SLURM_JOB_ID $SLURMD_NODENAME ${SLURM_RESTART_COUNT:-0} $*" >>"${0%/bin/*}/said"; }
-trap 'said leaves; exit 0' USR1
-trap : TERM
+# A cancelled job's processes all get TERM too, at the same moment: bash may lose one of two traps.
+trap '' TERM
+trap 'said leaves; kill -KILL $!; exit 0' USR1
 token=$(cat "${@: $(($# - 2)):1}")
 said "$token" "$@"
 while :; do
     sleep 600 &
     wait $!
-    kill $!
 done
 "#;
 
