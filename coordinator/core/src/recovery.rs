@@ -106,6 +106,7 @@ impl State {
         });
         let allocations = self.allocations().cloned().map(|mut allocation| {
             allocation.idle_since = None;
+            allocation.vain_since = None;
             allocation
         });
         Image {
@@ -245,6 +246,7 @@ impl State {
             PoolEvent::AllocationsWanted { first, .. } => (*first, *first >= self.next_allocation),
             PoolEvent::AllocationQueued { allocation, .. }
             | PoolEvent::AllocationRunning { allocation, .. }
+            | PoolEvent::AllocationProven { allocation }
             | PoolEvent::AllocationEnding { allocation, .. }
             | PoolEvent::AllocationEnded { allocation, .. } => {
                 (*allocation, self.allocations.contains_key(allocation))

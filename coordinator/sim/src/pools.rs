@@ -314,7 +314,8 @@ impl Known {
                     format!("{allocation}")
                 })
             }
-            PoolEvent::PoolPaused { .. }
+            PoolEvent::AllocationProven { .. }
+            | PoolEvent::PoolPaused { .. }
             | PoolEvent::PoolResumed { .. }
             | PoolEvent::HostQuarantined { .. }
             | PoolEvent::HostReleased { .. } => Ok(()),

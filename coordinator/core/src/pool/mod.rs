@@ -19,9 +19,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::event::Actor;
+use crate::failure::FailureClass;
 use crate::ids::{AllocationId, TaskKey, WorkerId};
 use crate::limits;
-use crate::state::{Link, State};
+use crate::state::{Lease, Link, State};
 use crate::time::{Span, Timestamp};
 use crate::worker::Offer;
 
@@ -68,7 +69,7 @@ pub struct Policy {
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Pool {
     pub paused: Option<Pause>,
-    /// Starts that failed since the last one that led to a worker.
+    /// Starts that failed since the last one that led to a worker of some use.
     pub failures: u32,
     /// When the last of them failed.
     pub failed_at: Timestamp,
@@ -114,11 +115,19 @@ pub struct Allocation {
     pub host: Box<str>,
     /// Its first worker has said hello since it runs.
     pub joined: bool,
+    /// When that was; `None` as well where an older program has seen it.
+    pub joined_at: Option<Timestamp>,
+    /// A lease was granted to a worker of it.
+    pub worked: bool,
+    /// Its start was a good one: work went well on it, or its worker was there for a while.
+    pub proven: bool,
     /// How often it went back into the provider's queue.
     pub requeues: u32,
     pub ending: Option<Ending>,
     /// Volatile: since when nothing has needed it.
     pub idle_since: Option<Timestamp>,
+    /// Volatile: since when its workers take nothing although work waits that its pool is for.
+    pub vain_since: Option<Timestamp>,
 }
 
 /// How far an allocation has come, by its provider's word.
@@ -150,6 +159,8 @@ pub enum EndCause {
     Idle,
     /// It runs, and no worker of it has joined in time.
     NeverJoined,
+    /// Its worker has joined and takes nothing, although work waits that its pool is for.
+    NeverWorked,
     /// Attempts fail at once on its host.
     Quarantined,
     /// The pool has more than its maximum, since the configuration changed.
@@ -158,9 +169,10 @@ pub enum EndCause {
 
 impl EndCause {
     /// Every cause, for tables and tests.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Idle,
         Self::NeverJoined,
+        Self::NeverWorked,
         Self::Quarantined,
         Self::Surplus,
     ];
@@ -171,6 +183,7 @@ impl EndCause {
         match self {
             Self::Idle => "idle",
             Self::NeverJoined => "never_joined",
+            Self::NeverWorked => "never_worked",
             Self::Quarantined => "quarantined",
             Self::Surplus => "surplus",
         }
@@ -186,13 +199,24 @@ pub enum AllocationEnd {
     Refused,
     /// It ended, or had to be ended, before a worker of it had joined.
     NeverJoined,
+    /// Its worker had joined, and never took any work although some waited for it.
+    NeverWorked,
+    /// Its worker vanished within [`limits::YOUNG`] after it had joined, and nothing was done on it.
+    DiedYoung,
     /// It ended by itself: its time was over, it was taken away or broke down.
     Gone,
 }
 
 impl AllocationEnd {
     /// Every end, for tables and tests.
-    pub const ALL: [Self; 4] = [Self::Released, Self::Refused, Self::NeverJoined, Self::Gone];
+    pub const ALL: [Self; 6] = [
+        Self::Released,
+        Self::Refused,
+        Self::NeverJoined,
+        Self::NeverWorked,
+        Self::DiedYoung,
+        Self::Gone,
+    ];
 
     /// Gives the stable name used on the wire and in stored forms.
     #[must_use]
@@ -201,6 +225,8 @@ impl AllocationEnd {
             Self::Released => "released",
             Self::Refused => "refused",
             Self::NeverJoined => "never_joined",
+            Self::NeverWorked => "never_worked",
+            Self::DiedYoung => "died_young",
             Self::Gone => "gone",
         }
     }
@@ -208,7 +234,10 @@ impl AllocationEnd {
     /// Tells whether it speaks against starting another one soon.
     #[must_use]
     pub const fn is_failure(self) -> bool {
-        matches!(self, Self::Refused | Self::NeverJoined)
+        matches!(
+            self,
+            Self::Refused | Self::NeverJoined | Self::NeverWorked | Self::DiedYoung
+        )
     }
 }
 
@@ -231,6 +260,10 @@ pub enum PoolEvent {
         allocation: AllocationId,
         external: Box<str>,
         host: Box<str>,
+    },
+    /// Its worker was there for a while after earlier starts had failed, so that they are forgotten.
+    AllocationProven {
+        allocation: AllocationId,
     },
     /// It gets no more work.
     AllocationEnding {
@@ -274,6 +307,7 @@ impl PoolEvent {
             Self::AllocationsWanted { .. } => "allocations_wanted",
             Self::AllocationQueued { .. } => "allocation_queued",
             Self::AllocationRunning { .. } => "allocation_running",
+            Self::AllocationProven { .. } => "allocation_proven",
             Self::AllocationEnding { .. } => "allocation_ending",
             Self::AllocationEnded { .. } => "allocation_ended",
             Self::PoolPaused { .. } => "pool_paused",
@@ -311,6 +345,12 @@ impl fmt::Display for PoolEvent {
                 external,
                 host,
             } => write!(f, "allocation {allocation} runs as {external} on {host}"),
+            Self::AllocationProven { allocation } => {
+                write!(
+                    f,
+                    "allocation {allocation} was there for a while: its start was a good one"
+                )
+            }
             Self::AllocationEnding {
                 allocation, reason, ..
             } => write!(f, "allocation {allocation} is to end: {reason}"),
@@ -323,6 +363,8 @@ impl fmt::Display for PoolEvent {
                     AllocationEnd::Released => "was given back",
                     AllocationEnd::Refused => "was refused",
                     AllocationEnd::NeverJoined => "ended before a worker of it had joined",
+                    AllocationEnd::NeverWorked => "ended without having taken any work",
+                    AllocationEnd::DiedYoung => "died soon after its worker had joined",
                     AllocationEnd::Gone => "is gone",
                 };
                 write!(f, "allocation {allocation} {end}")?;
@@ -465,6 +507,12 @@ fn is_near(state: &State, link: &Link, now: Timestamp) -> bool {
         Link::Up { .. } => true,
         Link::Down { since } => now.since(*since) <= state.clocks.ttl + state.clocks.grace,
     }
+}
+
+/// Tells whether the failure of work of which nothing was heard after `until` speaks against its host.
+pub(crate) fn blames_host_at(lease: &Lease, class: FailureClass, until: Timestamp) -> bool {
+    let since = lease.started_at.unwrap_or(lease.granted_at);
+    class.may_be_the_hosts() && until.since(since) <= limits::QUICK_FAILURE
 }
 
 /// Gives when a pool may start something again after its last failure.

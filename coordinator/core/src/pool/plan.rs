@@ -36,6 +36,8 @@ pub struct Outlook {
     pub lacks: BTreeMap<Misfit, u32>,
     /// Allocations that nothing needs now.
     pub idle: BTreeSet<AllocationId>,
+    /// Allocations whose workers take nothing now although work waits that the pool is for.
+    pub vain: BTreeSet<AllocationId>,
 }
 
 /// Allocations to be asked for.
@@ -391,6 +393,8 @@ struct Ledger<'a> {
     first: Option<&'a Requirement>,
     work: u32,
     lacks: BTreeMap<Misfit, u32>,
+    /// What waits although the pool's workers should fit.
+    unserved: Vec<&'a Requirement>,
 }
 
 impl<'a> Ledger<'a> {
@@ -417,6 +421,7 @@ impl<'a> Ledger<'a> {
             first: None,
             work: 0,
             lacks: BTreeMap::new(),
+            unserved: vec![],
         };
         for allocation in state.allocations() {
             if allocation.pool != *name {
@@ -482,6 +487,7 @@ impl<'a> Ledger<'a> {
             *self.lacks.entry(lack).or_default() += left;
             return left;
         }
+        self.unserved.push(requirement);
         while left > 0 {
             let (allowed, hindrance) = self.allowed();
             if allowed == 0 {
@@ -524,7 +530,8 @@ impl<'a> Ledger<'a> {
             count: self.opened,
             why: self.why(for_min),
         });
-        let (stops, idle) = self.stops(state, now, rooms);
+        let vain = self.vain(state, rooms);
+        let (stops, idle) = self.stops(state, now, rooms, &vain);
         Outlook {
             pool: Arc::clone(self.name),
             allocations: self.allocations,
@@ -535,6 +542,7 @@ impl<'a> Ledger<'a> {
             hindrance: self.hindrance,
             lacks: self.lacks,
             idle,
+            vain,
         }
     }
 
@@ -560,6 +568,7 @@ impl<'a> Ledger<'a> {
         state: &State,
         now: Timestamp,
         rooms: &[Room<'_>],
+        vain: &BTreeSet<AllocationId>,
     ) -> (Vec<Stop>, BTreeSet<AllocationId>) {
         let needed: BTreeSet<AllocationId> = rooms
             .iter()
@@ -592,6 +601,19 @@ impl<'a> Ledger<'a> {
                 stops.push(Stop {
                     allocation: id,
                     cause: EndCause::NeverJoined,
+                    why: why.into(),
+                });
+            } else if let Some(since) = allocation.vain_since
+                && vain.contains(&id)
+                && now.since(since) > self.policy.join_timeout
+            {
+                let why = format!(
+                    "its worker has joined and takes nothing, although work has waited for it for {} s",
+                    now.since(since).ms() / 1_000
+                );
+                stops.push(Stop {
+                    allocation: id,
+                    cause: EndCause::NeverWorked,
                     why: why.into(),
                 });
             } else if !needed.contains(&id) {
@@ -629,6 +651,29 @@ impl<'a> Ledger<'a> {
             });
         }
         (stops, ids)
+    }
+
+    /// Gives the allocations whose workers have joined, never had a lease, and take none now: work is
+    /// dealt to them on paper, or they lack what the pool's workers should have.
+    fn vain(&self, state: &State, rooms: &[Room<'_>]) -> BTreeSet<AllocationId> {
+        let fresh = |id: &AllocationId| {
+            let held = state.allocation(*id);
+            held.is_some_and(|held| {
+                held.pool == *self.name && held.joined && !held.worked && held.ending.is_none()
+            })
+        };
+        let there = rooms.iter().filter(|room| room.offered.is_there);
+        let vain = there.filter_map(|room| {
+            let id = room.allocation.filter(fresh)?;
+            let lasting = Offered {
+                left: None,
+                ..room.offered
+            };
+            let mut unserved = self.unserved.iter();
+            let lacking = unserved.any(|need| lacks(&lasting, need).is_some());
+            (room.needed || lacking).then_some(id)
+        });
+        vain.collect()
     }
 
     /// Gives the allocations of which a worker is on a quarantined host.
