@@ -21,6 +21,7 @@ use std::sync::Arc;
 use crate::event::Actor;
 use crate::failure::FailureClass;
 use crate::ids::{AllocationId, TaskKey, WorkerId};
+use crate::index::WorkerEntry;
 use crate::limits;
 use crate::state::{Lease, Link, State};
 use crate::time::{Span, Timestamp};
@@ -484,6 +485,27 @@ impl State {
         let pool = self.pools.get(&offer.pool)?;
         let shut = pool.quarantined.contains_key(&offer.host);
         shut.then_some(Shut::Quarantined)
+    }
+
+    /// Tells whether the worker of an allocation gets no work any more: it is not connected and its
+    /// allocation is gone or was begun again, which makes another worker, or it is to end.
+    #[must_use]
+    pub(crate) fn is_over(&self, worker: &WorkerId) -> bool {
+        let Some(WorkerEntry { worker, aux }) = self.workers.get(worker) else {
+            return false;
+        };
+        let Some(id) = worker.offer.allocation else {
+            return false;
+        };
+        let is_down = matches!(worker.link, Link::Down { .. });
+        let Some(held) = self.allocation(id) else {
+            return is_down;
+        };
+        let earlier = match (aux.last_word, held.joined_at) {
+            (Some((heard, _)), Some(joined_at)) => heard < joined_at,
+            _ => !held.joined,
+        };
+        held.ending.is_some() || is_down && earlier
     }
 
     /// Tells whether nothing holds an allocation that is to end: its provider may end it now.

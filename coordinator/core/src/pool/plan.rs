@@ -14,7 +14,7 @@ use crate::ids::{AllocationId, LeaseId};
 use crate::index::{WorkerEntry, drains};
 use crate::limits;
 use crate::schedule::{Misfit, Offered, lacks};
-use crate::state::{Link, State, Worker};
+use crate::state::{Link, State};
 use crate::time::{Span, Timestamp};
 use crate::worker::{DeclaredAgent, Requirement};
 
@@ -247,7 +247,7 @@ fn existing<'a>(state: &'a State, now: Timestamp, ending: &BTreeSet<LeaseId>) ->
     for entry in state.workers.values() {
         let WorkerEntry { worker, aux } = entry;
         let shut = drains(worker) || state.is_shut(&worker.id).is_some();
-        if shut || is_over(state, worker) || !is_near(state, &worker.link, now) {
+        if shut || state.is_over(&worker.id) || !is_near(state, &worker.link, now) {
             continue;
         }
         let held = aux.leases.iter().filter(|lease| !ending.contains(lease));
@@ -272,12 +272,6 @@ fn existing<'a>(state: &'a State, now: Timestamp, ending: &BTreeSet<LeaseId>) ->
     // Those at work first, so that what can be left alone is.
     rooms.sort_by_key(|room| !room.needed);
     rooms
-}
-
-/// Tells whether a worker that is not connected can never come back, since its allocation is gone.
-fn is_over(state: &State, worker: &Worker) -> bool {
-    let gone = |id| state.allocation(id).is_none();
-    matches!(worker.link, Link::Down { .. }) && worker.offer.allocation.is_some_and(gone)
 }
 
 /// Adds the room of workers that are on their way.
