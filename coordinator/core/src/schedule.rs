@@ -304,7 +304,12 @@ pub enum Misfit {
     /// It has less of the resource in all.
     Resource(Arc<str>),
     /// Its machine goes away before the work would be done.
-    Walltime,
+    Walltime {
+        /// What there is for work.
+        left: Span,
+        /// What the work takes by its plan; zero when that is not known.
+        expected: Span,
+    },
     /// It would have enough if its present leases were over.
     Busy(Arc<str>),
 }
@@ -400,10 +405,9 @@ pub(crate) fn lacks(offered: &Offered<'_>, requirement: &Requirement) -> Option<
     if let Some((name, _)) = short {
         return Some(Misfit::Resource(name.clone()));
     }
-    let gone = offered
-        .left
-        .filter(|left| !lasts(*left, requirement.expected));
-    gone.map(|_| Misfit::Walltime)
+    let expected = requirement.expected;
+    let gone = offered.left.filter(|left| !lasts(*left, expected));
+    gone.map(|left| Misfit::Walltime { left, expected })
 }
 
 fn grant(

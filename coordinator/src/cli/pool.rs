@@ -479,6 +479,12 @@ fn planned_text(pool: &v1::PlannedPool, paint: Paint) -> String {
     if !pool.hindrance_text.is_empty() {
         say(format!("it starts no more: {}", pool.hindrance_text));
     }
+    if pool.hindrance == "paused" {
+        say(format!(
+            "`coordinator pool resume {}` lets it go on",
+            pool.pool
+        ));
+    }
     for lack in &pool.lacks {
         let tasks = show::counted(lack.tasks as usize, "waiting task");
         say(format!("it can never take {tasks}: {}", lack.text));

@@ -12,6 +12,7 @@ mod decide;
 mod demand;
 mod evolve;
 mod plan;
+mod prospect;
 mod sight;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +30,9 @@ use crate::worker::Offer;
 
 pub use compare::{Held, Judgement, Memory};
 pub use demand::{Demand, demands};
-pub use plan::{Hindrance, Outlook, Prospect, Start, Stop, outlook, prospects};
+pub use plan::{Hindrance, Outlook, Start, Stop, outlook};
+pub(crate) use prospect::source;
+pub use prospect::{Prospect, Source, prospects};
 
 pub use sight::{OrderName, Sighted, Sighting};
 

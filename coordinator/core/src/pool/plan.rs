@@ -100,13 +100,13 @@ struct Room<'a> {
 
 /// What is known from the workers that a pool has had.
 #[derive(Default)]
-struct Had {
+pub(super) struct Had {
     agents: BTreeSet<Arc<str>>,
     looked: BTreeMap<DeclaredAgent, bool>,
 }
 
 /// What is known of pools from their workers, by pool.
-type Learned<'a> = BTreeMap<&'a str, Had>;
+pub(super) type Learned<'a> = BTreeMap<&'a str, Had>;
 
 /// Plans all pools. Costs O(waiting work + kinds of it × (workers + pools)).
 #[must_use]
@@ -148,53 +148,6 @@ pub fn outlook(state: &State, now: Timestamp) -> Vec<Outlook> {
     outlooks
 }
 
-/// What a pool would do for one piece of work.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Prospect {
-    /// No worker of it could ever do the work.
-    Lacks(Misfit),
-    /// It starts nothing itself: people start its workers.
-    External,
-    /// So many allocations are on their way, and one of them may take it.
-    Coming(u32),
-    /// It would start one in the next step.
-    Starts,
-    /// It would start one, but must not now.
-    Hindered(Hindrance),
-    /// Its workers will be free for it sooner or later.
-    Busy,
-}
-
-/// Gives, pool by pool, what stands between work of this requirement and a worker. Costs as much as
-/// [`outlook`].
-#[must_use]
-pub fn prospects(
-    state: &State,
-    now: Timestamp,
-    requirement: &Requirement,
-) -> Vec<(Arc<str>, Prospect)> {
-    let learned = learned(state);
-    let outlooks = outlook(state, now).into_iter();
-    let prospects = outlooks.filter_map(|outlook| {
-        let policy = state.policies.get(&outlook.pool)?;
-        let prospect = if let Some(lack) = lacks(&offered(policy, &learned), requirement) {
-            Prospect::Lacks(lack)
-        } else if policy.max == 0 {
-            Prospect::External
-        } else if outlook.coming > 0 {
-            Prospect::Coming(outlook.coming)
-        } else if outlook.start.is_some() {
-            Prospect::Starts
-        } else if let Some(hindrance) = outlook.hindrance {
-            Prospect::Hindered(hindrance)
-        } else {
-            Prospect::Busy
-        };
-        Some((outlook.pool, prospect))
-    });
-    prospects.collect()
-}
-
 /// Gives how much a requirement asks for: who asks for more goes first.
 fn needs(requirement: &Requirement) -> (bool, usize, usize, Span) {
     (
@@ -205,7 +158,7 @@ fn needs(requirement: &Requirement) -> (bool, usize, usize, Span) {
     )
 }
 
-fn learned(state: &State) -> Learned<'_> {
+pub(super) fn learned(state: &State) -> Learned<'_> {
     let mut learned: Learned<'_> = BTreeMap::new();
     for WorkerEntry { worker, aux } in state.workers.values() {
         let offer = &worker.offer;
@@ -223,7 +176,7 @@ fn learned(state: &State) -> Learned<'_> {
 
 /// Gives what a new allocation's worker is taken to offer. Agents that nobody has stated are those
 /// that earlier workers of the pool had; before there were any, all of them.
-fn offered<'a>(policy: &'a Policy, learned: &'a Learned<'_>) -> Offered<'a> {
+pub(super) fn offered<'a>(policy: &'a Policy, learned: &'a Learned<'_>) -> Offered<'a> {
     let template = &policy.template;
     let had = learned.get(&*template.pool);
     let agents = policy.agents.as_ref();
@@ -698,60 +651,4 @@ fn closed(pool: &Pool, now: Timestamp) -> Option<Hindrance> {
         left: at.since(now),
         detail: pool.last_failure.clone(),
     })
-}
-
-impl std::fmt::Display for Prospect {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Lacks(lack) => write!(f, "never: {lack}"),
-            Self::External => f.write_str("people start its workers, and none that is free fits"),
-            Self::Coming(1) => f.write_str("1 allocation is on its way"),
-            Self::Coming(count) => write!(f, "{count} allocations are on their way"),
-            Self::Starts => f.write_str("it is about to start one"),
-            Self::Hindered(hindrance) => hindrance.fmt(f),
-            Self::Busy => f.write_str("its workers are busy, and will be free"),
-        }
-    }
-}
-
-impl std::fmt::Display for Misfit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Pool(name) => write!(f, "the task asks for pool {name}"),
-            Self::Agent(name) => write!(f, "its workers do not have agent {name}"),
-            Self::Program(agent) => {
-                write!(f, "its workers do not have the program {}", agent.program)
-            }
-            Self::Unanswered(agent) => {
-                write!(
-                    f,
-                    "its workers have not said whether they have {}",
-                    agent.program
-                )
-            }
-            Self::Label(name) => write!(f, "its workers do not carry label {name}"),
-            Self::Resource(name) => write!(f, "its workers do not have enough {name}"),
-            Self::Walltime => f.write_str("its machines do not stay as long as the work takes"),
-            Self::Busy(name) => write!(f, "{name} is taken by other work"),
-        }
-    }
-}
-
-impl std::fmt::Display for Hindrance {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Paused { reason } => write!(f, "it is paused: {reason}"),
-            Self::Backoff { left, detail } => write!(
-                f,
-                "its last start failed ({detail}); the next is tried in {} s",
-                left.ms().div_ceil(1_000)
-            ),
-            Self::Max { max } => write!(f, "it has its maximum of {max} allocations"),
-            Self::Backlog { backlog } => write!(
-                f,
-                "{backlog} of its allocations wait to be run already, as many as its backlog allows"
-            ),
-            Self::Burst { burst } => write!(f, "at most {burst} are started at once"),
-        }
-    }
 }

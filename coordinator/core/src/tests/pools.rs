@@ -3,6 +3,7 @@
 mod bounds;
 mod homes;
 mod starts;
+mod telling;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
