@@ -169,12 +169,14 @@ impl Carrier {
                 ends: vec![],
                 exclude: vec![],
             };
+            let mut hosts = core.hosts_of_allocations();
             for held in core.allocations().filter(|held| held.pool == pool) {
                 wanted.held.push(Held {
                     id: held.id,
                     first: held.first,
                     external: held.external.clone(),
                     joined: held.joined,
+                    hosts: hosts.remove(&held.id).unwrap_or_default(),
                 });
                 match (&held.external, held.phase) {
                     (Some(external), _) if core.may_end(held.id) => {
