@@ -8,6 +8,7 @@ mod login;
 mod queue;
 mod refusal;
 mod script;
+mod shells;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use coordinator_core::pool::Policy;
-use coordinator_core::{AllocationId, Span};
+use coordinator_core::{AllocationId, Span, limits};
 use futures::future::{self, BoxFuture};
 use tokio::sync::OnceCell;
 use tracing::{debug, warn};
@@ -36,34 +37,13 @@ const CANCEL_MAX: usize = 500;
 /// Token files that one `rm` is given.
 const REMOVE_MAX: usize = 500;
 
-/// How late an order of which nothing was heard may still arrive.
+/// How long the token of an order of which nothing was heard is kept. A submission ends long before
+/// that (see `login.rs`), and the order is placed again soon after; its token is the same then.
 const LATE: Duration = Duration::from_secs(600);
+const _: () = assert!(LATE.as_millis() > limits::ORDER_SETTLES.ms() as u128);
 /// Least time after which a worker that holds nothing leaves by itself. The coordinator ends idle
 /// allocations; this is for one that is not there to do so.
 const IDLE_EXIT: Span = Span::from_secs(900);
-
-/// Tells whether the program of that path has that size and may be run.
-const IS_STAGED: &str = r#"[ -x "$1" ] && [ "$(wc -c <"$1")" -eq "$2" ]"#;
-/// Writes one token a line, all or none; a cut connection takes the last line away. `printf` is a part
-/// of the shell, so no token is anybody's argument.
-const PUT_TOKENS: &str = r#"umask 077
-mkdir -p -- "$3/logs" "$3/tokens" && chmod 700 "$3/tokens" || exit 1
-part=$1.part.$$
-trap 'rm -f -- "$part".*' EXIT
-trap 'exit 1' HUP INT TERM
-index=0
-while [ "$index" -lt "$2" ]; do
-    IFS= read -r token || exit 1
-    printf '%s\n' "$token" >"$part.$index" || exit 1
-    index=$((index + 1))
-done
-IFS= read -r last && [ "$last" = end ] || { echo "the tokens broke off" >&2; exit 1; }
-index=0
-while [ "$index" -lt "$2" ]; do
-    mv -f -- "$part.$index" "$1.$index" || exit 1
-    index=$((index + 1))
-done"#;
-const LIST_TOKENS: &str = r#"[ -d "$1" ] || exit 0; exec ls -- "$1""#;
 
 /// What a provider has to know of its coordinator.
 #[derive(Clone, Debug)]
@@ -273,7 +253,8 @@ impl SlurmProvider {
             .map_err(|error| Error::Refused(error.to_string()))?;
         self.stage_tokens(order, name).await?;
         let words = ["sbatch", "--parsable"];
-        let asked = self.login.run(&words, script.as_bytes(), Repeat::Never);
+        let step = "submitting with sbatch";
+        let asked = self.login.submit(step, &words, script.as_bytes());
         let answer = asked.await.map_err(|error| match error {
             login::Error::Missing(_) => Error::Refused(error.to_string()),
             _ => Error::Unclear(error.to_string()),
@@ -301,8 +282,9 @@ impl SlurmProvider {
         let program = self.program.get_or_try_init(|| self.describe()).await?;
         let path = &program.path;
         let size = program.bytes.to_string();
-        let words = ["sh", "-c", IS_STAGED, "sh", path, &size];
-        let asked = self.login.run(&words, b"", Repeat::Safe);
+        let words = ["sh", "-c", shells::IS_STAGED, "sh", path, &size];
+        let step = "looking for the worker's program";
+        let asked = self.login.run(step, &words, b"", Repeat::Safe);
         if !asked.await.map_err(before)?.is_success() {
             let executable = &self.coordinator.executable;
             debug!(path, bytes = program.bytes, "sends the worker's program");
@@ -338,7 +320,8 @@ impl SlurmProvider {
             return Ok(BTreeSet::new());
         }
         let words = ["sinfo", "--noheader", "--Node", "--format=%N %n"];
-        let answer = self.login.run(&words, b"", Repeat::Safe);
+        let step = "asking sinfo for names of nodes";
+        let answer = self.login.run(step, &words, b"", Repeat::Safe);
         let answer = answer.await.map_err(before)?;
         if !answer.is_success() {
             return Err(Error::Unclear(format!("sinfo failed: {}", answer.said())));
@@ -364,10 +347,12 @@ impl SlurmProvider {
         lines.extend_from_slice(b"end\n");
         let count = order.count.to_string();
         let path = self.tokens_of(name);
-        let words = ["sh", "-c", PUT_TOKENS, "sh", &path, &count, &self.directory];
-        let asked = self.login.run(&words, &lines, Repeat::Safe);
+        let program = shells::PUT_TOKENS;
+        let words = ["sh", "-c", program, "sh", &path, &count, &self.directory];
+        let step = "writing the join tokens";
+        let asked = self.login.run(step, &words, &lines, Repeat::Safe);
         let answer = asked.await.map_err(before)?;
-        Login::done("writing the join tokens", &answer).map_err(before)
+        Login::done(step, &answer).map_err(before)
     }
 
     /// Asks for the whole queue once.
@@ -380,10 +365,11 @@ impl SlurmProvider {
             user,
         };
         let of_user = format!("--user={user}");
+        let step = "asking squeue for the queue";
         if !self.no_json.load(Ordering::Relaxed) {
             // Older versions answer with everybody's jobs whatever is asked.
             let words = ["squeue", "--json", "--states=all", &of_user];
-            match self.login.run(&words, b"", Repeat::Safe).await {
+            match self.login.run(step, &words, b"", Repeat::Safe).await {
                 Ok(answer) if answer.is_success() => match queue::json(&answer.output, whose) {
                     // Perhaps a version with yet other shapes; the text has been the same for long.
                     Err(queue::Error::Json(error)) => {
@@ -405,7 +391,7 @@ impl SlurmProvider {
         let words = ["squeue", "--array", "--states=all", &of_user, &columns];
         let answer = self
             .login
-            .run(&words, b"", Repeat::Safe)
+            .run(step, &words, b"", Repeat::Safe)
             .await
             .map_err(unclear)?;
         if !answer.is_success() {
@@ -416,11 +402,11 @@ impl SlurmProvider {
     }
 
     async fn ask_user(&self) -> Result<u32, Error> {
-        let answer = self.login.run(&["id", "-u"], b"", Repeat::Safe).await;
+        let step = "asking id who submits";
+        let answer = self.login.run(step, &["id", "-u"], b"", Repeat::Safe).await;
         let answer = answer.map_err(|error| Error::Unclear(error.to_string()))?;
         let text = String::from_utf8_lossy(&answer.output);
-        // A login shell may greet.
-        let number = text.lines().rev().find_map(|line| line.trim().parse().ok());
+        let number = text.trim().parse().ok();
         number.ok_or_else(|| Error::Unclear(format!("id failed: {}", answer.said())))
     }
 
@@ -446,8 +432,9 @@ impl SlurmProvider {
             return Ok(());
         }
         let folder = format!("{}/tokens", self.directory);
-        let words = ["sh", "-c", LIST_TOKENS, "sh", &folder];
-        let answer = self.login.run(&words, b"", Repeat::Safe).await;
+        let words = ["sh", "-c", shells::LIST, "sh", &folder];
+        let step = "listing the join tokens";
+        let answer = self.login.run(step, &words, b"", Repeat::Safe).await;
         let answer = answer.map_err(|error| Error::Unclear(error.to_string()))?;
         if !answer.is_success() {
             let said = answer.said();
@@ -498,8 +485,9 @@ impl SlurmProvider {
                 .collect();
             let mut words = vec!["rm", "-f", "--"];
             words.extend(paths.iter().map(String::as_str));
-            let removed = match self.login.run(&words, b"", Repeat::Safe).await {
-                Ok(answer) => Login::done("removing join tokens", &answer),
+            let step = "removing join tokens";
+            let removed = match self.login.run(step, &words, b"", Repeat::Safe).await {
+                Ok(answer) => Login::done(step, &answer),
                 Err(error) => Err(error),
             };
             match removed {
@@ -531,7 +519,8 @@ impl SlurmProvider {
         for chunk in live.chunks(CANCEL_MAX) {
             let mut words = vec!["scancel"];
             words.extend(chunk);
-            let answer = self.login.run(&words, b"", Repeat::Safe).await;
+            let step = "cancelling with scancel";
+            let answer = self.login.run(step, &words, b"", Repeat::Safe).await;
             let answer = answer.map_err(|error| Error::Unclear(error.to_string()))?;
             if !answer.is_success() && !refusal::is_gone(&answer) {
                 return Err(Error::Unclear(format!("scancel failed: {}", answer.said())));

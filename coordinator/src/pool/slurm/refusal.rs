@@ -24,6 +24,9 @@ const UNCLEAR: [&str; 16] = [
     "no route to host",
 ];
 
+/// Exit code that shells and `timeout` give for what `KILL` ended.
+const KILLED: i32 = 128 + 9;
+
 /// Gives the id of the job that an order became.
 pub(crate) fn submitted(answer: &Answer) -> Result<u64, Error> {
     let output = String::from_utf8_lossy(&answer.output);
@@ -38,6 +41,11 @@ pub(crate) fn submitted(answer: &Answer) -> Result<u64, Error> {
                 "sbatch answered no single id of a job, but {first:?}"
             )))
         }
+        // A shell's word for one that was killed, as one is that takes too long.
+        (Some(KILLED), []) => Err(Error::Unclear(format!(
+            "sbatch did not end in time: {}",
+            answer.said()
+        ))),
         (Some(_), []) => Err(refused(answer)),
         (Some(_), _) | (None, _) => {
             let said = answer.said();
