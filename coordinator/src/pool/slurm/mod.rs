@@ -4,6 +4,7 @@
 //! again whatever became of the answer to its submission, and by it alone, since the ids of jobs wrap.
 //! The queue is asked for in one piece; what a job is doing is its worker's word.
 
+mod directives;
 mod login;
 mod queue;
 mod refusal;
