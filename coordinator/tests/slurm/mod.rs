@@ -2,6 +2,7 @@
 //! demand. What a real one does is tried end to end.
 
 mod login;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

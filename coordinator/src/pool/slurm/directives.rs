@@ -58,6 +58,15 @@ pub(super) fn foreign(line: &str) -> Result<&str, Error> {
     Ok(line)
 }
 
+/// Tells whether options of the site's own may lead elsewhere what its jobs print.
+pub(super) fn names_output(lines: &[String]) -> bool {
+    let mut words = lines.iter().flat_map(|line| words(line));
+    words.any(|word| match word.strip_prefix("--") {
+        Some(long) => long.starts_with("out") || long.starts_with("err"),
+        None => word.starts_with('-') && word.contains(['o', 'e']),
+    })
+}
+
 /// Tells whether a word is an option that a site may not set. Long ones may be cut short, and letters
 /// may stand together.
 fn is_reserved(word: &str) -> bool {

@@ -453,12 +453,12 @@ impl Login {
         Self::done(&step, &answer.await?)
     }
 
-    /// Gives the bytes of a file; `None` when there is none.
+    /// Gives the bytes of a file that nobody else could have written; `None` when there is none.
     ///
     /// # Errors
     /// It is not known whether there is one.
     pub(crate) async fn read(&self, path: &str) -> Result<Option<Vec<u8>>, Error> {
-        let words = ["sh", "-c", shells::READ, "sh", path];
+        let words = ["sh", "-c", &shells::read(), "sh", path];
         let step = format!("reading {path}");
         let answer = self.run(&step, &words, b"", Repeat::Safe).await?;
         if answer.code == Some(shells::ABSENT) {

@@ -13,6 +13,7 @@ mod shells;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use coordinator_core::pool::Policy;
 use coordinator_core::{AllocationId, Span, limits};
 use futures::future::{self, BoxFuture};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
 use tracing::{debug, warn};
 
@@ -33,6 +35,8 @@ use super::settings::SlurmSettings;
 pub use self::login::Limits;
 pub use self::script::Error as ScriptError;
 
+/// How much sooner than asked a job may be told of its end: Slurm looks once a minute.
+pub const SIGNAL_EARLY: Span = Span::from_secs(60);
 /// Jobs that one `scancel` is given.
 const CANCEL_MAX: usize = 500;
 /// Token files that one `rm` is given.
@@ -89,6 +93,8 @@ pub struct SlurmProvider {
     user: OnceCell<u32>,
     /// Where the own program lies on the cluster, and what of it is known.
     program: OnceCell<Program>,
+    /// The program on the cluster was seen to be the own one.
+    is_checked: AtomicBool,
     tokens: Mutex<Tokens>,
     /// This `squeue` has no JSON, or too much of it.
     no_json: AtomicBool,
@@ -106,6 +112,8 @@ struct Tokens {
 struct Program {
     path: String,
     bytes: u64,
+    /// SHA-256, in hexadecimal, as the program `sha256sum` says it.
+    sum: String,
 }
 
 /// What is known of a staged token.
@@ -166,6 +174,7 @@ impl SlurmProvider {
             login,
             user: OnceCell::new(),
             program: OnceCell::new(),
+            is_checked: AtomicBool::new(false),
             tokens: Mutex::default(),
             no_json: AtomicBool::new(false),
         };
@@ -282,28 +291,49 @@ impl SlurmProvider {
         }
         let program = self.program.get_or_try_init(|| self.describe()).await?;
         let path = &program.path;
-        let size = program.bytes.to_string();
-        let words = ["sh", "-c", shells::IS_STAGED, "sh", path, &size];
+        let (script, size) = (shells::is_staged(), program.bytes.to_string());
+        // What it is, and not only how long, is looked at once.
+        let sum = match self.is_checked.load(Ordering::Relaxed) {
+            true => "",
+            false => &*program.sum,
+        };
+        let words = ["sh", "-c", &script, "sh", path, &size, sum];
         let step = "looking for the worker's program";
         let asked = self.login.run(step, &words, b"", Repeat::Safe);
-        if !asked.await.map_err(before)?.is_success() {
+        let answer = asked.await.map_err(before)?;
+        if answer.code == Some(shells::DISTRUSTED) {
+            return Err(Error::Refused(answer.said()));
+        }
+        if !answer.is_success() {
             let executable = &self.coordinator.executable;
             debug!(path, bytes = program.bytes, "sends the worker's program");
             let put = self.login.put_file(path, "700", executable, program.bytes);
             put.await.map_err(before)?;
         }
+        self.is_checked.store(true, Ordering::Relaxed);
         Ok(path.clone())
     }
 
     async fn describe(&self) -> Result<Program, Error> {
         let executable = self.coordinator.executable.clone();
         let hashed = tokio::task::spawn_blocking(move || {
-            let mut hash = blake3::Hasher::new();
-            hash.update_reader(std::fs::File::open(executable)?)?;
-            Ok::<_, std::io::Error>((hash.count(), hash.finalize()))
+            let mut file = std::fs::File::open(executable)?;
+            let (mut hash, mut sum) = (blake3::Hasher::new(), Sha256::new());
+            let mut block = vec![0; 1 << 16];
+            loop {
+                let read = match file.read(&mut block) {
+                    Ok(0) => break,
+                    Ok(read) => block.get(..read).unwrap_or_default(),
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                    Err(error) => return Err(error),
+                };
+                hash.update(read);
+                sum.update(read);
+            }
+            Ok::<_, std::io::Error>((hash.count(), hash.finalize(), sum.finalize()))
         });
         let hashed = hashed.await.map_err(std::io::Error::other);
-        let (bytes, hash) = hashed.flatten().map_err(|error| {
+        let (bytes, hash, sum) = hashed.flatten().map_err(|error| {
             let executable = self.coordinator.executable.display();
             Error::Refused(format!("failed to read {executable}: {error}"))
         })?;
@@ -311,6 +341,7 @@ impl SlurmProvider {
         Ok(Program {
             path: format!("{}/bin/{version}/muster", self.directory),
             bytes,
+            sum: sum.iter().map(|byte| format!("{byte:02x}")).collect(),
         })
     }
 
@@ -414,7 +445,10 @@ impl SlurmProvider {
     async fn look(&self) -> Result<Vec<Sighting>, Error> {
         self.find_tokens().await?;
         let suspects = self.suspects();
-        let sightings = self.queue().await?;
+        let mut sightings = self.queue().await?;
+        for sighting in &mut sightings {
+            self.name_log(sighting);
+        }
         let ended = |sighting: &&Sighting| !matches!(sighting.state, Sighted::Ended { .. });
         let live: BTreeSet<(OrderName, u32)> = sightings
             .iter()
@@ -424,6 +458,18 @@ impl SlurmProvider {
         let gone: BTreeSet<_> = suspects.difference(&live).cloned().collect();
         self.remove(gone).await;
         Ok(sightings)
+    }
+
+    /// Says of a job that has ended where its log is, unless the site has it elsewhere.
+    fn name_log(&self, sighting: &mut Sighting) {
+        let name = &sighting.name;
+        let Sighted::Ended { detail } = &mut sighting.state else {
+            return;
+        };
+        if !directives::names_output(&self.settings.directives) {
+            let (folder, external) = (&self.directory, &sighting.external);
+            *detail = format!("{detail}; its log is {folder}/logs/{name}-{external}.log").into();
+        }
     }
 
     /// Reads once what an earlier coordinator has left.

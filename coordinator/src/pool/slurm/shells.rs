@@ -1,9 +1,46 @@
 //! The small programs for any POSIX shell that run where the cluster's commands do.
 
-/// Exit code of [`READ`] when there is no such file.
+/// Exit code of [`read`] when there is no such file.
 pub(crate) const ABSENT: i32 = 44;
-/// Prints the file `$1`.
-pub(crate) const READ: &str = r#"[ -e "$1" ] || exit 44; exec cat -- "$1""#;
+/// Exit code of [`is_staged`] when others could have put something else there.
+pub(crate) const DISTRUSTED: i32 = 45;
+
+/// Says what is the matter with a file or folder that others than its user could change.
+const TRUST: &str = r#"set -f
+trusted() {
+    set -- "$1" $(ls -ldnL -- "$1")
+    case ${4-} in
+        0 | "$(id -u)") ;;
+        *)
+            echo "$1 belongs to another user; remove it, or take a directory of your own" >&2
+            return 1
+            ;;
+    esac
+    case $2 in
+        ?????w* | ????????w*)
+            echo "$1 can be changed by others; run chmod go-w on it" >&2
+            return 1
+            ;;
+    esac
+}
+"#;
+
+/// Prints the file `$1`, unless others could have written it.
+pub(crate) fn read() -> String {
+    format!(r#"{TRUST}[ -e "$1" ] || exit 44; trusted "$1" || exit 45; exec cat -- "$1""#)
+}
+
+/// Tells whether the program `$1` is there, with `$2` bytes and, if `$3` is not empty, that SHA-256;
+/// it is not if that cannot be told. Neither it nor the two folders it is in may be others' to change.
+pub(crate) fn is_staged() -> String {
+    const REST: &str = r#"for at in "${1%/*/*}" "${1%/*}" "$1"; do
+    [ ! -e "$at" ] || trusted "$at" || exit 45
+done
+[ -x "$1" ] && [ "$(wc -c <"$1")" -eq "$2" ] || exit 1
+[ -n "$3" ] || exit 0
+sum=$(sha256sum <"$1") && [ "${sum%% *}" = "$3" ]"#;
+    format!("{TRUST}{REST}")
+}
 
 /// Puts what it reads, `$3` bytes, into the file `$1` with the mode `$2`. A cut connection looks like
 /// the end of the file: hence the size.
@@ -19,9 +56,6 @@ if [ "$size" -ne "$3" ]; then
     exit 1
 fi
 chmod "$2" "$part" && mv -f -- "$part" "$1""#;
-
-/// Tells whether the program of that path has that size and may be run.
-pub(crate) const IS_STAGED: &str = r#"[ -x "$1" ] && [ "$(wc -c <"$1")" -eq "$2" ]"#;
 
 /// Writes one token a line, all or none; a cut connection takes the last line away. `printf` is a part
 /// of the shell, so no token is anybody's argument.
