@@ -524,6 +524,21 @@ impl State {
         let workers = self.workers();
         workers.filter(move |worker| worker.offer.allocation == Some(id))
     }
+
+    /// Gives the hosts on which workers of allocations are connected or hold leases. Costs O(workers).
+    #[must_use]
+    pub fn hosts_of_allocations(&self) -> BTreeMap<AllocationId, BTreeSet<Arc<str>>> {
+        let mut hosts: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for worker in self.workers() {
+            let there = matches!(worker.link, Link::Up { .. })
+                || self.leases_of_worker(&worker.id).next().is_some();
+            if let Some(id) = worker.offer.allocation.filter(|_| there) {
+                let host = Arc::clone(&worker.offer.host);
+                hosts.entry(id).or_default().insert(host);
+            }
+        }
+        hosts
+    }
 }
 
 /// Tells whether a worker is there, or may well be back in a moment.
