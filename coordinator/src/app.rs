@@ -334,11 +334,13 @@ impl App {
             executable: options.executable.clone(),
             address: reachable(address).to_string(),
         };
-        let started = pool::start(pools, &around, &standings, &tasks, &ending).await;
-        started.map_err(|error| Error::Io {
-            action: "start the pools",
-            source: error.into(),
-        })?;
+        if options.mode != Mode::Read {
+            let started = pool::start(pools, &around, &standings, &tasks, &ending).await;
+            started.map_err(|error| Error::Io {
+                action: "start the pools",
+                source: error.into(),
+            })?;
+        }
         let ca_path = auth.ca().certificate_path().to_owned();
         let here = AddressFile {
             address: reachable(address).to_string(),

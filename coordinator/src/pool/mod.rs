@@ -22,6 +22,7 @@ use coordinator_core::pool::{Policy, PoolCommand};
 use coordinator_core::{Command, State};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 
 use self::carry::{Carrier, Standings};
 use self::processes::Processes;
@@ -61,6 +62,14 @@ pub async fn start(
     tasks: &TaskTracker,
     ending: &CancellationToken,
 ) -> Result<(), engine::Error> {
+    for (name, held) in unconfigured(pools, &around.engine).await? {
+        warn!(
+            pool = &*name,
+            allocations = held,
+            "a pool is not configured any more, so nobody ends the allocations that it has: put its \
+             section back into the configuration, or `pool forget` it"
+        );
+    }
     if pools.is_empty() {
         return Ok(());
     }
@@ -90,6 +99,23 @@ pub async fn start(
     }
     tasks.spawn(planner::run(around.engine.clone(), ending.clone()));
     Ok(())
+}
+
+/// Counts the allocations of pools that are not configured any more.
+async fn unconfigured(
+    pools: &BTreeMap<Arc<str>, PoolSettings>,
+    engine: &Handle,
+) -> Result<BTreeMap<Arc<str>, usize>, engine::Error> {
+    let held = engine.query(|state, _| {
+        let mut held: BTreeMap<Arc<str>, usize> = BTreeMap::new();
+        for allocation in state.allocations() {
+            *held.entry(Arc::clone(&allocation.pool)).or_default() += 1;
+        }
+        held
+    });
+    let mut held = held.await?;
+    held.retain(|name, _| !pools.contains_key(name));
+    Ok(held)
 }
 
 /// Gives all allocations back that no work is on, and waits until they are gone, at most

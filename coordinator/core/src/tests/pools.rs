@@ -1,6 +1,7 @@
 //! Pools: what is started for which work, and what becomes of allocations.
 
 mod bounds;
+mod forgetting;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -15,7 +15,7 @@ use super::{RUN, at, image};
 
 variants!(POOL_EVENTS, pool_event_name, PoolEvent:
     AllocationsWanted, AllocationQueued, AllocationRunning, AllocationEnding, AllocationEnded,
-    PoolPaused, PoolResumed, HostQuarantined, HostReleased,
+    PoolPaused, PoolResumed, HostQuarantined, HostReleased, PoolForgotten,
 );
 
 /// Everything that can happen to pools, with every cause and every end.
@@ -68,6 +68,12 @@ pub(in crate::store) fn pool_events() -> Vec<PoolEvent> {
         end,
         detail: "TIMEOUT".into(),
     }));
+    // Of a later Muster than all others, so at the end of what was written.
+    events.push(PoolEvent::PoolForgotten {
+        pool: "old".into(),
+        allocations: 3,
+        by: "ann".into(),
+    });
     events
 }
 
