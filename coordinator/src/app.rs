@@ -335,6 +335,11 @@ impl App {
             address: reachable(address).to_string(),
         };
         if options.mode != Mode::Read {
+            let disowned = pool::disown(&engine, home.path()).await;
+            disowned.map_err(|source| Error::Io {
+                action: "let the allocations of the home go that this one was restored from",
+                source,
+            })?;
             let started = pool::start(pools, &around, &standings, &tasks, &ending).await;
             started.map_err(|error| Error::Io {
                 action: "start the pools",

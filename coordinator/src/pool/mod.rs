@@ -39,6 +39,9 @@ const EMPTIES: Duration = Duration::from_secs(30);
 /// How often the inventory is looked at meanwhile.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// File in a home that lets its allocations go when it starts: it is a copy, and they are another's.
+pub(crate) const DISOWNS: &str = "disowns-allocations";
+
 /// What pools need of the coordinator around them.
 pub struct Surroundings {
     pub engine: Handle,
@@ -98,6 +101,26 @@ pub async fn start(
         tasks.spawn(carrier.run(ending.clone()));
     }
     tasks.spawn(planner::run(around.engine.clone(), ending.clone()));
+    Ok(())
+}
+
+/// Lets all allocations go, once, if the home is a copy of the one that they are of. Before
+/// [`start`], and harmless to repeat until then.
+///
+/// # Errors
+/// The engine does not answer, or the file that says so cannot be removed: what is ordered from now
+/// on would be let go by the next start.
+pub async fn disown(
+    engine: &Handle,
+    home: &Path,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let mark = home.join(DISOWNS);
+    if !mark.try_exists()? {
+        return Ok(());
+    }
+    engine.command(Command::Pool(PoolCommand::Disown)).await?;
+    std::fs::remove_file(&mark)?;
+    std::fs::File::open(home)?.sync_all()?;
     Ok(())
 }
 

@@ -54,6 +54,15 @@ pub(crate) fn decide(
                 by: Arc::clone(by),
             }]))
         }
+        PoolCommand::Disown => {
+            let held = state.allocations();
+            let disowned = held.map(|held| PoolEvent::AllocationEnded {
+                allocation: held.id,
+                end: AllocationEnd::Released,
+                detail: "it is of the home that this one was restored from".into(),
+            });
+            Ok(decision(disowned.collect()))
+        }
         PoolCommand::Forget {
             pool,
             even_if_they_run,

@@ -397,6 +397,8 @@ pub enum PoolCommand {
         pool: Arc<str>,
         by: Actor,
     },
+    /// Lets all allocations go, since they are another home's: this one is a copy of that.
+    Disown,
     /// Takes a pool that is not configured any more out of the inventory, with its allocations, of
     /// which nobody can say any more whether they run. Their join tokens open nothing then, and
     /// workers of theirs that are connected finish what they hold and get nothing more.

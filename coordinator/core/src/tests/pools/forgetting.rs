@@ -1,4 +1,4 @@
-//! Pools that are not configured any more.
+//! Pools that are not configured any more, and allocations that are another home's.
 
 use super::*;
 
@@ -87,4 +87,22 @@ fn a_pool_that_is_not_configured_any_more_is_not_called_unknown() {
     assert_eq!(refusal.code(), "NOT_NOW");
     let refusal = refusal.to_string();
     assert!(refusal.contains("not configured any more"), "{refusal}");
+}
+
+#[test]
+fn a_copy_lets_all_allocations_go_and_keeps_what_a_pool_was_paused_for() {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(3));
+    cluster.wanted();
+    cluster.run(&[1]);
+    cluster.pool(PoolCommand::Pause {
+        pool: text(POOL),
+        reason: "the night".into(),
+        by: text("ann"),
+    });
+    cluster.pool(PoolCommand::Disown);
+    assert_eq!(cluster.inventory(), [0; 0]);
+    let known = cluster.0.state.pool(POOL).unwrap();
+    assert!(known.paused.is_some() && known.failures == 0);
+    assert_eq!(cluster.pool(PoolCommand::Disown), []);
 }
