@@ -254,7 +254,8 @@ impl State {
             PoolEvent::PoolPaused { .. }
             | PoolEvent::PoolResumed { .. }
             | PoolEvent::HostQuarantined { .. }
-            | PoolEvent::HostReleased { .. } => return Ok(()),
+            | PoolEvent::HostReleased { .. }
+            | PoolEvent::PoolForgotten { .. } => return Ok(()),
         };
         if fits {
             Ok(())

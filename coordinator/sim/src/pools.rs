@@ -318,7 +318,8 @@ impl Known {
             | PoolEvent::PoolPaused { .. }
             | PoolEvent::PoolResumed { .. }
             | PoolEvent::HostQuarantined { .. }
-            | PoolEvent::HostReleased { .. } => Ok(()),
+            | PoolEvent::HostReleased { .. }
+            | PoolEvent::PoolForgotten { .. } => Ok(()),
         }
     }
 }

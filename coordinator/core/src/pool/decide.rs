@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{
-    Allocation, AllocationEnd, EndCause, Phase, PoolCommand, PoolEvent, Seen, is_near, plan,
+    Allocation, AllocationEnd, EndCause, Phase, PoolCommand, PoolEvent, Seen, counted, is_near,
+    plan,
 };
 use crate::command::{Rejection, Reply};
 use crate::decide::{Decision, Touch, head};
@@ -53,10 +54,79 @@ pub(crate) fn decide(
                 by: Arc::clone(by),
             }]))
         }
+        PoolCommand::Disown => {
+            let held = state.allocations();
+            let disowned = held.map(|held| PoolEvent::AllocationEnded {
+                allocation: held.id,
+                end: AllocationEnd::Released,
+                detail: "it is of the home that this one was restored from".into(),
+            });
+            Ok(decision(disowned.collect()))
+        }
+        PoolCommand::Forget {
+            pool,
+            even_if_they_run,
+            by,
+        } => forgotten(state, pool, *even_if_they_run, by),
     }
 }
 
+fn forgotten(
+    state: &State,
+    pool: &Arc<str>,
+    even_if_they_run: bool,
+    by: &Actor,
+) -> Result<Decision, Rejection> {
+    if state.policies.contains_key(pool) {
+        let what = format!(
+            "pool {pool} is configured: take its section out and start the coordinator again first"
+        );
+        return Err(Rejection::NotNow(what.into()));
+    }
+    let held: BTreeSet<AllocationId> = of_pool(state, pool).map(|held| held.id).collect();
+    if held.is_empty() && !state.pools.contains_key(pool) {
+        return Err(Rejection::UnknownPool(Arc::clone(pool)));
+    }
+    let allocations = u32::try_from(held.len()).unwrap_or(u32::MAX);
+    if !held.is_empty() && !even_if_they_run {
+        let what = format!(
+            "pool {pool} has {}, and nobody can say whether they run: put its section back into \
+             the configuration, and they are ended once nothing needs them",
+            counted(allocations)
+        );
+        return Err(Rejection::NotNow(what.into()));
+    }
+    let mut decision = decision(vec![PoolEvent::PoolForgotten {
+        pool: Arc::clone(pool),
+        allocations,
+        by: Arc::clone(by),
+    }]);
+    let stays = |worker: &&Worker| {
+        let of = worker.offer.allocation;
+        of.is_some_and(|id| held.contains(&id)) && !worker.draining
+    };
+    let drained = state.workers().filter(stays);
+    let drained = drained.map(|worker| EventKind::WorkerDraining {
+        worker: worker.id.clone(),
+        draining: true,
+        by: Arc::clone(by),
+    });
+    decision.events.extend(drained);
+    Ok(decision)
+}
+
+fn of_pool<'a>(state: &'a State, pool: &'a str) -> impl Iterator<Item = &'a Allocation> {
+    state.allocations().filter(move |held| *held.pool == *pool)
+}
+
 fn known(state: &State, pool: &Arc<str>) -> Result<(), Rejection> {
+    if !state.policies.contains_key(pool) && of_pool(state, pool).next().is_some() {
+        let what = format!(
+            "pool {pool} is not configured any more: put its section back into the configuration, \
+             or forget it"
+        );
+        return Err(Rejection::NotNow(what.into()));
+    }
     if state.policies.contains_key(pool) || state.pools.contains_key(pool) {
         return Ok(());
     }

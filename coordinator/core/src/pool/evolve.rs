@@ -140,6 +140,11 @@ impl State {
                 }
                 self.relist_workers(|offer| offer.pool == *pool && offer.host == *host);
             }
+            PoolEvent::PoolForgotten { pool, .. } => {
+                self.pools.remove(pool);
+                self.allocations.retain(|_, held| held.pool != *pool);
+                self.relist_workers(|offer| offer.pool == *pool);
+            }
         }
     }
 

@@ -301,6 +301,14 @@ pub enum PoolEvent {
         pool: Arc<str>,
         host: Arc<str>,
     },
+    /// It is not configured any more, and neither it nor its allocations are in the inventory from
+    /// now on; whether these run is not known.
+    PoolForgotten {
+        pool: Arc<str>,
+        /// How many it had.
+        allocations: u32,
+        by: Actor,
+    },
 }
 
 impl PoolEvent {
@@ -318,6 +326,7 @@ impl PoolEvent {
             Self::PoolResumed { .. } => "pool_resumed",
             Self::HostQuarantined { .. } => "host_quarantined",
             Self::HostReleased { .. } => "host_released",
+            Self::PoolForgotten { .. } => "pool_forgotten",
         }
     }
 }
@@ -387,7 +396,28 @@ impl fmt::Display for PoolEvent {
             Self::HostReleased { pool, host } => {
                 write!(f, "host {host} of pool {pool} gets work again")
             }
+            Self::PoolForgotten {
+                pool,
+                allocations: 0,
+                by,
+            } => write!(f, "pool {pool} is forgotten by {by}"),
+            Self::PoolForgotten {
+                pool,
+                allocations,
+                by,
+            } => write!(
+                f,
+                "pool {pool} is forgotten by {by}, with {}",
+                counted(*allocations)
+            ),
         }
+    }
+}
+
+fn counted(allocations: u32) -> String {
+    match allocations {
+        1 => "1 allocation".to_owned(),
+        more => format!("{more} allocations"),
     }
 }
 
@@ -411,6 +441,17 @@ pub enum PoolCommand {
     },
     Resume {
         pool: Arc<str>,
+        by: Actor,
+    },
+    /// Lets all allocations go, since they are another home's: this one is a copy of that.
+    Disown,
+    /// Takes a pool that is not configured any more out of the inventory, with its allocations, of
+    /// which nobody can say any more whether they run. Their join tokens open nothing then, and
+    /// workers of theirs that are connected finish what they hold and get nothing more.
+    Forget {
+        pool: Arc<str>,
+        /// Also when it has allocations.
+        even_if_they_run: bool,
         by: Actor,
     },
 }

@@ -1,6 +1,7 @@
 //! Pools: what is started for which work, and what becomes of allocations.
 
 mod bounds;
+mod forgetting;
 mod homes;
 mod starts;
 mod telling;

@@ -59,6 +59,11 @@ pub(super) enum PoolEventV1<'a> {
         pool: Text<'a>,
         host: Text<'a>,
     },
+    PoolForgotten {
+        pool: Text<'a>,
+        allocations: u32,
+        by: Text<'a>,
+    },
     /// One of a newer program.
     #[serde(other)]
     Newer,
@@ -138,6 +143,15 @@ impl<'a> From<&'a PoolEvent> for PoolEventV1<'a> {
             PoolEvent::HostReleased { pool, host } => Self::HostReleased {
                 pool: text(pool),
                 host: text(host),
+            },
+            PoolEvent::PoolForgotten {
+                pool,
+                allocations,
+                by,
+            } => Self::PoolForgotten {
+                pool: text(pool),
+                allocations: *allocations,
+                by: text(by),
             },
         }
     }
@@ -219,6 +233,15 @@ impl TryFrom<PoolEventV1<'_>> for PoolEvent {
             PoolEventV1::HostReleased { pool, host } => Self::HostReleased {
                 pool: shared(&pool),
                 host: shared(&host),
+            },
+            PoolEventV1::PoolForgotten {
+                pool,
+                allocations,
+                by,
+            } => Self::PoolForgotten {
+                pool: shared(&pool),
+                allocations,
+                by: shared(&by),
             },
             PoolEventV1::Newer => return Err(Error::NewerEvent),
         })

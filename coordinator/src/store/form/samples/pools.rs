@@ -15,7 +15,7 @@ use super::{RUN, at, image};
 
 variants!(POOL_EVENTS, pool_event_name, PoolEvent:
     AllocationsWanted, AllocationQueued, AllocationRunning, AllocationProven, AllocationEnding,
-    AllocationEnded, PoolPaused, PoolResumed, HostQuarantined, HostReleased,
+    AllocationEnded, PoolPaused, PoolResumed, HostQuarantined, HostReleased, PoolForgotten,
 );
 
 /// Everything that could happen to pools at first, with every cause and every end.
@@ -74,7 +74,7 @@ pub(in crate::store) fn pool_events() -> Vec<PoolEvent> {
     events
 }
 
-/// What happens to pools since their starts are judged by what becomes of them.
+/// What can happen to pools besides since their starts are judged by what becomes of them.
 pub(in crate::store) fn judged_events() -> Vec<PoolEvent> {
     let allocation = AllocationId(5);
     vec![
@@ -82,6 +82,11 @@ pub(in crate::store) fn judged_events() -> Vec<PoolEvent> {
         ending(allocation, EndCause::NeverWorked),
         ended(allocation, AllocationEnd::NeverWorked),
         ended(allocation, AllocationEnd::DiedYoung),
+        PoolEvent::PoolForgotten {
+            pool: "old".into(),
+            allocations: 3,
+            by: "ann".into(),
+        },
     ]
 }
 
