@@ -81,6 +81,10 @@ impl Memory {
                 let external = sighting.external.clone();
                 let seen = match &sighting.state {
                     Sighted::Queued => Seen::Queued { external },
+                    Sighted::Held { reason } => Seen::Held {
+                        external,
+                        reason: reason.clone(),
+                    },
                     Sighted::Running { host } => Seen::Running {
                         external,
                         host: host.clone(),
@@ -175,7 +179,7 @@ fn choose(
         let rank = match (&held.external, &sighting.state) {
             (Some(external), _) if *external != sighting.external => continue,
             (Some(_), _) | (None, Sighted::Running { .. }) => 0,
-            (None, Sighted::Queued | Sighted::Unknown) => 1,
+            (None, Sighted::Queued | Sighted::Held { .. } | Sighted::Unknown) => 1,
             (None, Sighted::Ending | Sighted::Ended { .. }) => 2,
         };
         let best = chosen.entry(id).or_insert((rank, place));

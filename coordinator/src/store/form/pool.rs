@@ -459,6 +459,7 @@ impl TryFrom<AllocationV1<'_>> for Allocation {
             requeues: form.requeues,
             ending: ending.transpose()?,
             idle_since: None,
+            held: None,
             vain_since: None,
         })
     }
