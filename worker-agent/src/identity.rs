@@ -179,9 +179,7 @@ impl Identity {
                 let folder = folder
                     .canonicalize()
                     .map_err(Error::file("find the absolute path of", folder))?;
-                // Two workers with folders of their own must not share an id on one host.
-                let place = blake3::hash(folder.as_os_str().as_encoded_bytes()).to_hex();
-                let place = place.get(..8).unwrap_or_default();
+                let place = &place_of(&folder);
                 let lock = lock_patiently(&folder)?.ok_or_else(|| Error::Taken(folder.clone()))?;
                 let shared = folder.join(CACHE);
                 let known = stored(&folder)?.map(|stored| stored.worker);
@@ -191,12 +189,19 @@ impl Identity {
                 Self::begin(folder, shared, worker, host, lock)
             }
             StateDir::Within(base) | StateDir::Scratch(base) => {
+                let is_scratch = matches!(state, StateDir::Scratch(_));
+                let moved = match base.parent() {
+                    Some(parent) if is_scratch => elsewhere(parent)?,
+                    _ => None,
+                };
+                let base = match (&moved, base.file_name()) {
+                    (Some(parent), Some(name)) => &parent.join(name),
+                    _ => base,
+                };
                 create_private(base)?;
                 check_owner(base)?;
-                if matches!(state, StateDir::Scratch(_)) {
-                    // Everybody can write to a node's scratch, and guess the name.
+                if is_scratch {
                     check_ours(base)?;
-                    base.parent().map_or(Ok(()), check_ours)?;
                 }
                 let base = base
                     .canonicalize()
@@ -209,7 +214,11 @@ impl Identity {
                     };
                     // In a home shared by hosts, a folder stays with the host that began it: its
                     // leftovers can be confirmed only there.
-                    let place = place.to_string();
+                    let place = match &moved {
+                        // Others of the allocation have places of that number elsewhere.
+                        Some(_) => place_of(&folder),
+                        None => place.to_string(),
+                    };
                     let worker = match stored(&folder)?.map(|stored| stored.worker) {
                         None => ids.new_at(&place),
                         Some(known) if ids.are_of(&known, &place) => known,
@@ -217,7 +226,7 @@ impl Identity {
                     };
                     let shared = base.join(CACHE).join(&host);
                     let mut identity = Self::begin(folder, shared, worker, host, lock)?;
-                    if matches!(state, StateDir::Scratch(_)) {
+                    if is_scratch {
                         identity.scratch = Some(base);
                     }
                     return Ok(identity);
@@ -374,6 +383,35 @@ pub(crate) fn create_private(folder: &Path) -> Result<(), Error> {
         .mode(0o700)
         .create(folder)
         .map_err(Error::file("create the folder", folder))
+}
+
+/// Names the place of a worker by its folder: two workers with folders of their own must not share an id
+/// on one host.
+fn place_of(folder: &Path) -> String {
+    let place = blake3::hash(folder.as_os_str().as_encoded_bytes()).to_hex();
+    place.get(..8).unwrap_or_default().to_owned()
+}
+
+/// Makes an allocation's folder in a scratch to which everybody can write. Whoever guessed its name and
+/// took it must not keep the allocation from work: the folder has another name then, which is given.
+fn elsewhere(folder: &Path) -> Result<Option<PathBuf>, Error> {
+    match create_private(folder).and_then(|()| check_ours(folder)) {
+        Ok(()) => return Ok(None),
+        Err(error) if std::fs::symlink_metadata(folder).is_err() => return Err(error),
+        Err(error) => {
+            tracing::warn!(error = %error, "a scratch folder is taken, and another name chosen");
+        }
+    }
+    let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
+    let mut other = folder.as_os_str().to_owned();
+    other.push(format!("-{:08x}", random >> 32));
+    let other = PathBuf::from(other);
+    // Never one that is there.
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&other)
+        .map_err(Error::file("create the folder", &other))?;
+    Ok(Some(other))
 }
 
 /// Refuses a folder that somebody else made, as they can in a scratch folder that all users share.
@@ -592,11 +630,42 @@ mod tests {
         let linked = StateDir::Scratch(of_job.join("worker"));
         let refused = Identity::take(&linked, "host", Some(&job("7", 0))).unwrap_err();
         assert!(matches!(refused, Error::NotOurs(_)), "{refused}");
-        let other = base.path().join("muster-8");
-        std::os::unix::fs::symlink(victim.path(), &other).unwrap();
-        let linked = StateDir::Scratch(other.join("worker"));
-        let refused = Identity::take(&linked, "host", Some(&job("8", 0))).unwrap_err();
-        assert!(matches!(refused, Error::NotOurs(_)), "{refused}");
+    }
+
+    #[test]
+    fn a_scratch_whose_name_somebody_took_has_another_one() {
+        let (base, victim) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let named = || {
+            let entries = std::fs::read_dir(base.path()).unwrap().flatten();
+            let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+            names.sort();
+            names
+        };
+        let of_job = base.path().join("muster-8");
+        let scratch = StateDir::Scratch(of_job.join("worker"));
+        let take = || Identity::take(&scratch, "host", Some(&job("8", 0))).unwrap();
+        for taken in ["a link", "a file"] {
+            match taken {
+                "a link" => std::os::unix::fs::symlink(victim.path(), &of_job).unwrap(),
+                _ => std::fs::write(&of_job, "").unwrap(),
+            }
+            let (one, other) = (take(), take());
+            assert!(one.worker.starts_with("host-8-"), "{}", one.worker);
+            assert_ne!(one.worker, other.worker);
+            let around = one.folder.ancestors().nth(2).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::mode(
+                &std::fs::metadata(around).unwrap().permissions(),
+            );
+            assert_eq!(mode & 0o777, 0o700);
+            assert_eq!(named().len(), 3);
+            one.leave();
+            other.leave();
+            assert_eq!(named(), ["muster-8"]);
+            assert_eq!(std::fs::read_dir(victim.path()).unwrap().count(), 0);
+            std::fs::remove_file(&of_job).unwrap();
+        }
+        take();
+        assert!(of_job.join("worker").is_dir(), "nobody has taken it");
     }
 
     #[test]

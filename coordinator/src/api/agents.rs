@@ -2,13 +2,14 @@
 //! people.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use coordinator_core::worker::DeclaredAgent;
 use coordinator_core::{WorkerId, limits};
 use muster_proto::v1;
 use tonic::Status;
 
+use super::by_session::BySession;
 use super::convert;
 
 /// Agents of one worker.
@@ -20,14 +21,7 @@ const VERSION_BYTES: usize = 100;
 
 /// Agents of connected workers; clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Agents(Arc<Mutex<BTreeMap<WorkerId, Found>>>);
-
-#[derive(Debug)]
-struct Found {
-    /// Whose message told it.
-    session: u64,
-    agents: Vec<v1::WorkerAgent>,
-}
+pub struct Agents(BySession<Vec<v1::WorkerAgent>>);
 
 impl Agents {
     /// Notes what a session says, in place of what was said before.
@@ -43,32 +37,17 @@ impl Agents {
             program: shown(&offer.program, TEXT_BYTES),
             version: shown(&offer.version, VERSION_BYTES),
         });
-        let agents = agents.collect();
-        self.lock()
-            .insert(worker.clone(), Found { session, agents });
+        self.0.note(worker, session, agents.collect());
     }
 
     /// Forgets what a session told, once it has ended.
     pub(super) fn forget(&self, worker: &WorkerId, session: u64) {
-        let mut known = self.lock();
-        if known
-            .get(worker)
-            .is_some_and(|known| known.session <= session)
-        {
-            known.remove(worker);
-        }
+        self.0.forget(worker, session);
     }
 
     /// Gives the agents of each connected worker.
     pub(super) fn told(&self) -> BTreeMap<WorkerId, Vec<v1::WorkerAgent>> {
-        let known = self.lock();
-        let told = known.iter();
-        told.map(|(worker, found)| (worker.clone(), found.agents.clone()))
-            .collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<WorkerId, Found>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.told()
     }
 }
 

@@ -5,6 +5,7 @@
 //! sender in its extensions.
 
 pub mod agents;
+mod by_session;
 mod conflicts;
 pub mod convert;
 mod diff;

@@ -566,7 +566,8 @@ impl OperatorService for Operators {
         request: Request<v1::ListPoolsRequest>,
     ) -> Result<Response<v1::ListPoolsResponse>, Status> {
         allowed(&request, Access::View)?;
-        let listed = self.pools.list(self.runs.engine(), &request.get_ref().pool);
+        let (engine, readers) = (self.runs.engine(), self.runs.readers());
+        let listed = self.pools.list(engine, readers, &request.get_ref().pool);
         listed.await.map(Response::new)
     }
 

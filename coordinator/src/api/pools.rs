@@ -1,5 +1,7 @@
 //! Pools for people: how it goes with each, and what each would do.
 
+mod recent;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -13,7 +15,7 @@ use muster_proto::v1;
 use tonic::Status;
 
 use super::{convert, status};
-use crate::engine::Handle;
+use crate::engine::{Handle, Readers};
 use crate::pool::carry::{Standing, Standings};
 use crate::pool::settings::PoolSettings;
 
@@ -39,18 +41,30 @@ impl Pools {
         }
     }
 
-    /// Shows all pools, or the one of this name.
+    /// Shows all pools, or the one of this name with what happened to it lately.
     ///
     /// # Errors
-    /// There is no pool of the name, or the engine does not answer.
+    /// There is no pool of the name, or the engine or the store does not answer.
     pub(super) async fn list(
         &self,
         engine: &Handle,
+        readers: &Readers,
         name: &str,
     ) -> Result<v1::ListPoolsResponse, Status> {
         let (known, wanted) = (self.clone(), name.to_owned());
-        let query = move |state: &State, _| known.listed(state, &wanted);
-        let pools = engine.query(query).await.map_err(status::of)?;
+        let query = move |state: &State, _| {
+            let held = state.allocations();
+            let held = held.map(|held| (held.id, Arc::clone(&held.pool)));
+            (known.listed(state, &wanted), held.collect())
+        };
+        let (mut pools, held) = engine.query(query).await.map_err(status::of)?;
+        if let [pool] = &mut pools[..]
+            && !name.is_empty()
+        {
+            let events = readers.read(|reader| reader.pool_events(recent::LOOKED_AT));
+            let events = events.await.map_err(status::of_read)?;
+            pool.recent = recent::of(&pool.name, &events, held);
+        }
         if !name.is_empty() && pools.is_empty() {
             return Err(Status::not_found(format!(
                 "no pool {:?}",

@@ -2,23 +2,16 @@
 //! worker in trouble offers no slots anyway.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coordinator_core::WorkerId;
 use coordinator_core::limits::TEXT_BYTES;
 
+use super::by_session::BySession;
 use super::convert;
 
 /// Troubles of connected workers; clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Troubles(Arc<Mutex<BTreeMap<WorkerId, Trouble>>>);
-
-#[derive(Debug)]
-struct Trouble {
-    /// Whose heartbeat told it.
-    session: u64,
-    what: String,
-}
+pub struct Troubles(BySession<String>);
 
 impl Troubles {
     /// Notes what a heartbeat says; nothing is the matter if that is empty.
@@ -27,31 +20,17 @@ impl Troubles {
             return self.forget(worker, session);
         }
         let what = convert::clip(what, TEXT_BYTES).to_owned();
-        self.lock()
-            .insert(worker.clone(), Trouble { session, what });
+        self.0.note(worker, session, what);
     }
 
     /// Forgets what a session told, once it has ended.
     pub(super) fn forget(&self, worker: &WorkerId, session: u64) {
-        let mut known = self.lock();
-        if known
-            .get(worker)
-            .is_some_and(|known| known.session <= session)
-        {
-            known.remove(worker);
-        }
+        self.0.forget(worker, session);
     }
 
     /// Tells what is the matter with whom.
     pub(super) fn told(&self) -> BTreeMap<WorkerId, String> {
-        let known = self.lock();
-        let told = known.iter();
-        told.map(|(worker, trouble)| (worker.clone(), trouble.what.clone()))
-            .collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<WorkerId, Trouble>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.told()
     }
 }
 

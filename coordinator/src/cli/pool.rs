@@ -1,5 +1,7 @@
 //! `coordinator pool`.
 
+mod recent;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -257,6 +259,7 @@ fn described(pool: &v1::Pool) -> Value {
         "leases": pool.leases,
         "allocations": allocations.collect::<Vec<_>>(),
         "more": pool.more,
+        "recent": pool.recent.iter().map(recent::described).collect::<Vec<_>>(),
     })
 }
 
@@ -428,6 +431,10 @@ fn text(pool: &v1::Pool, now: Timestamp, paint: Paint, program: &str) -> String 
     }
     if pool.more > 0 {
         lines.push(format!("and {} more", pool.more));
+    }
+    if !pool.recent.is_empty() {
+        lines.push(format!("\n{}", paint.bold("lately")));
+        lines.extend(recent::lines(&pool.recent, now, paint));
     }
     lines.join("\n")
 }
@@ -628,6 +635,12 @@ mod tests {
             }],
             workers: 1,
             leases: 2,
+            recent: vec![v1::PoolEvent {
+                at: stamp(60),
+                event: "allocation_ended".to_owned(),
+                allocation: "A4".to_owned(),
+                text: "allocation A4 was refused: Invalid\naccount".to_owned(),
+            }],
             allocations: vec![
                 v1::Allocation {
                     external: "4711_0".to_owned(),

@@ -73,6 +73,7 @@ macro_rules! contract {
 contract!(
     fresh_store_is_empty,
     batches_come_back_as_they_were_appended,
+    the_last_events_of_pools_are_given_in_order,
     append_at_another_number_than_the_next_is_refused,
     older_epoch_is_fenced_from_every_write,
     nothing_is_written_before_an_epoch_is_claimed,
@@ -615,6 +616,29 @@ fn archived_run_is_found_by_id_and_name(home: &dyn Home) {
     assert_eq!(reader.archived_image(RunId(7)).unwrap(), Some(image));
     assert_eq!(reader.archived(Which::Name("add-auth-2")).unwrap(), None);
     assert_eq!(reader.archived_image(RunId(8)).unwrap(), None);
+}
+
+fn the_last_events_of_pools_are_given_in_order(home: &dyn Home) {
+    let mut writer = writer(home);
+    let happened: Vec<Event> = (1..)
+        .zip(samples::pool_events())
+        .map(|(seq, event)| Event {
+            seq,
+            at: samples::at(seq),
+            kind: EventKind::Pool(event),
+        })
+        .collect();
+    for (nth, pair) in happened.chunks(2).enumerate() {
+        writer.append_each(7, [nth as u64 + 1]);
+        writer.append(pair);
+    }
+    let mut reader = writer.reader();
+    assert_eq!(reader.pool_events(99).unwrap(), happened);
+    assert_eq!(
+        reader.pool_events(3).unwrap(),
+        happened[happened.len() - 3..]
+    );
+    assert_eq!(reader.pool_events(0).unwrap(), []);
 }
 
 fn specs_are_kept_by_key_and_order(home: &dyn Home) {

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use coordinator_core::event::EventKind;
 use coordinator_core::state::{Image, RunImage};
 use coordinator_core::{Epoch, Event, RunId, TaskIx, Timestamp};
 
 use super::{
-    Batch, BatchSeq, EVENTS_PER_READ_MAX, Error, Loaded, Progress, Reader, SUMMARIES_PER_READ_MAX,
-    Snapshot, Store, Summary, Which, follows, runs_of,
+    Batch, BatchSeq, EVENTS_PER_READ_MAX, Error, Loaded, POOL_BATCHES, Progress, Reader,
+    SUMMARIES_PER_READ_MAX, Snapshot, Store, Summary, Which, follows, runs_of,
 };
 
 /// How an append goes wrong.
@@ -295,6 +296,16 @@ impl Reader for MemoryReader {
             .take(limit.min(EVENTS_PER_READ_MAX))
             .cloned()
             .collect())
+    }
+
+    fn pool_events(&mut self, limit: usize) -> Result<Vec<Event>, Error> {
+        let kept = lock(&self.kept);
+        let batches = kept.journal.values().rev().take(POOL_BATCHES);
+        let events = batches.flat_map(|batch| batch.events.iter().rev());
+        let pools = events.filter(|event| matches!(event.kind, EventKind::Pool(_)));
+        let mut events: Vec<Event> = pools.take(limit).cloned().collect();
+        events.reverse();
+        Ok(events)
     }
 
     fn archived(&mut self, which: Which<'_>) -> Result<Option<Summary>, Error> {

@@ -27,6 +27,8 @@ use coordinator_core::{Epoch, Event, RunId, TaskIx, Timestamp};
 
 /// Most events that one [`Reader::run_events`] gives: bounds what a request can make us hold.
 pub const EVENTS_PER_READ_MAX: usize = 4_096;
+/// Batches in which [`Reader::pool_events`] looks.
+pub const POOL_BATCHES: usize = 8_192;
 /// Most summaries that one [`Reader::archived_runs`] gives.
 pub const SUMMARIES_PER_READ_MAX: usize = 1_000;
 
@@ -258,6 +260,13 @@ pub trait Reader: Send {
     /// # Errors
     /// The database's own, or damaged events.
     fn run_events(&mut self, run: RunId, from: u64, limit: usize) -> Result<Vec<Event>, Error>;
+
+    /// Gives what happened to pools lately, in order: the last `limit` events at most, as far as they
+    /// are among the last [`POOL_BATCHES`] of the journal and still stand there.
+    ///
+    /// # Errors
+    /// The database's own, or damaged events.
+    fn pool_events(&mut self, limit: usize) -> Result<Vec<Event>, Error>;
 
     /// Finds an archived run. A run that was reloaded since is still found, as it was then.
     ///

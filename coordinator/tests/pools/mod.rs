@@ -283,7 +283,7 @@ async fn an_order_without_an_answer_is_looked_for_and_not_placed_again() {
 }
 
 #[tokio::test]
-async fn the_words_of_an_unclear_answer_are_told_until_a_list_comes() {
+async fn the_words_of_an_unclear_answer_are_told_until_the_order_is_found() {
     let mut site = Site::new().await;
     site.cluster.set(|now| {
         now.answer = Answer::IsLost;
@@ -302,6 +302,7 @@ async fn the_words_of_an_unclear_answer_are_told_until_a_list_comes() {
     site.cluster.set(|now| now.lists_wait = false);
     site.until("it is found", |held| waits_as(held, "job-A1"))
         .await;
+    site.cluster.lists(2).await;
     assert_eq!(site.standings.of(POOL).trouble, None);
     site.end().await;
 }

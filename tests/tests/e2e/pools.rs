@@ -201,6 +201,10 @@ fn there_and_back(programs: &Programs) -> Result<()> {
             pool(cluster, "near")?["failures"] == 0,
             "a pool that was left alone has not failed"
         );
+        let shown = text(cluster, &["pool", "show", "near"])?;
+        for wanted in ["pool near wants", "runs as A1 on", "was given back"] {
+            ensure!(shown.contains(wanted), "{wanted:?} is not in\n{shown}");
+        }
         let unknown = cluster.ask(["pool", "show", "nar"])?;
         ensure!(
             unknown.code() != 0 && unknown.err.contains("pool list"),

@@ -31,6 +31,10 @@ pub(crate) enum PoolCommand {
 }
 
 /// List the pools and how it goes with each
+///
+/// STATE is `ready`; `paused`, which starts nothing until it is resumed; `failing`, when the last start
+/// led to no worker or the provider does not answer; or `not configured`, when its section was taken
+/// out of the configuration while it had allocations. HAS counts those, BUSY the slots at work.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -42,12 +46,13 @@ pub(crate) struct PoolList {
     pub(crate) json: bool,
 }
 
-/// Show a pool: its settings, its standing and its allocations
+/// Show a pool: its settings, its standing, its allocations, and what happened lately
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   coordinator pool show gpu
-  coordinator pool show gpu --json | jq '.allocations[].external'")]
+  coordinator pool show gpu --json | jq '.allocations[].external'
+  coordinator pool show gpu --json | jq -r '.recent[].text'")]
 pub(crate) struct PoolShow {
     /// Pool, as `coordinator pool list` names it
     #[arg(value_name = "NAME")]
@@ -72,6 +77,9 @@ pub(crate) struct PoolPlan {
 }
 
 /// Let a pool start nothing more; what it has goes on
+///
+/// Its workers take tasks as before, and what is idle is ended as before. It stays paused, also over
+/// restarts of the coordinator, until `coordinator pool resume`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -90,7 +98,8 @@ pub(crate) struct PoolPause {
 
 /// Let a pool go on that was paused or has paused itself
 ///
-/// Its failed starts and the hosts in quarantine are forgotten.
+/// Repair first what `coordinator pool show` names as the reason, or it pauses itself again. Its failed
+/// starts and the hosts in quarantine are forgotten.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

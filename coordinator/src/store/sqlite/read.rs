@@ -1,13 +1,14 @@
 //! Reading: snapshots and the journal for a start, histories, archive and specs for people.
 
+use coordinator_core::event::EventKind;
 use coordinator_core::state::RunImage;
 use coordinator_core::{Event, RunId, TaskIx};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{Body, SqliteReader, database, history, int};
 use crate::store::{
-    Batch, BatchSeq, EVENTS_PER_READ_MAX, Error, Place, Reader, SUMMARIES_PER_READ_MAX, Snapshot,
-    Summary, Which, form,
+    Batch, BatchSeq, EVENTS_PER_READ_MAX, Error, POOL_BATCHES, Place, Reader,
+    SUMMARIES_PER_READ_MAX, Snapshot, Summary, Which, form,
 };
 
 const NEXT: &str = "SELECT max(
@@ -27,6 +28,11 @@ const JOURNAL_OF_RUN: &str = "SELECT journal.batch, form, sum, body
     WHERE run = ?1 AND first_seq >= coalesce(
     (SELECT max(first_seq) FROM journal_run WHERE run = ?1 AND first_seq <= ?2), 0)
     ORDER BY first_seq";
+const POOLS: &str = "SELECT batch, form, sum, body FROM
+    (SELECT batch, form, sum, body FROM journal ORDER BY batch DESC LIMIT ?1)
+    WHERE instr(body, ?2) > 0 ORDER BY batch DESC";
+/// How each event of pools is written, in every form that knows them.
+const OF_POOLS: &[u8] = br#""k":"pool""#;
 const SUMMARY_BY_ID: &str = "SELECT run, form, summary_sum, summary FROM archive WHERE run = ?1";
 const SUMMARY_BY_NAME: &str = "SELECT run, form, summary_sum, summary FROM archive WHERE name = ?1";
 const SUMMARIES: &str = "SELECT run, form, summary_sum, summary FROM archive WHERE run < ?1
@@ -200,6 +206,28 @@ impl Reader for SqliteReader {
                 })
             })?;
         }
+        Ok(events)
+    }
+
+    fn pool_events(&mut self, limit: usize) -> Result<Vec<Event>, Error> {
+        let failed = database("read what happened to pools");
+        let batches = int(u64::try_from(POOL_BATCHES).unwrap_or(u64::MAX))?;
+        let mut statement = self.connection.prepare_cached(POOLS).map_err(failed)?;
+        let mut rows = statement
+            .query(params![batches, OF_POOLS])
+            .map_err(failed)?;
+        let mut events: Vec<Event> = vec![];
+        while events.len() < limit
+            && let Some(row) = rows.next().map_err(failed)?
+        {
+            let seq = BatchSeq(row.get::<_, i64>(0).map_err(failed)?.unsigned_abs());
+            let body = Body::of(row, 1).map_err(failed)?;
+            let batch = body.read(Place::Batch(seq), form::decode_batch)?;
+            let events_of = batch.events.into_iter().rev();
+            events.extend(events_of.filter(|event| matches!(event.kind, EventKind::Pool(_))));
+        }
+        events.truncate(limit);
+        events.reverse();
         Ok(events)
     }
 
