@@ -29,19 +29,21 @@ impl Notice {
     }
 }
 
-/// What is asked for, and what an answer to it means.
-const PLACES: [(&str, fn(&str) -> Option<Notice>); 3] = [
-    ("spot/instance-action", |text| {
-        // Stopping and hibernating take the machine away too.
-        (!text.trim().is_empty()).then_some(Notice::Interruption)
-    }),
-    ("events/recommendations/rebalance", |text| {
-        (!text.trim().is_empty()).then_some(Notice::Rebalance)
-    }),
-    ("autoscaling/target-lifecycle-state", |text| {
-        (text.trim() == "Terminated").then_some(Notice::Termination)
-    }),
+/// What is asked for, and what an answer other than nothing means.
+const PLACES: [(&str, Notice); 3] = [
+    // Stopping and hibernating take the machine away too.
+    ("spot/instance-action", Notice::Interruption),
+    ("events/recommendations/rebalance", Notice::Rebalance),
+    ("autoscaling/target-lifecycle-state", Notice::Termination),
 ];
+
+/// Tells whether an answer is a notice: the group always says what it wants of an instance.
+fn is_notice(notice: Notice, text: &str) -> bool {
+    match notice {
+        Notice::Interruption | Notice::Rebalance => !text.trim().is_empty(),
+        Notice::Termination => text.trim() == "Terminated",
+    }
+}
 
 /// Waits until the instance is said to go away.
 pub(crate) async fn watch(metadata: &Metadata) -> Notice {
@@ -66,9 +68,9 @@ pub(crate) async fn watch(metadata: &Metadata) -> Notice {
 }
 
 async fn look(metadata: &Metadata) -> Result<Option<Notice>, Error> {
-    for (path, read) in PLACES {
+    for (path, notice) in PLACES {
         let text = metadata.find(path).await?;
-        if let Some(notice) = text.as_deref().and_then(read) {
+        if text.is_some_and(|text| is_notice(notice, &text)) {
             return Ok(Some(notice));
         }
     }
@@ -81,12 +83,11 @@ mod tests {
 
     #[test]
     fn notices_are_read_and_an_instance_that_stays_gives_none() {
-        let read = |place: usize, text| PLACES[place].1(text);
         let action = r#"{"action": "terminate", "time": "2026-11-21T08:22:00Z"}"#;
-        assert_eq!(read(0, action), Some(Notice::Interruption));
-        assert_eq!(read(1, r#"{"noticeTime": "x"}"#), Some(Notice::Rebalance));
-        assert_eq!(read(2, "Terminated\n"), Some(Notice::Termination));
-        assert_eq!(read(2, "InService"), None);
-        assert_eq!(read(0, " "), None);
+        assert!(is_notice(Notice::Interruption, action));
+        assert!(is_notice(Notice::Rebalance, r#"{"noticeTime": "x"}"#));
+        assert!(is_notice(Notice::Termination, "Terminated\n"));
+        assert!(!is_notice(Notice::Termination, "InService"));
+        assert!(!is_notice(Notice::Interruption, " "));
     }
 }
