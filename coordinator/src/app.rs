@@ -352,11 +352,18 @@ impl App {
             executable: options.executable.clone(),
             address: reachable(address).to_string(),
         };
-        let started = pool::start(pools, &around, &standings, &tasks, &ending).await;
-        started.map_err(|error| Error::Io {
-            action: "start the pools",
-            source: error.into(),
-        })?;
+        if options.mode != Mode::Read {
+            let disowned = pool::disown(&engine, home.path()).await;
+            disowned.map_err(|source| Error::Io {
+                action: "let the allocations of the home go that this one was restored from",
+                source,
+            })?;
+            let started = pool::start(pools, &around, &standings, &tasks, &ending).await;
+            started.map_err(|error| Error::Io {
+                action: "start the pools",
+                source: error.into(),
+            })?;
+        }
         let ca_path = auth.ca().certificate_path().to_owned();
         let here = AddressFile {
             address: reachable(address).to_string(),

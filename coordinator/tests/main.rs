@@ -8,5 +8,6 @@
 mod audit;
 mod command_line;
 mod hosted_git;
+mod pools;
 mod service;
 mod slurm;

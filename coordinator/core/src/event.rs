@@ -251,6 +251,9 @@ pub enum EventKind {
         failure: Failure,
         usage: Usage,
         retry_at: Option<Timestamp>,
+        /// Whether it speaks against the worker's host, which was left before it had done much; `None`
+        /// where that was not recorded yet, and is to be found from the event's time.
+        blames_host: Option<bool>,
     },
     VerifyPassed {
         run: RunId,

@@ -164,6 +164,9 @@ pub const WALLTIME_MARGIN: Span = Span::from_secs(60);
 /// What must be left of a machine's time for work of which nothing is known: enough to begin. What it
 /// does not finish is handed over and goes on elsewhere.
 pub const WALLTIME_FLOOR: Span = Span::from_secs(10);
+/// An allocation whose worker vanishes sooner after it joined counts as a failed start, and one whose
+/// worker stays longer as a good one: machines that are broken mostly show it within seconds.
+pub const YOUNG: Span = Span::from_secs(60);
 /// An attempt that fails sooner has hardly begun.
 pub const QUICK_FAILURE: Span = Span::from_secs(30);
 /// Tasks whose attempts failed at once on a host after which it is quarantined: one may be to blame

@@ -106,6 +106,7 @@ impl State {
         });
         let allocations = self.allocations().cloned().map(|mut allocation| {
             allocation.idle_since = None;
+            allocation.vain_since = None;
             allocation
         });
         Image {
@@ -245,6 +246,7 @@ impl State {
             PoolEvent::AllocationsWanted { first, .. } => (*first, *first >= self.next_allocation),
             PoolEvent::AllocationQueued { allocation, .. }
             | PoolEvent::AllocationRunning { allocation, .. }
+            | PoolEvent::AllocationProven { allocation }
             | PoolEvent::AllocationEnding { allocation, .. }
             | PoolEvent::AllocationEnded { allocation, .. } => {
                 (*allocation, self.allocations.contains_key(allocation))
@@ -252,7 +254,8 @@ impl State {
             PoolEvent::PoolPaused { .. }
             | PoolEvent::PoolResumed { .. }
             | PoolEvent::HostQuarantined { .. }
-            | PoolEvent::HostReleased { .. } => return Ok(()),
+            | PoolEvent::HostReleased { .. }
+            | PoolEvent::PoolForgotten { .. } => return Ok(()),
         };
         if fits {
             Ok(())

@@ -16,7 +16,7 @@ use crate::ids::{AttemptNo, RunId, TaskIx, TaskKey, WorkerId};
 use crate::index::{ClassId, Rank, RunEntry, WorkerEntry};
 use crate::limits;
 use crate::pool::lasts;
-use crate::resume::{at_home, waits_for_home};
+use crate::resume::{at_home, home, waits_for_home};
 use crate::state::{Link, Run, RunPhase, State, TaskState, VerifyPhase};
 use crate::time::{Span, Timestamp};
 use crate::worker::{DeclaredAgent, Requirement};
@@ -124,8 +124,11 @@ fn pick(state: &State, now: Timestamp, class: ClassId, id: RunId) -> Option<Work
 
 /// Gives until when a ready task waits for the worker or host that has its conversation.
 pub(crate) fn is_held(state: &State, key: TaskKey) -> Option<Timestamp> {
-    let until = waits_for_home(state.run(key.run)?, key.task)?;
-    state.index.held.contains(&(until, key)).then_some(until)
+    let run = state.run(key.run)?;
+    let until = waits_for_home(run, key.task)?;
+    let held = state.index.held.contains(&(until, key));
+    let returns = || home(run, key.task).is_some_and(|home| !state.is_over(home.worker));
+    (held && returns()).then_some(until)
 }
 
 fn last_attempt(run: &Run, ix: TaskIx) -> AttemptNo {
@@ -301,7 +304,12 @@ pub enum Misfit {
     /// It has less of the resource in all.
     Resource(Arc<str>),
     /// Its machine goes away before the work would be done.
-    Walltime,
+    Walltime {
+        /// What there is for work.
+        left: Span,
+        /// What the work takes by its plan; zero when that is not known.
+        expected: Span,
+    },
     /// It would have enough if its present leases were over.
     Busy(Arc<str>),
 }
@@ -397,10 +405,9 @@ pub(crate) fn lacks(offered: &Offered<'_>, requirement: &Requirement) -> Option<
     if let Some((name, _)) = short {
         return Some(Misfit::Resource(name.clone()));
     }
-    let gone = offered
-        .left
-        .filter(|left| !lasts(*left, requirement.expected));
-    gone.map(|_| Misfit::Walltime)
+    let expected = requirement.expected;
+    let gone = offered.left.filter(|left| !lasts(*left, expected));
+    gone.map(|left| Misfit::Walltime { left, expected })
 }
 
 fn grant(

@@ -227,12 +227,14 @@ impl World<'_> {
     }
 
     fn held(&self) -> Vec<Held> {
+        let mut hosts = self.coordinator.state.hosts_of_allocations();
         let held = self.coordinator.state.allocations();
         let held = held.map(|held| Held {
             id: held.id,
             first: held.first,
             external: held.external.clone(),
             joined: held.joined,
+            hosts: hosts.remove(&held.id).unwrap_or_default(),
         });
         held.collect()
     }

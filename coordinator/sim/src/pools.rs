@@ -314,10 +314,12 @@ impl Known {
                     format!("{allocation}")
                 })
             }
-            PoolEvent::PoolPaused { .. }
+            PoolEvent::AllocationProven { .. }
+            | PoolEvent::PoolPaused { .. }
             | PoolEvent::PoolResumed { .. }
             | PoolEvent::HostQuarantined { .. }
-            | PoolEvent::HostReleased { .. } => Ok(()),
+            | PoolEvent::HostReleased { .. }
+            | PoolEvent::PoolForgotten { .. } => Ok(()),
         }
     }
 }

@@ -596,6 +596,15 @@ impl OperatorService for Operators {
         resumed.await.map(Response::new)
     }
 
+    async fn forget_pool(
+        &self,
+        request: Request<v1::ForgetPoolRequest>,
+    ) -> Result<Response<v1::ForgetPoolResponse>, Status> {
+        let by = allowed(&request, Access::Administer)?;
+        let forgotten = pools::forget(self.runs.engine(), request.into_inner(), &by);
+        forgotten.await.map(Response::new)
+    }
+
     async fn create_token(
         &self,
         request: Request<v1::CreateTokenRequest>,

@@ -158,6 +158,39 @@ pub(super) async fn resume(
     Ok(v1::ResumePoolResponse {})
 }
 
+/// Takes a pool that is not configured any more out of the inventory.
+///
+/// # Errors
+/// It is configured, there is no such pool, or it has allocations and the request does not say that
+/// these are to be forgotten too.
+pub(super) async fn forget(
+    engine: &Handle,
+    request: v1::ForgetPoolRequest,
+    by: &str,
+) -> Result<v1::ForgetPoolResponse, Status> {
+    let pool: Arc<str> = request.pool.into();
+    let wanted = Arc::clone(&pool);
+    let query = move |state: &State, _| {
+        let held = state.allocations().filter(|held| held.pool == wanted);
+        let names: Vec<_> = held.map(|held| held.external.clone()).collect();
+        names
+    };
+    let held = engine.query(query).await.map_err(status::of)?;
+    let command = PoolCommand::Forget {
+        pool,
+        even_if_they_run: request.even_if_they_run,
+        by: by.into(),
+    };
+    let done = engine.command(Command::Pool(command)).await;
+    done.map_err(status::of)?;
+    let allocations = number(held.len());
+    let externals = held.into_iter().flatten().take(ALLOCATIONS_SHOWN);
+    Ok(v1::ForgetPoolResponse {
+        allocations,
+        externals: externals.map(String::from).collect(),
+    })
+}
+
 /// Says, pool by pool, what stands between work and a worker.
 pub(super) fn prospects_of(
     state: &State,

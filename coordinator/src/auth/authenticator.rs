@@ -12,7 +12,7 @@ use muster_connect::{Token, private_file};
 
 use super::{
     CaError, CertificateAuthority, CredentialIssuer, Identity, NewToken, Role, SecretKey,
-    SecretKeyError, TokenStore, TokenStoreError, Unverified,
+    SecretKeyError, TokenStore, TokenStoreError, Unverified, home_id,
 };
 
 const ADMIN_TOKEN: &str = "admin.token";
@@ -37,12 +37,16 @@ impl Authenticator {
     /// that may read the home.
     pub fn open(home: &Path) -> Result<Arc<Self>, Error> {
         let key = SecretKey::open(home)?;
+        let home_id = match home_id::read(home).map_err(Error::HomeId)? {
+            Some(own) => own,
+            None => key.home_id(),
+        };
         let authenticator = Self {
             ca: CertificateAuthority::open(home)?,
             tokens: TokenStore::open(home, &key)?,
             credentials: CredentialIssuer::new(&key),
             home: home.to_owned(),
-            home_id: key.home_id(),
+            home_id,
         };
         authenticator.ensure_admin_token(Timestamp::now())?;
         Ok(Arc::new(authenticator))
@@ -74,7 +78,9 @@ impl Authenticator {
             .create(new, self.ca.certificate().fingerprint(), now)
     }
 
-    /// Tells this home from others: eight hexadecimal digits that are no secret and never change.
+    /// Tells this home from others: eight hexadecimal digits that are no secret and never change. A
+    /// home put back from a backup has others than the one that was saved, unless it takes that one's
+    /// place.
     pub fn home_id(&self) -> &str {
         &self.home_id
     }
@@ -169,6 +175,9 @@ pub enum Error {
     /// The secret key.
     #[error(transparent)]
     SecretKey(#[from] SecretKeyError),
+    /// The name of a restored home.
+    #[error("cannot use the home's name")]
+    HomeId(#[source] std::io::Error),
     /// The certificate authority.
     #[error(transparent)]
     Ca(#[from] CaError),

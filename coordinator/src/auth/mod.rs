@@ -8,11 +8,13 @@
 //! | `secret.key` | 32 random bytes; every hash and derived credential hangs on them |
 //! | `tokens.db` | tokens with their roles; secrets only as keyed hashes |
 //! | `admin.token` | the local administrator's token |
+//! | `home.id` | only of a restored home: its name, by which providers tell its allocations |
 //!
 //! Credentials of leases and worker sessions are derived from `secret.key` and stored nowhere.
 
 mod authenticator;
 mod ca;
+pub(crate) mod home_id;
 mod identity;
 mod lease_credential;
 mod secret_key;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use coordinator_core::LeaseId;
+use coordinator_core::{AllocationId, LeaseId};
 use muster_git::Git;
 
 use super::promises::Promises;
@@ -23,6 +23,8 @@ pub(super) struct Journal {
     pub(super) facts: Facts,
     /// The largest id of a run, lease or question that it gives or has given.
     pub(super) last_id: u64,
+    /// How many allocations it has; `None` when there never was one.
+    pub(super) allocations: Option<usize>,
 }
 
 impl Journal {
@@ -65,6 +67,7 @@ pub(super) fn journal(home: &Path) -> Result<Journal, Error> {
         promises,
         figures,
         facts,
+        allocations: (image.next_allocation > AllocationId(1)).then(|| state.allocations().len()),
         last_id: ids.into_iter().max().unwrap_or_default(),
     })
 }

@@ -9,15 +9,19 @@ use super::promises::Promises;
 use super::unfinished::Unfinished;
 use super::{Error, Figures, HOME, check, files, repository};
 use crate::app::JOURNAL;
+use crate::auth::home_id;
 use crate::config;
 use crate::git::repository as hosted;
+use crate::pool;
 use crate::store::sqlite;
 use crate::transcript;
 
 /// The certificate authority, the key that all credentials hang on, tokens of this machine, and
 /// the configuration. Which of them a home has depends on what it was used for.
-const SMALL_FILES: [&str; 4] = [
+const SMALL_FILES: [&str; 6] = [
     "secret.key",
+    home_id::FILE,
+    pool::DISOWNS,
     "admin.token",
     "local-worker.token",
     config::FILE_NAME,

@@ -33,6 +33,12 @@
 //!
 //! [`Epoch::RESTORED`]: coordinator_core::Epoch::RESTORED
 //!
+//! # What becomes of pools
+//!
+//! Nobody can tell a copy from a successor. A copy of a home that still runs must neither end that
+//! one's allocations nor take its own for them, so a restored home has a name of its own, and lets go
+//! of the inventory when it starts. One that takes the other's place keeps both: see [`Claim`].
+//!
 //! # What is not in a backup
 //!
 //! Logs, the address file, locks, hooks (all made again), and the folders of local workers: theirs
@@ -57,7 +63,7 @@ use crate::{engine, store};
 
 pub use make::make;
 pub use manifest::{FORMAT, Manifest};
-pub use restore::{Restored, restore};
+pub use restore::{Claim, Restored, restore};
 pub use unfinished::{leftovers, remove, tidy};
 
 /// Folder in a backup that has the form of a home.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use coordinator_core::Epoch;
+use muster_connect::private_file;
 use muster_git::Git;
 use rustix::fs::{FlockOperation, flock};
 
@@ -11,7 +12,9 @@ use super::manifest::Manifest;
 use super::unfinished::Unfinished;
 use super::{Error, Figures, HOME, check, files, io};
 use crate::app::JOURNAL;
+use crate::auth::home_id;
 use crate::home::LOCK;
+use crate::pool;
 use crate::store::sqlite;
 
 /// A home that was put back.
@@ -22,6 +25,19 @@ pub struct Restored {
     pub figures: Figures,
     /// The epoch that the next start adds one to.
     pub epoch: Epoch,
+    /// What the pools had; `None` when none ever had anything.
+    pub allocations: Option<usize>,
+}
+
+/// What a restored home is to the pools of the one that was saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// A copy: that one may still run. Its allocations are neither listed nor ended, and their
+    /// workers cannot join here.
+    Copy,
+    /// Its successor: that one is gone for good. Allocations that the backup knows go on, others of
+    /// that name are ended.
+    Successor,
 }
 
 /// Puts a backup back as a home that is not there yet, or is empty.
@@ -31,7 +47,7 @@ pub struct Restored {
 ///
 /// # Errors
 /// Whatever it is, there is no new home. The backup is only read.
-pub async fn restore(backup: &Path, home: &Path) -> Result<Restored, Error> {
+pub async fn restore(backup: &Path, home: &Path, claim: Claim) -> Result<Restored, Error> {
     let manifest = Manifest::read(backup)?;
     let saved = backup.join(HOME);
     files::compare(&saved, &manifest.files)?;
@@ -71,12 +87,18 @@ pub async fn restore(backup: &Path, home: &Path) -> Result<Restored, Error> {
     let (_, random) = uuid::Uuid::new_v4().as_u64_pair();
     let floor = floor(now, journal.last_id.max(journal.figures.epoch), random);
     let epoch = sqlite::restored(&fresh.join(JOURNAL), floor)?;
+    if claim == Claim::Copy {
+        home_id::renew(fresh).map_err(io("name", fresh))?;
+        let mark = fresh.join(pool::DISOWNS);
+        private_file::replace(&mark, b"").map_err(io("write", &mark))?;
+    }
     files::sync(fresh)?;
     unfinished.publish(home)?;
     Ok(Restored {
         made_at: manifest.made_at,
         figures: manifest.figures,
         epoch,
+        allocations: journal.allocations,
     })
 }
 

@@ -20,7 +20,7 @@ use muster_proto::v1::agent_event::Kind;
 use tokio::sync::mpsc;
 
 use super::manifest::Manifest;
-use super::{Error, HOME, UNFINISHED, make, restore};
+use super::{Claim, Error, HOME, UNFINISHED, make, restore};
 use crate::auth::Authenticator;
 use crate::engine::{self, SESSION_QUEUE, Started, ToSession};
 use crate::git::repository::HostedRepository;
@@ -246,7 +246,9 @@ async fn a_home_comes_back_whole_private_and_in_an_epoch_of_its_own() {
     let figures = make(&world.home(), &world.backup()).await.unwrap();
     assert_eq!((figures.live_runs, figures.repositories), (1, 1));
     assert_eq!((figures.commits, figures.transcripts), (2, 1));
-    let restored = restore(&world.backup(), &world.restored()).await.unwrap();
+    let restored = restore(&world.backup(), &world.restored(), Claim::Copy)
+        .await
+        .unwrap();
     assert!(restored.epoch >= Epoch::RESTORED);
     assert_eq!(restored.figures, figures);
     for (home, root) in [(true, world.restored()), (false, world.backup())] {
@@ -278,6 +280,94 @@ async fn a_home_comes_back_whole_private_and_in_an_epoch_of_its_own() {
     assert!(lease.0 > Epoch::RESTORED.0, "{lease}");
     started.handle.stop().await;
     started.thread.join().unwrap().unwrap();
+}
+
+/// Lets a pool want an allocation, and gives how many there are.
+async fn pooled(engine: &engine::Handle) -> usize {
+    use coordinator_core::pool::{Policy, PoolCommand};
+    let policy = Policy {
+        priority: 0,
+        min: 1,
+        max: 1,
+        template: Offer::default(),
+        agents: None,
+        workers: 1,
+        idle_timeout: limits::SOON,
+        backlog: 1,
+        burst: 1,
+        join_timeout: limits::SOON,
+        walltime: None,
+        failures_max: 3,
+        quarantine: false,
+    };
+    let policies = [("gpu".into(), policy)].into();
+    for command in [PoolCommand::Configure { policies }, PoolCommand::Plan] {
+        engine.command(Command::Pool(command)).await.unwrap();
+    }
+    held(engine).await
+}
+
+async fn held(engine: &engine::Handle) -> usize {
+    let held = engine.query(|state, _| state.allocations().len());
+    held.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_copy_neither_lists_nor_ends_what_the_original_has_started() {
+    let world = World::new().await;
+    let started = world.start(&world.home());
+    assert_eq!(pooled(&started.handle).await, 1);
+    started.handle.stop().await;
+    started.thread.join().unwrap().unwrap();
+    make(&world.home(), &world.backup()).await.unwrap();
+    let name = |home: &Path| Authenticator::open(home).unwrap().home_id().to_owned();
+    let original = name(&world.home());
+
+    let restored = restore(&world.backup(), &world.restored(), Claim::Copy).await;
+    assert_eq!(restored.unwrap().allocations, Some(1));
+    let copy = name(&world.restored());
+    assert_ne!(copy, original, "by it providers tell whose a job is");
+    let started = world.start(&world.restored());
+    let home = world.restored();
+    crate::pool::disown(&started.handle, &home).await.unwrap();
+    assert_eq!(held(&started.handle).await, 0);
+    // What it orders itself is its own, whenever it starts again.
+    assert_eq!(pooled(&started.handle).await, 1);
+    crate::pool::disown(&started.handle, &home).await.unwrap();
+    assert_eq!(held(&started.handle).await, 1);
+    started.handle.stop().await;
+    started.thread.join().unwrap().unwrap();
+
+    let again = world.folder.path().join("again");
+    let restored = restore(&world.backup(), &again, Claim::Copy).await;
+    restored.unwrap();
+    assert!(![copy.clone(), original.clone()].contains(&name(&again)));
+
+    // A backup of a copy has the copy's name, for its successor.
+    let (backup, next) = (
+        world.folder.path().join("b2"),
+        world.folder.path().join("h2"),
+    );
+    make(&home, &backup).await.unwrap();
+    let restored = restore(&backup, &next, Claim::Successor).await;
+    assert_eq!(restored.unwrap().allocations, Some(1));
+    assert_eq!(name(&next), copy);
+    let started = world.start(&next);
+    crate::pool::disown(&started.handle, &next).await.unwrap();
+    assert_eq!(held(&started.handle).await, 1);
+    started.handle.stop().await;
+    started.thread.join().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_name_of_a_home_is_not_passed_over() {
+    let world = World::new().await;
+    fs::write(world.home().join("home.id"), "3f9a").unwrap();
+    let refused = Authenticator::open(&world.home()).unwrap_err();
+    assert!(
+        crate::causes::chain(&refused).contains("is damaged"),
+        "{refused}"
+    );
 }
 
 #[tokio::test]
@@ -340,11 +430,13 @@ async fn any_damage_of_a_backup_is_named_before_anything_is_written() {
         refused_naming(&world, &file.path).await;
         fs::write(&path, whole).unwrap();
     }
-    restore(&world.backup(), &world.restored()).await.unwrap();
+    restore(&world.backup(), &world.restored(), Claim::Copy)
+        .await
+        .unwrap();
 }
 
 async fn refused_naming(world: &World, file: &str) {
-    let error = restore(&world.backup(), &world.restored())
+    let error = restore(&world.backup(), &world.restored(), Claim::Copy)
         .await
         .unwrap_err();
     assert!(
@@ -362,18 +454,20 @@ async fn only_a_backup_is_restored_and_only_to_a_free_home() {
     assert!(matches!(refused, Err(Error::NotEmpty(_))), "{refused:?}");
     let refused = make(&world.backup(), &world.restored()).await;
     assert!(matches!(refused, Err(Error::NoHome(_))), "{refused:?}");
-    let refused = restore(&world.home(), &world.restored()).await;
+    let refused = restore(&world.home(), &world.restored(), Claim::Copy).await;
     assert!(matches!(refused, Err(Error::Foreign(_))), "{refused:?}");
-    let refused = restore(&world.backup(), &world.home()).await;
+    let refused = restore(&world.backup(), &world.home(), Claim::Copy).await;
     assert!(matches!(refused, Err(Error::NotEmpty(_))), "{refused:?}");
     let owned = Home::own(&world.home()).unwrap();
-    let refused = restore(&world.backup(), &world.home()).await;
+    let refused = restore(&world.backup(), &world.home(), Claim::Copy).await;
     let own = Some(std::process::id());
     assert!(matches!(refused, Err(Error::InUse { pid, .. }) if pid == own));
     drop(owned);
     // An empty folder is free.
     fs::create_dir(world.restored()).unwrap();
-    restore(&world.backup(), &world.restored()).await.unwrap();
+    restore(&world.backup(), &world.restored(), Claim::Copy)
+        .await
+        .unwrap();
     assert!(world.left_over().is_empty());
 }
 
@@ -396,7 +490,7 @@ async fn a_name_that_no_new_folder_can_take_is_refused_before_anything_is_copied
     assert!(matches!(refused, Err(Error::MountPoint(_))), "{refused:?}");
     make(&world.home(), &world.backup()).await.unwrap();
     let inside = world.backup().join(HOME).join("home");
-    let refused = restore(&world.backup(), &inside).await;
+    let refused = restore(&world.backup(), &inside, Claim::Copy).await;
     assert!(matches!(refused, Err(Error::Inside { .. })), "{refused:?}");
     assert!(world.left_over().is_empty());
 }

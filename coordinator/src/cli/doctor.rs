@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use muster_git::{Git, MINIMUM_VERSION};
+use muster_proto::v1;
 use serde_json::json;
 
 use super::arguments::Doctor;
@@ -114,6 +115,7 @@ pub(crate) async fn doctor(context: &Context, options: Doctor) -> Result<Exit> {
     checks.extend([clock(), open_files(), cgroup(), sandbox()]);
     checks.push(supervisor().await);
     checks.push(coordinator(context).await);
+    checks.extend(pools(context).await);
     if let Some(home) = context.local_home() {
         checks.extend(half_copies(home));
         checks.extend(Box::pin(state(home)).await);
@@ -450,9 +452,69 @@ async fn coordinator(context: &Context) -> Check {
     }
 }
 
+/// Says which pools start or end nothing; `None` without a coordinator, or without pools.
+async fn pools(context: &Context) -> Option<Check> {
+    let client = Client::connect(&context.whereabouts).await.ok()?;
+    let request = v1::ListPoolsRequest::default();
+    let listed = client.operator().list_pools(request).await.ok()?;
+    pools_check(&listed.into_inner().pools)
+}
+
+fn pools_check(pools: &[v1::Pool]) -> Option<Check> {
+    const NAME: &str = "pools";
+    let names = |which: fn(&&v1::Pool) -> bool, what: &str| {
+        let named: Vec<&str> = pools.iter().filter(which).map(|pool| &*pool.name).collect();
+        (!named.is_empty()).then(|| format!("{} {what}", named.join(", ")))
+    };
+    let left = names(
+        |pool| pool.kind.is_empty(),
+        "not configured any more, with allocations that nobody ends",
+    );
+    let paused = names(
+        |pool| !pool.kind.is_empty() && pool.paused.is_some(),
+        "paused",
+    );
+    let troubled = names(
+        |pool| !pool.kind.is_empty() && pool.paused.is_none() && !pool.trouble.is_empty(),
+        "in trouble",
+    );
+    let found: Vec<String> = [left, paused, troubled].into_iter().flatten().collect();
+    if found.is_empty() {
+        let configured = pools.len();
+        return (configured > 0).then(|| Check::ok(NAME, format!("{configured}, all ready")));
+    }
+    Some(Check::warn(
+        NAME,
+        found.join("; "),
+        "`coordinator pool show NAME` says why, and the way out",
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pools_that_start_or_end_nothing_are_named() {
+        let pool = |name: &str, kind: &str| v1::Pool {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            ..v1::Pool::default()
+        };
+        let paused = v1::Pool {
+            paused: Some(v1::PoolPause::default()),
+            ..pool("gpu", "slurm")
+        };
+        assert!(pools_check(&[]).is_none());
+        let ready = pools_check(&[pool("near", "local")]).unwrap();
+        assert_eq!(ready.verdict, Verdict::Ok);
+        let found = pools_check(&[pool("old", ""), paused, pool("near", "local")]).unwrap();
+        assert_eq!(found.verdict, Verdict::Warn);
+        assert_eq!(
+            found.found,
+            "old not configured any more, with allocations that nobody ends; gpu paused"
+        );
+    }
 
     #[test]
     fn advice_follows_the_table() {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use muster_proto::v1;
 use serde_json::{Value, json};
 
-use super::arguments::{Pool, PoolCommand, PoolPause, PoolResume};
+use super::arguments::{Pool, PoolCommand, PoolForget, PoolPause, PoolResume};
 use super::context::Context;
 use super::error::{CliError, Exit, Result};
 use super::show;
@@ -21,6 +21,7 @@ pub(crate) async fn pool(context: &Context, options: Pool) -> Result<Exit> {
         PoolCommand::Plan(options) => plan(context, options.json).await,
         PoolCommand::Pause(options) => pause(context, options).await,
         PoolCommand::Resume(options) => resume(context, options).await,
+        PoolCommand::Forget(options) => forget(context, options).await,
     }
 }
 
@@ -130,6 +131,55 @@ async fn resume(context: &Context, options: PoolResume) -> Result<Exit> {
     )
 }
 
+async fn forget(context: &Context, options: PoolForget) -> Result<Exit> {
+    let client = context.client().await?;
+    let request = v1::ForgetPoolRequest {
+        pool: options.name.clone(),
+        even_if_they_run: options.even_if_they_run,
+    };
+    let forgotten = client.operator().forget_pool(request).await;
+    let forgotten = forgotten.map_err(|status| {
+        let held = status.code() == tonic::Code::FailedPrecondition;
+        let error = of_pool(context, status);
+        if held && !options.even_if_they_run {
+            let program = &context.program;
+            error.hint(format!(
+                "if they are gone, or you end them yourself: `{program} pool forget {} \
+                 --even-if-they-run`",
+                options.name
+            ))
+        } else {
+            error
+        }
+    })?;
+    let forgotten = forgotten.into_inner();
+    if options.json {
+        context.output.json(&json!({
+            "pool": options.name,
+            "allocations": forgotten.allocations,
+            "externals": forgotten.externals,
+        }))?;
+    } else {
+        context
+            .output
+            .say(&forgotten_text(&options.name, &forgotten));
+    }
+    Ok(Exit::Success)
+}
+
+fn forgotten_text(name: &str, forgotten: &v1::ForgetPoolResponse) -> String {
+    let mut text = format!("pool {name} is forgotten");
+    if forgotten.allocations > 0 {
+        let count = show::counted(forgotten.allocations as usize, "allocation");
+        text.push_str(&format!(", with {count} that can join no more"));
+    }
+    if !forgotten.externals.is_empty() {
+        let names = forgotten.externals.join(", ");
+        text.push_str(&format!("; end what still runs of: {}", one_line(&names)));
+    }
+    text
+}
+
 fn told(context: &Context, name: &str, paused: bool, as_json: bool, text: &str) -> Result<Exit> {
     if as_json {
         context
@@ -235,7 +285,7 @@ fn planned_json(pool: &v1::PlannedPool) -> Value {
 /// Says in a word how it goes with a pool.
 fn standing(pool: &v1::Pool) -> &'static str {
     if pool.kind.is_empty() {
-        "removed"
+        "not configured"
     } else if pool.paused.is_some() {
         "paused"
     } else if pool.failures > 0 || !pool.trouble.is_empty() {
@@ -261,16 +311,17 @@ fn table(pools: &[v1::Pool], paint: Paint) -> Table {
     let mut table = Table::new(&headings.map(|heading| paint.dim(heading)));
     for pool in pools {
         let standing = standing(pool);
-        let scaled = pool.kind != "external";
-        let number = |number: u32| {
-            if scaled {
+        let number = |number: u32, has: bool| {
+            if has {
                 number.to_string()
             } else {
                 "-".to_owned()
             }
         };
-        let held = number(u32::try_from(pool.allocations.len()).unwrap_or(u32::MAX) + pool.more);
+        let scales = !matches!(&*pool.kind, "external" | "");
+        let held = u32::try_from(pool.allocations.len()).unwrap_or(u32::MAX) + pool.more;
         let why = match &pool.paused {
+            _ if pool.kind.is_empty() => "nobody ends what it has; see `pool show`",
             Some(pause) => &pause.reason,
             None if !pool.trouble.is_empty() => &pool.trouble,
             None => &pool.last_failure,
@@ -279,9 +330,9 @@ fn table(pools: &[v1::Pool], paint: Paint) -> Table {
             one_line(&pool.name),
             one_line(&pool.kind),
             painted(standing, paint),
-            held,
-            number(pool.min),
-            number(pool.max),
+            number(held, pool.kind != "external"),
+            number(pool.min, scales),
+            number(pool.max, scales),
             pool.workers.to_string(),
             pool.leases.to_string(),
             one_line(why),
@@ -314,12 +365,26 @@ fn text(pool: &v1::Pool, now: Timestamp, paint: Paint, program: &str) -> String 
         }
     };
     if pool.kind.is_empty() {
-        say("kind", "it is not configured any more".to_owned());
+        let name = &pool.name;
+        say(
+            "kind",
+            "none: it is not configured any more, so nobody lists or ends what it has".to_owned(),
+        );
+        say(
+            "way out",
+            format!(
+                "put [pools.{name}] back into the configuration and start the coordinator again: \
+                 what nothing needs is ended then; or, if all of it is gone: {program} pool forget \
+                 {name} --even-if-they-run"
+            ),
+        );
     } else {
         say("kind", pool.kind.clone());
         settings(pool, &mut say);
     }
-    if let Some(pause) = &pool.paused {
+    if let Some(pause) = &pool.paused
+        && !pool.kind.is_empty()
+    {
         let since = ago(pause.at.as_ref(), now);
         say(
             "paused",
@@ -478,6 +543,12 @@ fn planned_text(pool: &v1::PlannedPool, paint: Paint) -> String {
     }
     if !pool.hindrance_text.is_empty() {
         say(format!("it starts no more: {}", pool.hindrance_text));
+    }
+    if pool.hindrance == "paused" {
+        say(format!(
+            "`coordinator pool resume {}` lets it go on",
+            pool.pool
+        ));
     }
     for lack in &pool.lacks {
         let tasks = show::counted(lack.tasks as usize, "waiting task");

@@ -8,8 +8,8 @@ use super::arguments::Restore;
 use super::backup::{explained, tidy, told};
 use super::context::Context;
 use super::error::{CliError, Exit, Result};
-use super::logging;
-use crate::backup::{self, Error};
+use super::{logging, show};
+use crate::backup::{self, Claim, Error, Restored};
 
 pub(crate) async fn restore(context: &Context, options: Restore) -> Result<Exit> {
     logging::client(context.output.talk_paint);
@@ -22,7 +22,12 @@ pub(crate) async fn restore(context: &Context, options: Restore) -> Result<Exit>
     let from = std::path::absolute(&options.from).map_err(CliError::internal)?;
     let begun = Instant::now();
     let removed = tidy(context, home, options.json)?;
-    let restored = Box::pin(backup::restore(&from, home))
+    let claim = if options.take_over {
+        Claim::Successor
+    } else {
+        Claim::Copy
+    };
+    let restored = Box::pin(backup::restore(&from, home, claim))
         .await
         .map_err(|error| {
             let damaged = matches!(error, Error::Damaged { .. });
@@ -41,6 +46,7 @@ pub(crate) async fn restore(context: &Context, options: Restore) -> Result<Exit>
         context.output.json(&json!({
             "home": home, "seconds": seconds, "made_at": restored.made_at,
             "epoch": restored.epoch.0, "figures": restored.figures, "removed": removed,
+            "takes_over": options.take_over, "allocations": restored.allocations,
         }))?;
     } else {
         context.output.say(&format!(
@@ -53,9 +59,59 @@ pub(crate) async fn restore(context: &Context, options: Restore) -> Result<Exit>
              valid again, and later output comes again only from workers that still hold its lease",
             restored.made_at
         ));
+        if let Some(text) = of_pools(&restored, claim) {
+            context.output.say(&text);
+        }
         context
             .output
             .say(&format!("start it with: {} serve", context.program));
     }
     Ok(Exit::Success)
+}
+
+/// Says what becomes of the allocations of pools, if there were ever any.
+fn of_pools(restored: &Restored, claim: Claim) -> Option<String> {
+    let count = restored.allocations?;
+    Some(match claim {
+        Claim::Copy => {
+            let known = show::counted(count, "allocation");
+            format!(
+                "its pools begin with nothing, under a name of their own: {known} that the backup \
+                 knew, and all that were started after it, stay with the saved home, and their \
+                 workers cannot join here; if that home is gone for good, end what still runs, or \
+                 restore with --take-over instead"
+            )
+        }
+        Claim::Successor => "its pools take over what the saved home's have started: what the \
+                             backup knew goes on, what was started after it is ended; no coordinator \
+                             may run on the saved home any more"
+            .to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coordinator_core::Epoch;
+
+    #[test]
+    fn what_becomes_of_allocations_is_said_where_there_ever_were_any() {
+        let restored = |allocations| Restored {
+            made_at: String::new(),
+            figures: backup::Figures::default(),
+            epoch: Epoch(1),
+            allocations,
+        };
+        assert_eq!(of_pools(&restored(None), Claim::Copy), None);
+        let told = of_pools(&restored(Some(2)), Claim::Copy).unwrap();
+        assert!(
+            told.contains("2 allocations") && told.contains("--take-over"),
+            "{told}"
+        );
+        let told = of_pools(&restored(Some(0)), Claim::Successor).unwrap();
+        assert!(
+            told.contains("no coordinator may run on the saved home"),
+            "{told}"
+        );
+    }
 }

@@ -18,6 +18,7 @@ use crate::app::LOCAL_POOL;
 use crate::git::refs::valid_component;
 use crate::plan::{Duration, Size, quote};
 use crate::pool::settings::{PoolKind, PoolSettings, SlurmSettings};
+use crate::pool::slurm::SIGNAL_EARLY;
 
 const IDLE_TIMEOUT: Span = Span::from_secs(300);
 const JOIN_TIMEOUT: Span = Span::from_secs(600);
@@ -566,20 +567,22 @@ fn slurm(keys: &mut Keys<'_, '_, '_>, name: &str) -> Option<PoolSettings> {
     }
     let time = keys.span("time");
     let hand_over = keys.span_or("hand-over", HAND_OVER);
-    let least = hand_over + limits::WALLTIME_FLOOR;
+    let notice = hand_over + SIGNAL_EARLY;
+    let least = notice + limits::WALLTIME_FLOOR;
     if let Some(time) = time
         && time <= least
         && let Some((_, value)) = keys.get("time")
     {
         let what = format!("`time` is {}, which leaves none for work", written(time));
         let hint = format!(
-            "make it longer than {}: nothing is begun on a job that ends sooner",
+            "make it longer than {}: nothing is begun on a job that ends sooner, and Slurm may tell \
+             it a minute too early",
             written(least)
         );
         keys.wrong(value, &what, &hint);
     }
     // What is left for work: a job hands over before its end.
-    policy.walltime = time.map(|time| Span::from_ms(time.ms().saturating_sub(hand_over.ms())));
+    policy.walltime = time.map(|time| Span::from_ms(time.ms().saturating_sub(notice.ms())));
     let cpus = keys.number("cpus", 1, 1_000_000);
     let memory_mib = keys.size("memory");
     // What a job asks for is what its workers have to give, unless the file says otherwise.

@@ -88,6 +88,8 @@ struct State {
     pause: Duration,
     /// Older orders that surely have not arrived.
     lost: BTreeSet<AllocationId>,
+    /// Why the last order was not clearly taken, until one is or none is wanted any more.
+    unordered: Option<String>,
 }
 
 impl State {
@@ -108,6 +110,7 @@ impl Carrier {
             next_list: now,
             pause: self.poll,
             lost: BTreeSet::new(),
+            unordered: None,
         };
         let mut changed = self.engine.notices().pools();
         loop {
@@ -131,6 +134,9 @@ impl Carrier {
     async fn step(&self, state: &mut State) -> Result<(), engine::Error> {
         let wanted = self.wanted().await?;
         self.forget_tokens(&wanted.held);
+        if wanted.orders.is_empty() {
+            state.unordered = None;
+        }
         for (first, (count, ends)) in &wanted.orders {
             if state.memory.doubts(*first) || state.memory.has_arrived(*first) {
                 continue;
@@ -172,12 +178,14 @@ impl Carrier {
                 ends: vec![],
                 exclude: vec![],
             };
+            let mut hosts = core.hosts_of_allocations();
             for held in core.allocations().filter(|held| held.pool == pool) {
                 wanted.held.push(Held {
                     id: held.id,
                     first: held.first,
                     external: held.external.clone(),
                     joined: held.joined,
+                    hosts: hosts.remove(&held.id).unwrap_or_default(),
                 });
                 wanted.known.push(Known {
                     id: held.id,
@@ -242,6 +250,7 @@ impl Carrier {
         };
         let started = self.provider.start(&order).await;
         state.next_list = state.next_list.min(Instant::now() + SOON);
+        state.unordered = None;
         match started {
             Ok(sightings) => {
                 info!(pool = &*self.pool, %first, count, "ordered allocations");
@@ -264,7 +273,7 @@ impl Carrier {
                 .await
             }
             Err(error @ Error::Unclear(_)) => {
-                self.trouble("order allocations", &error);
+                state.unordered = Some(self.trouble("order allocations", &error));
                 state.memory.doubt(first, state.now());
                 Ok(())
             }
@@ -296,7 +305,7 @@ impl Carrier {
             state.lost.insert(first);
         }
         self.standings.set(&self.pool, |standing| {
-            standing.trouble = None;
+            standing.trouble = state.unordered.clone();
             standing.orphans = judgement.orphans.len();
         });
         if !judgement.orphans.is_empty() {
@@ -321,11 +330,13 @@ impl Carrier {
         self.engine.command(command).await.map(drop)
     }
 
-    fn trouble(&self, doing: &str, error: &Error) {
+    fn trouble(&self, doing: &str, error: &Error) -> String {
         warn!(pool = &*self.pool, error = %error, "failed to {doing}");
+        let trouble = format!("failed to {doing}: {error}");
         self.standings.set(&self.pool, |standing| {
-            standing.trouble = Some(format!("failed to {doing}: {error}"));
+            standing.trouble = Some(trouble.clone());
         });
+        trouble
     }
 
     fn token_path(&self, id: AllocationId) -> PathBuf {

@@ -24,6 +24,7 @@ use coordinator_core::pool::{Policy, PoolCommand};
 use coordinator_core::{Command, State};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 
 use self::carry::{Carrier, Standings};
 use self::processes::Processes;
@@ -40,6 +41,9 @@ const PROCESSES_POLL: Duration = Duration::from_secs(2);
 const EMPTIES: Duration = Duration::from_secs(30);
 /// How often the inventory is looked at meanwhile.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// File in a home that lets its allocations go when it starts: it is a copy, and they are another's.
+pub(crate) const DISOWNS: &str = "disowns-allocations";
 
 /// What pools need of the coordinator around them.
 pub struct Surroundings {
@@ -64,6 +68,14 @@ pub async fn start(
     tasks: &TaskTracker,
     ending: &CancellationToken,
 ) -> Result<(), engine::Error> {
+    for (name, held) in unconfigured(pools, &around.engine).await? {
+        warn!(
+            pool = &*name,
+            allocations = held,
+            "a pool is not configured any more, so nobody ends the allocations that it has: put its \
+             section back into the configuration, or `pool forget` it"
+        );
+    }
     if pools.is_empty() {
         return Ok(());
     }
@@ -93,6 +105,43 @@ pub async fn start(
     }
     tasks.spawn(planner::run(around.engine.clone(), ending.clone()));
     Ok(())
+}
+
+/// Lets all allocations go, once, if the home is a copy of the one that they are of. Before
+/// [`start`], and harmless to repeat until then.
+///
+/// # Errors
+/// The engine does not answer, or the file that says so cannot be removed: what is ordered from now
+/// on would be let go by the next start.
+pub async fn disown(
+    engine: &Handle,
+    home: &Path,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let mark = home.join(DISOWNS);
+    if !mark.try_exists()? {
+        return Ok(());
+    }
+    engine.command(Command::Pool(PoolCommand::Disown)).await?;
+    std::fs::remove_file(&mark)?;
+    std::fs::File::open(home)?.sync_all()?;
+    Ok(())
+}
+
+/// Counts the allocations of pools that are not configured any more.
+async fn unconfigured(
+    pools: &BTreeMap<Arc<str>, PoolSettings>,
+    engine: &Handle,
+) -> Result<BTreeMap<Arc<str>, usize>, engine::Error> {
+    let held = engine.query(|state, _| {
+        let mut held: BTreeMap<Arc<str>, usize> = BTreeMap::new();
+        for allocation in state.allocations() {
+            *held.entry(Arc::clone(&allocation.pool)).or_default() += 1;
+        }
+        held
+    });
+    let mut held = held.await?;
+    held.retain(|name, _| !pools.contains_key(name));
+    Ok(held)
 }
 
 /// Gives all allocations back that no work is on, and waits until they are gone, at most

@@ -1,9 +1,13 @@
 //! Pools of processes beside the coordinator: each allocation is one worker.
 //!
-//! The processes outlive a killed coordinator; the next one finds them by what was kept of each.
+//! The processes outlive a killed coordinator; the next one finds them by what was kept of each. That is
+//! kept before a process is started, and completed once it is there: what a coordinator that was killed
+//! in between has started is found by its token's path, which nothing else is started with.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -49,9 +53,12 @@ pub struct Processes {
 struct Kept {
     first: u64,
     index: u32,
-    pid: i32,
+    /// Absent from what is kept before the process is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pid: Option<i32>,
     /// When it began, in the system's ticks since boot: ids of processes are used again.
-    begun: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    begun: Option<u64>,
 }
 
 impl Processes {
@@ -65,7 +72,16 @@ impl Processes {
             .tokens
             .get(place)
             .ok_or(std::io::ErrorKind::NotFound)?;
+        let external: Box<str> = AllocationId(order.first.0.saturating_add(u64::from(index)))
+            .to_string()
+            .into();
         make_private_folder(&self.folder())?;
+        let mut kept = Kept {
+            first: order.first.0,
+            index,
+            pid: None,
+            begun: None,
+        };
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -86,12 +102,13 @@ impl Processes {
             .stdout(Stdio::null())
             .stderr(log)
             .process_group(0);
-        let mut child = command.spawn()?;
-        let external: Box<str> = AllocationId(order.first.0.saturating_add(u64::from(index)))
-            .to_string()
-            .into();
-        let pid = child.id().and_then(|id| i32::try_from(id).ok());
-        let kept = pid.and_then(|pid| Some((pid, begun(pid)?)));
+        self.keep(&external, &kept)?;
+        let spawned = command.spawn();
+        let mut child = spawned.inspect_err(|_| {
+            drop(std::fs::remove_file(self.path(&external)));
+        })?;
+        kept.pid = child.id().and_then(|id| i32::try_from(id).ok());
+        kept.begun = kept.pid.and_then(begun);
         let shown = external.clone();
         tokio::spawn(async move {
             let ended = child.wait().await;
@@ -101,15 +118,8 @@ impl Processes {
                 ended, "a worker of a local pool has ended"
             );
         });
-        if let Some((pid, begun)) = kept {
-            let kept = Kept {
-                first: order.first.0,
-                index,
-                pid,
-                begun,
-            };
-            let text = serde_json::to_vec(&kept)?;
-            private_file::replace(&self.path(&external), &text)?;
+        if let Err(error) = self.keep(&external, &kept) {
+            warn!(allocation = &*external, error = %error, "failed to keep which process it is");
         }
         Ok(Sighting {
             external,
@@ -123,9 +133,28 @@ impl Processes {
         self.folder().join(format!("{external}{PROCESS}"))
     }
 
+    fn keep(&self, external: &str, kept: &Kept) -> std::io::Result<()> {
+        let text = serde_json::to_vec(kept)?;
+        private_file::replace(&self.path(external), &text)
+    }
+
+    /// Reads what was kept of a process, and completes it if that was cut off and it is there.
     fn kept(&self, external: &str) -> Option<Kept> {
         let bytes = private_file::read_bounded(&self.path(external), KEPT_BYTES_MAX).ok()?;
-        serde_json::from_slice(&bytes).ok()
+        let mut kept: Kept = serde_json::from_slice(&bytes).ok()?;
+        if kept.pid.is_none()
+            && let Some((begun, pid)) = started_with(&self.token(external))
+        {
+            (kept.pid, kept.begun) = (Some(pid), Some(begun));
+            if let Err(error) = self.keep(external, &kept) {
+                warn!(allocation = external, error = %error, "failed to keep which process it is");
+            }
+        }
+        Some(kept)
+    }
+
+    fn token(&self, external: &str) -> PathBuf {
+        self.folder().join(format!("{external}.token"))
     }
 
     fn listed(&self) -> std::io::Result<Vec<Sighting>> {
@@ -144,6 +173,13 @@ impl Processes {
             let Some(kept) = self.kept(external) else {
                 continue;
             };
+            if kept.pid.is_none() {
+                // It was never started, or may just be about to: whoever ordered it finds it missing.
+                if !self.token(external).exists() {
+                    drop(std::fs::remove_file(self.path(external)));
+                }
+                continue;
+            }
             let state = if kept.lives() {
                 Sighted::Running {
                     host: self.host.clone(),
@@ -172,7 +208,7 @@ impl Processes {
 
     fn signal(&self, external: &str) {
         if let Some(kept) = self.kept(external).filter(Kept::lives)
-            && let Some(pid) = Pid::from_raw(kept.pid)
+            && let Some(pid) = kept.pid.and_then(Pid::from_raw)
             && let Err(error) = kill_process(pid, Signal::TERM)
         {
             warn!(allocation = external, error = %error, "failed to ask a worker to leave");
@@ -182,8 +218,26 @@ impl Processes {
 
 impl Kept {
     fn lives(&self) -> bool {
-        begun(self.pid) == Some(self.begun)
+        self.begun.is_some() && self.pid.and_then(begun) == self.begun
     }
+}
+
+/// Finds the oldest process of this user that was started with a join token, and when it began.
+fn started_with(token: &Path) -> Option<(u64, i32)> {
+    let own = rustix::process::getuid().as_raw();
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    let found = processes.filter_map(|process| {
+        let pid = process.file_name().to_str()?.parse().ok()?;
+        // Somebody else's may be called anything.
+        (process.metadata().ok()?.uid() == own).then_some(())?;
+        let line = std::fs::read(process.path().join("cmdline")).ok()?;
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        let named = [&b"--token-file"[..], token.as_os_str().as_bytes()];
+        let is_it = words.windows(2).any(|pair| pair == named);
+        is_it.then_some(())?;
+        Some((begun(pid)?, pid))
+    });
+    found.min()
 }
 
 /// Gives when a process began; `None` when it is not there or has ended and is not buried yet.
@@ -265,10 +319,137 @@ mod tests {
         let kept = |begun| Kept {
             first: 1,
             index: 0,
-            pid: own,
-            begun,
+            pid: Some(own),
+            begun: Some(begun),
         };
         assert!(kept(begun).lives());
         assert!(!kept(begun + 1).lives());
+    }
+
+    const NOTED: &str = "noted";
+
+    /// A pool whose workers note what was kept of them when they began, and wait for their end.
+    fn pool(home: &Path) -> (Processes, Order) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let program = home.join("muster");
+        let text = format!(
+            "#!/bin/sh\ntrap 'exit 0' TERM\ncat \"$MUSTER_HOME/A7.process\" > {}\n\
+             while :; do sleep 0.01; done\n",
+            home.join(NOTED).display()
+        );
+        std::fs::write(&program, text).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        make_private_folder(&home.join("pools")).unwrap();
+        let pool = Processes {
+            pool: "near".into(),
+            home: home.to_owned(),
+            home_id: "3f9a1c20".into(),
+            host: "here".into(),
+            executable: program,
+            policy: Policy {
+                priority: 0,
+                min: 0,
+                max: 1,
+                template: coordinator_core::worker::Offer::default(),
+                agents: None,
+                workers: 1,
+                idle_timeout: coordinator_core::Span::from_secs(300),
+                backlog: 1,
+                burst: 1,
+                join_timeout: coordinator_core::Span::from_secs(300),
+                walltime: None,
+                failures_max: 1,
+                quarantine: false,
+            },
+            worker_args: vec![],
+        };
+        make_private_folder(&pool.folder()).unwrap();
+        let token = pool.token("A7");
+        std::fs::write(&token, "").unwrap();
+        let order = Order {
+            pool: "near".into(),
+            home: "3f9a1c20".into(),
+            first: AllocationId(7),
+            known: vec![],
+            count: 1,
+            tokens: vec![token],
+            exclude: vec![],
+        };
+        (pool, order)
+    }
+
+    async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !holds() {
+            assert!(tokio::time::Instant::now() < deadline, "{what}");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_is_found_though_its_coordinator_was_killed_as_it_started_it() {
+        let home = tempfile::tempdir().unwrap();
+        let (pool, order) = pool(home.path());
+        pool.start(&order).await.unwrap();
+        let noted = || std::fs::read_to_string(home.path().join(NOTED)).unwrap_or_default();
+        until("it has begun", || noted().ends_with('}')).await;
+        let states = |listed: Vec<Sighting>| {
+            let states = listed.into_iter().map(|sighting| sighting.state);
+            states.collect::<Vec<_>>()
+        };
+        let runs = [Sighted::Running {
+            host: "here".into(),
+        }];
+        let whole = std::fs::read(pool.path("A7")).unwrap();
+        assert_eq!(states(pool.listed().unwrap()), runs);
+
+        // What a killed coordinator leaves, and what a process may find when it begins.
+        let intent = "{\"first\":7,\"index\":0}";
+        std::fs::write(pool.path("A7"), intent).unwrap();
+        assert_eq!(states(pool.listed().unwrap()), runs);
+        assert_eq!(std::fs::read(pool.path("A7")).unwrap(), whole);
+        std::fs::write(pool.path("A7"), intent).unwrap();
+        pool.end(&["A7".into()]).await.unwrap();
+        until("it has ended", || {
+            !matches!(
+                states(pool.listed().unwrap())[..],
+                [Sighted::Running { .. }]
+            )
+        })
+        .await;
+
+        // One that was never started is not spoken of, and forgotten with its token.
+        std::fs::write(pool.path("A7"), intent).unwrap();
+        assert_eq!(states(pool.listed().unwrap()), []);
+        assert!(pool.path("A7").exists());
+        std::fs::remove_file(pool.token("A7")).unwrap();
+        assert_eq!(states(pool.listed().unwrap()), []);
+        assert!(!pool.path("A7").exists());
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_of_a_process_is_there_before_the_process() {
+        let home = tempfile::tempdir().unwrap();
+        let (mut pool, order) = pool(home.path());
+        let whole = pool.executable.clone();
+        pool.executable = home.path().join("missing");
+        assert!(matches!(pool.start(&order).await, Err(Error::Refused(_))));
+        assert!(!pool.path("A7").exists(), "nothing was started");
+        pool.executable = whole;
+        pool.start(&order).await.unwrap();
+        let noted = || std::fs::read_to_string(home.path().join(NOTED)).unwrap_or_default();
+        until("it has begun", || !noted().is_empty()).await;
+        assert!(noted().starts_with("{\"first\":7"), "{}", noted());
+        pool.end(&["A7".into()]).await.unwrap();
+        until("it has ended", || {
+            !matches!(
+                &pool.listed().unwrap()[..],
+                [Sighting {
+                    state: Sighted::Running { .. },
+                    ..
+                }]
+            )
+        })
+        .await;
     }
 }

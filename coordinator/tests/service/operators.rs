@@ -282,6 +282,7 @@ async fn each_role_may_do_what_its_name_says_and_no_more() {
             "viewer" plan_pools(PlanPoolsRequest),
             "operator" pause_pool(PausePoolRequest),
             "operator" resume_pool(ResumePoolRequest),
+            "admin" forget_pool(ForgetPoolRequest),
             "admin" create_token(CreateTokenRequest),
             "admin" list_tokens(ListTokensRequest),
             "admin" revoke_token(RevokeTokenRequest),

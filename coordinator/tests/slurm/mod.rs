@@ -1,6 +1,9 @@
 //! The Slurm provider against programs of Slurm's names that answer as a real cluster does not on
 //! demand. What a real one does is tried end to end.
 
+mod login;
+mod shared;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
@@ -138,6 +141,7 @@ impl Site {
             home: HOME.into(),
             first: AllocationId(first),
             count,
+            known: vec![],
             tokens: tokens.collect(),
             exclude: vec![],
         }
@@ -284,7 +288,10 @@ async fn an_answer_that_does_not_come_leaves_the_order_open_and_nothing_running(
     site.program("sbatch", "sleep 3600 & echo $! >\"$SITE/pid\"; wait");
     let provider = site.provider();
     let why = unclear(provider.start(&site.order(1, 1)).await);
-    assert_eq!(why, "sbatch gave no answer in 2 s");
+    assert_eq!(
+        why,
+        "no answer from this host in 2 s while submitting with sbatch"
+    );
     let stat = PathBuf::from(format!("/proc/{}/stat", site.said("pid").trim()));
     let gone = async {
         // The system may take a while to forget one that has ended.
@@ -296,7 +303,7 @@ async fn an_answer_that_does_not_come_leaves_the_order_open_and_nothing_running(
         .await
         .unwrap();
     // It may still arrive, and then needs its token.
-    provider.list().await.unwrap();
+    provider.list(&[]).await.unwrap();
     assert_eq!(site.staged("tokens").len(), 1);
     for garbage in [
         "echo hello",
@@ -322,7 +329,10 @@ async fn no_answer_about_the_queue_is_never_an_empty_queue() {
             no_controller,
             "squeue says: Failed while looking for jobs: Unspecified error",
         ),
-        ("sleep 3600", "squeue gave no answer in 2 s"),
+        (
+            "sleep 3600",
+            "no answer from this host in 2 s while asking squeue for the queue",
+        ),
         (
             "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1",
             "squeue failed: slurm_load_jobs error: Unable to contact slurm controller",
@@ -334,11 +344,11 @@ async fn no_answer_about_the_queue_is_never_an_empty_queue() {
         ("kill -9 $$", "squeue failed: ended by a signal"),
     ] {
         site.program("squeue", answer);
-        assert_eq!(unclear(site.provider().list().await), said, "{answer}");
+        assert_eq!(unclear(site.provider().list(&[]).await), said, "{answer}");
         unclear(site.provider().end(&["1".into()]).await);
     }
     site.program("squeue", NO_QUEUE);
-    assert_eq!(site.provider().list().await.unwrap(), []);
+    assert_eq!(site.provider().list(&[]).await.unwrap(), []);
     assert_eq!(site.said("cancelled"), "");
 }
 
@@ -358,7 +368,7 @@ async fn a_queue_without_json_or_with_too_much_of_it_is_read_as_text() {
         site.program("squeue", &squeue);
         let provider = site.provider();
         for _ in 0..2 {
-            let listed = provider.list().await.unwrap();
+            let listed = provider.list(&[]).await.unwrap();
             assert_eq!(externals(&listed), ["7_1"], "{no_json}");
         }
         // A form that is merely not understood is tried again: another Slurm may answer tomorrow.
@@ -423,10 +433,10 @@ async fn a_token_goes_with_its_allocation_also_when_another_coordinator_process_
         let theirs = "muster-00000000-1-gpu.0".to_owned();
         [&[theirs], ours].concat()
     };
-    assert_eq!(externals(&provider.list().await.unwrap()), ["5", "6_1"]);
+    assert_eq!(externals(&provider.list(&[]).await.unwrap()), ["5", "6_1"]);
     assert_eq!(site.staged("tokens"), with_theirs(&live));
     site.program("squeue", &queue(&[job(5, 1, "COMPLETED")]));
-    site.provider().list().await.unwrap();
+    site.provider().list(&[]).await.unwrap();
     assert_eq!(site.staged("tokens"), with_theirs(&[]));
 }
 
@@ -466,98 +476,4 @@ async fn hosts_in_quarantine_are_excluded_by_the_names_that_slurm_has_for_them()
     assert!(script.contains("\n#SBATCH --exclude=c3,n2\n"), "{script}");
     site.program("sinfo", "exit 1");
     unclear(site.provider().start(&order).await);
-}
-
-/// A `ssh` that runs what it is given here, after `before`.
-fn with_ssh(before: &str) -> Site {
-    let mut site = Site::new();
-    site.settings.login = Some("ada@login".to_owned());
-    site.settings.ssh_options = vec!["-p".to_owned(), "2222".to_owned()];
-    site.program(
-        "ssh",
-        &format!(
-            "echo >>\"$SITE/dialled\"; echo \"$@\" | head -n 1 >>\"$SITE/lines\"\n\
-             for line in \"$@\"; do :; done\n{before}\nexec sh -c \"$line\""
-        ),
-    );
-    site
-}
-
-#[tokio::test]
-async fn a_login_host_is_asked_over_one_connection_and_sees_no_secret_in_arguments() {
-    let site = with_ssh("export SBATCH_ACCOUNT=mine SQUEUE_FORMAT=%i");
-    site.program(
-        "sbatch",
-        "cat >\"$SITE/script\"; env >\"$SITE/environment\"; echo 100",
-    );
-    let provider = site.provider();
-    let started = provider.start(&site.order(1, 2)).await.unwrap();
-    assert_eq!(externals(&started), ["100_0", "100_1"]);
-    assert_eq!(provider.list().await.unwrap(), []);
-    let lines = site.said("lines");
-    let control = format!("ControlPath=\"{}/ssh/", site.path("home").display());
-    for line in lines.lines() {
-        assert!(
-            line.starts_with("-p 2222 -T -x -a -o BatchMode=yes"),
-            "{line}"
-        );
-        assert!(
-            line.contains(&control) && line.contains(" -- ada@login exec sh -c "),
-            "{line}"
-        );
-        assert!(!line.contains("secret"), "{line}");
-    }
-    assert_eq!(mode(&site.path("home/ssh")), 0o700);
-    let environment = site.said("environment");
-    assert!(!environment.contains("SBATCH_ACCOUNT"), "{environment}");
-    assert_eq!(
-        fs::read_to_string(
-            site.shared("bin")
-                .join(site.staged("bin").concat())
-                .join("muster")
-        )
-        .unwrap(),
-        "the program of workers"
-    );
-}
-
-#[tokio::test]
-async fn a_connection_that_breaks_is_tried_again_unless_something_was_ordered() {
-    let site = with_ssh("[ \"$(wc -l <\"$SITE/dialled\")\" -gt 2 ] || exit 255");
-    assert_eq!(site.provider().list().await.unwrap(), []);
-    let site = with_ssh(
-        "case $line in *sbatch*parsable*) echo cut >>\"$SITE/orders\"; echo 'Connection reset' >&2; exit 255;; esac",
-    );
-    let why = unclear(site.provider().start(&site.order(1, 1)).await);
-    assert_eq!(why, "no connection to ada@login: Connection reset");
-    assert_eq!(site.said("orders"), "cut\n");
-    let site = with_ssh("echo 'Permission denied' >&2; exit 255");
-    let why = unclear(site.provider().list().await);
-    assert_eq!(why, "no connection to ada@login: Permission denied");
-    assert_eq!(site.said("dialled").lines().count(), 4);
-}
-
-#[tokio::test]
-async fn an_exit_code_of_a_command_is_not_taken_for_a_broken_connection() {
-    let site = with_ssh("");
-    let complaint = "sbatch: unrecognized option '--nope'";
-    site.program("sbatch", &format!("echo \"{complaint}\" >&2; exit 255"));
-    let why = refused(site.provider().start(&site.order(1, 1)).await);
-    assert_eq!(why, format!("sbatch refused: {complaint}"));
-    fs::remove_file(site.path("bin/sbatch")).unwrap();
-    site.program("sbatch", "exit 127");
-    refused(site.provider().start(&site.order(1, 1)).await);
-}
-
-#[tokio::test]
-async fn what_is_cut_off_on_its_way_is_never_in_place() {
-    // Each input ends early.
-    let site = with_ssh("head -c 5 | sh -c \"$line\"; exit 255");
-    unclear(site.provider().start(&site.order(1, 1)).await);
-    let left = site.staged("bin").concat();
-    assert_eq!(site.staged(&format!("bin/{left}")), [""; 0]);
-    let mut site = with_ssh("head -c 20 | sh -c \"$line\"; exit 255");
-    site.settings.worker = Some("/opt/worker-agent".into());
-    unclear(site.provider().start(&site.order(1, 3)).await);
-    assert_eq!(site.staged("tokens"), [""; 0]);
 }

@@ -31,6 +31,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         "a_run_with_a_coordinator_of_its_own_leaves_no_worker_of_its_pools",
         embedded,
     ),
+    (
+        "a_pool_taken_out_of_the_configuration_is_named_until_it_is_forgotten",
+        taken_out,
+    ),
 ];
 
 const TASKS: usize = 12;
@@ -319,5 +323,68 @@ fn embedded(programs: &Programs) -> Result<()> {
         let left = processes(cluster, "near");
         ensure!(left.is_empty(), "left: {left:?}");
         Ok(())
+    })
+}
+
+fn taken_out(programs: &Programs) -> Result<()> {
+    with_cluster(programs, Some(Options::short_leases()), |cluster| {
+        let path = cluster.home().join("config.toml");
+        let without = std::fs::read_to_string(&path).unwrap_or_default();
+        let near = "[pools.near]\nkind = \"local\"\nmax = 3\nmin = 1\n";
+        configure(cluster, near)?;
+        cluster.serve()?;
+        let joined = |cluster: &Cluster| {
+            until_true("its worker is there", SOON, || {
+                let workers = cluster.workers()?;
+                Ok(workers.iter().any(|of| of["state"] == "connected"))
+            })
+        };
+        joined(cluster)?;
+        let refused = cluster.ask(["pool", "forget", "near"])?;
+        ensure!(
+            refused.code() != 0 && refused.err.contains("take its section out"),
+            "{}",
+            refused.err
+        );
+        cluster.kill_coordinator()?;
+        std::fs::write(&path, &without)?;
+        cluster.serve()?;
+        let told = cluster.coordinator()?.errors();
+        ensure!(
+            told.contains("not configured any more") && told.contains("near"),
+            "{told}"
+        );
+        joined(cluster)?;
+        let listed = text(cluster, &["pool", "list"])?;
+        ensure!(listed.contains("not configured"), "{listed}");
+        let checked = cluster.ask(["doctor"])?.out;
+        ensure!(
+            checked.contains("near not configured any more"),
+            "{checked}"
+        );
+        for refused in [&["pool", "resume", "near"][..], &["pool", "forget", "near"]] {
+            let refused = cluster.ask(refused.to_vec())?;
+            ensure!(
+                refused.code() != 0 && refused.err.contains("section back"),
+                "{}",
+                refused.err
+            );
+        }
+        ensure!(ids(&pool(cluster, "near")?).len() == 1, "it is still there");
+
+        let forget = ["pool", "forget", "near", "--even-if-they-run", "--json"];
+        let forgotten = cluster.ask(forget)?.success()?.json()?;
+        ensure!(forgotten["externals"][0] == "A1", "{forgotten}");
+        let listed = cluster.ask(["pool", "list", "--json"])?.success()?.json()?;
+        ensure!(listed["pools"] == serde_json::json!([]), "{listed}");
+        let left = processes(cluster, "near");
+        ensure!(left.len() == 1, "nobody has ended it: {left:?}");
+
+        // Its token opens nothing any more, so it leaves when it has to come back.
+        cluster.kill_coordinator()?;
+        cluster.serve()?;
+        until_true("it has left", SOON, || {
+            Ok(processes(cluster, "near").is_empty())
+        })
     })
 }

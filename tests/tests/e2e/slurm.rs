@@ -43,6 +43,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         "slurm_refuses_what_it_cannot_do_and_takes_odd_names_as_they_are",
         refusals,
     ),
+    (
+        "a_site_has_a_script_and_setup_of_its_own_which_leave_when_told",
+        own_script,
+    ),
 ];
 
 pub(crate) const LOGIN_SCENARIOS: &[(&str, Scenario)] = &[(
@@ -174,6 +178,7 @@ impl Site {
             home: "3f9a1c20".into(),
             first: AllocationId(first),
             count,
+            known: vec![],
             tokens: tokens?,
             exclude: vec![],
         })
@@ -184,7 +189,7 @@ impl Site {
     }
 
     fn list(&self, provider: &SlurmProvider) -> Result<Vec<Sighting>, Error> {
-        self.runtime.block_on(provider.list())
+        self.runtime.block_on(provider.list(&[]))
     }
 
     fn shared(&self, name: &str) -> PathBuf {
@@ -387,6 +392,53 @@ fn refusals(_: &Programs) -> Result<()> {
         ensure!(*sighting.name.pool == *site.pool, "{sighting:?}");
     }
     site.said(2)?;
+    Ok(())
+}
+
+fn own_script(programs: &Programs) -> Result<()> {
+    let mut site = Site::new()?;
+    let folder = site.folder.path().display().to_string();
+    let (began, went) = (format!("{folder}/began"), format!("{folder}/went"));
+    site.settings.setup.extend([
+        format!("touch '{began}'"),
+        format!("[ -e '{went}' ] || while [ -z \"$told\" ]; do sleep 0.1; done"),
+    ]);
+    // The script of the house with one more line, as a site would write it.
+    let script = fs::read_to_string(programs.source.join("slurm/worker.sbatch"))?;
+    let before = "command=(\"${worker[@]}\"";
+    ensure!(script.contains(before), "{script}");
+    let told = "echo \"$GREETING from this site\" >>\"${tokens%/tokens/*}/said\"";
+    let script = script.replacen(before, &format!("{told}\n{before}"), 1);
+    fs::create_dir_all(&site.settings.directory)?;
+    fs::write(site.shared("worker.sbatch"), script)?;
+    let provider = site.provider()?;
+    let started = site.start(&provider, &site.order(1, 1)?)?;
+    until_true("the setup is under way", SOON, || {
+        Ok(Path::new(&began).exists())
+    })?;
+    let job = &*started[0].external;
+    site.slurm
+        .ask("scancel", &["--batch", "--signal=USR1", job])?;
+    let ended = site.wait_for(&provider, 1, is_ended)?;
+    let log = site.shared(&format!("logs/muster-3f9a1c20-1-gpu big-{job}.log"));
+    let detail = format!("COMPLETED; its log is {}", log.display()).into();
+    ensure!(ended[0].state == Sighted::Ended { detail }, "{ended:?}");
+    ensure!(log.exists() && !site.shared("said").exists());
+    fs::write(&went, "")?;
+    site.start(&provider, &site.order(2, 1)?)?;
+    let said = site.said(2)?;
+    ensure!(said[0] == "hello there from this site", "{said:?}");
+    ensure!(said[1].contains(" token-2-0 worker "), "{said:?}");
+    // Another one could have written it.
+    fs::set_permissions(
+        site.shared("worker.sbatch"),
+        fs::Permissions::from_mode(0o664),
+    )?;
+    let refused = site.start(&provider, &site.order(3, 1)?);
+    ensure!(
+        matches!(&refused, Err(Error::Refused(why)) if why.contains("run chmod go-w on it")),
+        "{refused:?}"
+    );
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use crate::failure::{Failure, FailureClass};
 use crate::ids::{AttemptNo, LeaseId, TaskIx, TaskKey, WorkerId};
 use crate::index::Said;
 use crate::limits;
+use crate::pool::blames_host_at;
 use crate::state::{AttemptEnd, Lease, Run, State};
 use crate::time::{Span, Timestamp};
 
@@ -262,6 +263,19 @@ pub(super) fn fail(
     usage: Usage,
     events: &mut Vec<EventKind>,
 ) {
+    let blames_host = blames_host_at(held, failure.class, now);
+    fail_blaming(run, held, now, failure, usage, blames_host, events);
+}
+
+fn fail_blaming(
+    run: &Run,
+    held: &Lease,
+    now: Timestamp,
+    failure: Failure,
+    usage: Usage,
+    blames_host: bool,
+    events: &mut Vec<EventKind>,
+) {
     let lease = held.id;
     match held.work {
         Work::Attempt { task, attempt } => {
@@ -272,6 +286,7 @@ pub(super) fn fail(
                 failure: failure.clone(),
                 usage,
                 retry_at,
+                blames_host: Some(blames_host),
             });
             if retry_at.is_none() {
                 events.push(task_failed(run, task, failure));
@@ -416,9 +431,42 @@ pub(super) fn lost(
         && let Some(run) = state.run(held.run)
     {
         let failure = Failure::new(FailureClass::WorkerLost, text);
-        fail(run, held, now, failure, Usage::default(), events);
+        let blames_host = match end {
+            LeaseEnd::Expired | LeaseEnd::Superseded => vanished_at_once(state, held),
+            LeaseEnd::Confirmed | LeaseEnd::NeverStarted => {
+                blames_host_at(held, failure.class, now)
+            }
+        };
+        let usage = Usage::default();
+        fail_blaming(run, held, now, failure, usage, blames_host, events);
     }
     events.push(closed(held, end));
+}
+
+/// Tells whether a worker vanished as soon as it had its work, and this is the attempt that says so.
+/// Measured up to when it was heard last, since a loss is known only much later. Of all that it held
+/// one attempt alone counts, the oldest of a task that is not suspicious yet: the worker vanished once,
+/// and if that was the network's fault, it was not its host's three times.
+fn vanished_at_once(state: &State, held: &Lease) -> bool {
+    let before = held.ttl.ms().saturating_add(state.clocks.grace.ms());
+    let heard_at = Timestamp::from_ms(held.expires_at.ms().saturating_sub(before));
+    let quick = |lease: &Lease| blames_host_at(lease, FailureClass::WorkerLost, heard_at);
+    let suspects = state.worker(&held.worker).and_then(|worker| {
+        let pool = state.pool(&worker.offer.pool)?;
+        pool.suspects.get(&worker.offer.host)
+    });
+    let is_suspicious = |lease: &Lease| {
+        let task = state.task_of(lease.id);
+        task.is_some_and(|task| suspects.is_some_and(|tasks| tasks.contains(&task)))
+    };
+    let leases = state.leases_of_worker(&held.worker);
+    let mut attempts = leases
+        .filter(|lease| !lease.revoked && matches!(lease.work, Work::Attempt { .. }))
+        .peekable();
+    attempts.peek().is_some_and(|oldest| quick(oldest))
+        && attempts
+            .find(|lease| !is_suspicious(lease))
+            .is_some_and(|lease| lease.id == held.id)
 }
 
 /// Gives the name of a task, for messages.

@@ -62,6 +62,11 @@ pub enum Touch {
         allocation: AllocationId,
         idle: bool,
     },
+    /// From now on work waits in vain for what the allocation has, or no more.
+    Vain {
+        allocation: AllocationId,
+        vain: bool,
+    },
     /// How pools are to be run.
     Pools(BTreeMap<Arc<str>, Policy>),
 }
@@ -214,6 +219,12 @@ impl State {
             Touch::Down { worker } => {
                 if let Some(entry) = self.workers.get_mut(&worker) {
                     entry.aux.credit = 0;
+                    if let Link::Up {
+                        heard_at, draining, ..
+                    } = entry.worker.link
+                    {
+                        entry.aux.last_word = Some((heard_at, draining));
+                    }
                 }
                 self.set_link(&worker, Link::Down { since: now });
             }
@@ -226,6 +237,11 @@ impl State {
             Touch::Idle { allocation, idle } => {
                 if let Some(held) = self.allocations.get_mut(&allocation) {
                     held.idle_since = idle.then_some(now);
+                }
+            }
+            Touch::Vain { allocation, vain } => {
+                if let Some(held) = self.allocations.get_mut(&allocation) {
+                    held.vain_since = vain.then_some(now);
                 }
             }
         }

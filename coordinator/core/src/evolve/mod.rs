@@ -6,6 +6,7 @@ use crate::build;
 use crate::event::{Event, EventKind, LeaseEnd, Work};
 use crate::ids::{AllocationId, Epoch, LeaseId, QuestionId, RunId, TaskKey};
 use crate::index::Said;
+use crate::pool::blames_host_at;
 use crate::question::{Answered, Question};
 use crate::state::{
     AttemptEnd, CancelRequest, Lease, Link, RunPhase, State, TaskState, VerifyPhase, Worker,
@@ -79,7 +80,7 @@ impl State {
                     };
                     self.open_worker(fresh);
                 }
-                self.note_joined(worker);
+                self.note_joined(at, worker);
                 self.relist_worker(worker);
             }
             EventKind::WorkerDraining {
@@ -240,6 +241,7 @@ impl State {
                 if let Some(entry) = self.workers.get_mut(worker) {
                     entry.aux.credit = entry.aux.credit.saturating_sub(1);
                 }
+                self.note_granted(worker);
                 self.open_lease(lease);
             }
             EventKind::WorkStarted { run, lease } => {
@@ -274,10 +276,15 @@ impl State {
                 failure,
                 usage,
                 retry_at,
+                blames_host,
             } => {
                 self.remember(*run, *lease, Said::NotMade);
                 if let Some(key) = self.task_of(*lease) {
-                    self.note_failed(*lease, key, failure.class, at);
+                    let open = self.lease(*lease);
+                    let blames = open.is_some_and(|open| blames_host_at(open, failure.class, at));
+                    if blames_host.unwrap_or(blames) {
+                        self.note_failed(*lease, key);
+                    }
                     self.end_attempt(key, at, || AttemptEnd::Failed(failure.clone()));
                     self.amend_attempt(key, |attempt| attempt.usage = *usage);
                     self.count_failure(key, failure);
@@ -286,7 +293,12 @@ impl State {
                     }
                 }
             }
-            EventKind::VerifyPassed { run, lease } => self.remember(*run, *lease, Said::Made),
+            EventKind::VerifyPassed { run, lease } => {
+                self.remember(*run, *lease, Said::Made);
+                if let Some(worker) = self.lease(*lease).map(|lease| lease.worker.clone()) {
+                    self.note_succeeded(&worker);
+                }
+            }
             EventKind::VerifyFailed {
                 run,
                 lease,

@@ -149,6 +149,9 @@ pub(crate) struct WorkerAux {
     /// Number of the last hello of this incarnation. Volatile: a stream does not outlive the
     /// coordinator's process.
     pub(crate) hello: u64,
+    /// When its last session was heard last, and whether it took nothing new any more by then: then it
+    /// went away in good order. Volatile.
+    pub(crate) last_word: Option<(Timestamp, bool)>,
     /// When its machine goes away, by its own word. Volatile.
     pub(crate) ends_at: Option<Timestamp>,
     /// Which declared agents it has (true) or lacks, of those it was asked for in this session.

@@ -1,6 +1,7 @@
 //! What a provider's list says about the inventory.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::{Seen, Sighted, Sighting};
 use crate::ids::AllocationId;
@@ -16,6 +17,8 @@ pub struct Held {
     pub external: Option<Box<str>>,
     /// A worker of it has said hello.
     pub joined: bool,
+    /// Hosts of its workers that are connected or hold leases.
+    pub hosts: BTreeSet<Arc<str>>,
 }
 
 impl Held {
@@ -157,13 +160,14 @@ fn id_of(sighting: &Sighting) -> AllocationId {
     )
 }
 
-/// Chooses for each allocation the sighting that is it: the one with the name that is known, else the
-/// one that is farthest, else the first. All others of that name came twice.
+/// Chooses for each allocation the sighting that is it: one whose worker is there, whatever was known
+/// before; else the one with the name that is known, else the one that is farthest, else the first. All
+/// others of that name came twice.
 fn choose(
     known: &BTreeMap<AllocationId, &Held>,
     sightings: &[Sighting],
 ) -> BTreeMap<AllocationId, usize> {
-    let mut chosen: BTreeMap<AllocationId, (u8, usize)> = BTreeMap::new();
+    let mut chosen: BTreeMap<AllocationId, ((bool, u8), usize)> = BTreeMap::new();
     for (place, sighting) in sightings.iter().enumerate() {
         let id = id_of(sighting);
         let Some(held) = known
@@ -172,12 +176,15 @@ fn choose(
         else {
             continue;
         };
+        let without = !has_worker(held, &sighting.state);
         let rank = match (&held.external, &sighting.state) {
-            (Some(external), _) if *external != sighting.external => continue,
-            (Some(_), _) | (None, Sighted::Running { .. }) => 0,
-            (None, Sighted::Queued | Sighted::Unknown) => 1,
-            (None, Sighted::Ending | Sighted::Ended { .. }) => 2,
+            (Some(external), _) if *external == sighting.external => 0,
+            (Some(_), _) if without => continue,
+            (_, Sighted::Running { .. }) => 1,
+            (_, Sighted::Queued | Sighted::Unknown) => 2,
+            (_, Sighted::Ending | Sighted::Ended { .. }) => 3,
         };
+        let rank = (without, rank);
         let best = chosen.entry(id).or_insert((rank, place));
         if rank < best.0 {
             *best = (rank, place);
@@ -185,6 +192,17 @@ fn choose(
     }
     let places = chosen.into_iter();
     places.map(|(id, (_, place))| (id, place)).collect()
+}
+
+/// Tells whether a worker of an allocation is on the host of what was sighted, as far as that can be
+/// seen: a provider may call hosts by other names, or tell of several at once.
+fn has_worker(held: &Held, state: &Sighted) -> bool {
+    let Sighted::Running { host } = state else {
+        return false;
+    };
+    let short = |host: &str| host.split('.').next().unwrap_or_default().to_owned();
+    let mut hosts = held.hosts.iter();
+    !host.is_empty() && hosts.any(|at| short(at) == short(host))
 }
 
 #[cfg(test)]
@@ -201,6 +219,7 @@ mod tests {
             first: AllocationId(id),
             external: external.map(Into::into),
             joined: false,
+            hosts: BTreeSet::new(),
         }
     }
 
@@ -371,6 +390,33 @@ mod tests {
         ));
         let (_, judgement) = repeat(&mut memory, &[held(1, Some("j2"))], &twice);
         assert_eq!(judgement.orphans, ["j1".into()]);
+    }
+
+    #[test]
+    fn of_two_that_came_for_one_order_the_one_whose_worker_is_there_is_kept() {
+        let mut memory = Memory::default();
+        let on = |host: &str| Sighted::Running { host: host.into() };
+        let with_worker = |external: &str| Held {
+            joined: true,
+            hosts: ["n2.cluster.example".into()].into(),
+            ..held(1, Some(external))
+        };
+        let seen_as = |judgement: &Judgement| match &judgement.seen[..] {
+            [(_, Seen::Running { external, .. })] => external.clone(),
+            other => panic!("{other:?}"),
+        };
+        for first in [Sighted::Queued, on("n1")] {
+            let twice = [sighting(1, "j1", first), sighting(1, "j2", on("n2"))];
+            let judgement = memory.compare(&[with_worker("j1")], &twice, secs(0));
+            assert_eq!(&*seen_as(&judgement), "j2");
+            let (_, judgement) = repeat(&mut memory, &[with_worker("j2")], &twice);
+            assert_eq!(judgement.orphans, ["j1".into()]);
+        }
+        // On one host they cannot be told apart, and the known one stays.
+        let twice = [sighting(1, "j1", on("n2")), sighting(1, "j2", on("n2"))];
+        let (_, judgement) = repeat(&mut memory, &[with_worker("j2")], &twice);
+        assert_eq!(judgement.orphans, ["j1".into()]);
+        assert_eq!(&*seen_as(&judgement), "j2");
     }
 
     #[test]

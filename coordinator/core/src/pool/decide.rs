@@ -4,15 +4,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{
-    Allocation, AllocationEnd, EndCause, Phase, PoolCommand, PoolEvent, Seen, is_near, plan,
+    Allocation, AllocationEnd, EndCause, Phase, PoolCommand, PoolEvent, Seen, counted, is_near,
+    plan,
 };
 use crate::command::{Rejection, Reply};
 use crate::decide::{Decision, Touch, head};
 use crate::event::{Actor, EventKind};
 use crate::ids::AllocationId;
 use crate::limits;
-use crate::state::{Link, State};
-use crate::time::Timestamp;
+use crate::state::{Link, State, Worker};
+use crate::time::{Span, Timestamp};
 
 /// Who pauses a pool that fails.
 const SYSTEM: &str = "coordinator";
@@ -53,10 +54,79 @@ pub(crate) fn decide(
                 by: Arc::clone(by),
             }]))
         }
+        PoolCommand::Disown => {
+            let held = state.allocations();
+            let disowned = held.map(|held| PoolEvent::AllocationEnded {
+                allocation: held.id,
+                end: AllocationEnd::Released,
+                detail: "it is of the home that this one was restored from".into(),
+            });
+            Ok(decision(disowned.collect()))
+        }
+        PoolCommand::Forget {
+            pool,
+            even_if_they_run,
+            by,
+        } => forgotten(state, pool, *even_if_they_run, by),
     }
 }
 
+fn forgotten(
+    state: &State,
+    pool: &Arc<str>,
+    even_if_they_run: bool,
+    by: &Actor,
+) -> Result<Decision, Rejection> {
+    if state.policies.contains_key(pool) {
+        let what = format!(
+            "pool {pool} is configured: take its section out and start the coordinator again first"
+        );
+        return Err(Rejection::NotNow(what.into()));
+    }
+    let held: BTreeSet<AllocationId> = of_pool(state, pool).map(|held| held.id).collect();
+    if held.is_empty() && !state.pools.contains_key(pool) {
+        return Err(Rejection::UnknownPool(Arc::clone(pool)));
+    }
+    let allocations = u32::try_from(held.len()).unwrap_or(u32::MAX);
+    if !held.is_empty() && !even_if_they_run {
+        let what = format!(
+            "pool {pool} has {}, and nobody can say whether they run: put its section back into \
+             the configuration, and they are ended once nothing needs them",
+            counted(allocations)
+        );
+        return Err(Rejection::NotNow(what.into()));
+    }
+    let mut decision = decision(vec![PoolEvent::PoolForgotten {
+        pool: Arc::clone(pool),
+        allocations,
+        by: Arc::clone(by),
+    }]);
+    let stays = |worker: &&Worker| {
+        let of = worker.offer.allocation;
+        of.is_some_and(|id| held.contains(&id)) && !worker.draining
+    };
+    let drained = state.workers().filter(stays);
+    let drained = drained.map(|worker| EventKind::WorkerDraining {
+        worker: worker.id.clone(),
+        draining: true,
+        by: Arc::clone(by),
+    });
+    decision.events.extend(drained);
+    Ok(decision)
+}
+
+fn of_pool<'a>(state: &'a State, pool: &'a str) -> impl Iterator<Item = &'a Allocation> {
+    state.allocations().filter(move |held| *held.pool == *pool)
+}
+
 fn known(state: &State, pool: &Arc<str>) -> Result<(), Rejection> {
+    if !state.policies.contains_key(pool) && of_pool(state, pool).next().is_some() {
+        let what = format!(
+            "pool {pool} is not configured any more: put its section back into the configuration, \
+             or forget it"
+        );
+        return Err(Rejection::NotNow(what.into()));
+    }
     if state.policies.contains_key(pool) || state.pools.contains_key(pool) {
         return Ok(());
     }
@@ -82,12 +152,14 @@ fn paused(pool: &Arc<str>, reason: &str, by: &Actor) -> PoolEvent {
 fn planned(state: &State, now: Timestamp) -> Decision {
     let mut events = vec![];
     quarantines(state, now, &mut events);
+    proven(state, now, &mut events);
     let mut next = state.next_allocation;
-    let mut idle = BTreeSet::new();
+    let (mut idle, mut vain) = (BTreeSet::new(), BTreeSet::new());
     let room = limits::ALLOCATIONS.saturating_sub(state.allocations.len());
     let mut room = u32::try_from(room).unwrap_or(u32::MAX);
     for outlook in plan::outlook(state, now) {
         idle.extend(outlook.idle);
+        vain.extend(outlook.vain);
         for stop in outlook.stops {
             events.push(PoolEvent::AllocationEnding {
                 allocation: stop.allocation,
@@ -121,7 +193,39 @@ fn planned(state: &State, now: Timestamp) -> Decision {
             idle: held.idle_since.is_none(),
         })
         .collect();
+    let changed = state
+        .allocations()
+        .filter(|held| held.vain_since.is_some() != vain.contains(&held.id));
+    decision.touches.extend(changed.map(|held| Touch::Vain {
+        allocation: held.id,
+        vain: held.vain_since.is_none(),
+    }));
     decision
+}
+
+/// Notes which starts were good ones, where earlier ones failed: of those whose worker is there for a
+/// while. Of work that goes well the journal says so already.
+fn proven(state: &State, now: Timestamp, events: &mut Vec<PoolEvent>) {
+    for held in state.allocations() {
+        let failed = state.pool(&held.pool).filter(|pool| pool.failures > 0);
+        let since = held.joined_at.filter(|_| !held.proven);
+        let (Some(pool), Some(since)) = (failed, since) else {
+            continue;
+        };
+        let lived = |worker: &Worker| match worker.link {
+            Link::Up { heard_at, .. } => heard_at.since(since) >= limits::YOUNG,
+            Link::Down { .. } => false,
+        };
+        if held.ending.is_none()
+            && since >= pool.failed_at
+            && now.since(since) >= limits::YOUNG
+            && state.workers_of(held.id).any(lived)
+        {
+            events.push(PoolEvent::AllocationProven {
+                allocation: held.id,
+            });
+        }
+    }
 }
 
 /// Quarantines hosts on which attempts of several tasks failed at once, and lets those go whose time
@@ -208,8 +312,8 @@ fn observed(state: &State, now: Timestamp, seen: &[(AllocationId, Seen)]) -> Dec
                 if lives(state, now, held) {
                     continue;
                 }
-                let end = end_of(held);
-                ended(state, held, end, detail, &mut failures, &mut events);
+                let (end, detail) = end_of(state, now, held, detail);
+                ended(state, held, end, &detail, &mut failures, &mut events);
             }
         }
     }
@@ -230,13 +334,72 @@ fn lives(state: &State, now: Timestamp, held: &Allocation) -> bool {
     })
 }
 
-fn end_of(held: &Allocation) -> AllocationEnd {
-    match held.ending.as_ref().map(|ending| ending.cause) {
-        Some(EndCause::NeverJoined) => AllocationEnd::NeverJoined,
-        Some(EndCause::Idle | EndCause::Surplus | EndCause::Quarantined) => AllocationEnd::Released,
-        None if held.joined => AllocationEnd::Gone,
-        None => AllocationEnd::NeverJoined,
+/// Tells how an allocation ended, and what is to be said of it.
+fn end_of(
+    state: &State,
+    now: Timestamp,
+    held: &Allocation,
+    detail: &str,
+) -> (AllocationEnd, Box<str>) {
+    let end = match &held.ending {
+        Some(ending) => match ending.cause {
+            EndCause::NeverJoined => AllocationEnd::NeverJoined,
+            EndCause::NeverWorked => {
+                let detail = format!("{}; it ended so: {detail}", ending.reason);
+                return (AllocationEnd::NeverWorked, detail.into());
+            }
+            EndCause::Idle | EndCause::Surplus | EndCause::Quarantined => AllocationEnd::Released,
+        },
+        None if !held.joined => AllocationEnd::NeverJoined,
+        None => match died_young(state, now, held) {
+            Some(lived) => {
+                let place = match &*held.host {
+                    "" => String::new(),
+                    host => format!(" on {host}"),
+                };
+                let lived = lived.ms().div_ceil(1_000);
+                let detail = format!(
+                    "its worker{place} vanished within {lived} s after it had joined; it ended so: \
+                     {detail}"
+                );
+                return (AllocationEnd::DiedYoung, detail.into());
+            }
+            None => AllocationEnd::Gone,
+        },
+    };
+    (end, detail.into())
+}
+
+/// Gives how long the workers of an allocation that has ended by itself were there, if that was too
+/// short for a good start: nothing was done on it, none of them took its leave, and its time was not
+/// over. Measured up to when one was heard last, which nobody knows after a restart: then it is none.
+fn died_young(state: &State, now: Timestamp, held: &Allocation) -> Option<Span> {
+    let since = held.joined_at.filter(|_| !held.proven)?;
+    let walltime = state
+        .policies
+        .get(&held.pool)
+        .and_then(|policy| policy.walltime);
+    if let (Phase::Running { since }, Some(walltime)) = (held.phase, walltime)
+        && now.since(since) >= walltime
+    {
+        return None;
     }
+    let mut heard = Timestamp::default();
+    for worker in state.workers_of(held.id) {
+        let aux = &state.workers.get(&worker.id)?.aux;
+        let (at, left) = aux.last_word?;
+        // One of an earlier life of an allocation that was begun again says nothing of this one.
+        if at < since {
+            continue;
+        }
+        if left || worker.draining || aux.ends_at.is_some_and(|ends| ends <= now) {
+            return None;
+        }
+        heard = heard.max(at);
+    }
+    (heard > Timestamp::default()).then_some(())?;
+    let lived = heard.since(since);
+    (lived < limits::YOUNG).then_some(lived)
 }
 
 /// Failed starts of a pool that one answer tells of.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::{Allocation, EndCause, Ending, Pause, Phase, PoolEvent, Quarantine};
-use crate::failure::FailureClass;
 use crate::ids::{AllocationId, LeaseId, TaskKey, WorkerId};
 use crate::limits;
 use crate::state::State;
@@ -27,9 +26,13 @@ impl State {
                         external: None,
                         host: "".into(),
                         joined: false,
+                        joined_at: None,
+                        worked: false,
+                        proven: false,
                         requeues: 0,
                         ending: None,
                         idle_since: None,
+                        vain_since: None,
                     };
                     self.allocations.insert(id, fresh);
                 }
@@ -43,6 +46,9 @@ impl State {
                     if matches!(held.phase, Phase::Running { .. }) {
                         held.requeues = held.requeues.saturating_add(1);
                         held.joined = false;
+                        held.joined_at = None;
+                        held.worked = false;
+                        held.proven = false;
                     }
                     held.external = Some(external.clone());
                     held.host = "".into();
@@ -62,6 +68,7 @@ impl State {
                     }
                 }
             }
+            PoolEvent::AllocationProven { allocation } => self.prove(*allocation),
             PoolEvent::AllocationEnding {
                 allocation,
                 cause,
@@ -133,11 +140,16 @@ impl State {
                 }
                 self.relist_workers(|offer| offer.pool == *pool && offer.host == *host);
             }
+            PoolEvent::PoolForgotten { pool, .. } => {
+                self.pools.remove(pool);
+                self.allocations.retain(|_, held| held.pool != *pool);
+                self.relist_workers(|offer| offer.pool == *pool);
+            }
         }
     }
 
     /// A worker has said hello with the credential of an allocation.
-    pub(crate) fn note_joined(&mut self, worker: &WorkerId) {
+    pub(crate) fn note_joined(&mut self, at: Timestamp, worker: &WorkerId) {
         let offer = self.worker(worker).map(|worker| Arc::clone(&worker.offer));
         let Some(offer) = offer else {
             return;
@@ -148,33 +160,44 @@ impl State {
         else {
             return;
         };
+        if !held.joined {
+            held.joined_at = Some(at);
+        }
         held.joined = true;
         // A worker that comes late all the same is as good as one in time.
         let late = held.ending.as_ref();
         if late.is_some_and(|ending| ending.cause == EndCause::NeverJoined) {
             held.ending = None;
         }
-        if let Some(pool) = self.pools.get_mut(&offer.pool) {
+    }
+
+    /// A worker has got a lease.
+    pub(crate) fn note_granted(&mut self, worker: &WorkerId) {
+        let allocation = self.worker(worker).and_then(|known| known.offer.allocation);
+        if let Some(held) = allocation.and_then(|id| self.allocations.get_mut(&id)) {
+            held.worked = true;
+        }
+    }
+
+    /// The start of an allocation was a good one. Those that failed before its worker joined are
+    /// forgotten; of those that failed since it says nothing.
+    fn prove(&mut self, id: AllocationId) {
+        let Some(held) = self.allocations.get_mut(&id) else {
+            return;
+        };
+        held.proven = true;
+        let pool = self.pools.get_mut(&held.pool);
+        if let Some(pool) = pool.filter(|pool| pool.failed_at <= held.joined_at.unwrap_or_default())
+        {
             pool.failures = 0;
         }
     }
 
-    /// An attempt has failed, perhaps through its host's fault.
-    pub(crate) fn note_failed(
-        &mut self,
-        lease: LeaseId,
-        task: TaskKey,
-        class: FailureClass,
-        at: Timestamp,
-    ) {
-        let Some(lease) = self.lease(lease) else {
+    /// An attempt has failed at once, perhaps through its host's fault.
+    pub(crate) fn note_failed(&mut self, lease: LeaseId, task: TaskKey) {
+        let Some(worker) = self.lease(lease).map(|lease| lease.worker.clone()) else {
             return;
         };
-        let since = lease.started_at.unwrap_or(lease.granted_at);
-        let worker = lease.worker.clone();
-        if !class.may_be_the_hosts() || at.since(since) > limits::QUICK_FAILURE {
-            return;
-        }
         let offer = self.worker(&worker).map(|worker| Arc::clone(&worker.offer));
         if let Some(offer) = offer {
             let pool = self.pools.entry(Arc::clone(&offer.pool)).or_default();
@@ -187,9 +210,12 @@ impl State {
         }
     }
 
-    /// An attempt has gone well on a worker: its host can do work.
+    /// Work has gone well on a worker: its host can do some.
     pub(crate) fn note_succeeded(&mut self, worker: &WorkerId) {
         let offer = self.worker(worker).map(|worker| Arc::clone(&worker.offer));
+        if let Some(id) = offer.as_ref().and_then(|offer| offer.allocation) {
+            self.prove(id);
+        }
         if let Some(offer) = offer
             && let Some(pool) = self.pools.get_mut(&offer.pool)
         {

@@ -12,6 +12,7 @@ mod decide;
 mod demand;
 mod evolve;
 mod plan;
+mod prospect;
 mod sight;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,15 +20,19 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::event::Actor;
+use crate::failure::FailureClass;
 use crate::ids::{AllocationId, TaskKey, WorkerId};
+use crate::index::WorkerEntry;
 use crate::limits;
-use crate::state::{Link, State};
+use crate::state::{Lease, Link, State};
 use crate::time::{Span, Timestamp};
 use crate::worker::Offer;
 
 pub use compare::{Held, Judgement, Memory};
 pub use demand::{Demand, demands};
-pub use plan::{Hindrance, Outlook, Prospect, Start, Stop, outlook, prospects};
+pub use plan::{Hindrance, Outlook, Start, Stop, outlook};
+pub(crate) use prospect::source;
+pub use prospect::{Prospect, Source, prospects};
 
 pub use sight::{OrderName, Sighted, Sighting};
 
@@ -68,7 +73,7 @@ pub struct Policy {
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Pool {
     pub paused: Option<Pause>,
-    /// Starts that failed since the last one that led to a worker.
+    /// Starts that failed since the last one that led to a worker of some use.
     pub failures: u32,
     /// When the last of them failed.
     pub failed_at: Timestamp,
@@ -114,11 +119,19 @@ pub struct Allocation {
     pub host: Box<str>,
     /// Its first worker has said hello since it runs.
     pub joined: bool,
+    /// When that was; `None` as well where an older program has seen it.
+    pub joined_at: Option<Timestamp>,
+    /// A lease was granted to a worker of it.
+    pub worked: bool,
+    /// Its start was a good one: work went well on it, or its worker was there for a while.
+    pub proven: bool,
     /// How often it went back into the provider's queue.
     pub requeues: u32,
     pub ending: Option<Ending>,
     /// Volatile: since when nothing has needed it.
     pub idle_since: Option<Timestamp>,
+    /// Volatile: since when its workers take nothing although work waits that its pool is for.
+    pub vain_since: Option<Timestamp>,
 }
 
 /// How far an allocation has come, by its provider's word.
@@ -150,6 +163,8 @@ pub enum EndCause {
     Idle,
     /// It runs, and no worker of it has joined in time.
     NeverJoined,
+    /// Its worker has joined and takes nothing, although work waits that its pool is for.
+    NeverWorked,
     /// Attempts fail at once on its host.
     Quarantined,
     /// The pool has more than its maximum, since the configuration changed.
@@ -158,9 +173,10 @@ pub enum EndCause {
 
 impl EndCause {
     /// Every cause, for tables and tests.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Idle,
         Self::NeverJoined,
+        Self::NeverWorked,
         Self::Quarantined,
         Self::Surplus,
     ];
@@ -171,6 +187,7 @@ impl EndCause {
         match self {
             Self::Idle => "idle",
             Self::NeverJoined => "never_joined",
+            Self::NeverWorked => "never_worked",
             Self::Quarantined => "quarantined",
             Self::Surplus => "surplus",
         }
@@ -186,13 +203,24 @@ pub enum AllocationEnd {
     Refused,
     /// It ended, or had to be ended, before a worker of it had joined.
     NeverJoined,
+    /// Its worker had joined, and never took any work although some waited for it.
+    NeverWorked,
+    /// Its worker vanished within [`limits::YOUNG`] after it had joined, and nothing was done on it.
+    DiedYoung,
     /// It ended by itself: its time was over, it was taken away or broke down.
     Gone,
 }
 
 impl AllocationEnd {
     /// Every end, for tables and tests.
-    pub const ALL: [Self; 4] = [Self::Released, Self::Refused, Self::NeverJoined, Self::Gone];
+    pub const ALL: [Self; 6] = [
+        Self::Released,
+        Self::Refused,
+        Self::NeverJoined,
+        Self::NeverWorked,
+        Self::DiedYoung,
+        Self::Gone,
+    ];
 
     /// Gives the stable name used on the wire and in stored forms.
     #[must_use]
@@ -201,6 +229,8 @@ impl AllocationEnd {
             Self::Released => "released",
             Self::Refused => "refused",
             Self::NeverJoined => "never_joined",
+            Self::NeverWorked => "never_worked",
+            Self::DiedYoung => "died_young",
             Self::Gone => "gone",
         }
     }
@@ -208,7 +238,10 @@ impl AllocationEnd {
     /// Tells whether it speaks against starting another one soon.
     #[must_use]
     pub const fn is_failure(self) -> bool {
-        matches!(self, Self::Refused | Self::NeverJoined)
+        matches!(
+            self,
+            Self::Refused | Self::NeverJoined | Self::NeverWorked | Self::DiedYoung
+        )
     }
 }
 
@@ -231,6 +264,10 @@ pub enum PoolEvent {
         allocation: AllocationId,
         external: Box<str>,
         host: Box<str>,
+    },
+    /// Its worker was there for a while after earlier starts had failed, so that they are forgotten.
+    AllocationProven {
+        allocation: AllocationId,
     },
     /// It gets no more work.
     AllocationEnding {
@@ -264,6 +301,14 @@ pub enum PoolEvent {
         pool: Arc<str>,
         host: Arc<str>,
     },
+    /// It is not configured any more, and neither it nor its allocations are in the inventory from
+    /// now on; whether these run is not known.
+    PoolForgotten {
+        pool: Arc<str>,
+        /// How many it had.
+        allocations: u32,
+        by: Actor,
+    },
 }
 
 impl PoolEvent {
@@ -274,12 +319,14 @@ impl PoolEvent {
             Self::AllocationsWanted { .. } => "allocations_wanted",
             Self::AllocationQueued { .. } => "allocation_queued",
             Self::AllocationRunning { .. } => "allocation_running",
+            Self::AllocationProven { .. } => "allocation_proven",
             Self::AllocationEnding { .. } => "allocation_ending",
             Self::AllocationEnded { .. } => "allocation_ended",
             Self::PoolPaused { .. } => "pool_paused",
             Self::PoolResumed { .. } => "pool_resumed",
             Self::HostQuarantined { .. } => "host_quarantined",
             Self::HostReleased { .. } => "host_released",
+            Self::PoolForgotten { .. } => "pool_forgotten",
         }
     }
 }
@@ -311,6 +358,12 @@ impl fmt::Display for PoolEvent {
                 external,
                 host,
             } => write!(f, "allocation {allocation} runs as {external} on {host}"),
+            Self::AllocationProven { allocation } => {
+                write!(
+                    f,
+                    "allocation {allocation} was there for a while: its start was a good one"
+                )
+            }
             Self::AllocationEnding {
                 allocation, reason, ..
             } => write!(f, "allocation {allocation} is to end: {reason}"),
@@ -323,6 +376,8 @@ impl fmt::Display for PoolEvent {
                     AllocationEnd::Released => "was given back",
                     AllocationEnd::Refused => "was refused",
                     AllocationEnd::NeverJoined => "ended before a worker of it had joined",
+                    AllocationEnd::NeverWorked => "ended without having taken any work",
+                    AllocationEnd::DiedYoung => "died soon after its worker had joined",
                     AllocationEnd::Gone => "is gone",
                 };
                 write!(f, "allocation {allocation} {end}")?;
@@ -341,7 +396,28 @@ impl fmt::Display for PoolEvent {
             Self::HostReleased { pool, host } => {
                 write!(f, "host {host} of pool {pool} gets work again")
             }
+            Self::PoolForgotten {
+                pool,
+                allocations: 0,
+                by,
+            } => write!(f, "pool {pool} is forgotten by {by}"),
+            Self::PoolForgotten {
+                pool,
+                allocations,
+                by,
+            } => write!(
+                f,
+                "pool {pool} is forgotten by {by}, with {}",
+                counted(*allocations)
+            ),
         }
+    }
+}
+
+fn counted(allocations: u32) -> String {
+    match allocations {
+        1 => "1 allocation".to_owned(),
+        more => format!("{more} allocations"),
     }
 }
 
@@ -365,6 +441,17 @@ pub enum PoolCommand {
     },
     Resume {
         pool: Arc<str>,
+        by: Actor,
+    },
+    /// Lets all allocations go, since they are another home's: this one is a copy of that.
+    Disown,
+    /// Takes a pool that is not configured any more out of the inventory, with its allocations, of
+    /// which nobody can say any more whether they run. Their join tokens open nothing then, and
+    /// workers of theirs that are connected finish what they hold and get nothing more.
+    Forget {
+        pool: Arc<str>,
+        /// Also when it has allocations.
+        even_if_they_run: bool,
         by: Actor,
     },
 }
@@ -444,6 +531,27 @@ impl State {
         shut.then_some(Shut::Quarantined)
     }
 
+    /// Tells whether the worker of an allocation gets no work any more: it is not connected and its
+    /// allocation is gone or was begun again, which makes another worker, or it is to end.
+    #[must_use]
+    pub(crate) fn is_over(&self, worker: &WorkerId) -> bool {
+        let Some(WorkerEntry { worker, aux }) = self.workers.get(worker) else {
+            return false;
+        };
+        let Some(id) = worker.offer.allocation else {
+            return false;
+        };
+        let is_down = matches!(worker.link, Link::Down { .. });
+        let Some(held) = self.allocation(id) else {
+            return is_down;
+        };
+        let earlier = match (aux.last_word, held.joined_at) {
+            (Some((heard, _)), Some(joined_at)) => heard < joined_at,
+            _ => !held.joined,
+        };
+        held.ending.is_some() || is_down && earlier
+    }
+
     /// Tells whether nothing holds an allocation that is to end: its provider may end it now.
     #[must_use]
     pub fn may_end(&self, id: AllocationId) -> bool {
@@ -457,6 +565,21 @@ impl State {
         let workers = self.workers();
         workers.filter(move |worker| worker.offer.allocation == Some(id))
     }
+
+    /// Gives the hosts on which workers of allocations are connected or hold leases. Costs O(workers).
+    #[must_use]
+    pub fn hosts_of_allocations(&self) -> BTreeMap<AllocationId, BTreeSet<Arc<str>>> {
+        let mut hosts: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for worker in self.workers() {
+            let there = matches!(worker.link, Link::Up { .. })
+                || self.leases_of_worker(&worker.id).next().is_some();
+            if let Some(id) = worker.offer.allocation.filter(|_| there) {
+                let host = Arc::clone(&worker.offer.host);
+                hosts.entry(id).or_default().insert(host);
+            }
+        }
+        hosts
+    }
 }
 
 /// Tells whether a worker is there, or may well be back in a moment.
@@ -465,6 +588,12 @@ fn is_near(state: &State, link: &Link, now: Timestamp) -> bool {
         Link::Up { .. } => true,
         Link::Down { since } => now.since(*since) <= state.clocks.ttl + state.clocks.grace,
     }
+}
+
+/// Tells whether the failure of work of which nothing was heard after `until` speaks against its host.
+pub(crate) fn blames_host_at(lease: &Lease, class: FailureClass, until: Timestamp) -> bool {
+    let since = lease.started_at.unwrap_or(lease.granted_at);
+    class.may_be_the_hosts() && until.since(since) <= limits::QUICK_FAILURE
 }
 
 /// Gives when a pool may start something again after its last failure.

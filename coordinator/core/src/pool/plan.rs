@@ -14,7 +14,7 @@ use crate::ids::{AllocationId, LeaseId};
 use crate::index::{WorkerEntry, drains};
 use crate::limits;
 use crate::schedule::{Misfit, Offered, lacks};
-use crate::state::{Link, State, Worker};
+use crate::state::{Link, State};
 use crate::time::{Span, Timestamp};
 use crate::worker::{DeclaredAgent, Requirement};
 
@@ -36,6 +36,8 @@ pub struct Outlook {
     pub lacks: BTreeMap<Misfit, u32>,
     /// Allocations that nothing needs now.
     pub idle: BTreeSet<AllocationId>,
+    /// Allocations whose workers take nothing now although work waits that the pool is for.
+    pub vain: BTreeSet<AllocationId>,
 }
 
 /// Allocations to be asked for.
@@ -98,13 +100,13 @@ struct Room<'a> {
 
 /// What is known from the workers that a pool has had.
 #[derive(Default)]
-struct Had {
+pub(super) struct Had {
     agents: BTreeSet<Arc<str>>,
     looked: BTreeMap<DeclaredAgent, bool>,
 }
 
 /// What is known of pools from their workers, by pool.
-type Learned<'a> = BTreeMap<&'a str, Had>;
+pub(super) type Learned<'a> = BTreeMap<&'a str, Had>;
 
 /// Plans all pools. Costs O(waiting work + kinds of it × (workers + pools)).
 #[must_use]
@@ -146,53 +148,6 @@ pub fn outlook(state: &State, now: Timestamp) -> Vec<Outlook> {
     outlooks
 }
 
-/// What a pool would do for one piece of work.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Prospect {
-    /// No worker of it could ever do the work.
-    Lacks(Misfit),
-    /// It starts nothing itself: people start its workers.
-    External,
-    /// So many allocations are on their way, and one of them may take it.
-    Coming(u32),
-    /// It would start one in the next step.
-    Starts,
-    /// It would start one, but must not now.
-    Hindered(Hindrance),
-    /// Its workers will be free for it sooner or later.
-    Busy,
-}
-
-/// Gives, pool by pool, what stands between work of this requirement and a worker. Costs as much as
-/// [`outlook`].
-#[must_use]
-pub fn prospects(
-    state: &State,
-    now: Timestamp,
-    requirement: &Requirement,
-) -> Vec<(Arc<str>, Prospect)> {
-    let learned = learned(state);
-    let outlooks = outlook(state, now).into_iter();
-    let prospects = outlooks.filter_map(|outlook| {
-        let policy = state.policies.get(&outlook.pool)?;
-        let prospect = if let Some(lack) = lacks(&offered(policy, &learned), requirement) {
-            Prospect::Lacks(lack)
-        } else if policy.max == 0 {
-            Prospect::External
-        } else if outlook.coming > 0 {
-            Prospect::Coming(outlook.coming)
-        } else if outlook.start.is_some() {
-            Prospect::Starts
-        } else if let Some(hindrance) = outlook.hindrance {
-            Prospect::Hindered(hindrance)
-        } else {
-            Prospect::Busy
-        };
-        Some((outlook.pool, prospect))
-    });
-    prospects.collect()
-}
-
 /// Gives how much a requirement asks for: who asks for more goes first.
 fn needs(requirement: &Requirement) -> (bool, usize, usize, Span) {
     (
@@ -203,7 +158,7 @@ fn needs(requirement: &Requirement) -> (bool, usize, usize, Span) {
     )
 }
 
-fn learned(state: &State) -> Learned<'_> {
+pub(super) fn learned(state: &State) -> Learned<'_> {
     let mut learned: Learned<'_> = BTreeMap::new();
     for WorkerEntry { worker, aux } in state.workers.values() {
         let offer = &worker.offer;
@@ -221,7 +176,7 @@ fn learned(state: &State) -> Learned<'_> {
 
 /// Gives what a new allocation's worker is taken to offer. Agents that nobody has stated are those
 /// that earlier workers of the pool had; before there were any, all of them.
-fn offered<'a>(policy: &'a Policy, learned: &'a Learned<'_>) -> Offered<'a> {
+pub(super) fn offered<'a>(policy: &'a Policy, learned: &'a Learned<'_>) -> Offered<'a> {
     let template = &policy.template;
     let had = learned.get(&*template.pool);
     let agents = policy.agents.as_ref();
@@ -245,7 +200,7 @@ fn existing<'a>(state: &'a State, now: Timestamp, ending: &BTreeSet<LeaseId>) ->
     for entry in state.workers.values() {
         let WorkerEntry { worker, aux } = entry;
         let shut = drains(worker) || state.is_shut(&worker.id).is_some();
-        if shut || is_over(state, worker) || !is_near(state, &worker.link, now) {
+        if shut || state.is_over(&worker.id) || !is_near(state, &worker.link, now) {
             continue;
         }
         let held = aux.leases.iter().filter(|lease| !ending.contains(lease));
@@ -270,12 +225,6 @@ fn existing<'a>(state: &'a State, now: Timestamp, ending: &BTreeSet<LeaseId>) ->
     // Those at work first, so that what can be left alone is.
     rooms.sort_by_key(|room| !room.needed);
     rooms
-}
-
-/// Tells whether a worker that is not connected can never come back, since its allocation is gone.
-fn is_over(state: &State, worker: &Worker) -> bool {
-    let gone = |id| state.allocation(id).is_none();
-    matches!(worker.link, Link::Down { .. }) && worker.offer.allocation.is_some_and(gone)
 }
 
 /// Adds the room of workers that are on their way.
@@ -391,6 +340,8 @@ struct Ledger<'a> {
     first: Option<&'a Requirement>,
     work: u32,
     lacks: BTreeMap<Misfit, u32>,
+    /// What waits although the pool's workers should fit.
+    unserved: Vec<&'a Requirement>,
 }
 
 impl<'a> Ledger<'a> {
@@ -417,6 +368,7 @@ impl<'a> Ledger<'a> {
             first: None,
             work: 0,
             lacks: BTreeMap::new(),
+            unserved: vec![],
         };
         for allocation in state.allocations() {
             if allocation.pool != *name {
@@ -482,6 +434,7 @@ impl<'a> Ledger<'a> {
             *self.lacks.entry(lack).or_default() += left;
             return left;
         }
+        self.unserved.push(requirement);
         while left > 0 {
             let (allowed, hindrance) = self.allowed();
             if allowed == 0 {
@@ -524,7 +477,8 @@ impl<'a> Ledger<'a> {
             count: self.opened,
             why: self.why(for_min),
         });
-        let (stops, idle) = self.stops(state, now, rooms);
+        let vain = self.vain(state, rooms);
+        let (stops, idle) = self.stops(state, now, rooms, &vain);
         Outlook {
             pool: Arc::clone(self.name),
             allocations: self.allocations,
@@ -535,6 +489,7 @@ impl<'a> Ledger<'a> {
             hindrance: self.hindrance,
             lacks: self.lacks,
             idle,
+            vain,
         }
     }
 
@@ -560,6 +515,7 @@ impl<'a> Ledger<'a> {
         state: &State,
         now: Timestamp,
         rooms: &[Room<'_>],
+        vain: &BTreeSet<AllocationId>,
     ) -> (Vec<Stop>, BTreeSet<AllocationId>) {
         let needed: BTreeSet<AllocationId> = rooms
             .iter()
@@ -592,6 +548,19 @@ impl<'a> Ledger<'a> {
                 stops.push(Stop {
                     allocation: id,
                     cause: EndCause::NeverJoined,
+                    why: why.into(),
+                });
+            } else if let Some(since) = allocation.vain_since
+                && vain.contains(&id)
+                && now.since(since) > self.policy.join_timeout
+            {
+                let why = format!(
+                    "its worker has joined and takes nothing, although work has waited for it for {} s",
+                    now.since(since).ms() / 1_000
+                );
+                stops.push(Stop {
+                    allocation: id,
+                    cause: EndCause::NeverWorked,
                     why: why.into(),
                 });
             } else if !needed.contains(&id) {
@@ -631,6 +600,29 @@ impl<'a> Ledger<'a> {
         (stops, ids)
     }
 
+    /// Gives the allocations whose workers have joined, never had a lease, and take none now: work is
+    /// dealt to them on paper, or they lack what the pool's workers should have.
+    fn vain(&self, state: &State, rooms: &[Room<'_>]) -> BTreeSet<AllocationId> {
+        let fresh = |id: &AllocationId| {
+            let held = state.allocation(*id);
+            held.is_some_and(|held| {
+                held.pool == *self.name && held.joined && !held.worked && held.ending.is_none()
+            })
+        };
+        let there = rooms.iter().filter(|room| room.offered.is_there);
+        let vain = there.filter_map(|room| {
+            let id = room.allocation.filter(fresh)?;
+            let lasting = Offered {
+                left: None,
+                ..room.offered
+            };
+            let mut unserved = self.unserved.iter();
+            let lacking = unserved.any(|need| lacks(&lasting, need).is_some());
+            (room.needed || lacking).then_some(id)
+        });
+        vain.collect()
+    }
+
     /// Gives the allocations of which a worker is on a quarantined host.
     fn quarantined(&self, state: &'a State) -> BTreeMap<AllocationId, &'a Arc<str>> {
         let Some(pool) = state.pools.get(self.name) else {
@@ -659,60 +651,4 @@ fn closed(pool: &Pool, now: Timestamp) -> Option<Hindrance> {
         left: at.since(now),
         detail: pool.last_failure.clone(),
     })
-}
-
-impl std::fmt::Display for Prospect {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Lacks(lack) => write!(f, "never: {lack}"),
-            Self::External => f.write_str("people start its workers, and none that is free fits"),
-            Self::Coming(1) => f.write_str("1 allocation is on its way"),
-            Self::Coming(count) => write!(f, "{count} allocations are on their way"),
-            Self::Starts => f.write_str("it is about to start one"),
-            Self::Hindered(hindrance) => hindrance.fmt(f),
-            Self::Busy => f.write_str("its workers are busy, and will be free"),
-        }
-    }
-}
-
-impl std::fmt::Display for Misfit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Pool(name) => write!(f, "the task asks for pool {name}"),
-            Self::Agent(name) => write!(f, "its workers do not have agent {name}"),
-            Self::Program(agent) => {
-                write!(f, "its workers do not have the program {}", agent.program)
-            }
-            Self::Unanswered(agent) => {
-                write!(
-                    f,
-                    "its workers have not said whether they have {}",
-                    agent.program
-                )
-            }
-            Self::Label(name) => write!(f, "its workers do not carry label {name}"),
-            Self::Resource(name) => write!(f, "its workers do not have enough {name}"),
-            Self::Walltime => f.write_str("its machines do not stay as long as the work takes"),
-            Self::Busy(name) => write!(f, "{name} is taken by other work"),
-        }
-    }
-}
-
-impl std::fmt::Display for Hindrance {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Paused { reason } => write!(f, "it is paused: {reason}"),
-            Self::Backoff { left, detail } => write!(
-                f,
-                "its last start failed ({detail}); the next is tried in {} s",
-                left.ms().div_ceil(1_000)
-            ),
-            Self::Max { max } => write!(f, "it has its maximum of {max} allocations"),
-            Self::Backlog { backlog } => write!(
-                f,
-                "{backlog} of its allocations wait to be run already, as many as its backlog allows"
-            ),
-            Self::Burst { burst } => write!(f, "at most {burst} are started at once"),
-        }
-    }
 }

@@ -1,6 +1,10 @@
 //! Pools: what is started for which work, and what becomes of allocations.
 
 mod bounds;
+mod forgetting;
+mod homes;
+mod starts;
+mod telling;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -451,20 +455,6 @@ fn starts_that_fail_are_waited_after_and_pause_the_pool_at_last() {
 }
 
 #[test]
-fn a_worker_that_joins_clears_what_failed_before() {
-    let mut cluster = Cluster::new(policy(10));
-    cluster.0.submit(independent(2));
-    cluster.wanted();
-    cluster.see(&[1], |_| Seen::Refused { detail: "".into() });
-    cluster.pass(5, &[]);
-    cluster.wanted();
-    cluster.run(&[2]);
-    assert_eq!(cluster.0.state.pool(POOL).unwrap().failures, 1);
-    cluster.join(2);
-    assert_eq!(cluster.0.state.pool(POOL).unwrap().failures, 0);
-}
-
-#[test]
 fn an_allocation_whose_worker_never_joins_is_ended_and_counted() {
     let mut cluster = Cluster::new(policy(10));
     cluster.0.submit(independent(2));
@@ -503,6 +493,7 @@ fn an_allocation_that_its_provider_forgot_stays_while_its_worker_is_heard() {
     cluster.wanted();
     cluster.run(&[1]);
     let name = cluster.join(1);
+    cluster.pass(60, &[&name]);
     assert_eq!(cluster.gone(1), []);
     cluster.0.close(&name);
     assert_eq!(cluster.gone(1), [], "it holds leases and may come back");

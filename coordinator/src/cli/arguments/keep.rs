@@ -86,15 +86,23 @@ pub(crate) struct Backup {
 /// again, workers that still hold leases from after it are told to stop and keep their edits, and
 /// tokens revoked after it are valid again. Output from after it comes again from workers that still
 /// hold its lease; other output from after it is lost.
+///
+/// The new home's pools have nothing: what the saved one's have started, and may still use, is neither
+/// listed nor ended, and its workers cannot join. With `--take-over` the new home takes the place of
+/// the saved one: jobs that the backup knows go on, and those started after it are ended.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   coordinator restore /backup/muster-2026-11-21 --home ~/muster-restored
+  coordinator restore /backup/muster-2026-11-21 --take-over
   coordinator serve --home ~/muster-restored")]
 pub(crate) struct Restore {
     /// Folder that `backup` made
     #[arg(value_name = "FROM")]
     pub(crate) from: PathBuf,
+    /// Go on with the pools' allocations: the saved home is gone for good, and no coordinator runs on it
+    #[arg(long)]
+    pub(crate) take_over: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

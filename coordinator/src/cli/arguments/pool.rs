@@ -27,6 +27,7 @@ pub(crate) enum PoolCommand {
     Plan(PoolPlan),
     Pause(PoolPause),
     Resume(PoolResume),
+    Forget(PoolForget),
 }
 
 /// List the pools and how it goes with each
@@ -98,6 +99,30 @@ pub(crate) struct PoolResume {
     /// Pool, as `coordinator pool list` names it
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Forget a pool that is not configured any more
+///
+/// A pool whose section was taken out of the configuration, or renamed, keeps the allocations that it
+/// had, and nobody lists or ends them. Put the section back and start the coordinator again, and
+/// those that nothing needs are ended. Forget the pool when its allocations are gone, or when you end
+/// them yourself: their join tokens open nothing then, and workers of theirs that are connected
+/// finish what they hold and get nothing more. Needs an administrator's token.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator pool show old                         what it had, and since when
+  coordinator pool forget old --even-if-they-run")]
+pub(crate) struct PoolForget {
+    /// Pool, as `coordinator pool list` names it
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Also when it has allocations: whether these run is not known, and Muster ends none of them
+    #[arg(long)]
+    pub(crate) even_if_they_run: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -8,14 +8,20 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use coordinator_core::limits;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
+use tokio::sync::oneshot;
+
+use super::shells;
 
 /// Most bytes of one answer. A busy cluster's whole queue in JSON may be larger; the text is not.
 const ANSWER_MAX: usize = 32 << 20;
 /// Most bytes of what a command complains.
 const COMPLAINT_MAX: usize = 64 << 10;
+/// Most bytes that a login shell may say by itself.
+const GREETING_MAX: usize = 256 << 10;
 /// Most characters of a complaint that are passed on.
 const LINE_MAX: usize = 300;
 /// How long what an ended command has said may still be on its way. A first `ssh` leaves a process
@@ -27,6 +33,8 @@ const SSH_TROUBLE: i32 = 255;
 const NOT_SSH: i32 = 254;
 /// Longest path of a socket, less what `ssh` adds while it makes one.
 const SOCKET_PATH_MAX: usize = 107 - 17;
+/// The line at which an answer from the other side begins: login shells may greet.
+const MARK: &str = "=== muster begins ===";
 /// Variables that commands here get. Others are not passed on: `sbatch` hands what it has to the job,
 /// and some change what it does.
 const KEPT: [&str; 7] = [
@@ -50,12 +58,22 @@ const SETTINGS: [(&str, &str); 3] = [
 pub(crate) enum Error {
     #[error("there is no program {0}")]
     Missing(String),
-    #[error("{what} gave no answer in {} s", .limit.as_secs())]
-    TimedOut { what: String, limit: Duration },
-    #[error("{what} answered more than {} MiB", ANSWER_MAX >> 20)]
-    TooMuch { what: String },
+    #[error("no answer from {place} in {} s while {step}", .limit.as_secs())]
+    TimedOut {
+        place: String,
+        step: String,
+        limit: Duration,
+    },
+    #[error("more than {} MiB came from {place} while {step}", ANSWER_MAX >> 20)]
+    TooMuch { place: String, step: String },
     #[error("no connection to {host}: {said}")]
     Cut { host: String, said: String },
+    #[error("the login shell on {host} ran nothing while {step}: {said}")]
+    Silent {
+        host: String,
+        step: String,
+        said: String,
+    },
     #[error("{what}: {source}")]
     Io {
         what: String,
@@ -101,6 +119,8 @@ pub(crate) fn plain(line: &str) -> String {
 pub struct Limits {
     /// One command of Slurm.
     pub command: Duration,
+    /// A submission, which ends itself then, wherever it runs and whoever still waits for it.
+    pub submission: Duration,
     /// Sending the program to the cluster.
     pub staging: Duration,
     /// Wait before the first retry over a connection that broke; the next ones wait longer.
@@ -112,11 +132,21 @@ impl Default for Limits {
         Self {
             // Slurm's own clients give up after some tens of seconds.
             command: Duration::from_secs(60),
+            submission: SUBMISSION,
             staging: Duration::from_secs(600),
             retry: Duration::from_millis(1_500),
         }
     }
 }
+
+/// Most time of a submission. `sbatch` itself would go on trying for minutes.
+const SUBMISSION: Duration = Duration::from_secs(20);
+/// How long the controller may take to note what a submission that has ended sent to it.
+const NOTED: Duration = Duration::from_secs(8);
+// Whatever becomes of the process or the connection that a submission was given by, it must not arrive
+// any more when the same order can be placed again.
+const _: () =
+    assert!(SUBMISSION.as_millis() + NOTED.as_millis() < limits::ORDER_SETTLES.ms() as u128);
 
 /// Tries over a connection that broke, of what is safe to repeat.
 const TRIES: u32 = 4;
@@ -215,39 +245,72 @@ impl Login {
         })
     }
 
-    /// Runs a command to its end. What it reads is `input`; nothing of it is ever an argument.
+    /// Gives where commands run, for people.
+    pub(crate) fn place(&self) -> &str {
+        self.remote.as_ref().map_or("this host", |r| &r.host)
+    }
+
+    /// Runs a command to its end, which is the `step` that people are told of: what is being done.
+    /// What it reads is `input`; nothing of it is ever an argument.
     ///
     /// # Errors
     /// There is no answer, and it is not known what the command has done.
     pub(crate) async fn run(
         &self,
+        step: &str,
         words: &[&str],
         input: &[u8],
         repeat: Repeat,
     ) -> Result<Answer, Error> {
         let (input, limit) = (Input::Bytes(input), self.limits.command);
-        self.run_within(words, input, repeat, limit).await
+        self.run_within(step, words, input, repeat, limit).await
+    }
+
+    /// Runs a command that reads `script` and is never given twice: not before it has the script as a
+    /// whole, and not longer than [`Limits::submission`], also if nobody waits for it any more.
+    ///
+    /// # Errors
+    /// There is no answer, and it is not known what the command has done.
+    pub(crate) async fn submit(
+        &self,
+        step: &str,
+        words: &[&str],
+        script: &[u8],
+    ) -> Result<Answer, Error> {
+        let limit = self.limits.submission.min(self.limits.command);
+        let limit = limit.as_secs().max(1).to_string();
+        // A shell sees no difference, and neither does `sbatch`.
+        let mut script = script.to_vec();
+        if script.last() != Some(&b'\n') {
+            script.push(b'\n');
+        }
+        let bytes = script.len().to_string();
+        let before = ["sh", "-c", shells::BOUNDED, "sh", &limit];
+        let whole = ["sh", "-c", shells::WHOLE, "sh", &bytes];
+        let words = [&before, &whole, words].concat();
+        self.run(step, &words, &script, Repeat::Never).await
     }
 
     async fn run_within(
         &self,
+        step: &str,
         words: &[&str],
         input: Input<'_>,
         repeat: Repeat,
         limit: Duration,
     ) -> Result<Answer, Error> {
-        let what = words.first().copied().unwrap_or_default();
         let tries = match (repeat, &self.remote) {
             (Repeat::Safe, Some(_)) => TRIES,
             _ => 1,
         };
         let mut tried = 1;
         loop {
-            let asked = self.once(what, words, input);
+            let asked = self.once(step, words, input);
             let asked = tokio::time::timeout(limit, asked).await;
             let answer = asked.unwrap_or_else(|_| {
                 Err(Error::TimedOut {
-                    what: what.to_owned(),
+                    place: self.place().to_owned(),
+                    step: step.to_owned(),
                     limit,
                 })
             });
@@ -261,9 +324,11 @@ impl Login {
         }
     }
 
-    async fn once(&self, what: &str, words: &[&str], input: Input<'_>) -> Result<Answer, Error> {
+    async fn once(&self, step: &str, words: &[&str], input: Input<'_>) -> Result<Answer, Error> {
+        let program = words.first().copied().unwrap_or_default();
+        let program = self.remote.as_ref().map_or(program, |_| "ssh");
         let io = |source: std::io::Error| Error::Io {
-            what: format!("cannot run {what}"),
+            what: format!("cannot run {program} for {step}"),
             source,
         };
         let mut command = self.command(words);
@@ -275,10 +340,7 @@ impl Login {
             }
         };
         let child = command.spawn().map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                let program = self.remote.as_ref().map_or(what, |_| "ssh");
-                Error::Missing(program.to_owned())
-            }
+            std::io::ErrorKind::NotFound => Error::Missing(program.to_owned()),
             _ => io(error),
         })?;
         let mut running = Running(child);
@@ -286,7 +348,14 @@ impl Login {
         let stdin = child.stdin.take();
         let (mut output, mut complaint) = (Vec::new(), Vec::new());
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let (began, begun) = oneshot::channel();
+        let mark = self.remote.as_ref().map(|_| began);
+        let is_marked = mark.is_some();
         let feed = async {
+            // The other side counts its time from there; nothing is sent that might begin later.
+            if is_marked && begun.await.is_err() {
+                return Ok(());
+            }
             if let Some(mut stdin) = stdin {
                 // One that does not read says why by its end.
                 let _ = stdin.write_all(bytes).await;
@@ -297,8 +366,8 @@ impl Login {
         let (heard, status) = {
             let listen = async {
                 tokio::try_join!(
-                    read(stdout, &mut output, ANSWER_MAX),
-                    read(stderr, &mut complaint, COMPLAINT_MAX),
+                    read(stdout, &mut output, ANSWER_MAX, mark),
+                    read(stderr, &mut complaint, COMPLAINT_MAX, None),
                     feed
                 )
             };
@@ -314,11 +383,16 @@ impl Login {
             Ok(_) => {}
             Err(Unheard::TooMuch) => {
                 return Err(Error::TooMuch {
-                    what: what.to_owned(),
+                    place: self.place().to_owned(),
+                    step: step.to_owned(),
                 });
             }
             Err(Unheard::Io(source)) => return Err(io(source)),
         }
+        let has_begun = self.remote.is_none() || {
+            without_greeting(&mut complaint);
+            without_greeting(&mut output)
+        };
         let answer = Answer {
             code: status.map_err(io)?.code(),
             output,
@@ -327,6 +401,11 @@ impl Login {
         match &self.remote {
             Some(remote) if answer.code == Some(SSH_TROUBLE) => Err(Error::Cut {
                 host: remote.host.clone(),
+                said: answer.said(),
+            }),
+            Some(remote) if !has_begun => Err(Error::Silent {
+                host: remote.host.clone(),
+                step: step.to_owned(),
                 said: answer.said(),
             }),
             _ => Ok(answer),
@@ -367,23 +446,25 @@ impl Login {
         bytes: u64,
     ) -> Result<(), Error> {
         let size = bytes.to_string();
-        let words = ["sh", "-c", PUT, "sh", path, mode, &size];
+        let words = ["sh", "-c", shells::PUT, "sh", path, mode, &size];
         let (input, limit) = (Input::File(file), self.limits.staging);
-        let answer = self.run_within(&words, input, Repeat::Safe, limit).await?;
-        Self::done(&format!("writing {path}"), &answer)
+        let step = format!("writing {path}");
+        let answer = self.run_within(&step, &words, input, Repeat::Safe, limit);
+        Self::done(&step, &answer.await?)
     }
 
-    /// Gives the bytes of a file; `None` when there is none.
+    /// Gives the bytes of a file that nobody else could have written; `None` when there is none.
     ///
     /// # Errors
     /// It is not known whether there is one.
     pub(crate) async fn read(&self, path: &str) -> Result<Option<Vec<u8>>, Error> {
-        let words = ["sh", "-c", READ, "sh", path];
-        let answer = self.run(&words, b"", Repeat::Safe).await?;
-        if answer.code == Some(ABSENT) {
+        let words = ["sh", "-c", &shells::read(), "sh", path];
+        let step = format!("reading {path}");
+        let answer = self.run(&step, &words, b"", Repeat::Safe).await?;
+        if answer.code == Some(shells::ABSENT) {
             return Ok(None);
         }
-        Self::done(&format!("reading {path}"), &answer)?;
+        Self::done(&step, &answer)?;
         Ok(Some(answer.output))
     }
 
@@ -398,23 +479,6 @@ impl Login {
         })
     }
 }
-
-/// Exit code of [`READ`] when there is no such file.
-const ABSENT: i32 = 44;
-const READ: &str = r#"[ -e "$1" ] || exit 44; exec cat -- "$1""#;
-/// A cut connection looks like the end of the file: hence the size.
-const PUT: &str = r#"umask 077
-mkdir -p -- "${1%/*}" || exit 1
-part=$1.part.$$
-trap 'rm -f -- "$part"' EXIT
-trap 'exit 1' HUP INT TERM
-cat >"$part" || exit 1
-size=$(wc -c <"$part") || exit 1
-if [ "$size" -ne "$3" ]; then
-    echo "got $size of $3 bytes" >&2
-    exit 1
-fi
-chmod "$2" "$part" && mv -f -- "$part" "$1""#;
 
 impl Remote {
     fn command(&self, words: &[&str]) -> Command {
@@ -454,6 +518,9 @@ impl Remote {
         for (name, value) in SETTINGS {
             script.push_str(&format!("export {name}={value}; "));
         }
+        script.push_str(&format!(
+            "printf '\\n{MARK}\\n'; printf '\\n{MARK}\\n' >&2; "
+        ));
         script.push_str(&quoted.join(" "));
         // `sbatch` itself may end with the code that `ssh` uses.
         script.push_str(&format!(
@@ -485,10 +552,12 @@ enum Unheard {
     Io(std::io::Error),
 }
 
+/// Reads to the end; tells when the answer begins.
 async fn read(
     pipe: Option<impl AsyncRead + Unpin>,
     into: &mut Vec<u8>,
     most: usize,
+    mut mark: Option<oneshot::Sender<()>>,
 ) -> Result<(), Unheard> {
     let Some(mut pipe) = pipe else {
         return Ok(());
@@ -497,6 +566,33 @@ async fn read(
         if into.len() > most {
             return Err(Unheard::TooMuch);
         }
+        let Some(began) = mark.take() else {
+            continue;
+        };
+        if answer(into).is_some() {
+            // Who does not wait for it any more needs not be told.
+            let _ = began.send(());
+        } else if into.len() > GREETING_MAX {
+            return Err(Unheard::TooMuch);
+        } else {
+            mark = Some(began);
+        }
     }
     Ok(())
+}
+
+/// Gives where the answer begins in what came, behind all that a login shell says by itself.
+fn answer(came: &[u8]) -> Option<usize> {
+    let line = format!("\n{MARK}\n");
+    let mut places = came.windows(line.len());
+    places
+        .position(|place| place == line.as_bytes())
+        .map(|place| place + line.len())
+}
+
+/// Takes away what a login shell said by itself; tells whether there was an end to it.
+fn without_greeting(came: &mut Vec<u8>) -> bool {
+    let begins = answer(came);
+    came.drain(..begins.unwrap_or(0));
+    begins.is_some()
 }

@@ -4,21 +4,25 @@
 //! again whatever became of the answer to its submission, and by it alone, since the ids of jobs wrap.
 //! The queue is asked for in one piece; what a job is doing is its worker's word.
 
+mod directives;
 mod login;
 mod queue;
 mod refusal;
 mod script;
+mod shells;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use coordinator_core::pool::Policy;
-use coordinator_core::{AllocationId, Span};
+use coordinator_core::{AllocationId, Span, limits};
 use futures::future::BoxFuture;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
 use tracing::{debug, warn};
 
@@ -31,39 +35,20 @@ use super::settings::SlurmSettings;
 pub use self::login::Limits;
 pub use self::script::Error as ScriptError;
 
+/// How much sooner than asked a job may be told of its end: Slurm looks once a minute.
+pub const SIGNAL_EARLY: Span = Span::from_secs(60);
 /// Jobs that one `scancel` is given.
 const CANCEL_MAX: usize = 500;
 /// Token files that one `rm` is given.
 const REMOVE_MAX: usize = 500;
 
-/// How late an order of which nothing was heard may still arrive.
+/// How long the token of an order of which nothing was heard is kept. A submission ends long before
+/// that (see `login.rs`), and the order is placed again soon after; its token is the same then.
 const LATE: Duration = Duration::from_secs(600);
+const _: () = assert!(LATE.as_millis() > limits::ORDER_SETTLES.ms() as u128);
 /// Least time after which a worker that holds nothing leaves by itself. The coordinator ends idle
 /// allocations; this is for one that is not there to do so.
 const IDLE_EXIT: Span = Span::from_secs(900);
-
-/// Tells whether the program of that path has that size and may be run.
-const IS_STAGED: &str = r#"[ -x "$1" ] && [ "$(wc -c <"$1")" -eq "$2" ]"#;
-/// Writes one token a line, all or none; a cut connection takes the last line away. `printf` is a part
-/// of the shell, so no token is anybody's argument.
-const PUT_TOKENS: &str = r#"umask 077
-mkdir -p -- "$3/logs" "$3/tokens" && chmod 700 "$3/tokens" || exit 1
-part=$1.part.$$
-trap 'rm -f -- "$part".*' EXIT
-trap 'exit 1' HUP INT TERM
-index=0
-while [ "$index" -lt "$2" ]; do
-    IFS= read -r token || exit 1
-    printf '%s\n' "$token" >"$part.$index" || exit 1
-    index=$((index + 1))
-done
-IFS= read -r last && [ "$last" = end ] || { echo "the tokens broke off" >&2; exit 1; }
-index=0
-while [ "$index" -lt "$2" ]; do
-    mv -f -- "$part.$index" "$1.$index" || exit 1
-    index=$((index + 1))
-done"#;
-const LIST_TOKENS: &str = r#"[ -d "$1" ] || exit 0; exec ls -- "$1""#;
 
 /// What a provider has to know of its coordinator.
 #[derive(Clone, Debug)]
@@ -108,6 +93,8 @@ pub struct SlurmProvider {
     user: OnceCell<u32>,
     /// Where the own program lies on the cluster, and what of it is known.
     program: OnceCell<Program>,
+    /// The program on the cluster was seen to be the own one.
+    is_checked: AtomicBool,
     tokens: Mutex<Tokens>,
     /// This `squeue` has no JSON, or too much of it.
     no_json: AtomicBool,
@@ -125,6 +112,8 @@ struct Tokens {
 struct Program {
     path: String,
     bytes: u64,
+    /// SHA-256, in hexadecimal, as the program `sha256sum` says it.
+    sum: String,
 }
 
 /// What is known of a staged token.
@@ -185,6 +174,7 @@ impl SlurmProvider {
             login,
             user: OnceCell::new(),
             program: OnceCell::new(),
+            is_checked: AtomicBool::new(false),
             tokens: Mutex::default(),
             no_json: AtomicBool::new(false),
         };
@@ -273,7 +263,8 @@ impl SlurmProvider {
             .map_err(|error| Error::Refused(error.to_string()))?;
         self.stage_tokens(order, name).await?;
         let words = ["sbatch", "--parsable"];
-        let asked = self.login.run(&words, script.as_bytes(), Repeat::Never);
+        let step = "submitting with sbatch";
+        let asked = self.login.submit(step, &words, script.as_bytes());
         let answer = asked.await.map_err(|error| match error {
             login::Error::Missing(_) => Error::Refused(error.to_string()),
             _ => Error::Unclear(error.to_string()),
@@ -300,27 +291,49 @@ impl SlurmProvider {
         }
         let program = self.program.get_or_try_init(|| self.describe()).await?;
         let path = &program.path;
-        let size = program.bytes.to_string();
-        let words = ["sh", "-c", IS_STAGED, "sh", path, &size];
-        let asked = self.login.run(&words, b"", Repeat::Safe);
-        if !asked.await.map_err(before)?.is_success() {
+        let (script, size) = (shells::is_staged(), program.bytes.to_string());
+        // What it is, and not only how long, is looked at once.
+        let sum = match self.is_checked.load(Ordering::Relaxed) {
+            true => "",
+            false => &*program.sum,
+        };
+        let words = ["sh", "-c", &script, "sh", path, &size, sum];
+        let step = "looking for the worker's program";
+        let asked = self.login.run(step, &words, b"", Repeat::Safe);
+        let answer = asked.await.map_err(before)?;
+        if answer.code == Some(shells::DISTRUSTED) {
+            return Err(Error::Refused(answer.said()));
+        }
+        if !answer.is_success() {
             let executable = &self.coordinator.executable;
             debug!(path, bytes = program.bytes, "sends the worker's program");
             let put = self.login.put_file(path, "700", executable, program.bytes);
             put.await.map_err(before)?;
         }
+        self.is_checked.store(true, Ordering::Relaxed);
         Ok(path.clone())
     }
 
     async fn describe(&self) -> Result<Program, Error> {
         let executable = self.coordinator.executable.clone();
         let hashed = tokio::task::spawn_blocking(move || {
-            let mut hash = blake3::Hasher::new();
-            hash.update_reader(std::fs::File::open(executable)?)?;
-            Ok::<_, std::io::Error>((hash.count(), hash.finalize()))
+            let mut file = std::fs::File::open(executable)?;
+            let (mut hash, mut sum) = (blake3::Hasher::new(), Sha256::new());
+            let mut block = vec![0; 1 << 16];
+            loop {
+                let read = match file.read(&mut block) {
+                    Ok(0) => break,
+                    Ok(read) => block.get(..read).unwrap_or_default(),
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                    Err(error) => return Err(error),
+                };
+                hash.update(read);
+                sum.update(read);
+            }
+            Ok::<_, std::io::Error>((hash.count(), hash.finalize(), sum.finalize()))
         });
         let hashed = hashed.await.map_err(std::io::Error::other);
-        let (bytes, hash) = hashed.flatten().map_err(|error| {
+        let (bytes, hash, sum) = hashed.flatten().map_err(|error| {
             let executable = self.coordinator.executable.display();
             Error::Refused(format!("failed to read {executable}: {error}"))
         })?;
@@ -328,6 +341,7 @@ impl SlurmProvider {
         Ok(Program {
             path: format!("{}/bin/{version}/muster", self.directory),
             bytes,
+            sum: sum.iter().map(|byte| format!("{byte:02x}")).collect(),
         })
     }
 
@@ -338,7 +352,8 @@ impl SlurmProvider {
             return Ok(BTreeSet::new());
         }
         let words = ["sinfo", "--noheader", "--Node", "--format=%N %n"];
-        let answer = self.login.run(&words, b"", Repeat::Safe);
+        let step = "asking sinfo for names of nodes";
+        let answer = self.login.run(step, &words, b"", Repeat::Safe);
         let answer = answer.await.map_err(before)?;
         if !answer.is_success() {
             return Err(Error::Unclear(format!("sinfo failed: {}", answer.said())));
@@ -364,10 +379,12 @@ impl SlurmProvider {
         lines.extend_from_slice(b"end\n");
         let count = order.count.to_string();
         let path = self.tokens_of(name);
-        let words = ["sh", "-c", PUT_TOKENS, "sh", &path, &count, &self.directory];
-        let asked = self.login.run(&words, &lines, Repeat::Safe);
+        let program = shells::PUT_TOKENS;
+        let words = ["sh", "-c", program, "sh", &path, &count, &self.directory];
+        let step = "writing the join tokens";
+        let asked = self.login.run(step, &words, &lines, Repeat::Safe);
         let answer = asked.await.map_err(before)?;
-        Login::done("writing the join tokens", &answer).map_err(before)
+        Login::done(step, &answer).map_err(before)
     }
 
     /// Asks for the whole queue once.
@@ -380,10 +397,11 @@ impl SlurmProvider {
             user,
         };
         let of_user = format!("--user={user}");
+        let step = "asking squeue for the queue";
         if !self.no_json.load(Ordering::Relaxed) {
             // Older versions answer with everybody's jobs whatever is asked.
             let words = ["squeue", "--json", "--states=all", &of_user];
-            match self.login.run(&words, b"", Repeat::Safe).await {
+            match self.login.run(step, &words, b"", Repeat::Safe).await {
                 Ok(answer) if answer.is_success() => match queue::json(&answer.output, whose) {
                     // Perhaps a version with yet other shapes; the text has been the same for long.
                     Err(queue::Error::Json(error)) => {
@@ -405,7 +423,7 @@ impl SlurmProvider {
         let words = ["squeue", "--array", "--states=all", &of_user, &columns];
         let answer = self
             .login
-            .run(&words, b"", Repeat::Safe)
+            .run(step, &words, b"", Repeat::Safe)
             .await
             .map_err(unclear)?;
         if !answer.is_success() {
@@ -416,18 +434,21 @@ impl SlurmProvider {
     }
 
     async fn ask_user(&self) -> Result<u32, Error> {
-        let answer = self.login.run(&["id", "-u"], b"", Repeat::Safe).await;
+        let step = "asking id who submits";
+        let answer = self.login.run(step, &["id", "-u"], b"", Repeat::Safe).await;
         let answer = answer.map_err(|error| Error::Unclear(error.to_string()))?;
         let text = String::from_utf8_lossy(&answer.output);
-        // A login shell may greet.
-        let number = text.lines().rev().find_map(|line| line.trim().parse().ok());
+        let number = text.trim().parse().ok();
         number.ok_or_else(|| Error::Unclear(format!("id failed: {}", answer.said())))
     }
 
     async fn look(&self) -> Result<Vec<Sighting>, Error> {
         self.find_tokens().await?;
         let suspects = self.suspects();
-        let sightings = self.queue().await?;
+        let mut sightings = self.queue().await?;
+        for sighting in &mut sightings {
+            self.name_log(sighting);
+        }
         let ended = |sighting: &&Sighting| !matches!(sighting.state, Sighted::Ended { .. });
         let live: BTreeSet<(OrderName, u32)> = sightings
             .iter()
@@ -439,6 +460,18 @@ impl SlurmProvider {
         Ok(sightings)
     }
 
+    /// Says of a job that has ended where its log is, unless the site has it elsewhere.
+    fn name_log(&self, sighting: &mut Sighting) {
+        let name = &sighting.name;
+        let Sighted::Ended { detail } = &mut sighting.state else {
+            return;
+        };
+        if !directives::names_output(&self.settings.directives) {
+            let (folder, external) = (&self.directory, &sighting.external);
+            *detail = format!("{detail}; its log is {folder}/logs/{name}-{external}.log").into();
+        }
+    }
+
     /// Reads once what an earlier coordinator has left.
     async fn find_tokens(&self) -> Result<(), Error> {
         let is_known = |tokens: &mut Tokens| tokens.found;
@@ -446,8 +479,9 @@ impl SlurmProvider {
             return Ok(());
         }
         let folder = format!("{}/tokens", self.directory);
-        let words = ["sh", "-c", LIST_TOKENS, "sh", &folder];
-        let answer = self.login.run(&words, b"", Repeat::Safe).await;
+        let words = ["sh", "-c", shells::LIST, "sh", &folder];
+        let step = "listing the join tokens";
+        let answer = self.login.run(step, &words, b"", Repeat::Safe).await;
         let answer = answer.map_err(|error| Error::Unclear(error.to_string()))?;
         if !answer.is_success() {
             let said = answer.said();
@@ -498,8 +532,9 @@ impl SlurmProvider {
                 .collect();
             let mut words = vec!["rm", "-f", "--"];
             words.extend(paths.iter().map(String::as_str));
-            let removed = match self.login.run(&words, b"", Repeat::Safe).await {
-                Ok(answer) => Login::done("removing join tokens", &answer),
+            let step = "removing join tokens";
+            let removed = match self.login.run(step, &words, b"", Repeat::Safe).await {
+                Ok(answer) => Login::done(step, &answer),
                 Err(error) => Err(error),
             };
             match removed {
@@ -531,7 +566,8 @@ impl SlurmProvider {
         for chunk in live.chunks(CANCEL_MAX) {
             let mut words = vec!["scancel"];
             words.extend(chunk);
-            let answer = self.login.run(&words, b"", Repeat::Safe).await;
+            let step = "cancelling with scancel";
+            let answer = self.login.run(step, &words, b"", Repeat::Safe).await;
             let answer = answer.map_err(|error| Error::Unclear(error.to_string()))?;
             if !answer.is_success() && !refusal::is_gone(&answer) {
                 return Err(Error::Unclear(format!("scancel failed: {}", answer.said())));

@@ -196,7 +196,8 @@ pub(crate) fn json(answer: &[u8], whose: Whose<'_>) -> Result<Vec<Sighting>, Err
     if answer.iter().all(u8::is_ascii_whitespace) {
         return Err(Error::Empty);
     }
-    let listing: Listing = serde_json::from_slice(answer)
+    // Names of jobs are bytes, and older versions tell of everybody's.
+    let listing: Listing = serde_json::from_str(&String::from_utf8_lossy(answer))
         .map_err(|error| Error::Json(super::login::plain(&error.to_string())))?;
     // A controller that does not answer gives no jobs, these words, and exit code 0.
     if let Some(complaint) = listing.errors.first() {
@@ -256,7 +257,8 @@ pub(crate) fn json(answer: &[u8], whose: Whose<'_>) -> Result<Vec<Sighting>, Err
 }
 
 /// Reads the text form, with its header: without one an empty list could not be told from nothing.
-/// The list was asked for one user's jobs.
+/// The list was asked for one user's jobs, of which others may have any name: a line that cannot be of
+/// this home's is nobody's business, unless the answer breaks off there.
 pub(crate) fn text(answer: &str, whose: Whose<'_>) -> Result<Vec<Sighting>, Error> {
     let mut lines = answer.lines().enumerate();
     let line = |(index, text): (usize, &str)| Error::Line {
@@ -268,18 +270,18 @@ pub(crate) fn text(answer: &str, whose: Whose<'_>) -> Result<Vec<Sighting>, Erro
         Some((_, HEADER)) => {}
         Some(other) => return Err(line(other)),
     }
+    if let Some(last) = lines.clone().last().filter(|_| !answer.ends_with('\n')) {
+        return Err(line(last));
+    }
+    let marker = format!("muster-{}-", whose.home);
     let mut sightings = Vec::new();
     for (index, text) in lines {
-        let wrong = || line((index, text));
-        let mut columns = text.splitn(5, '|');
-        let mut column = || columns.next().ok_or_else(wrong);
-        let (id, word, reason, host, name) =
-            (column()?, column()?, column()?, column()?, column()?);
-        let (job, task) = match id.split_once('_') {
-            Some((job, task)) => (job, Some(task)),
-            None => (id, None),
+        let Some((job, task, word, reason, host, name)) = columns(text) else {
+            if text.contains(&marker) {
+                return Err(line((index, text)));
+            }
+            continue;
         };
-        let job: u64 = job.parse().map_err(|_| wrong())?;
         let Some(name) = whose.name(name) else {
             continue;
         };
@@ -300,6 +302,21 @@ pub(crate) fn text(answer: &str, whose: Whose<'_>) -> Result<Vec<Sighting>, Erro
         }
     }
     Ok(sightings)
+}
+
+type Columns<'a> = (u64, Option<&'a str>, &'a str, &'a str, &'a str, &'a str);
+
+/// Takes a line apart: job, task of its array, state, reason, nodes and name.
+fn columns(line: &str) -> Option<Columns<'_>> {
+    let mut columns = line.splitn(5, '|');
+    let id = columns.next()?;
+    let (word, reason, host) = (columns.next()?, columns.next()?, columns.next()?);
+    let name = columns.next()?;
+    let (job, task) = match id.split_once('_') {
+        Some((job, task)) => (job, Some(task)),
+        None => (id, None),
+    };
+    Some((job.parse().ok()?, task, word, reason, host, name))
 }
 
 fn sighting(external: String, name: OrderName, index: u32, state: Sighted) -> Sighting {
@@ -514,6 +531,36 @@ mod tests {
         assert!(matches!(
             text(&cut, WHOSE),
             Err(Error::Line { line: 2, .. })
+        ));
+    }
+
+    #[test]
+    fn names_of_other_jobs_can_be_anything() {
+        let other = |name: &[u8]| {
+            let before = br#"{"jobs": [{"job_id": 4, "user_id": 7, "name": ""#;
+            let after = br#"", "job_state": "RUNNING"}, {"job_id": 5, "user_id": 0,
+                "name": "muster-3f9a1c20-8-debug", "job_state": "PENDING"}]}"#;
+            json(&[before, name, after].concat(), WHOSE)
+        };
+        for name in [&b"caf\xe9"[..], b"\xff\xfe", b"a\\nb"] {
+            let listed = other(name).map(|listed| shown(&listed));
+            assert_eq!(listed, Ok(vec!["5 A8.0 Queued".to_owned()]), "{name:?}");
+        }
+        let listed = |lines: &str| text(&format!("{HEADER}\n{lines}\n"), WHOSE);
+        let ours = "5|PENDING|Priority||muster-3f9a1c20-8-debug";
+        let broken = listed(&format!("4|RUNNING|None|n1|a\n\nb|c\nx|1|2|3|4\n{ours}"));
+        assert_eq!(broken.map(|listed| listed.len()), Ok(1));
+        for wrong in ["x|", "muster-3f9a1c20-9-debug\n", "7x_1|"] {
+            let wrong = listed(&format!("{ours}\n{wrong}{}", &ours[2..]));
+            assert!(
+                matches!(wrong, Err(Error::Line { line: 3, .. })),
+                "{wrong:?}"
+            );
+        }
+        let cut = format!("{HEADER}\n{ours}\n4|RUNNING");
+        assert!(matches!(
+            text(&cut, WHOSE),
+            Err(Error::Line { line: 3, .. })
         ));
     }
 

@@ -24,6 +24,18 @@ const UNCLEAR: [&str; 16] = [
     "no route to host",
 ];
 
+/// Words of limits on how many jobs there may be, as Slurm names them: asking again later may be answered
+/// otherwise. Those of a single job's size bear other names.
+const FULL: [&str; 4] = [
+    "maxsubmitjob",
+    "grpsubmitjob",
+    "temporarily unable to accept job",
+    "reached maximum number of jobs",
+];
+
+/// Exit code that shells and `timeout` give for what `KILL` ended.
+const KILLED: i32 = 128 + 9;
+
 /// Gives the id of the job that an order became.
 pub(crate) fn submitted(answer: &Answer) -> Result<u64, Error> {
     let output = String::from_utf8_lossy(&answer.output);
@@ -38,6 +50,11 @@ pub(crate) fn submitted(answer: &Answer) -> Result<u64, Error> {
                 "sbatch answered no single id of a job, but {first:?}"
             )))
         }
+        // A shell's word for one that was killed, as one is that takes too long.
+        (Some(KILLED), []) => Err(Error::Unclear(format!(
+            "sbatch did not end in time: {}",
+            said(answer)
+        ))),
         (Some(_), []) => Err(refused(answer)),
         (Some(_), _) | (None, _) => {
             let said = answer.said();
@@ -64,6 +81,9 @@ fn refused(answer: &Answer) -> Error {
     if !is_sbatch || UNCLEAR.iter().any(|words| complaint.contains(words)) {
         return Error::Unclear(format!("sbatch failed: {said}"));
     }
+    if FULL.iter().any(|words| complaint.contains(words)) {
+        return Error::Unclear(format!("the cluster takes no more jobs now: {said}"));
+    }
     Error::Refused(format!("sbatch refused: {said}"))
 }
 
@@ -71,7 +91,12 @@ fn refused(answer: &Answer) -> Error {
 fn said(answer: &Answer) -> String {
     let mut lines = answer.complaint.lines();
     let errors = |line: &&str| line.contains("error:") || line.contains("fatal:");
-    let last = lines.rfind(errors).or_else(|| {
+    let limits = |line: &&str| {
+        let line = line.to_ascii_lowercase();
+        FULL.iter().any(|words| line.contains(words))
+    };
+    let limit = answer.complaint.lines().find(limits);
+    let last = limit.or_else(|| lines.rfind(errors)).or_else(|| {
         let mut lines = answer.complaint.lines();
         lines.find(|line| line.contains("sbatch: "))
     });
@@ -183,6 +208,33 @@ mod tests {
         ));
         let missing = submitted(&answer(127, "", "sh: 1: sbatch: not found"));
         assert!(matches!(missing, Err(Error::Refused(_))));
+    }
+
+    #[test]
+    fn a_limit_on_the_number_of_jobs_is_waited_for() {
+        let policy = "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy \
+            (job submit limit, user's size and/or time limits)\n";
+        for limit in [
+            "QOSMaxSubmitJobPerUserLimit",
+            "AssocMaxSubmitJobLimit",
+            "QOSGrpSubmitJobsLimit",
+        ] {
+            let complaint = format!("sbatch: error: {limit}\n{policy}");
+            let Err(Error::Unclear(said)) = submitted(&answer(1, "", &complaint)) else {
+                panic!("{limit}");
+            };
+            let wanted = format!("the cluster takes no more jobs now: sbatch: error: {limit}");
+            assert_eq!(said, wanted);
+        }
+        // A limit on what one job may be is no matter of time.
+        let complaint = format!("sbatch: error: QOSMaxWallDurationPerJobLimit\n{policy}");
+        let refused = submitted(&answer(1, "", &complaint));
+        assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+        let busy = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying\n";
+        let Err(Error::Unclear(said)) = submitted(&answer(KILLED, "", busy)) else {
+            panic!("not unclear");
+        };
+        assert!(said.contains("temporarily unable"), "{said}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::directives::{directive, foreign};
 use coordinator_core::Span;
 use coordinator_core::pool::Policy;
 
@@ -18,20 +19,6 @@ const VALUE_MAX: usize = 4_096;
 const SIGNAL_MAX: u64 = 65_535;
 /// What workers take for a hand-over, in seconds.
 const HAND_OVER_S: (u64, u64) = (15, 3_600);
-/// What tells the coordinator which job is whose; or leads jobs away from where it looks.
-const RESERVED: [&str; 10] = [
-    "-J",
-    "--job-name",
-    "-a",
-    "--array",
-    "-M",
-    "--clusters",
-    "--cluster",
-    "--wrap",
-    "--parsable",
-    "--test-only",
-];
-
 /// Why there is no script.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -215,7 +202,7 @@ fn fill<'a>(template: &str, value: impl Fn(&str) -> Option<&'a String>) -> Resul
 }
 
 /// Checks what must stay on one line.
-fn usable(what: &str, value: &str) -> Result<(), Error> {
+pub(super) fn usable(what: &str, value: &str) -> Result<(), Error> {
     let why = if value
         .chars()
         .any(|letter| letter.is_control() && letter != '\t')
@@ -239,46 +226,6 @@ pub(crate) fn shell(word: &str) -> String {
         return word.to_owned();
     }
     format!("'{}'", word.replace('\'', r"'\''"))
-}
-
-/// Writes the value of an option so that `sbatch` reads it as it is, in a line of `#SBATCH`.
-///
-/// It ends words at blanks even behind a backslash, so only quotes help; in them a backslash
-/// takes the next letter as it is.
-fn directive(option: &str, value: &str) -> Result<String, Error> {
-    usable(option, value)?;
-    if value.is_empty() {
-        return Err(Error::Value {
-            what: option.to_owned(),
-            why: "is empty",
-        });
-    }
-    let harmless = |letter: char| letter.is_ascii_alphanumeric() || "-_./:@=,+%".contains(letter);
-    if value.chars().all(harmless) {
-        return Ok(value.to_owned());
-    }
-    let escaped = value.replace('\\', r"\\").replace('"', "\\\"");
-    Ok(format!("\"{escaped}\""))
-}
-
-/// Checks an option of the site's own.
-fn foreign(line: &str) -> Result<&str, Error> {
-    let refuse = |why| Err(Error::Directive(line.to_owned(), why));
-    let line = line.trim();
-    if usable("a directive", line).is_err() {
-        return refuse("it is not one line");
-    }
-    if !line.starts_with('-') {
-        return refuse("it does not begin with a dash");
-    }
-    for word in line.split_whitespace() {
-        let name = word.split_once('=').map_or(word, |(name, _)| name);
-        let is_short = |short: &str| name.starts_with(short) && !name.starts_with("--");
-        if RESERVED.contains(&name) || ["-J", "-a", "-M"].into_iter().any(is_short) {
-            return refuse("Muster has to set that itself");
-        }
-    }
-    Ok(line)
 }
 
 #[cfg(test)]
@@ -422,29 +369,6 @@ mod tests {
     }
 
     #[test]
-    fn directives_that_would_hide_a_job_are_refused() {
-        for wrong in [
-            "-J other",
-            "-Jother",
-            "--job-name=other",
-            "-a 0-3",
-            "-a0-3",
-            "--exclusive --array=1",
-            "-M far",
-            "--clusters=far",
-            "exclusive",
-            "--exclusive\n#SBATCH -J x",
-            "",
-        ] {
-            let refused = rendered("gpu", |s| s.directives = vec![wrong.to_owned()]);
-            assert!(
-                matches!(refused, Err(Error::Directive(..))),
-                "{wrong}: {refused:?}"
-            );
-        }
-    }
-
-    #[test]
     fn a_template_that_asks_for_what_there_is_not_is_refused() {
         let fill = |template| fill(template, |_| None);
         assert_eq!(fill("echo @{tokens"), Err(Error::Open));
@@ -459,41 +383,7 @@ mod tests {
         assert_eq!(walltime(Span::from_secs(26 * 3_600 + 1)), "1-02:01:00");
     }
 
-    /// Reads a line of `#SBATCH` as Slurm 22.05 does.
-    fn read_directive(line: &str) -> Vec<String> {
-        let mut words = Vec::new();
-        let mut letters = line.chars().peekable();
-        while letters.peek().is_some() {
-            while letters.next_if(|letter| letter.is_whitespace()).is_some() {}
-            if matches!(letters.peek(), None | Some('#')) {
-                break;
-            }
-            let (mut word, mut quote, mut escaped) = (String::new(), None, false);
-            while let Some(letter) = letters.next_if(|l| quote.is_some() || !l.is_whitespace()) {
-                match letter {
-                    _ if escaped => {
-                        escaped = false;
-                        word.push(letter);
-                    }
-                    '\\' => escaped = true,
-                    _ if quote == Some(letter) => quote = None,
-                    '"' | '\'' if quote.is_none() => quote = Some(letter),
-                    '#' if quote.is_none() => return words,
-                    _ => word.push(letter),
-                }
-            }
-            words.push(word);
-        }
-        words
-    }
-
     proptest! {
-        #[test]
-        fn no_value_leaves_its_quotes_in_a_directive(value in "\\PC{1,40}|[ \"'\\\\#$`a]{1,12}") {
-            let line = format!("--account={}", directive("account", &value).unwrap());
-            prop_assert_eq!(read_directive(&line), [format!("--account={value}")]);
-        }
-
         #[test]
         fn no_pool_or_value_adds_a_line(pool in "\\PC{1,20}|[ \"'\\\\#$`}@{a]{1,12}") {
             let plain = rendered("gpu", |_| ()).unwrap().lines().count();

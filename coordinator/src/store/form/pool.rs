@@ -27,6 +27,9 @@ pub(super) enum PoolEventV1<'a> {
         external: Text<'a>,
         host: Text<'a>,
     },
+    AllocationProven {
+        allocation: u64,
+    },
     AllocationEnding {
         allocation: u64,
         cause: Text<'a>,
@@ -55,6 +58,11 @@ pub(super) enum PoolEventV1<'a> {
     HostReleased {
         pool: Text<'a>,
         host: Text<'a>,
+    },
+    PoolForgotten {
+        pool: Text<'a>,
+        allocations: u32,
+        by: Text<'a>,
     },
     /// One of a newer program.
     #[serde(other)]
@@ -90,6 +98,9 @@ impl<'a> From<&'a PoolEvent> for PoolEventV1<'a> {
                 allocation: allocation.0,
                 external: text(external),
                 host: text(host),
+            },
+            PoolEvent::AllocationProven { allocation } => Self::AllocationProven {
+                allocation: allocation.0,
             },
             PoolEvent::AllocationEnding {
                 allocation,
@@ -133,6 +144,15 @@ impl<'a> From<&'a PoolEvent> for PoolEventV1<'a> {
                 pool: text(pool),
                 host: text(host),
             },
+            PoolEvent::PoolForgotten {
+                pool,
+                allocations,
+                by,
+            } => Self::PoolForgotten {
+                pool: text(pool),
+                allocations: *allocations,
+                by: text(by),
+            },
         }
     }
 }
@@ -168,6 +188,9 @@ impl TryFrom<PoolEventV1<'_>> for PoolEvent {
                 allocation: AllocationId(allocation),
                 external: boxed(external),
                 host: boxed(host),
+            },
+            PoolEventV1::AllocationProven { allocation } => Self::AllocationProven {
+                allocation: AllocationId(allocation),
             },
             PoolEventV1::AllocationEnding {
                 allocation,
@@ -210,6 +233,15 @@ impl TryFrom<PoolEventV1<'_>> for PoolEvent {
             PoolEventV1::HostReleased { pool, host } => Self::HostReleased {
                 pool: shared(&pool),
                 host: shared(&host),
+            },
+            PoolEventV1::PoolForgotten {
+                pool,
+                allocations,
+                by,
+            } => Self::PoolForgotten {
+                pool: shared(&pool),
+                allocations,
+                by: shared(&by),
             },
             PoolEventV1::Newer => return Err(Error::NewerEvent),
         })
@@ -358,6 +390,12 @@ pub(super) struct AllocationV1<'a> {
     host: Text<'a>,
     #[serde(default, skip_serializing_if = "is_zero")]
     joined: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    joined_at: Option<u64>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    worked: bool,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    proven: bool,
     #[serde(default, skip_serializing_if = "is_zero")]
     requeues: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -396,6 +434,9 @@ impl<'a> From<&'a Allocation> for AllocationV1<'a> {
             external: held.external.as_deref().map(text),
             host: text(&held.host),
             joined: held.joined,
+            joined_at: held.joined_at.map(Timestamp::ms),
+            worked: held.worked,
+            proven: held.proven,
             requeues: held.requeues,
             ending: held.ending.as_ref().map(|ending| EndingV1 {
                 cause: text(ending.cause.name()),
@@ -435,9 +476,13 @@ impl TryFrom<AllocationV1<'_>> for Allocation {
             external: form.external.map(boxed),
             host: boxed(form.host),
             joined: form.joined,
+            joined_at: form.joined_at.map(Timestamp::from_ms),
+            worked: form.worked,
+            proven: form.proven,
             requeues: form.requeues,
             ending: ending.transpose()?,
             idle_since: None,
+            vain_since: None,
         })
     }
 }

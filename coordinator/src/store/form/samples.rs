@@ -40,7 +40,9 @@ macro_rules! variants {
 
 mod pools;
 
-pub(in crate::store) use pools::{POOL_EVENTS, pool_event_name, pool_events, pooled_image};
+pub(in crate::store) use pools::{
+    POOL_EVENTS, judged_events, pool_event_name, pool_events, pooled_image,
+};
 
 variants!(KINDS, kind_name, EventKind:
     CoordinatorStarted, WorkerJoined, WorkerDraining, WorkerForgotten, RunSubmitted,
@@ -401,6 +403,7 @@ fn lease_kinds() -> Vec<EventKind> {
             failure: failure(FailureClass::WorkerLost),
             usage: Usage::default(),
             retry_at: Some(at(5_000)),
+            blames_host: None,
         },
         EventKind::VerifyPassed { run, lease },
         EventKind::VerifyFailed {

@@ -263,24 +263,22 @@ fn which_declared_agent_a_task_needs_is_kept() {
 
 #[test]
 fn what_the_first_form_did_not_know_of_pools_is_kept_too() {
-    let happened = samples::pool_events();
-    let names: BTreeSet<_> = happened.iter().map(samples::pool_event_name).collect();
+    let (happened, judged) = (samples::pool_events(), samples::judged_events());
+    let all = happened.iter().chain(&judged);
+    let names: BTreeSet<_> = all.map(samples::pool_event_name).collect();
     assert_eq!(names, samples::POOL_EVENTS.iter().copied().collect());
-    let events: Vec<Event> = (1..)
-        .zip(happened)
-        .map(|(seq, event)| Event {
-            seq,
-            at: samples::at(seq),
-            kind: EventKind::Pool(event),
-        })
-        .collect();
-    let bodies: Vec<_> = events
-        .iter()
-        .map(|event| event_json(event).unwrap())
-        .collect();
-    let array = format!("[{}]\n", bodies.join(",\n"));
-    let kept = check_golden("v1-pools.json", &array);
-    assert_eq!(decode_events(1, &kept).unwrap(), events);
+    let happened = happened.into_iter().map(EventKind::Pool);
+    check_events("v1-pools.json", happened);
+    let blamed = EventKind::AttemptFailed {
+        run: samples::RUN,
+        lease: coordinator_core::LeaseId(3),
+        failure: Failure::new(coordinator_core::FailureClass::WorkerLost, "it fell silent"),
+        usage: coordinator_core::event::Usage::default(),
+        retry_at: None,
+        blames_host: Some(true),
+    };
+    let judged = judged.into_iter().map(EventKind::Pool);
+    check_events("v1-pools-judged.json", judged.chain([blamed]));
 
     let image = samples::pooled_image();
     let head = Head::new(samples::at(41), &image);
@@ -293,6 +291,37 @@ fn what_the_first_form_did_not_know_of_pools_is_kept_too() {
     let body = encode_head(&head).unwrap();
     let runs = samples::pooled_image().runs;
     assert_eq!(decode_head(1, &body).unwrap().with_runs(runs), image);
+}
+
+/// Compares events alone with a golden file, a line each.
+fn check_events(name: &str, kinds: impl IntoIterator<Item = EventKind>) {
+    let events: Vec<Event> = (1..)
+        .zip(kinds)
+        .map(|(seq, kind)| Event {
+            seq,
+            at: samples::at(seq),
+            kind,
+        })
+        .collect();
+    let bodies: Vec<_> = events
+        .iter()
+        .map(|event| event_json(event).unwrap())
+        .collect();
+    let array = format!("[{}]\n", bodies.join(",\n"));
+    let kept = check_golden(name, &array);
+    assert_eq!(decode_events(1, &kept).unwrap(), events);
+}
+
+#[test]
+fn how_the_start_of_an_allocation_went_is_kept() {
+    let mut image = samples::pooled_image();
+    let held = image.allocations.last_mut().unwrap();
+    held.joined_at = Some(samples::at(13));
+    (held.worked, held.proven) = (true, true);
+    let head = Head::new(samples::at(41), &image);
+    let form = snapshot::HeadV1::from(&head);
+    let kept = check_golden("v1-snapshot-pools-judged.json", &pretty(&form));
+    assert_eq!(decode_head(1, &kept).unwrap(), head);
 }
 
 #[test]

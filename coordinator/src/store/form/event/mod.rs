@@ -209,6 +209,8 @@ enum KindV1<'a> {
         usage: UsageV1,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_at: Option<u64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        blames_host: Option<bool>,
     },
     VerifyPassed {
         run: u64,

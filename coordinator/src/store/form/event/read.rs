@@ -180,12 +180,14 @@ impl TryFrom<KindV1<'_>> for EventKind {
                 failure,
                 usage,
                 retry_at,
+                blames_host,
             } => Self::AttemptFailed {
                 run: RunId(run),
                 lease: LeaseId(lease),
                 failure: Failure::try_from(failure)?,
                 usage: usage.into(),
                 retry_at: retry_at.map(Timestamp::from_ms),
+                blames_host,
             },
             KindV1::VerifyPassed { run, lease } => Self::VerifyPassed {
                 run: RunId(run),

@@ -165,12 +165,14 @@ impl<'a> From<&'a EventKind> for KindV1<'a> {
                 failure,
                 usage,
                 retry_at,
+                blames_host,
             } => Self::AttemptFailed {
                 run: run.0,
                 lease: lease.0,
                 failure: FailureV1::from(failure),
                 usage: UsageV1::from(*usage),
                 retry_at: retry_at.map(Timestamp::ms),
+                blames_host: *blames_host,
             },
             EventKind::VerifyPassed { run, lease } => Self::VerifyPassed {
                 run: run.0,

@@ -14,11 +14,11 @@ use coordinator_core::{AllocationId, TaskIx, TaskKey};
 use super::{RUN, at, image};
 
 variants!(POOL_EVENTS, pool_event_name, PoolEvent:
-    AllocationsWanted, AllocationQueued, AllocationRunning, AllocationEnding, AllocationEnded,
-    PoolPaused, PoolResumed, HostQuarantined, HostReleased,
+    AllocationsWanted, AllocationQueued, AllocationRunning, AllocationProven, AllocationEnding,
+    AllocationEnded, PoolPaused, PoolResumed, HostQuarantined, HostReleased, PoolForgotten,
 );
 
-/// Everything that can happen to pools, with every cause and every end.
+/// Everything that could happen to pools at first, with every cause and every end.
 pub(in crate::store) fn pool_events() -> Vec<PoolEvent> {
     let pool: Arc<str> = "gpu".into();
     let allocation = AllocationId(5);
@@ -58,17 +58,52 @@ pub(in crate::store) fn pool_events() -> Vec<PoolEvent> {
             host: "node7".into(),
         },
     ];
-    events.extend(EndCause::ALL.map(|cause| PoolEvent::AllocationEnding {
+    let later = [EndCause::NeverWorked];
+    let causes = EndCause::ALL.into_iter();
+    events.extend(
+        causes
+            .filter(|cause| !later.contains(cause))
+            .map(|cause| ending(allocation, cause)),
+    );
+    let later = [AllocationEnd::NeverWorked, AllocationEnd::DiedYoung];
+    let ends = AllocationEnd::ALL.into_iter();
+    events.extend(
+        ends.filter(|end| !later.contains(end))
+            .map(|end| ended(allocation, end)),
+    );
+    events
+}
+
+/// What can happen to pools besides since their starts are judged by what becomes of them.
+pub(in crate::store) fn judged_events() -> Vec<PoolEvent> {
+    let allocation = AllocationId(5);
+    vec![
+        PoolEvent::AllocationProven { allocation },
+        ending(allocation, EndCause::NeverWorked),
+        ended(allocation, AllocationEnd::NeverWorked),
+        ended(allocation, AllocationEnd::DiedYoung),
+        PoolEvent::PoolForgotten {
+            pool: "old".into(),
+            allocations: 3,
+            by: "ann".into(),
+        },
+    ]
+}
+
+fn ending(allocation: AllocationId, cause: EndCause) -> PoolEvent {
+    PoolEvent::AllocationEnding {
         allocation,
         cause,
         reason: "nothing has needed it for 300 s".into(),
-    }));
-    events.extend(AllocationEnd::ALL.map(|end| PoolEvent::AllocationEnded {
+    }
+}
+
+fn ended(allocation: AllocationId, end: AllocationEnd) -> PoolEvent {
+    PoolEvent::AllocationEnded {
         allocation,
         end,
         detail: "TIMEOUT".into(),
-    }));
-    events
+    }
 }
 
 /// A state with pools, allocations in every phase, and a worker of one of them.
@@ -84,9 +119,13 @@ pub(in crate::store) fn pooled_image() -> Image {
         external: None,
         host: "".into(),
         joined: false,
+        joined_at: None,
+        worked: false,
+        proven: false,
         requeues: 0,
         ending: None,
         idle_since: None,
+        vain_since: None,
     };
     image.next_allocation = AllocationId(8);
     image.allocations = vec![

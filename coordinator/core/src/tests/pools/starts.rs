@@ -1,0 +1,246 @@
+//! Which starts of allocations were good ones, and which count as failed.
+
+use super::*;
+
+fn failures(cluster: &Cluster) -> u32 {
+    let pool = cluster.0.state.pool(POOL);
+    pool.map_or(0, |pool| pool.failures)
+}
+
+/// Starts an allocation, whose worker joins.
+fn start(cluster: &mut Cluster, allocation: u64) -> String {
+    cluster.run(&[allocation]);
+    cluster.join(allocation)
+}
+
+fn end_of(events: &[PoolEvent]) -> AllocationEnd {
+    let [PoolEvent::AllocationEnded { end, .. }, ..] = events else {
+        panic!("not ended: {events:?}");
+    };
+    *end
+}
+
+fn refuse(cluster: &mut Cluster, allocation: u64) {
+    cluster.see(&[allocation], |_| Seen::Refused { detail: "".into() });
+}
+
+/// The worker says that it takes nothing any more, as one does that leaves in good order.
+fn drains(cluster: &mut Cluster, name: &str) {
+    let Some(Command::Heartbeat(mut beat)) = cluster.0.heartbeat(name, vec![]) else {
+        panic!("no heartbeat");
+    };
+    beat.draining = true;
+    cluster.0.act(&Command::Heartbeat(beat));
+}
+
+#[test]
+fn machines_that_die_as_soon_as_their_workers_have_joined_pause_their_pool() {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(1).retries(9));
+    for allocation in 1..=3 {
+        assert_eq!(cluster.wanted(), 1, "{:?}", cluster.0.state.pool(POOL));
+        let name = start(&mut cluster, allocation);
+        cluster.pass(20, &[&name]);
+        cluster.0.close(&name);
+        // Its provider notices only later, and so does the coordinator.
+        cluster.pass(200, &[]);
+        let events = cluster.gone(allocation);
+        assert_eq!(end_of(&events), AllocationEnd::DiedYoung);
+        assert_eq!(failures(&cluster), u32::try_from(allocation).unwrap());
+        assert_eq!(cluster.wanted(), 0, "it is given time");
+        cluster.pass(60, &[]);
+    }
+    let pause = cluster.0.state.pool(POOL).unwrap().paused.clone().unwrap();
+    let said =
+        "its worker on n3 vanished within 20 s after it had joined; it ended so: no such job";
+    assert!(pause.reason.ends_with(said), "{}", pause.reason);
+}
+
+#[test]
+fn what_lived_a_while_or_did_its_work_or_took_its_leave_was_a_good_start() {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(6).retries(9));
+    cluster.wanted();
+    let names = [1, 2, 3].map(|allocation| start(&mut cluster, allocation));
+    let second = worker(&names[1]);
+    let live = cluster.0.live();
+    let done = live.iter().find(|lease| lease.worker == second).unwrap();
+    cluster.0.started(done);
+    cluster.0.succeed(done);
+    drains(&mut cluster, &names[2]);
+    cluster.pass(10, &[&names[0]]);
+    cluster.0.close(&names[1]);
+    cluster.0.close(&names[2]);
+    cluster.pass(60, &[&names[0]]);
+    cluster.0.close(&names[0]);
+    cluster.pass(100, &[]);
+    for allocation in 1..=3 {
+        let events = cluster.gone(allocation);
+        assert_eq!(end_of(&events), AllocationEnd::Gone, "{allocation}");
+    }
+    assert_eq!(failures(&cluster), 0);
+}
+
+#[test]
+fn a_machine_whose_time_is_over_has_not_died_young() {
+    let walltime = Some(Span::from_secs(90));
+    let mut cluster = Cluster::new(Policy {
+        walltime,
+        ..policy(10)
+    });
+    cluster.0.submit(independent(1));
+    cluster.wanted();
+    cluster.run(&[1]);
+    cluster.pass(50, &[]);
+    let name = cluster.join(1);
+    cluster.pass(40, &[&name]);
+    cluster.0.close(&name);
+    cluster.pass(100, &[]);
+    let events = cluster.gone(1);
+    assert_eq!(end_of(&events), AllocationEnd::Gone);
+}
+
+#[test]
+fn a_worker_that_joins_does_not_yet_clear_what_failed_before_and_one_that_stays_does() {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(2));
+    cluster.wanted();
+    refuse(&mut cluster, 1);
+    cluster.pass(5, &[]);
+    cluster.wanted();
+    let name = start(&mut cluster, 2);
+    cluster.plan();
+    assert_eq!(failures(&cluster), 1);
+    cluster.pass(50, &[&name]);
+    assert_eq!(cluster.plan(), []);
+    cluster.pass(10, &[&name]);
+    let allocation = AllocationId(2);
+    assert_eq!(cluster.plan(), [PoolEvent::AllocationProven { allocation }]);
+    assert_eq!(failures(&cluster), 0);
+    assert_eq!(cluster.plan(), [], "once");
+}
+
+#[test]
+fn work_that_goes_well_clears_what_failed_before_its_worker_joined_and_nothing_later() {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(9));
+    cluster.wanted();
+    for allocation in [1, 2] {
+        refuse(&mut cluster, allocation);
+        cluster.pass(1, &[]);
+    }
+    start(&mut cluster, 3);
+    let live = cluster.0.live();
+    cluster.0.started(&live[0]);
+    cluster.0.succeed(&live[0]);
+    assert_eq!(failures(&cluster), 0);
+    cluster.pass(20, &["w3"]);
+    cluster.wanted();
+    refuse(&mut cluster, 6);
+    cluster.pass(1, &["w3"]);
+    cluster.0.started(&live[1]);
+    cluster.0.succeed(&live[1]);
+    assert_eq!(failures(&cluster), 1, "an old one says nothing of new ones");
+}
+
+#[test]
+fn an_allocation_whose_worker_takes_nothing_although_work_waits_counts_as_failed() {
+    let mut cluster = Cluster::new(policy(1));
+    cluster.0.submit(independent(1));
+    cluster.wanted();
+    cluster.run(&[1]);
+    let offer = Offer {
+        pool: text(POOL),
+        allocation: Some(AllocationId(1)),
+        host: "n1".into(),
+        ..offer(2)
+    };
+    cluster.0.hello("w1", 1, offer);
+    for _ in 0..31 {
+        assert_eq!(cluster.ending(), []);
+        let Some(Command::Heartbeat(mut beat)) = cluster.0.heartbeat("w1", vec![]) else {
+            panic!("no heartbeat");
+        };
+        beat.free_slots = 0;
+        cluster.0.act(&Command::Heartbeat(beat));
+        cluster.0.pass(Span::from_secs(10));
+    }
+    assert_eq!(cluster.ending(), [(1, EndCause::NeverWorked)]);
+    cluster.0.close("w1");
+    let events = cluster.gone(1);
+    assert_eq!(end_of(&events), AllocationEnd::NeverWorked);
+    assert_eq!(failures(&cluster), 1);
+}
+
+#[test]
+fn a_worker_that_lacks_what_its_pool_promises_counts_as_failed_and_one_without_work_does_not() {
+    for (promised, ends) in [(true, EndCause::NeverWorked), (false, EndCause::Idle)] {
+        let mut template = template(2);
+        template.labels = [text("gpu")].into();
+        let mut cluster = Cluster::new(Policy {
+            template,
+            idle_timeout: Span::from_secs(400),
+            ..policy(1)
+        });
+        let run = cluster.0.submit(independent(1).each(|task| {
+            task.profile.requirement.labels = [text("gpu")].into();
+        }));
+        cluster.wanted();
+        let name = start(&mut cluster, 1);
+        assert!(cluster.0.live().is_empty(), "it does not carry the label");
+        if !promised {
+            cluster.0.cancel(crate::command::Target::Run(run));
+        }
+        cluster.plan();
+        cluster.pass(if promised { 301 } else { 401 }, &[&name]);
+        assert_eq!(cluster.ending(), [(1, ends)]);
+    }
+}
+
+#[test]
+fn a_host_on_which_workers_vanish_with_their_work_is_quarantined_after_some_of_them() {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(12).retries(9));
+    cluster.wanted();
+    cluster.run(&[1]);
+    for time in 1..=3 {
+        let name = format!("w{time}");
+        let offer = Offer {
+            pool: text(POOL),
+            host: "n1".into(),
+            ..offer(4)
+        };
+        cluster.0.hello(&name, 1, offer);
+        cluster.0.beat(&name);
+        let held = cluster.0.live().len();
+        assert_eq!(held, 4);
+        cluster.pass(20, &[&name]);
+        cluster.0.close(&name);
+        // Both have to pass before a lease is lost.
+        cluster.pass(80, &[]);
+        assert_eq!(cluster.0.live().len(), 0);
+        cluster.plan();
+        let pool = cluster.0.state.pool(POOL).unwrap();
+        let is_quarantined = pool.quarantined.contains_key("n1");
+        assert_eq!(
+            is_quarantined,
+            time == 3,
+            "it vanished {time} times: {pool:?}"
+        );
+    }
+}
+
+#[test]
+fn what_was_worked_on_for_longer_before_its_worker_vanished_does_not_speak_against_the_host() {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(1).retries(9));
+    cluster.wanted();
+    let name = start(&mut cluster, 1);
+    let lease = cluster.0.only();
+    cluster.0.started(&lease);
+    cluster.pass(40, &[&name]);
+    cluster.pass(80, &[]);
+    assert!(cluster.0.live().is_empty());
+    let suspects = cluster.0.state.pool(POOL).map(|pool| pool.suspects.len());
+    assert_eq!(suspects.unwrap_or(0), 0);
+}
