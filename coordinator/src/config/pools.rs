@@ -501,6 +501,7 @@ impl<'k> Keys<'k, '_, '_> {
             walltime: None,
             failures_max: self.number_or("failures", 1, 1000, FAILURES),
             quarantine: self.flag_or("quarantine", quarantine),
+            stays: false,
         }
     }
 
@@ -536,6 +537,7 @@ fn external(keys: &mut Keys<'_, '_, '_>, name: &str) -> Option<PoolSettings> {
         walltime: None,
         failures_max: keys.number_or("failures", 1, 1000, FAILURES),
         quarantine: keys.flag_or("quarantine", false),
+        stays: false,
     };
     let kind = PoolKind::External;
     Some(PoolSettings { policy, kind })

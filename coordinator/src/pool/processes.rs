@@ -360,6 +360,7 @@ mod tests {
                 walltime: None,
                 failures_max: 1,
                 quarantine: false,
+                stays: false,
             },
             worker_args: vec![],
         };

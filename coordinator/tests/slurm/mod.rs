@@ -118,6 +118,7 @@ impl Site {
             walltime: None,
             failures_max: 3,
             quarantine: true,
+            stays: false,
         };
         let coordinator = Coordinator {
             home: HOME.into(),

@@ -152,6 +152,7 @@ impl Site {
             walltime: None,
             failures_max: 3,
             quarantine: true,
+            stays: false,
         };
         let coordinator = Coordinator {
             home: "3f9a1c20".into(),

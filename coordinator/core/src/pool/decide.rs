@@ -341,14 +341,19 @@ fn end_of(
     held: &Allocation,
     detail: &str,
 ) -> (AllocationEnd, Box<str>) {
-    let end = match &held.ending {
+    let ending = held.ending.as_ref();
+    // Of those whose workers had gone before it is asked how they lived, as of those that are gone.
+    let planned = ending.filter(|ending| ending.cause != EndCause::Deserted);
+    let end = match planned {
         Some(ending) => match ending.cause {
             EndCause::NeverJoined => AllocationEnd::NeverJoined,
             EndCause::NeverWorked => {
                 let detail = format!("{}; it ended so: {detail}", ending.reason);
                 return (AllocationEnd::NeverWorked, detail.into());
             }
-            EndCause::Idle | EndCause::Surplus | EndCause::Quarantined => AllocationEnd::Released,
+            EndCause::Idle | EndCause::Surplus | EndCause::Quarantined | EndCause::Deserted => {
+                AllocationEnd::Released
+            }
         },
         None if !held.joined => AllocationEnd::NeverJoined,
         None => match died_young(state, now, held) {

@@ -9,7 +9,8 @@ use crate::pool::settings::{Ec2Settings, PoolKind, PoolSettings, RoleArn};
 pub(super) const EC2: [&str; 4] = ["group", "region", "role", "poll"];
 
 pub(super) fn read(keys: &mut Keys<'_, '_, '_>, name: &str) -> Option<PoolSettings> {
-    let policy = keys.scaled(name, true);
+    let mut policy = keys.scaled(name, true);
+    policy.stays = true;
     for (key, hint) in [
         (
             "group",
