@@ -520,7 +520,7 @@ mod tests {
         assert!(lab.template.labels.contains("site=lab"));
         let big = &config.pools["big"].policy;
         assert_eq!((big.min, big.priority), (1, -2));
-        assert_eq!(big.walltime, Some(Span::from_secs(4 * 3600 - 120 - 60)));
+        assert_eq!(big.walltime, Some(Span::from_secs(4 * 3600 - 120)));
         let resources: Vec<_> = big.template.resources.iter().collect();
         let resources: Vec<_> = resources.iter().map(|(name, n)| (&***name, **n)).collect();
         assert_eq!(

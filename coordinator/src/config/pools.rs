@@ -569,8 +569,7 @@ fn slurm(keys: &mut Keys<'_, '_, '_>, name: &str) -> Option<PoolSettings> {
     }
     let time = keys.span("time");
     let hand_over = keys.span_or("hand-over", HAND_OVER);
-    let notice = hand_over + SIGNAL_EARLY;
-    let least = notice + limits::WALLTIME_FLOOR;
+    let least = hand_over + SIGNAL_EARLY + limits::WALLTIME_FLOOR;
     if let Some(time) = time
         && time <= least
         && let Some((_, value)) = keys.get("time")
@@ -584,7 +583,7 @@ fn slurm(keys: &mut Keys<'_, '_, '_>, name: &str) -> Option<PoolSettings> {
         keys.wrong(value, &what, &hint);
     }
     // What is left for work: a job hands over before its end.
-    policy.walltime = time.map(|time| Span::from_ms(time.ms().saturating_sub(notice.ms())));
+    policy.walltime = time.map(|time| Span::from_ms(time.ms().saturating_sub(hand_over.ms())));
     let cpus = keys.number("cpus", 1, 1_000_000);
     let memory_mib = keys.size("memory");
     // What a job asks for is what its workers have to give, unless the file says otherwise.

@@ -448,6 +448,9 @@ fn over_ssh(_: &Programs) -> Result<()> {
     let configuration = site.slurm.configuration().display().to_string();
     let variables = [("SLURM_CONF", &*configuration), ("SBATCH_PARTITION", "hi")];
     let mut host = LoginHost::start(&site.folder.path().join("login"), &variables)?;
+    // Its shell greets, as many do.
+    let greeting = "echo 'Welcome, 4711'; printf 'no line' >&2\n";
+    fs::write(site.folder.path().join("login/.bashrc"), greeting)?;
     site.settings.login = Some(host.address());
     site.settings.ssh_options = host.options();
     let provider = site.provider()?;
