@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=muster");
     let files = [
         "muster/v1/common.proto",
+        "muster/v1/join.proto",
         "muster/v1/worker.proto",
         "muster/v1/pools.proto",
         "muster/v1/operator.proto",

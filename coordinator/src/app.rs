@@ -13,6 +13,7 @@ use coordinator_core::state::LeaseClocks;
 use muster_connect::{AddressFile, read_token_file};
 use muster_git::Git;
 use muster_proto::MESSAGE_BYTES_MAX;
+use muster_proto::v1::join_service_server::JoinServiceServer;
 use muster_proto::v1::operator_service_server::OperatorServiceServer;
 use muster_proto::v1::worker_service_server::WorkerServiceServer;
 use tokio::sync::watch;
@@ -22,6 +23,7 @@ use tracing::{info, warn};
 
 use crate::api::feed::Feeds;
 use crate::api::grants::Grants;
+use crate::api::join::Joins;
 use crate::api::operator_service::{About, Operators};
 use crate::api::plans::{self, Plans};
 use crate::api::pools::Pools;
@@ -29,7 +31,7 @@ use crate::api::runs::Runs;
 use crate::api::submit::Submissions;
 use crate::api::usage::Meter;
 use crate::api::worker_service::{Terms, Workers};
-use crate::api::{self, Gate, Server, server_config};
+use crate::api::{self, Gate, OpenPath, Server, server_config};
 use crate::auth::{Authenticator, NewToken, Role};
 use crate::engine::{self, Handle, Readers};
 use crate::git::fence::EngineFence;
@@ -55,6 +57,8 @@ const ENGINE_ENDS: Duration = Duration::from_secs(20);
 const MIRRORS_END: Duration = Duration::from_secs(10);
 /// Largest message a worker may send: twice its event window.
 const WORKER_MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Largest claim of a machine that nobody knows yet.
+const CLAIM_BYTES_MAX: usize = 32 * 1024;
 /// Where plans come in, which are the only large requests.
 /// Readers of the store that serve requests, and as many that serve the fleet.
 const READERS: usize = 4;
@@ -300,11 +304,25 @@ impl App {
             .with_mirrors(copied.clone())
             .with_meter(Meter::new(ledger.clone(), options.prices.clone()))
             .with_pools(Pools::new(pools, standings.clone()));
-        let router = router(operators, workers, &git_host).map_err(|error| Error::Io {
+        let joins = Joins::new(engine.clone(), auth.clone());
+        #[cfg(feature = "ec2")]
+        let joins = joins.with_callers(
+            pool::ec2::Callers::new(pools, auth.ca().certificate().fingerprint())
+                .await
+                .map_err(|error| Error::Io {
+                    action: "prepare for EC2 instances",
+                    source: error.into(),
+                })?,
+        );
+        let program = api::program::router(options.executable.clone());
+        let router = router(operators, workers, joins, &git_host).map_err(|error| Error::Io {
             action: "describe the services",
             source: error.into(),
         })?;
-        let guarded = Gate::new(auth.clone()).guard(router);
+        let guarded = Gate::new(auth.clone())
+            .open(OpenPath::Below(api::join::PATH))
+            .open(OpenPath::Below(api::program::PATH))
+            .guard(router.merge(program));
         tasks.spawn({
             let port = port.clone();
             async move {
@@ -529,6 +547,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 fn router(
     operators: Operators,
     workers: Workers,
+    joins: Joins,
     git_host: &GitHost,
 ) -> Result<Router, tonic_reflection::server::Error> {
     let operators = Arc::new(operators);
@@ -550,6 +569,7 @@ fn router(
     let (_health_reporter, health) = tonic_health::server::health_reporter();
     let services = tonic::service::Routes::new(operators)
         .add_service(workers)
+        .add_service(JoinServiceServer::new(joins).max_decoding_message_size(CLAIM_BYTES_MAX))
         .add_service(reflection)
         .add_service(health);
     let plans =

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use jiff::Timestamp;
+use muster_connect::Token;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -75,8 +76,28 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "FILE", hide = true)]
     address_file: Option<PathBuf>,
     /// File with the join token.
-    #[arg(long, value_name = "FILE", env = "MUSTER_TOKEN_FILE")]
-    token_file: PathBuf,
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MUSTER_TOKEN_FILE",
+        required_unless_present = "ec2"
+    )]
+    token_file: Option<PathBuf>,
+    /// This machine is an EC2 instance of `--pool`: join as what its instance profile proves it to be,
+    /// without a token, and hand over when the instance is about to be taken away.
+    ///
+    /// Asks the metadata service, version 2, for that. Needs `--ca-file` and `--pool`.
+    #[arg(
+        long,
+        requires = "ca_file",
+        requires = "pool",
+        conflicts_with = "token_file"
+    )]
+    ec2: bool,
+    /// File with the certificate of the coordinator's authority (`ca.pem` in its home); with `--ec2`,
+    /// since a join token names it itself.
+    #[arg(long, value_name = "FILE", requires = "ec2")]
+    ca_file: Option<PathBuf>,
     /// Attempts and verifies to hold at once.
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = slots)]
@@ -247,16 +268,20 @@ impl Failed {
 }
 
 async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
-    let options = arguments.options().map_err(|text| Failed {
+    let usage = |text| Failed {
         text,
         code: EXIT_USAGE,
-    })?;
+    };
     let interrupt = signal(SignalKind::interrupt()).map_err(|error| Failed::of(&error))?;
     let terminate = signal(SignalKind::terminate()).map_err(|error| Failed::of(&error))?;
     let notice = signal(SignalKind::user_defined1()).map_err(|error| Failed::of(&error))?;
     let (wish, wishes) = watch::channel(Wish::Work);
     tokio::spawn(noticed(notice, wish.clone()));
-    tokio::spawn(listen(interrupt, terminate, wish));
+    tokio::spawn(listen(interrupt, terminate, wish.clone()));
+    let Some(token) = arguments.token(&wish, wishes.clone()).await? else {
+        return Ok(());
+    };
+    let options = arguments.options(token).map_err(usage)?;
     match worker::run(options, wishes).await {
         Ok(ended) => {
             tracing::info!(?ended, "worker ends");
@@ -314,20 +339,97 @@ enum Approvals {
 }
 
 impl WorkerArgs {
-    fn options(self) -> Result<Options, String> {
-        let token = muster_connect::read_token_file(&self.token_file).map_err(|e| chain(&e))?;
-        let coordinator = match (self.coordinator, self.address_file) {
+    /// Gives what the worker joins with; `None` when it was told to leave before it was let in.
+    async fn token(
+        &self,
+        wish: &watch::Sender<Wish>,
+        wishes: watch::Receiver<Wish>,
+    ) -> Result<Option<Token>, Failed> {
+        if self.ec2 {
+            return self.claim(wish, wishes).await;
+        }
+        let read = match &self.token_file {
+            Some(file) => muster_connect::read_token_file(file).map_err(|e| chain(&e)),
+            None => Err("name the file with the join token with --token-file".to_owned()),
+        };
+        read.map(Some).map_err(|text| Failed {
+            text,
+            code: EXIT_USAGE,
+        })
+    }
+
+    #[cfg(not(feature = "ec2"))]
+    #[expect(clippy::unused_async, reason = "with EC2 it waits")]
+    async fn claim(
+        &self,
+        _: &watch::Sender<Wish>,
+        _: watch::Receiver<Wish>,
+    ) -> Result<Option<Token>, Failed> {
+        Err(Failed {
+            text: "this program was built without EC2; build it with --features ec2".to_owned(),
+            code: EXIT_USAGE,
+        })
+    }
+
+    /// Claims the token of this instance's allocation, and watches for the instance's end from then on.
+    #[cfg(feature = "ec2")]
+    async fn claim(
+        &self,
+        wish: &watch::Sender<Wish>,
+        mut wishes: watch::Receiver<Wish>,
+    ) -> Result<Option<Token>, Failed> {
+        use crate::ec2;
+
+        let usage = |text| Failed {
+            text,
+            code: EXIT_USAGE,
+        };
+        let Coordinator::Address(address) = self.coordinator().map_err(usage)? else {
+            return Err(usage("--ec2 needs --coordinator".to_owned()));
+        };
+        let file = self.ca_file.as_deref().unwrap_or(Path::new("ca.pem"));
+        let ca = muster_connect::CaCertificate::read(file);
+        let ca = ca.map_err(|error| usage(chain(&error)))?;
+        let metadata = ec2::Metadata::new();
+        let watched = metadata.clone();
+        let wish = wish.clone();
+        tokio::spawn(async move {
+            let notice = ec2::watch(&watched).await;
+            tracing::warn!(
+                why = notice.message(),
+                "the instance goes away; handing over"
+            );
+            wish_for(&wish, Wish::HandOver);
+        });
+        tokio::select! {
+            claimed = ec2::claim(&metadata, &address, ca, &self.pool) => {
+                claimed.map(Some).map_err(|error| Failed {
+                    text: chain(&error),
+                    code: EXIT_REFUSED,
+                })
+            }
+            // Whatever is wished for: it holds nothing.
+            _ = wishes.changed() => Ok(None),
+        }
+    }
+
+    fn coordinator(&self) -> Result<Coordinator, String> {
+        match (&self.coordinator, &self.address_file) {
             (_, Some(file)) => {
                 let home = file.parent().unwrap_or(Path::new("."));
-                Coordinator::Home(home.to_owned())
+                Ok(Coordinator::Home(home.to_owned()))
             }
             (Some(address), None) => {
-                muster_connect::check_address(&address)
+                muster_connect::check_address(address)
                     .map_err(|error| format!("{error}, such as host:7733"))?;
-                Coordinator::Address(address)
+                Ok(Coordinator::Address(address.clone()))
             }
-            (None, None) => return Err("name the coordinator with --coordinator".to_owned()),
-        };
+            (None, None) => Err("name the coordinator with --coordinator".to_owned()),
+        }
+    }
+
+    fn options(self, token: Token) -> Result<Options, String> {
+        let coordinator = self.coordinator()?;
         let variable = |name: &str| std::env::var(name).ok();
         let state = match self.state_dir {
             Some(folder) => StateDir::At(folder),

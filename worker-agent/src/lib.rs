@@ -8,6 +8,8 @@ pub mod clock;
 mod departure;
 mod disk;
 mod document;
+#[cfg(feature = "ec2")]
+mod ec2;
 mod failure;
 pub mod frames;
 #[cfg(test)]

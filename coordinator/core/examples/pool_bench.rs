@@ -61,6 +61,7 @@ fn policy() -> Policy {
         walltime: Some(Span::from_secs(3_600)),
         failures_max: 3,
         quarantine: true,
+        stays: false,
     }
 }
 

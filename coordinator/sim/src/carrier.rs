@@ -112,6 +112,7 @@ fn policy(plan: &PoolPlan, least: &Offered) -> Policy {
         walltime: None,
         failures_max: plan.failures_max,
         quarantine: plan.quarantine,
+        stays: false,
     }
 }
 

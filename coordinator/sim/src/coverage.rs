@@ -160,6 +160,7 @@ impl Came {
             Self::ToEndNeverJoined => &[&[Met::AllocationJoining]],
             Self::ToEndNeverWorked
             | Self::ToEndQuarantined
+            | Self::ToEndDeserted
             | Self::Proven
             | Self::EndedDiedYoung
             | Self::EndedGone => &[&[Met::AllocationJoined]],

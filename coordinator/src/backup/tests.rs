@@ -299,6 +299,7 @@ async fn pooled(engine: &engine::Handle) -> usize {
         walltime: None,
         failures_max: 3,
         quarantine: false,
+        stays: false,
     };
     let policies = [("gpu".into(), policy)].into();
     for command in [PoolCommand::Configure { policies }, PoolCommand::Plan] {

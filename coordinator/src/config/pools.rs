@@ -1,5 +1,7 @@
 //! The `[pools.NAME]` tables of the configuration file.
 
+mod ec2;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,7 +33,7 @@ const WORKERS_MAX: u32 = 1024;
 const TEXT_BYTES_MAX: usize = 4096;
 const ITEMS_MAX: usize = 256;
 
-const KINDS: [&str; 3] = ["local", "slurm", "external"];
+const KINDS: [&str; 4] = ["local", "slurm", "ec2", "external"];
 /// Keys of pools whose workers people start.
 const OFFERED: [&str; 7] = [
     "kind",
@@ -43,7 +45,7 @@ const OFFERED: [&str; 7] = [
     "quarantine",
 ];
 /// Further ones of pools that are scaled.
-const SCALED: [&str; 8] = [
+const SCALED: [&str; 7] = [
     "priority",
     "min",
     "max",
@@ -51,8 +53,10 @@ const SCALED: [&str; 8] = [
     "backlog",
     "burst",
     "join-timeout",
-    "worker-args",
 ];
+/// Kinds whose workers the coordinator starts itself, and their key for that.
+const STARTED: [&str; 2] = ["local", "slurm"];
+const WORKER_ARGS: &str = "worker-args";
 /// Further ones of Slurm pools.
 const SLURM: [&str; 18] = [
     "workers",
@@ -150,6 +154,7 @@ fn pool(reader: &mut Reader<'_>, name: &str, value: &Spanned<DeValue<'_>>) -> Op
     let settings = match kind {
         "external" => external(&mut keys, name),
         "local" => local(&mut keys, name),
+        "ec2" => ec2::read(&mut keys, name),
         _ => slurm(&mut keys, name),
     };
     let said = std::mem::take(&mut keys.said);
@@ -172,7 +177,7 @@ impl<'k> Keys<'k, '_, '_> {
     fn kind(&mut self) -> Option<&'static str> {
         let Some((_, line, value)) = self.keys.get("kind").copied() else {
             let message = format!("{}`kind` is missing", self.of);
-            let hint = "one of local, slurm and external";
+            let hint = "one of local, slurm, ec2 and external";
             self.reader.wrong(self.whole.span(), message, hint);
             return None;
         };
@@ -196,8 +201,13 @@ impl<'k> Keys<'k, '_, '_> {
         if kind != "external" {
             known.extend(SCALED);
         }
-        if kind == "slurm" {
-            known.extend(SLURM);
+        match kind {
+            "slurm" => known.extend(SLURM),
+            "ec2" => known.extend(ec2::EC2),
+            _ => {}
+        }
+        if STARTED.contains(&kind) {
+            known.push(WORKER_ARGS);
         }
         let others: Vec<(&str, usize)> = self
             .keys
@@ -206,16 +216,25 @@ impl<'k> Keys<'k, '_, '_> {
             .map(|(key, (at, ..))| (*key, *at))
             .collect();
         for (key, at) in others {
-            let elsewhere = SCALED.contains(&key) || SLURM.contains(&key);
-            let (message, hint) = if elsewhere && kind == "external" && SCALED.contains(&key) {
+            let scaled = SCALED.contains(&key) || key == WORKER_ARGS;
+            let elsewhere = scaled || SLURM.contains(&key) || ec2::EC2.contains(&key);
+            let (message, hint) = if scaled && kind == "external" {
                 (
                     format!("{}pools of kind `external` have no `{key}`", self.of),
                     "people start its workers: nothing is started or ended here".to_owned(),
                 )
             } else if elsewhere {
+                let hint = if key == WORKER_ARGS {
+                    "the user data of its instances starts the worker: see `worker_options` of the \
+                     Terraform module"
+                } else if SLURM.contains(&key) {
+                    "it belongs to pools of kind `slurm`"
+                } else {
+                    "it belongs to pools of kind `ec2`"
+                };
                 (
                     format!("{}pools of kind `{kind}` have no `{key}`", self.of),
-                    "it belongs to pools of kind `slurm`".to_owned(),
+                    hint.to_owned(),
                 )
             } else {
                 (
@@ -482,6 +501,7 @@ impl<'k> Keys<'k, '_, '_> {
             walltime: None,
             failures_max: self.number_or("failures", 1, 1000, FAILURES),
             quarantine: self.flag_or("quarantine", quarantine),
+            stays: false,
         }
     }
 
@@ -517,6 +537,7 @@ fn external(keys: &mut Keys<'_, '_, '_>, name: &str) -> Option<PoolSettings> {
         walltime: None,
         failures_max: keys.number_or("failures", 1, 1000, FAILURES),
         quarantine: keys.flag_or("quarantine", false),
+        stays: false,
     };
     let kind = PoolKind::External;
     Some(PoolSettings { policy, kind })

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::folder;
-use super::provider::{Error, Order, Provider};
+use super::provider::{Error, Known, Order, Provider};
 use crate::auth::{Authenticator, make_private_folder};
 use crate::engine::{self, Handle};
 
@@ -71,6 +71,8 @@ pub struct Carrier {
 /// What the core wants, and what is known.
 struct Wanted {
     held: Vec<Held>,
+    /// The same for the provider.
+    known: Vec<Known>,
     /// Orders of which nothing is known to have arrived, with how many allocations each has, and whether all of them are to
     /// end already.
     orders: BTreeMap<AllocationId, (u32, bool)>,
@@ -150,7 +152,7 @@ impl Carrier {
             if *ends {
                 self.never(*first, *count).await?;
             } else {
-                self.order(state, *first, *count, &wanted.exclude).await?;
+                self.order(state, *first, *count, &wanted).await?;
             }
         }
         if Instant::now() >= state.next_list {
@@ -171,6 +173,7 @@ impl Carrier {
         let query = move |core: &coordinator_core::State, _| {
             let mut wanted = Wanted {
                 held: vec![],
+                known: vec![],
                 orders: BTreeMap::new(),
                 ends: vec![],
                 exclude: vec![],
@@ -183,6 +186,12 @@ impl Carrier {
                     external: held.external.clone(),
                     joined: held.joined,
                     hosts: hosts.remove(&held.id).unwrap_or_default(),
+                });
+                wanted.known.push(Known {
+                    id: held.id,
+                    first: held.first,
+                    external: held.external.clone(),
+                    ends: held.ending.is_some(),
                 });
                 match (&held.external, held.phase) {
                     (Some(external), _) if core.may_end(held.id) => {
@@ -221,7 +230,7 @@ impl Carrier {
         state: &mut State,
         first: AllocationId,
         count: u32,
-        exclude: &[Arc<str>],
+        wanted: &Wanted,
     ) -> Result<(), engine::Error> {
         let tokens = match self.tokens(first, count) {
             Ok(tokens) => tokens,
@@ -235,8 +244,9 @@ impl Carrier {
             home: self.auth.home_id().into(),
             first,
             count,
+            known: wanted.known.clone(),
             tokens,
-            exclude: exclude.to_vec(),
+            exclude: wanted.exclude.clone(),
         };
         let started = self.provider.start(&order).await;
         state.next_list = state.next_list.min(Instant::now() + SOON);
@@ -244,6 +254,10 @@ impl Carrier {
         match started {
             Ok(sightings) => {
                 info!(pool = &*self.pool, %first, count, "ordered allocations");
+                if sightings.is_empty() {
+                    // Taken, and nothing of it is there yet.
+                    state.memory.doubt(first, state.now());
+                }
                 let seen = sightings.into_iter().map(|sighting| {
                     let id = AllocationId(first.0.saturating_add(u64::from(sighting.index)));
                     let external = sighting.external;
@@ -269,7 +283,8 @@ impl Carrier {
     /// Asks for the list and tells the core what it says.
     async fn look(&self, state: &mut State) -> Result<(), engine::Error> {
         let asked = state.now();
-        let listed = self.provider.list().await;
+        let known = self.wanted().await?.known;
+        let listed = self.provider.list(&known).await;
         let now = Instant::now();
         let sightings = match listed {
             Ok(sightings) => sightings,

@@ -6,6 +6,8 @@
 //! coordinator.
 
 pub mod carry;
+#[cfg(feature = "ec2")]
+pub mod ec2;
 pub mod local;
 pub mod planner;
 pub mod processes;
@@ -27,8 +29,9 @@ use tracing::warn;
 use self::carry::{Carrier, Standings};
 use self::processes::Processes;
 use self::provider::Provider;
-use self::settings::{PoolKind, PoolSettings};
-use self::slurm::{SlurmProvider, Unusable};
+use self::provider::Unusable;
+use self::settings::{Ec2Settings, PoolKind, PoolSettings};
+use self::slurm::SlurmProvider;
 use crate::auth::Authenticator;
 use crate::engine::{self, Handle};
 
@@ -224,7 +227,29 @@ fn provider(
                 Err(error) => Some((Box::new(Unusable(error.to_string())), poll)),
             }
         }
+        PoolKind::Ec2(settings) => Some(group(name, settings, around)),
     }
+}
+
+#[cfg(feature = "ec2")]
+fn group(
+    name: &Arc<str>,
+    settings: &Ec2Settings,
+    around: &Surroundings,
+) -> (Box<dyn Provider>, Duration) {
+    let home = around.auth.home_id().into();
+    let provider = ec2::GroupProvider::new(Arc::clone(name), home, settings.clone());
+    (
+        Box::new(provider),
+        Duration::from_millis(settings.poll.ms()),
+    )
+}
+
+#[cfg(not(feature = "ec2"))]
+fn group(_: &Arc<str>, settings: &Ec2Settings, _: &Surroundings) -> (Box<dyn Provider>, Duration) {
+    let why = "this program was built without EC2; build it with --features ec2";
+    let poll = Duration::from_millis(settings.poll.ms());
+    (Box::new(Unusable(why.to_owned())), poll)
 }
 
 /// Gives the folder of a pool in the coordinator's home.

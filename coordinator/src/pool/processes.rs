@@ -22,7 +22,7 @@ use tokio::process::Command;
 use tracing::{info, warn};
 
 use super::folder;
-use super::provider::{Error, Order, OrderName, Provider, Sighted, Sighting};
+use super::provider::{Error, Known, Order, OrderName, Provider, Sighted, Sighting};
 use crate::auth::make_private_folder;
 
 /// End of the name of the file that is kept of a process.
@@ -292,7 +292,7 @@ impl Provider for Processes {
         .boxed()
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Sighting>, Error>> {
+    fn list<'a>(&'a self, _: &'a [Known]) -> BoxFuture<'a, Result<Vec<Sighting>, Error>> {
         let listed = self.listed();
         let listed = listed.map_err(|error| {
             Error::Unclear(format!("cannot read {}: {error}", self.folder().display()))
@@ -360,6 +360,7 @@ mod tests {
                 walltime: None,
                 failures_max: 1,
                 quarantine: false,
+                stays: false,
             },
             worker_args: vec![],
         };
@@ -370,6 +371,7 @@ mod tests {
             pool: "near".into(),
             home: "3f9a1c20".into(),
             first: AllocationId(7),
+            known: vec![],
             count: 1,
             tokens: vec![token],
             exclude: vec![],

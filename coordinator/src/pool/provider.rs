@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use coordinator_core::AllocationId;
 pub use coordinator_core::pool::{OrderName, Sighted, Sighting};
-use futures::future::BoxFuture;
+use futures::future::{self, BoxFuture};
 
 /// One order for allocations that belong together.
 ///
@@ -19,6 +19,8 @@ pub struct Order {
     /// The allocations are this one and those that follow it.
     pub first: AllocationId,
     pub count: u32,
+    /// The pool's inventory, this order's allocations among them.
+    pub known: Vec<Known>,
     /// The file with the join token of each, in their order. Secret, mode 0600.
     pub tokens: Vec<PathBuf>,
     /// Hosts that are in quarantine.
@@ -37,6 +39,18 @@ impl Order {
     }
 }
 
+/// An allocation of the inventory, for a provider whose things bear no names of ours.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Known {
+    pub id: AllocationId,
+    /// First of those that were ordered with it.
+    pub first: AllocationId,
+    /// As the provider names it; `None` while that is not known.
+    pub external: Option<Box<str>>,
+    /// It is to end.
+    pub ends: bool,
+}
+
 /// Why a provider did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -51,7 +65,8 @@ pub enum Error {
 /// A source of workers. Each method may take as long as the provider's own time limits say, and is
 /// safe to repeat.
 pub trait Provider: Send + Sync {
-    /// Places an order, and gives the allocations that it became, in their order.
+    /// Places an order, and gives the allocations that it became, in their order. What is left out is
+    /// for the next list to tell.
     ///
     /// # Errors
     /// After [`Error::Refused`] nothing of it exists. After [`Error::Unclear`] only a list can tell.
@@ -59,15 +74,34 @@ pub trait Provider: Send + Sync {
 
     /// Lists all allocations of this home and pool that there are, and those that ended lately as far
     /// as the provider remembers them. One that is missing does not exist, unless it was ordered
-    /// after the list was asked for.
+    /// after the list was asked for. `known` is the pool's inventory, by which a provider that cannot
+    /// name things after orders tells which is which.
     ///
     /// # Errors
     /// No list could be had: nothing is known.
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Sighting>, Error>>;
+    fn list<'a>(&'a self, known: &'a [Known]) -> BoxFuture<'a, Result<Vec<Sighting>, Error>>;
 
     /// Ends allocations; those that are gone already are no error.
     ///
     /// # Errors
     /// Some may still be there.
     fn end<'a>(&'a self, externals: &'a [Box<str>]) -> BoxFuture<'a, Result<(), Error>>;
+}
+
+/// A pool whose settings cannot be used: it says so to each order, and so the pool pauses itself.
+#[derive(Debug)]
+pub struct Unusable(pub String);
+
+impl Provider for Unusable {
+    fn start<'a>(&'a self, _: &'a Order) -> BoxFuture<'a, Result<Vec<Sighting>, Error>> {
+        Box::pin(future::ready(Err(Error::Refused(self.0.clone()))))
+    }
+
+    fn list<'a>(&'a self, _: &'a [Known]) -> BoxFuture<'a, Result<Vec<Sighting>, Error>> {
+        Box::pin(future::ready(Err(Error::Unclear(self.0.clone()))))
+    }
+
+    fn end<'a>(&'a self, _: &'a [Box<str>]) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(future::ready(Err(Error::Unclear(self.0.clone()))))
+    }
 }

@@ -23,6 +23,7 @@ pub enum PoolKind {
         worker_args: Vec<String>,
     },
     Slurm(Box<SlurmSettings>),
+    Ec2(Box<Ec2Settings>),
 }
 
 impl PoolKind {
@@ -33,6 +34,7 @@ impl PoolKind {
             Self::External => "external",
             Self::Local { .. } => "local",
             Self::Slurm(_) => "slurm",
+            Self::Ec2(_) => "ec2",
         }
     }
 }
@@ -70,4 +72,78 @@ pub struct SlurmSettings {
     pub poll: Span,
     /// How long before the time limit a job is told to hand its work over.
     pub hand_over: Span,
+}
+
+/// Which auto scaling group of EC2 gives a pool its instances.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ec2Settings {
+    /// Name of the group.
+    pub group: String,
+    pub region: String,
+    /// The role that its instances have, and nobody else.
+    pub role: RoleArn,
+    /// How often the group is asked for.
+    pub poll: Span,
+}
+
+/// The name of a role of IAM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RoleArn {
+    /// `aws`, `aws-cn` or `aws-us-gov`.
+    pub partition: String,
+    /// Twelve digits.
+    pub account: String,
+    /// Without its path.
+    pub name: String,
+}
+
+impl RoleArn {
+    /// Reads `arn:aws:iam::123456789012:role/path/name`; `None` if it is none.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(6, ':');
+        let mut next = || parts.next();
+        let (arn, partition, service, region) = (next()?, next()?, next()?, next()?);
+        let (account, resource) = (next()?, next()?);
+        let name = resource.strip_prefix("role/")?.rsplit('/').next()?;
+        let digits = account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
+        // Those that IAM lets a role's name have.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"+=,.@_-".contains(&byte);
+        let named = (1..=64).contains(&name.len()) && name.bytes().all(plain);
+        let usual = arn == "arn"
+            && matches!(partition, "aws" | "aws-cn" | "aws-us-gov")
+            && service == "iam"
+            && region.is_empty();
+        (usual && digits && named).then(|| Self {
+            partition: partition.to_owned(),
+            account: account.to_owned(),
+            name: name.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_are_read_with_and_without_a_path_and_nothing_else_is() {
+        let role = RoleArn::parse("arn:aws:iam::123456789012:role/muster/w-1").unwrap();
+        assert_eq!(
+            (role.account.as_str(), role.name.as_str()),
+            ("123456789012", "w-1")
+        );
+        for wrong in [
+            "",
+            "muster-worker",
+            "arn:aws:iam::123456789012:user/w",
+            "arn:aws:iam::12345678901:role/w",
+            "arn:aws:iam::123456789012:role/",
+            "arn:aws:iam::123456789012:role/a b",
+            "arn:aws:sts::123456789012:assumed-role/w/i-1",
+            "arn:evil:iam::123456789012:role/w",
+        ] {
+            assert_eq!(RoleArn::parse(wrong), None, "{wrong}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use coordinator::pool::provider::{Error, Order, Provider, Sighted, Sighting};
+use coordinator::pool::provider::{Error, Known, Order, Provider, Sighted, Sighting};
 use coordinator_core::AllocationId;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -142,7 +142,7 @@ impl Provider for Cluster {
         .boxed()
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Sighting>, Error>> {
+    fn list<'a>(&'a self, _: &'a [Known]) -> BoxFuture<'a, Result<Vec<Sighting>, Error>> {
         async move {
             let _busy = self.begin();
             let now = self.until(|now| !now.lists_wait).await;

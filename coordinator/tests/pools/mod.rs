@@ -43,6 +43,7 @@ fn policy(min: u32) -> Policy {
         walltime: None,
         failures_max: 9,
         quarantine: true,
+        stays: false,
     }
 }
 

@@ -27,7 +27,7 @@ async fn a_login_host_is_asked_over_one_connection_and_sees_no_secret_in_argumen
     let provider = site.provider();
     let started = provider.start(&site.order(1, 2)).await.unwrap();
     assert_eq!(externals(&started), ["100_0", "100_1"]);
-    assert_eq!(provider.list().await.unwrap(), []);
+    assert_eq!(provider.list(&[]).await.unwrap(), []);
     let lines = site.said("lines");
     let control = format!("ControlPath=\"{}/ssh/", site.path("home").display());
     for line in lines.lines() {
@@ -58,7 +58,7 @@ async fn a_login_host_is_asked_over_one_connection_and_sees_no_secret_in_argumen
 #[tokio::test]
 async fn a_connection_that_breaks_is_tried_again_unless_something_was_ordered() {
     let site = with_ssh("[ \"$(wc -l <\"$SITE/dialled\")\" -gt 2 ] || exit 255");
-    assert_eq!(site.provider().list().await.unwrap(), []);
+    assert_eq!(site.provider().list(&[]).await.unwrap(), []);
     let site = with_ssh(
         "case $line in *sbatch*parsable*) echo cut >>\"$SITE/orders\"; echo 'Connection reset' >&2; exit 255;; esac",
     );
@@ -66,7 +66,7 @@ async fn a_connection_that_breaks_is_tried_again_unless_something_was_ordered() 
     assert_eq!(why, "no connection to ada@login: Connection reset");
     assert_eq!(site.said("orders"), "cut\n");
     let site = with_ssh("echo 'Permission denied' >&2; exit 255");
-    let why = unclear(site.provider().list().await);
+    let why = unclear(site.provider().list(&[]).await);
     assert_eq!(why, "no connection to ada@login: Permission denied");
     assert_eq!(site.said("dialled").lines().count(), 4);
 }
@@ -162,9 +162,9 @@ async fn what_a_login_shell_says_by_itself_is_no_answer() {
     let provider = site.provider();
     let started = provider.start(&site.order(1, 1)).await.unwrap();
     assert_eq!(externals(&started), ["100"]);
-    assert_eq!(externals(&provider.list().await.unwrap()), ["5"]);
+    assert_eq!(externals(&provider.list(&[]).await.unwrap()), ["5"]);
     let site = with_ssh("echo 'This account is not available'; exit 1");
-    let why = unclear(site.provider().list().await);
+    let why = unclear(site.provider().list(&[]).await);
     assert_eq!(
         why,
         "the login shell on ada@login ran nothing while listing the join tokens: exit code 1"

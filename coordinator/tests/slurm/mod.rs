@@ -118,6 +118,7 @@ impl Site {
             walltime: None,
             failures_max: 3,
             quarantine: true,
+            stays: false,
         };
         let coordinator = Coordinator {
             home: HOME.into(),
@@ -141,6 +142,7 @@ impl Site {
             home: HOME.into(),
             first: AllocationId(first),
             count,
+            known: vec![],
             tokens: tokens.collect(),
             exclude: vec![],
         }
@@ -302,7 +304,7 @@ async fn an_answer_that_does_not_come_leaves_the_order_open_and_nothing_running(
         .await
         .unwrap();
     // It may still arrive, and then needs its token.
-    provider.list().await.unwrap();
+    provider.list(&[]).await.unwrap();
     assert_eq!(site.staged("tokens").len(), 1);
     for garbage in [
         "echo hello",
@@ -343,11 +345,11 @@ async fn no_answer_about_the_queue_is_never_an_empty_queue() {
         ("kill -9 $$", "squeue failed: ended by a signal"),
     ] {
         site.program("squeue", answer);
-        assert_eq!(unclear(site.provider().list().await), said, "{answer}");
+        assert_eq!(unclear(site.provider().list(&[]).await), said, "{answer}");
         unclear(site.provider().end(&["1".into()]).await);
     }
     site.program("squeue", NO_QUEUE);
-    assert_eq!(site.provider().list().await.unwrap(), []);
+    assert_eq!(site.provider().list(&[]).await.unwrap(), []);
     assert_eq!(site.said("cancelled"), "");
 }
 
@@ -367,7 +369,7 @@ async fn a_queue_without_json_or_with_too_much_of_it_is_read_as_text() {
         site.program("squeue", &squeue);
         let provider = site.provider();
         for _ in 0..2 {
-            let listed = provider.list().await.unwrap();
+            let listed = provider.list(&[]).await.unwrap();
             assert_eq!(externals(&listed), ["7_1"], "{no_json}");
         }
         // A form that is merely not understood is tried again: another Slurm may answer tomorrow.
@@ -432,10 +434,10 @@ async fn a_token_goes_with_its_allocation_also_when_another_coordinator_process_
         let theirs = "muster-00000000-1-gpu.0".to_owned();
         [&[theirs], ours].concat()
     };
-    assert_eq!(externals(&provider.list().await.unwrap()), ["5", "6_1"]);
+    assert_eq!(externals(&provider.list(&[]).await.unwrap()), ["5", "6_1"]);
     assert_eq!(site.staged("tokens"), with_theirs(&live));
     site.program("squeue", &queue(&[job(5, 1, "COMPLETED")]));
-    site.provider().list().await.unwrap();
+    site.provider().list(&[]).await.unwrap();
     assert_eq!(site.staged("tokens"), with_theirs(&[]));
 }
 

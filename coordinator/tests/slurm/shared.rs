@@ -77,7 +77,7 @@ async fn how_a_job_failed_is_told_with_the_place_of_its_log() {
     let jobs = [job(4, 1, "TIMEOUT"), array, job(6, 9, "COMPLETED")];
     site.program("squeue", &queue(&jobs));
     let details = async |site: &Site| -> Vec<String> {
-        let listed = site.provider().list().await.unwrap();
+        let listed = site.provider().list(&[]).await.unwrap();
         let detail = |sighting: Sighting| match sighting.state {
             Sighted::Ended { detail } => detail.to_string(),
             other => panic!("{other:?}"),

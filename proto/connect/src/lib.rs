@@ -10,6 +10,7 @@ mod address_file;
 mod bootstrap;
 mod ca;
 mod endpoint;
+pub mod identity_request;
 pub mod private_file;
 mod token;
 

@@ -152,6 +152,7 @@ impl Site {
             walltime: None,
             failures_max: 3,
             quarantine: true,
+            stays: false,
         };
         let coordinator = Coordinator {
             home: "3f9a1c20".into(),
@@ -178,6 +179,7 @@ impl Site {
             home: "3f9a1c20".into(),
             first: AllocationId(first),
             count,
+            known: vec![],
             tokens: tokens?,
             exclude: vec![],
         })
@@ -188,7 +190,7 @@ impl Site {
     }
 
     fn list(&self, provider: &SlurmProvider) -> Result<Vec<Sighting>, Error> {
-        self.runtime.block_on(provider.list())
+        self.runtime.block_on(provider.list(&[]))
     }
 
     fn shared(&self, name: &str) -> PathBuf {

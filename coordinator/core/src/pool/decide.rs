@@ -352,7 +352,10 @@ fn end_of(
     held: &Allocation,
     detail: &str,
 ) -> (AllocationEnd, Box<str>) {
-    let end = match &held.ending {
+    let ending = held.ending.as_ref();
+    // Of those whose workers had gone before it is asked how they lived, as of those that are gone.
+    let planned = ending.filter(|ending| ending.cause != EndCause::Deserted);
+    let end = match planned {
         Some(ending) => match ending.cause {
             EndCause::NeverJoined => AllocationEnd::NeverJoined,
             EndCause::NeverWorked => {
@@ -366,7 +369,9 @@ fn end_of(
                 }
                 None => AllocationEnd::Released,
             },
-            EndCause::Surplus | EndCause::Quarantined => AllocationEnd::Released,
+            EndCause::Surplus | EndCause::Quarantined | EndCause::Deserted => {
+                AllocationEnd::Released
+            }
         },
         None if !held.joined => AllocationEnd::NeverJoined,
         None => match died_young(state, now, held) {

@@ -67,6 +67,9 @@ pub struct Policy {
     pub failures_max: u32,
     /// Hosts on which attempts fail at once get no more work for a while.
     pub quarantine: bool,
+    /// Its allocations stay when their workers have left, and cost, until they are ended: machines, not
+    /// jobs.
+    pub stays: bool,
 }
 
 /// A pool as far as it is durable.
@@ -179,16 +182,19 @@ pub enum EndCause {
     Quarantined,
     /// The pool has more than its maximum, since the configuration changed.
     Surplus,
+    /// Its worker has gone, and its machine would stay.
+    Deserted,
 }
 
 impl EndCause {
     /// Every cause, for tables and tests.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Idle,
         Self::NeverJoined,
         Self::NeverWorked,
         Self::Quarantined,
         Self::Surplus,
+        Self::Deserted,
     ];
 
     /// Gives the stable name used on the wire and in stored forms.
@@ -200,6 +206,7 @@ impl EndCause {
             Self::NeverWorked => "never_worked",
             Self::Quarantined => "quarantined",
             Self::Surplus => "surplus",
+            Self::Deserted => "deserted",
         }
     }
 }

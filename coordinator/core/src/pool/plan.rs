@@ -566,6 +566,12 @@ impl<'a> Ledger<'a> {
                     cause: EndCause::NeverJoined,
                     why: why.into(),
                 });
+            } else if let Some(why) = self.deserted(state, now, allocation) {
+                stops.push(Stop {
+                    allocation: id,
+                    cause: EndCause::Deserted,
+                    why,
+                });
             } else if let Some(since) = allocation.vain_since
                 && vain.contains(&id)
                 && now.since(since) > self.policy.join_timeout
@@ -617,6 +623,32 @@ impl<'a> Ledger<'a> {
             });
         }
         (stops, ids)
+    }
+
+    /// Says why no worker will come back to an allocation that stays all the same.
+    fn deserted(&self, state: &State, now: Timestamp, allocation: &Allocation) -> Option<Box<str>> {
+        let stays = self.policy.stays && allocation.joined;
+        let mut took_leave = true;
+        // Nobody could come back while no coordinator was there.
+        let away = Link::Down {
+            since: state.started_at,
+        };
+        let mut is_near_at_all = is_near(state, &away, now);
+        for worker in state.workers_of(allocation.id) {
+            let aux = &state.workers.get(&worker.id)?.aux;
+            if matches!(worker.link, Link::Up { .. }) || !aux.leases.is_empty() {
+                return None;
+            }
+            is_near_at_all |= is_near(state, &worker.link, now);
+            took_leave &= aux.last_word.is_some_and(|(_, left)| left);
+        }
+        let known = state.workers_of(allocation.id).next().is_some();
+        let gone = match known && took_leave {
+            true => Some("its worker has left"),
+            false => (!is_near_at_all).then_some("its worker has vanished"),
+        };
+        gone.filter(|_| stays)
+            .map(|gone| format!("{gone}, and its machine would stay").into())
     }
 
     /// Gives the allocations whose workers have joined, never had a lease, and take none now: work is

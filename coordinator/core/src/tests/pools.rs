@@ -48,6 +48,7 @@ fn policy(max: u32) -> Policy {
         walltime: None,
         failures_max: 3,
         quarantine: true,
+        stays: false,
     }
 }
 

@@ -226,6 +226,11 @@ pub const EXCUSED: &[Excuse] = &[
         reason: "the maximum of a world's pool does not change",
     },
     Excuse {
+        came: &[Came::ToEndDeserted],
+        met: &[Met::AllocationJoined],
+        reason: "allocations of a world's cluster are jobs, which end with their workers",
+    },
+    Excuse {
         came: &[Came::PoolForget],
         met: &[Met::PoolOpen, Met::PoolFailing, Met::PoolPaused],
         reason: "the pools of a world stay configured",

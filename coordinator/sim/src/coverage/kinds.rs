@@ -162,6 +162,7 @@ kinds! {
         ToEndNeverWorked = "is to end, it takes nothing",
         ToEndQuarantined = "is to end, its host is bad",
         ToEndSurplus = "is to end, beyond the maximum",
+        ToEndDeserted = "is to end, its worker has gone",
         EndedReleased = "ended, given back",
         EndedRefused = "ended, refused",
         EndedNeverJoined = "ended, nobody joined",

@@ -243,6 +243,7 @@ pub fn observe_pool_event(state: &State, event: &PoolEvent, watch: &mut dyn Watc
                 EndCause::NeverWorked => Came::ToEndNeverWorked,
                 EndCause::Quarantined => Came::ToEndQuarantined,
                 EndCause::Surplus => Came::ToEndSurplus,
+                EndCause::Deserted => Came::ToEndDeserted,
             };
             (kinds::allocation(state.allocation(*allocation)), came)
         }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use coordinator_core::pool::Policy;
 use coordinator_core::{AllocationId, Span, limits};
-use futures::future::{self, BoxFuture};
+use futures::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
 use tracing::{debug, warn};
@@ -29,7 +29,7 @@ use tracing::{debug, warn};
 use self::login::{Login, Repeat};
 use self::queue::Whose;
 use self::script::Script;
-use super::provider::{Error, Order, OrderName, Provider, Sighted, Sighting};
+use super::provider::{Error, Known, Order, OrderName, Provider, Sighted, Sighting};
 use super::settings::SlurmSettings;
 
 pub use self::login::Limits;
@@ -582,30 +582,12 @@ impl Provider for SlurmProvider {
         Box::pin(self.place(order))
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Sighting>, Error>> {
+    fn list<'a>(&'a self, _: &'a [Known]) -> BoxFuture<'a, Result<Vec<Sighting>, Error>> {
         Box::pin(self.look())
     }
 
     fn end<'a>(&'a self, externals: &'a [Box<str>]) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(self.cancel(externals))
-    }
-}
-
-/// A pool whose settings cannot be used: it says so to each order, and so the pool pauses itself.
-#[derive(Debug)]
-pub struct Unusable(pub String);
-
-impl Provider for Unusable {
-    fn start<'a>(&'a self, _: &'a Order) -> BoxFuture<'a, Result<Vec<Sighting>, Error>> {
-        Box::pin(future::ready(Err(Error::Refused(self.0.clone()))))
-    }
-
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Sighting>, Error>> {
-        Box::pin(future::ready(Err(Error::Unclear(self.0.clone()))))
-    }
-
-    fn end<'a>(&'a self, _: &'a [Box<str>]) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(future::ready(Err(Error::Unclear(self.0.clone()))))
     }
 }
 

@@ -287,6 +287,7 @@ mod tests {
             walltime: None,
             failures_max: 3,
             quarantine: true,
+            stays: false,
         }
     }
 

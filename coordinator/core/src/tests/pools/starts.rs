@@ -246,6 +246,48 @@ fn what_was_worked_on_for_longer_before_its_worker_vanished_does_not_speak_again
 }
 
 #[test]
+fn a_machine_that_stays_is_ended_when_its_worker_has_left_or_vanished() {
+    let stays = |min| Policy {
+        stays: true,
+        min,
+        ..policy(10)
+    };
+    // Left in good order: at once, even the one that is to be there always.
+    let mut cluster = Cluster::new(stays(1));
+    assert_eq!(cluster.wanted(), 1);
+    let name = start(&mut cluster, 1);
+    assert_eq!(cluster.ending(), []);
+    drains(&mut cluster, &name);
+    assert_eq!(cluster.ending(), [], "it still hands over");
+    cluster.0.close(&name);
+    let events = cluster.plan();
+    let [ending] = &events[..] else {
+        panic!("{events:?}");
+    };
+    let said = "allocation A1 is to end: its worker has left, and its machine would stay";
+    assert_eq!(ending.to_string(), said);
+    assert_eq!(cluster.wanted(), 1);
+    assert_eq!(end_of(&cluster.gone(1)), AllocationEnd::Gone);
+    // Vanished: it may come back for a while.
+    let mut cluster = Cluster::new(stays(1));
+    assert_eq!(cluster.wanted(), 1);
+    let name = start(&mut cluster, 1);
+    cluster.0.close(&name);
+    assert_eq!(cluster.ending(), []);
+    cluster.pass(200, &[]);
+    assert_eq!(cluster.ending(), [(1, EndCause::Deserted)]);
+    assert_eq!(end_of(&cluster.gone(1)), AllocationEnd::DiedYoung);
+    // A job ends by itself, and may be begun again.
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(1));
+    assert_eq!(cluster.wanted(), 1);
+    let name = start(&mut cluster, 1);
+    drains(&mut cluster, &name);
+    cluster.0.close(&name);
+    assert_eq!(cluster.ending(), []);
+}
+
+#[test]
 fn what_its_provider_holds_counts_as_coming_no_more_after_a_while_and_again_once_it_is_released() {
     let mut cluster = Cluster::new(Policy {
         backlog: 2,

@@ -58,7 +58,7 @@ pub(in crate::store) fn pool_events() -> Vec<PoolEvent> {
             host: "node7".into(),
         },
     ];
-    let later = [EndCause::NeverWorked];
+    let later = [EndCause::NeverWorked, EndCause::Deserted];
     let causes = EndCause::ALL.into_iter();
     events.extend(
         causes
@@ -80,6 +80,7 @@ pub(in crate::store) fn judged_events() -> Vec<PoolEvent> {
     vec![
         PoolEvent::AllocationProven { allocation },
         ending(allocation, EndCause::NeverWorked),
+        ending(allocation, EndCause::Deserted),
         ended(allocation, AllocationEnd::NeverWorked),
         ended(allocation, AllocationEnd::DiedYoung),
         PoolEvent::PoolForgotten {

@@ -1,0 +1,72 @@
+//! Hands out this program, so that machines that start from nothing run the version that their
+//! coordinator is.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, StatusCode};
+use tokio::sync::Semaphore;
+use tokio_util::io::ReaderStream;
+use tracing::warn;
+
+/// What all its paths begin with; the architecture follows, as `uname -m` says it. Open to everybody:
+/// it holds no secret, and who asks for it has none yet.
+pub(crate) const PATH: &str = "/program/";
+/// Downloads at one time; others are told to come back.
+const AT_ONCE: usize = 32;
+const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");
+
+#[derive(Clone)]
+struct Program {
+    path: PathBuf,
+    places: Arc<Semaphore>,
+}
+
+/// Serves the program at `path`.
+pub(crate) fn router(path: PathBuf) -> Router {
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    Router::new()
+        .route(&format!("{PATH}{{architecture}}"), get(serve))
+        .with_state(Program { path, places })
+}
+
+async fn serve(State(program): State<Program>, Path(architecture): Path<String>) -> Response {
+    if architecture != std::env::consts::ARCH {
+        let here = std::env::consts::ARCH;
+        let said = format!("this coordinator has its program for {here} only\n");
+        return (StatusCode::NOT_FOUND, said).into_response();
+    }
+    let Ok(place) = program.places.try_acquire_owned() else {
+        let headers = [(RETRY_AFTER, RETRY_SECONDS)];
+        let said = "too many downloads at once\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, headers, said).into_response();
+    };
+    let opened = async {
+        let file = tokio::fs::File::open(&program.path).await?;
+        let bytes = file.metadata().await?.len();
+        Ok::<_, std::io::Error>((file, bytes))
+    };
+    match opened.await {
+        Ok((file, bytes)) => {
+            let stream = ReaderStream::with_capacity(file, 64 * 1024);
+            let stream = futures::StreamExt::map(stream, move |chunk| {
+                // Kept until the last byte.
+                let _ = &place;
+                chunk
+            });
+            let kind = HeaderValue::from_static("application/octet-stream");
+            let headers = [(CONTENT_TYPE, kind), (CONTENT_LENGTH, bytes.into())];
+            (headers, Body::from_stream(stream)).into_response()
+        }
+        Err(error) => {
+            warn!(path = %program.path.display(), %error, "failed to hand out this program");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}

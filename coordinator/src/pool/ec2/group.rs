@@ -1,0 +1,340 @@
+//! Which instance of a group is which allocation, and how many there should be. Pure.
+//!
+//! Instances of a group bear no names of orders: they come when the group's desired capacity is raised.
+//! Each new one becomes the oldest allocation that has none yet; what the core then commits holds for
+//! good. Nobody but this coordinator may change the desired capacity, and since it is an absolute
+//! number, raising it twice for one order starts nothing twice.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use coordinator_core::AllocationId;
+
+use crate::pool::provider::{Known, OrderName, Sighted, Sighting};
+
+/// A group as its provider describes it.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(super) struct Group {
+    pub(super) desired: u32,
+    pub(super) max: u32,
+    /// Home of the coordinator that it is for, by its tag.
+    pub(super) coordinator: Option<Box<str>>,
+    pub(super) instances: Vec<Instance>,
+}
+
+impl Group {
+    /// Gives the ids of instances that are there to stay.
+    pub(super) fn live(&self) -> impl Iterator<Item = &str> {
+        let live = self.instances.iter().filter(|one| one.stage.is_live());
+        live.map(|one| &*one.id)
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Instance {
+    pub(super) id: Box<str>,
+    pub(super) stage: Stage,
+    /// The group does not choose it when it shrinks.
+    pub(super) protected: bool,
+}
+
+/// How far an instance is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    Coming,
+    Running,
+    Leaving,
+    Gone,
+}
+
+impl Stage {
+    /// Reads the group's word for it, such as `InService` or `Pending:Wait`.
+    pub(super) fn parse(text: &str) -> Self {
+        match text.split(':').next().unwrap_or_default() {
+            "Pending" | "Quarantined" | "Warmed" => Self::Coming,
+            "Terminated" | "Detached" => Self::Gone,
+            "Terminating" | "Detaching" => Self::Leaving,
+            // In service, in standby, or a word that is new: it costs money and may do work.
+            _ => Self::Running,
+        }
+    }
+
+    /// Tells whether it counts towards the desired capacity.
+    fn is_live(self) -> bool {
+        matches!(self, Self::Coming | Self::Running)
+    }
+}
+
+/// A launch that failed, in the provider's words.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Failure {
+    pub(super) message: Box<str>,
+}
+
+/// What follows from a look at a group.
+#[derive(PartialEq, Eq, Default, Debug)]
+pub(super) struct View {
+    pub(super) sightings: Vec<Sighting>,
+    /// What the desired capacity must be lowered to.
+    pub(super) lower: Option<u32>,
+    /// Instances that the group must not end by itself.
+    pub(super) protect: Vec<Box<str>>,
+}
+
+/// Counts the allocations that the group has, or has to make, an instance for. One that leaves is not
+/// counted: the group has its own number without it.
+pub(super) fn wanted(known: &[Known], group: &Group) -> u32 {
+    let live: BTreeSet<&str> = group.live().collect();
+    let wanted = known.iter().filter(|one| match &one.external {
+        Some(external) => live.contains(&**external),
+        None => !one.ends,
+    });
+    u32::try_from(wanted.count()).unwrap_or(u32::MAX)
+}
+
+/// Tells how many allocations have been asked for and have no instance yet.
+pub(super) fn missing(known: &[Known], group: &Group) -> usize {
+    let live = group.instances.iter().filter(|one| one.stage.is_live());
+    (group.desired as usize).saturating_sub(live.count()).min(
+        known
+            .iter()
+            .filter(|one| one.external.is_none() && !one.ends)
+            .count(),
+    )
+}
+
+/// Tells which instance is which allocation. `failures` are launches that failed since the last look.
+pub(super) fn view(
+    home: &str,
+    pool: &str,
+    known: &[Known],
+    group: &Group,
+    failures: Vec<Failure>,
+) -> View {
+    let mut view = View::default();
+    let of: BTreeMap<&str, &Known> = known
+        .iter()
+        .filter_map(|one| Some((one.external.as_deref()?, one)))
+        .collect();
+    let name = |first: AllocationId| OrderName {
+        home: home.into(),
+        pool: pool.into(),
+        first,
+    };
+    let sighting = |one: &Known, external: &str, state: Sighted| Sighting {
+        external: external.into(),
+        name: name(one.first),
+        index: u32::try_from(one.id.0.saturating_sub(one.first.0)).unwrap_or(u32::MAX),
+        state,
+    };
+    let mut waiting: VecDeque<&Known> = known
+        .iter()
+        .filter(|one| one.external.is_none() && !one.ends)
+        .collect();
+    let mut instances: Vec<&Instance> = group.instances.iter().collect();
+    instances.sort_by(|a, b| a.id.cmp(&b.id));
+    let mut live = 0;
+    for instance in instances {
+        let state = match instance.stage {
+            Stage::Coming => Sighted::Queued,
+            Stage::Running => Sighted::Running {
+                host: instance.id.clone(),
+            },
+            Stage::Leaving => Sighted::Ending,
+            Stage::Gone => Sighted::Ended {
+                detail: "the group has ended the instance".into(),
+            },
+        };
+        if instance.stage.is_live() {
+            live += 1;
+            if !instance.protected {
+                view.protect.push(instance.id.clone());
+            }
+        }
+        let known = match of.get(&*instance.id) {
+            Some(known) => Some(*known),
+            None if instance.stage.is_live() => waiting.pop_front(),
+            None => None,
+        };
+        match known {
+            Some(known) => view.sightings.push(sighting(known, &instance.id, state)),
+            // Of no order: no allocation has the number 0.
+            None if instance.stage.is_live() => view.sightings.push(Sighting {
+                external: instance.id.clone(),
+                name: name(AllocationId(0)),
+                index: 0,
+                state,
+            }),
+            None => {}
+        }
+    }
+    // Those that are on their way: asked for, and neither there nor refused.
+    let coming = (group.desired as usize).saturating_sub(live);
+    let mut failures = failures.into_iter();
+    for one in waiting.into_iter().take(coming) {
+        let state = match failures.next() {
+            Some(failure) => Sighted::Ended {
+                detail: failure.message,
+            },
+            None => Sighted::Unknown,
+        };
+        view.sightings.push(sighting(one, "", state));
+    }
+    let wanted = wanted(known, group);
+    let live = u32::try_from(live).unwrap_or(u32::MAX);
+    // Instances above that are ended one by one, and the number with them.
+    view.lower = (group.desired > wanted && live <= wanted).then_some(wanted);
+    view
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(id: u64, first: u64, external: Option<&str>) -> Known {
+        Known {
+            id: AllocationId(id),
+            first: AllocationId(first),
+            external: external.map(Into::into),
+            ends: false,
+        }
+    }
+
+    fn group(desired: u32, instances: &[(&str, Stage)]) -> Group {
+        Group {
+            desired,
+            max: 10,
+            coordinator: None,
+            instances: instances
+                .iter()
+                .map(|(id, stage)| Instance {
+                    id: (*id).into(),
+                    stage: *stage,
+                    protected: true,
+                })
+                .collect(),
+        }
+    }
+
+    fn see(known: &[Known], group: &Group) -> View {
+        view("h", "p", known, group, vec![])
+    }
+
+    /// External, allocation and state of each.
+    fn seen(view: &View) -> Vec<(String, u64, Sighted)> {
+        let sightings = view.sightings.iter();
+        sightings
+            .map(|s| {
+                let id = s.name.first.0 + u64::from(s.index);
+                (s.external.to_string(), id, s.state.clone())
+            })
+            .collect()
+    }
+
+    fn runs(id: &str) -> Sighted {
+        Sighted::Running { host: id.into() }
+    }
+
+    #[test]
+    fn a_new_instance_becomes_the_oldest_allocation_that_has_none() {
+        let inventory = [
+            known(1, 1, Some("i-b")),
+            known(2, 1, None),
+            known(3, 3, None),
+        ];
+        let group = group(3, &[("i-b", Stage::Running), ("i-a", Stage::Coming)]);
+        let view = see(&inventory, &group);
+        assert_eq!(
+            seen(&view),
+            [
+                ("i-a".to_owned(), 2, Sighted::Queued),
+                ("i-b".to_owned(), 1, runs("i-b")),
+                // Asked for, and on its way.
+                (String::new(), 3, Sighted::Unknown),
+            ]
+        );
+        assert_eq!((view.lower, view.protect), (None, vec![]));
+        assert_eq!(missing(&inventory, &group), 1);
+    }
+
+    #[test]
+    fn an_order_that_the_group_has_not_heard_of_is_not_seen() {
+        let inventory = [known(1, 1, Some("i-a")), known(2, 2, None)];
+        let view = see(&inventory, &group(1, &[("i-a", Stage::Running)]));
+        assert_eq!(seen(&view), [("i-a".to_owned(), 1, runs("i-a"))]);
+    }
+
+    #[test]
+    fn a_failed_launch_ends_one_order_with_the_providers_words() {
+        let inventory = [known(1, 1, None), known(2, 1, None)];
+        let failure = Failure {
+            message: "InsufficientInstanceCapacity".into(),
+        };
+        let view = view("h", "p", &inventory, &group(2, &[]), vec![failure]);
+        let detail = "InsufficientInstanceCapacity".into();
+        assert_eq!(
+            seen(&view),
+            [
+                (String::new(), 1, Sighted::Ended { detail }),
+                (String::new(), 2, Sighted::Unknown)
+            ]
+        );
+    }
+
+    #[test]
+    fn the_capacity_is_lowered_to_what_is_wanted_and_never_below_what_runs() {
+        // One was taken away, and nothing takes its place.
+        let inventory = [known(1, 1, Some("i-a"))];
+        let taken = group(2, &[("i-a", Stage::Running), ("i-b", Stage::Leaving)]);
+        assert_eq!(see(&inventory, &taken).lower, Some(1));
+        // The group was quicker: the new one is a stranger, to be ended by its id.
+        let replaced = group(2, &[("i-a", Stage::Running), ("i-c", Stage::Running)]);
+        let view = see(&inventory, &replaced);
+        assert_eq!(view.lower, None);
+        assert_eq!(seen(&view)[1], ("i-c".to_owned(), 0, runs("i-c")));
+        // One that is to end and never came.
+        let ends = Known {
+            ends: true,
+            ..known(2, 2, None)
+        };
+        let inventory = [known(1, 1, Some("i-a")), ends];
+        let waits = group(2, &[("i-a", Stage::Running)]);
+        assert_eq!(see(&inventory, &waits).lower, Some(1));
+        // One that is to end and still works.
+        let works = Known {
+            ends: true,
+            ..known(2, 2, Some("i-b"))
+        };
+        let both = group(2, &[("i-a", Stage::Running), ("i-b", Stage::Running)]);
+        let inventory = [known(1, 1, Some("i-a")), works];
+        assert_eq!(see(&inventory, &both).lower, None);
+        // Being ended, and the group's number was lowered with that.
+        let leaves = group(1, &[("i-a", Stage::Running), ("i-b", Stage::Leaving)]);
+        assert_eq!(see(&inventory, &leaves).lower, None);
+        assert_eq!(wanted(&inventory, &leaves), 1);
+    }
+
+    #[test]
+    fn an_instance_that_the_group_might_end_by_itself_is_protected() {
+        let mut group = group(2, &[("i-a", Stage::Running), ("i-b", Stage::Leaving)]);
+        for instance in &mut group.instances {
+            instance.protected = false;
+        }
+        let view = see(&[known(1, 1, Some("i-a"))], &group);
+        assert_eq!(view.protect, [Box::from("i-a")]);
+    }
+
+    #[test]
+    fn the_groups_words_are_known() {
+        for (text, stage) in [
+            ("Pending", Stage::Coming),
+            ("Pending:Wait", Stage::Coming),
+            ("InService", Stage::Running),
+            ("Standby", Stage::Running),
+            ("Terminating:Proceed", Stage::Leaving),
+            ("Terminated", Stage::Gone),
+            ("SomethingNew", Stage::Running),
+        ] {
+            assert_eq!(Stage::parse(text), stage, "{text}");
+        }
+    }
+}
