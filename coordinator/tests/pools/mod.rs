@@ -272,6 +272,9 @@ async fn an_order_without_an_answer_is_looked_for_and_not_placed_again() {
     );
     let known = site.read(|state| state.pool(POOL).cloned()).await;
     assert_eq!(known, None, "an unclear answer is no failed start");
+    let trouble = site.standings.of(POOL).trouble;
+    let wanted = "failed to order allocations: the line was cut";
+    assert_eq!(trouble.as_deref(), Some(wanted), "whatever lists say");
 
     site.cluster.set(|now| now.arrives_late = false);
     site.until("it is found by its name", |held| {
@@ -283,7 +286,7 @@ async fn an_order_without_an_answer_is_looked_for_and_not_placed_again() {
 }
 
 #[tokio::test]
-async fn the_words_of_an_unclear_answer_are_told_until_a_list_comes() {
+async fn the_words_of_an_unclear_answer_are_told_until_the_order_is_found() {
     let mut site = Site::new().await;
     site.cluster.set(|now| {
         now.answer = Answer::IsLost;
