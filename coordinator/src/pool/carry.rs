@@ -134,9 +134,6 @@ impl Carrier {
     async fn step(&self, state: &mut State) -> Result<(), engine::Error> {
         let wanted = self.wanted().await?;
         self.forget_tokens(&wanted.held);
-        if wanted.orders.is_empty() {
-            state.unordered = None;
-        }
         for (first, (count, ends)) in &wanted.orders {
             if state.memory.doubts(*first) || state.memory.has_arrived(*first) {
                 continue;
@@ -303,6 +300,10 @@ impl Carrier {
         for first in judgement.lost {
             info!(pool = &*self.pool, %first, "an order has not arrived and is placed again");
             state.lost.insert(first);
+        }
+        let is_open = |one: &Held| !one.has_arrived() && !state.memory.has_arrived(one.first);
+        if !held.iter().any(is_open) {
+            state.unordered = None;
         }
         self.standings.set(&self.pool, |standing| {
             standing.trouble = state.unordered.clone();

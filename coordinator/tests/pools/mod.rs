@@ -273,6 +273,9 @@ async fn an_order_without_an_answer_is_looked_for_and_not_placed_again() {
     );
     let known = site.read(|state| state.pool(POOL).cloned()).await;
     assert_eq!(known, None, "an unclear answer is no failed start");
+    let trouble = site.standings.of(POOL).trouble;
+    let wanted = "failed to order allocations: the line was cut";
+    assert_eq!(trouble.as_deref(), Some(wanted), "whatever lists say");
 
     site.cluster.set(|now| now.arrives_late = false);
     site.until("it is found by its name", |held| {
