@@ -57,6 +57,13 @@ pub enum Command {
         incarnation: Incarnation,
         session: u64,
     },
+    /// The worker of this session holds nothing and ends. What it was granted meanwhile it will never
+    /// begin.
+    Goodbye {
+        worker: WorkerId,
+        incarnation: Incarnation,
+        session: u64,
+    },
     /// A worker's word about one of its leases.
     Report {
         worker: WorkerId,

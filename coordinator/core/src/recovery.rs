@@ -107,6 +107,7 @@ impl State {
         let allocations = self.allocations().cloned().map(|mut allocation| {
             allocation.idle_since = None;
             allocation.vain_since = None;
+            allocation.held = None;
             allocation
         });
         Image {
@@ -269,7 +270,13 @@ impl State {
     pub fn start(&mut self, now: Timestamp, epoch: Epoch) -> Vec<Event> {
         let workers: Vec<WorkerId> = self.workers.keys().cloned().collect();
         for worker in workers {
-            self.touch(now, crate::Touch::Down { worker });
+            self.touch(
+                now,
+                crate::Touch::Down {
+                    worker,
+                    leaves: false,
+                },
+            );
         }
         let leases: Vec<LeaseId> = self.leases.keys().copied().collect();
         for lease in leases {

@@ -144,7 +144,10 @@ impl World<'_> {
                     ..
                 } => self.counts.expired += 1,
                 EventKind::TaskSucceeded { task, outcome } => self.check_commit(*task, outcome)?,
-                EventKind::Pool(event) => self.check_inventory(event)?,
+                EventKind::Pool(event) => {
+                    crate::coverage::observe_pool_event(&self.store.shadow, event, self.watch);
+                    self.check_inventory(event)?;
+                }
                 _ => {}
             }
         }

@@ -390,6 +390,14 @@ impl World<'_> {
                     Sighted::Unknown
                 }
                 Phase::Running { .. } if job.ending => Sighted::Ending,
+                // Of every other one that never starts it says so.
+                Phase::Queued { .. }
+                    if job.fate.kind == JobKind::NeverStarts && job.allocation() % 2 == 0 =>
+                {
+                    Sighted::Held {
+                        reason: "held".into(),
+                    }
+                }
                 Phase::Queued { .. } => Sighted::Queued,
                 Phase::Running { node: on, .. } => Sighted::Running {
                     host: (*node(on)).into(),

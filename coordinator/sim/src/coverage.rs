@@ -15,7 +15,7 @@ use std::fmt;
 use crate::Watch;
 pub use excused::EXCUSED;
 pub use kinds::{Came, Met};
-pub use observe::{observe, observe_due, observe_start};
+pub use observe::{observe, observe_due, observe_pool_event, observe_start};
 
 const TASKS: &[Met] = &[
     Met::TaskBlocked,
@@ -68,6 +68,19 @@ const QUESTIONS: &[Met] = &[
     Met::QuestionClosed,
     Met::QuestionUnknown,
 ];
+
+const POOLS: &[Met] = &[Met::PoolOpen, Met::PoolFailing, Met::PoolPaused];
+/// Allocations that are not to end, as the journal knows them.
+const ALLOCATIONS: &[Met] = &[
+    Met::AllocationWanted,
+    Met::AllocationQueued,
+    Met::AllocationJoining,
+    Met::AllocationJoined,
+];
+/// Of this only the coordinator's process knows.
+const HELD: &[Met] = &[Met::AllocationHeld];
+const ENDING: &[Met] = &[Met::AllocationEnding];
+const NO_ALLOCATION: &[Met] = &[Met::AllocationUnknown];
 
 impl Came {
     /// Gives the states that the command can concern, in groups.
@@ -126,6 +139,41 @@ impl Came {
             Self::TickRun => &[&[Met::RunIntegrating, Met::RunVerifyWaiting]],
             Self::TickForget => &[&[Met::WorkerDown]],
             Self::Start => &[TASKS, RUNS, LEASES],
+            Self::Goodbye => &[&[Met::WorkerUp, Met::WorkerDraining]],
+            Self::GoodbyeLease => &[LEASES],
+            Self::GoodbyeOld => &[WORKERS, NO_WORKER],
+            Self::PoolConfigure
+            | Self::PoolPlan
+            | Self::PoolPause
+            | Self::PoolResume
+            | Self::PoolForget
+            | Self::PoolDisown
+            | Self::HostQuarantined
+            | Self::HostReleased => &[POOLS],
+            // Only one that goes on can pause.
+            Self::PausesItself => &[&[Met::PoolOpen, Met::PoolFailing]],
+            Self::SeenRefused
+            | Self::SeenQueued
+            | Self::SeenHeld
+            | Self::SeenRunning
+            | Self::SeenGone => &[ALLOCATIONS, HELD, ENDING, NO_ALLOCATION],
+            Self::ToEndIdle | Self::ToEndSurplus => &[ALLOCATIONS],
+            Self::ToEndNeverJoined => &[&[Met::AllocationJoining]],
+            Self::ToEndNeverWorked
+            | Self::ToEndQuarantined
+            | Self::Proven
+            | Self::EndedDiedYoung
+            | Self::EndedGone => &[&[Met::AllocationJoined]],
+            Self::EndedReleased | Self::EndedNeverWorked => &[ENDING],
+            Self::EndedRefused => &[ALLOCATIONS, ENDING],
+            Self::EndedNeverJoined => &[
+                &[
+                    Met::AllocationWanted,
+                    Met::AllocationQueued,
+                    Met::AllocationJoining,
+                ],
+                ENDING,
+            ],
         }
     }
 }

@@ -168,7 +168,7 @@ impl Reference {
         let silent = class == FailureClass::WorkerLost && asked.at >= lease.expires;
         let dropped = class == FailureClass::WorkerLost
             && asked
-                .dropped_by_hello(id, lease)
+                .let_go(id, lease)
                 .is_some_and(|newer| newer >= lease.incarnation);
         let limit = match lease.work {
             Work::Attempt { task, .. } => {
@@ -309,7 +309,7 @@ impl Reference {
         lease.open = false;
         self.open.remove(&id);
         let lease = lease.clone();
-        let hello = asked.dropped_by_hello(id, &lease);
+        let hello = asked.let_go(id, &lease);
         let mut reports = asked.reports(id, &lease);
         let fair = match end {
             LeaseEnd::Expired => asked.at >= lease.expires,

@@ -170,8 +170,8 @@ impl Asked<'_> {
             })
     }
 
-    /// The lease's worker has said hello without it.
-    pub(crate) fn dropped_by_hello(&self, id: u64, lease: &Lease) -> Option<Incarnation> {
+    /// The lease's worker has said hello without it, or has said that it ends and holds nothing.
+    pub(crate) fn let_go(&self, id: u64, lease: &Lease) -> Option<Incarnation> {
         // One step may have several, of which the newest counts.
         let dropping = self.commands.iter().filter_map(|command| match command {
             Command::Hello(hello)
@@ -179,6 +179,11 @@ impl Asked<'_> {
             {
                 Some(hello.incarnation)
             }
+            Command::Goodbye {
+                worker,
+                incarnation,
+                ..
+            } if *worker == lease.worker && *incarnation == lease.incarnation => Some(*incarnation),
             _ => None,
         });
         dropping.max()

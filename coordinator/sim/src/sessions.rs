@@ -179,7 +179,17 @@ impl World<'_> {
                 };
                 self.request(Request::Command(Asker::Nobody, command));
             }
-            Up::Goodbye => self.end_session(conn),
+            Up::Goodbye => {
+                if let Some(known) = self.conns.get(conn) {
+                    let goodbye = Command::Goodbye {
+                        worker,
+                        incarnation: coordinator_core::Incarnation(known.incarnation),
+                        session: known.session,
+                    };
+                    self.request(Request::Command(Asker::Nobody, goodbye));
+                }
+                self.end_session(conn);
+            }
             Up::Lie(command) => self.request(Request::Command(Asker::Nobody, command)),
         }
         Ok(())

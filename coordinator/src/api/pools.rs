@@ -205,6 +205,7 @@ pub(super) fn prospects_of(
             Prospect::External => "external",
             Prospect::Coming(_) => "coming",
             Prospect::Starts => "starts",
+            Prospect::Held { .. } => "held",
             Prospect::Hindered(_) => "hindered",
             Prospect::Busy => "busy",
         }
@@ -294,6 +295,11 @@ fn allocation(state: &State, held: &Allocation, workers: &[&Worker]) -> v1::Allo
         since: Some(convert::timestamp(since)),
         joined: held.joined,
         requeues: held.requeues,
+        held: held
+            .held
+            .as_ref()
+            .map(|hold| hold.reason.to_string())
+            .unwrap_or_default(),
         ending: held
             .ending
             .as_ref()
@@ -312,6 +318,10 @@ fn allocation(state: &State, held: &Allocation, workers: &[&Worker]) -> v1::Allo
 fn described(outlook: Outlook) -> v1::PlannedPool {
     let (starts, why) = match outlook.start {
         Some(start) => (start.count, start.why.into()),
+        None => (0, String::new()),
+    };
+    let (held_count, held_reason) = match outlook.held {
+        Some((count, reason)) => (count, reason.into()),
         None => (0, String::new()),
     };
     let hindrance = outlook.hindrance.as_ref().map(|hindrance| match hindrance {
@@ -335,6 +345,8 @@ fn described(outlook: Outlook) -> v1::PlannedPool {
         pool: outlook.pool.to_string(),
         allocations: outlook.allocations,
         coming: outlook.coming,
+        held: held_count,
+        held_reason,
         serves: outlook.serves,
         starts,
         why,

@@ -457,6 +457,13 @@ async fn hear(
         Some(Heard::Events(batch)) => drop(events.send(batch).await),
         Some(Heard::Goodbye(goodbye)) => {
             info!(worker = %session.worker, reason = convert::clip(&goodbye.reason, 200), "a worker leaves");
+            let goodbye = Command::Goodbye {
+                worker: session.worker.clone(),
+                incarnation: session.incarnation,
+                session: session.number,
+            };
+            // It is refused if a newer session has taken over: then that one's word counts.
+            drop(inner.engine.command(goodbye).await);
             return Ok(false);
         }
         Some(Heard::Hello(_)) => {

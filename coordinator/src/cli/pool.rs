@@ -209,6 +209,7 @@ fn described(pool: &v1::Pool) -> Value {
             "since": show::machine_time(held.since.as_ref()),
             "joined": held.joined,
             "requeues": held.requeues,
+            "held": text(&held.held),
             "ending": text(&held.ending),
             "ending_reason": text(&held.ending_reason),
             "workers": held.workers,
@@ -506,7 +507,10 @@ fn allocations(pool: &v1::Pool, now: Timestamp, paint: Paint) -> Table {
             one_line(&held.host),
             one_line(&held.workers.join(", ")),
             held.leases.to_string(),
-            one_line(&held.ending_reason),
+            one_line(match held.ending_reason.as_str() {
+                "" => &held.held,
+                reason => reason,
+            }),
         ]);
     }
     table
@@ -531,6 +535,13 @@ fn planned_text(pool: &v1::PlannedPool, paint: Paint) -> String {
         pool.coming,
         pool.idle
     ));
+    if pool.held > 0 {
+        let held = show::counted(pool.held as usize, "allocation");
+        let reason = &pool.held_reason;
+        say(format!(
+            "{held} of it that its provider does not run: {reason}"
+        ));
+    }
     if pool.serves > 0 {
         let tasks = show::counted(pool.serves as usize, "waiting task");
         say(format!("with those it is to start it serves {tasks}"));
@@ -631,7 +642,11 @@ mod tests {
                     ending_reason: "nothing has needed it for 300 s".to_owned(),
                     ..allocation("A6", "ending", 80)
                 },
-                allocation("A7", "wanted", 0),
+                v1::Allocation {
+                    external: "4711_2".to_owned(),
+                    held: "JobHeldUser".to_owned(),
+                    ..allocation("A7", "queued", 0)
+                },
             ],
             ..v1::Pool::default()
         }
@@ -682,6 +697,8 @@ mod tests {
                 tasks: 1,
             }],
             idle: 1,
+            held: 1,
+            held_reason: "JobHeldUser".to_owned(),
         };
         let quiet = v1::PlannedPool {
             pool: "near".to_owned(),

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crate::command::{Command, Rejection, Reply};
 use crate::event::{Event, EventKind};
 use crate::ids::{AllocationId, LeaseId, WorkerId};
-use crate::pool::Policy;
+use crate::pool::{Hold, Policy};
 use crate::settle;
 use crate::state::{Link, State};
 use crate::time::{Span, Timestamp};
@@ -53,8 +53,8 @@ pub enum Touch {
         /// Replaces what the worker said before about declared agents, if it says anything.
         looked: Option<BTreeMap<DeclaredAgent, bool>>,
     },
-    /// The worker's stream is gone.
-    Down { worker: WorkerId },
+    /// The worker's stream is gone; `leaves` if the worker has said that it ends.
+    Down { worker: WorkerId, leaves: bool },
     /// A lease has a full TTL plus grace from now.
     Renew { lease: LeaseId },
     /// Nothing has needed the allocation from now on, or something does again.
@@ -66,6 +66,11 @@ pub enum Touch {
     Vain {
         allocation: AllocationId,
         vain: bool,
+    },
+    /// Its provider holds the allocation from now on, or gives another reason, or does no more.
+    Held {
+        allocation: AllocationId,
+        reason: Option<Box<str>>,
     },
     /// How pools are to be run.
     Pools(BTreeMap<Arc<str>, Policy>),
@@ -120,6 +125,11 @@ pub fn decide(state: &State, now: Timestamp, command: &Command) -> Result<Decisi
             incarnation,
             session,
         } => session::disconnect(state, worker, *incarnation, *session),
+        Command::Goodbye {
+            worker,
+            incarnation,
+            session,
+        } => session::goodbye(state, now, worker, *incarnation, *session),
         Command::Report {
             worker,
             lease,
@@ -216,14 +226,14 @@ impl State {
                     self.set_link(&worker, up);
                 }
             }
-            Touch::Down { worker } => {
+            Touch::Down { worker, leaves } => {
                 if let Some(entry) = self.workers.get_mut(&worker) {
                     entry.aux.credit = 0;
                     if let Link::Up {
                         heard_at, draining, ..
                     } = entry.worker.link
                     {
-                        entry.aux.last_word = Some((heard_at, draining));
+                        entry.aux.last_word = Some((heard_at, draining || leaves));
                     }
                 }
                 self.set_link(&worker, Link::Down { since: now });
@@ -237,6 +247,12 @@ impl State {
             Touch::Idle { allocation, idle } => {
                 if let Some(held) = self.allocations.get_mut(&allocation) {
                     held.idle_since = idle.then_some(now);
+                }
+            }
+            Touch::Held { allocation, reason } => {
+                if let Some(held) = self.allocations.get_mut(&allocation) {
+                    let since = held.held.as_ref().map_or(now, |hold| hold.since);
+                    held.held = reason.map(|reason| Hold { since, reason });
                 }
             }
             Touch::Vain { allocation, vain } => {

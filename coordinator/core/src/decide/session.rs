@@ -9,7 +9,7 @@ use crate::command::{Heartbeat, Hello, Rejection, Reply, Verdict};
 use crate::event::{Actor, EventKind, LeaseEnd};
 use crate::ids::{Incarnation, LeaseId, WorkerId};
 use crate::limits;
-use crate::state::{Link, State};
+use crate::state::{Lease, Link, State};
 use crate::time::Timestamp;
 
 pub(super) fn hello(state: &State, now: Timestamp, hello: &Hello) -> Result<Decision, Rejection> {
@@ -57,11 +57,8 @@ pub(super) fn hello(state: &State, now: Timestamp, hello: &Hello) -> Result<Deci
         if lease.incarnation < hello.incarnation {
             let text = "the worker was started anew and no longer holds the work";
             lost(state, lease, now, text, LeaseEnd::Superseded, &mut events);
-        } else if lease.started_at.is_none() && !lease.revoked {
-            events.push(closed(lease, LeaseEnd::NeverStarted));
         } else {
-            let text = "the worker no longer holds the work";
-            lost(state, lease, now, text, LeaseEnd::Confirmed, &mut events);
+            not_held(state, now, lease, &mut events);
         }
     }
     let verdicts = verdicts(state, &hello.worker, &held);
@@ -78,6 +75,41 @@ pub(super) fn hello(state: &State, now: Timestamp, hello: &Hello) -> Result<Deci
         touches,
         reply: Reply::Welcome { verdicts },
     })
+}
+
+/// Closes a lease that its worker says it does not hold: its grant did not arrive, or its end was told
+/// before.
+fn not_held(state: &State, now: Timestamp, lease: &Lease, events: &mut Vec<EventKind>) {
+    if lease.started_at.is_none() && !lease.revoked {
+        events.push(closed(lease, LeaseEnd::NeverStarted));
+    } else {
+        let text = "the worker no longer holds the work";
+        lost(state, lease, now, text, LeaseEnd::Confirmed, events);
+    }
+}
+
+/// A worker ends that holds nothing: grants that crossed its last words go back at once.
+pub(super) fn goodbye(
+    state: &State,
+    now: Timestamp,
+    worker: &WorkerId,
+    incarnation: Incarnation,
+    session: u64,
+) -> Result<Decision, Rejection> {
+    current(state, worker, incarnation, session)?;
+    let mut events = vec![];
+    for lease in state.leases_of_worker(worker) {
+        // Of an earlier incarnation's only its folder could tell.
+        if lease.incarnation == incarnation {
+            not_held(state, now, lease, &mut events);
+        }
+    }
+    let mut decision = Decision::done(events);
+    decision.touches.push(Touch::Down {
+        worker: worker.clone(),
+        leaves: true,
+    });
+    Ok(decision)
 }
 
 pub(super) fn heartbeat(state: &State, beat: &Heartbeat) -> Result<Decision, Rejection> {
@@ -126,6 +158,7 @@ pub(super) fn disconnect(
     let mut decision = Decision::done(vec![]);
     decision.touches.push(Touch::Down {
         worker: worker.clone(),
+        leaves: false,
     });
     Ok(decision)
 }

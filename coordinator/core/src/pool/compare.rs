@@ -84,6 +84,10 @@ impl Memory {
                 let external = sighting.external.clone();
                 let seen = match &sighting.state {
                     Sighted::Queued => Seen::Queued { external },
+                    Sighted::Held { reason } => Seen::Held {
+                        external,
+                        reason: reason.clone(),
+                    },
                     Sighted::Running { host } => Seen::Running {
                         external,
                         host: host.clone(),
@@ -181,7 +185,7 @@ fn choose(
             (Some(external), _) if *external == sighting.external => 0,
             (Some(_), _) if without => continue,
             (_, Sighted::Running { .. }) => 1,
-            (_, Sighted::Queued | Sighted::Unknown) => 2,
+            (_, Sighted::Queued | Sighted::Held { .. } | Sighted::Unknown) => 2,
             (_, Sighted::Ending | Sighted::Ended { .. }) => 3,
         };
         let rank = (without, rank);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     Allocation, AllocationEnd, EndCause, Phase, PoolCommand, PoolEvent, Seen, counted, is_near,
-    plan,
+    is_stuck, plan,
 };
 use crate::command::{Rejection, Reply};
 use crate::decide::{Decision, Touch, head};
@@ -274,14 +274,23 @@ fn quarantines(state: &State, now: Timestamp, events: &mut Vec<PoolEvent>) {
 fn observed(state: &State, now: Timestamp, seen: &[(AllocationId, Seen)]) -> Decision {
     let mut events = vec![];
     let mut told = BTreeSet::new();
+    let mut touches = vec![];
     let mut failures: std::collections::BTreeMap<Arc<str>, Failing> =
         std::collections::BTreeMap::new();
     for (id, seen) in seen {
         let Some(held) = state.allocation(*id).filter(|_| told.insert(*id)) else {
             continue;
         };
+        let reason = match seen {
+            Seen::Held { reason, .. } => Some(head(reason, limits::EXTERNAL_BYTES)),
+            _ => None,
+        };
+        if held.held.as_ref().map(|hold| &hold.reason) != reason.as_ref() {
+            let allocation = *id;
+            touches.push(Touch::Held { allocation, reason });
+        }
         match seen {
-            Seen::Queued { external } => {
+            Seen::Queued { external } | Seen::Held { external, .. } => {
                 let known = held.external.as_ref() == Some(external);
                 if !known || !matches!(held.phase, Phase::Queued { .. }) {
                     events.push(PoolEvent::AllocationQueued {
@@ -317,7 +326,9 @@ fn observed(state: &State, now: Timestamp, seen: &[(AllocationId, Seen)]) -> Dec
             }
         }
     }
-    decision(events)
+    let mut decision = decision(events);
+    decision.touches = touches;
+    decision
 }
 
 /// Tells whether a worker of the allocation is heard all the same: its own session is the truth
@@ -348,7 +359,14 @@ fn end_of(
                 let detail = format!("{}; it ended so: {detail}", ending.reason);
                 return (AllocationEnd::NeverWorked, detail.into());
             }
-            EndCause::Idle | EndCause::Surplus | EndCause::Quarantined => AllocationEnd::Released,
+            EndCause::Idle => match held.held.as_ref().filter(|_| is_stuck(held, now)) {
+                Some(hold) => {
+                    let detail = format!("its provider did not run it: {}", hold.reason);
+                    return (AllocationEnd::NeverJoined, detail.into());
+                }
+                None => AllocationEnd::Released,
+            },
+            EndCause::Surplus | EndCause::Quarantined => AllocationEnd::Released,
         },
         None if !held.joined => AllocationEnd::NeverJoined,
         None => match died_young(state, now, held) {

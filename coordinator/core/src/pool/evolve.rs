@@ -32,6 +32,7 @@ impl State {
                         requeues: 0,
                         ending: None,
                         idle_since: None,
+                        held: None,
                         vain_since: None,
                     };
                     self.allocations.insert(id, fresh);

@@ -130,6 +130,8 @@ pub struct Allocation {
     pub ending: Option<Ending>,
     /// Volatile: since when nothing has needed it.
     pub idle_since: Option<Timestamp>,
+    /// Volatile: its provider does not run it, and why.
+    pub held: Option<Hold>,
     /// Volatile: since when its workers take nothing although work waits that its pool is for.
     pub vain_since: Option<Timestamp>,
 }
@@ -146,6 +148,14 @@ pub enum Phase {
     Running {
         since: Timestamp,
     },
+}
+
+/// A provider keeps an allocation in its queue until somebody does something about it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hold {
+    pub since: Timestamp,
+    /// In the provider's words.
+    pub reason: Box<str>,
 }
 
 /// An allocation gets no more work, and is ended once it holds none.
@@ -466,6 +476,11 @@ pub enum Seen {
     Queued {
         external: Box<str>,
     },
+    /// It waits for something that does not come by itself.
+    Held {
+        external: Box<str>,
+        reason: Box<str>,
+    },
     Running {
         external: Box<str>,
         host: Box<str>,
@@ -594,6 +609,12 @@ fn is_near(state: &State, link: &Link, now: Timestamp) -> bool {
 pub(crate) fn blames_host_at(lease: &Lease, class: FailureClass, until: Timestamp) -> bool {
     let since = lease.started_at.unwrap_or(lease.granted_at);
     class.may_be_the_hosts() && until.since(since) <= limits::QUICK_FAILURE
+}
+
+/// Tells whether an allocation was held by its provider for so long that nobody should wait for it.
+fn is_stuck(held: &Allocation, now: Timestamp) -> bool {
+    let hold = held.held.as_ref();
+    hold.is_some_and(|hold| now.since(hold.since) >= limits::HELD_FOR)
 }
 
 /// Gives when a pool may start something again after its last failure.

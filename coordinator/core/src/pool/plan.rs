@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::demand::{self, Demand};
-use super::{Allocation, EndCause, Phase, Policy, Pool, is_near, retry_at};
+use super::{Allocation, EndCause, Phase, Policy, Pool, is_near, is_stuck, retry_at};
 use crate::ids::{AllocationId, LeaseId};
 use crate::index::{WorkerEntry, drains};
 use crate::limits;
@@ -24,8 +24,10 @@ pub struct Outlook {
     pub pool: Arc<str>,
     /// Allocations in its inventory that are not ending.
     pub allocations: u32,
-    /// Of these, how many have no worker yet.
+    /// Of these, how many have no worker yet and may get some by themselves.
     pub coming: u32,
+    /// How many their provider holds, and why it does so with the oldest.
+    pub held: Option<(u32, Box<str>)>,
     /// Waiting work, ready and soon, that its allocations are taken to serve.
     pub serves: u32,
     pub start: Option<Start>,
@@ -114,7 +116,7 @@ pub fn outlook(state: &State, now: Timestamp) -> Vec<Outlook> {
     let wants = demand::wants(state, now);
     let learned = learned(state);
     let mut rooms = existing(state, now, &wants.ending);
-    coming(state, &learned, &mut rooms);
+    coming(state, now, &learned, &mut rooms);
     let mut demands = wants.demands;
     demands.sort_by_key(|demand| Reverse(needs(&demand.requirement)));
     let mut pools: Vec<Ledger<'_>> = state
@@ -228,7 +230,12 @@ fn existing<'a>(state: &'a State, now: Timestamp, ending: &BTreeSet<LeaseId>) ->
 }
 
 /// Adds the room of workers that are on their way.
-fn coming<'a>(state: &'a State, learned: &'a Learned<'_>, rooms: &mut Vec<Room<'a>>) {
+fn coming<'a>(
+    state: &'a State,
+    now: Timestamp,
+    learned: &'a Learned<'_>,
+    rooms: &mut Vec<Room<'a>>,
+) {
     let mut joined: BTreeMap<AllocationId, u32> = BTreeMap::new();
     for worker in state.workers() {
         // One that has gone away is of an earlier life of an allocation that was requeued, since
@@ -248,7 +255,7 @@ fn coming<'a>(state: &'a State, learned: &'a Learned<'_>, rooms: &mut Vec<Room<'
         };
         let joined = joined.get(&allocation.id).copied().unwrap_or(0);
         // One that had workers and lost them is not known to get any again.
-        let missing = if allocation.joined {
+        let missing = if allocation.joined || is_stuck(allocation, now) {
             0
         } else {
             policy.workers.saturating_sub(joined)
@@ -328,6 +335,7 @@ struct Ledger<'a> {
     /// To end, and perhaps still there.
     ending: u32,
     coming: u32,
+    held: Option<(u32, Box<str>)>,
     /// Not yet in the provider's queue, waiting in it.
     asked: u32,
     queued: u32,
@@ -359,6 +367,7 @@ impl<'a> Ledger<'a> {
             allocations: 0,
             ending: 0,
             coming: 0,
+            held: None,
             asked: 0,
             queued: 0,
             closed: state.pools.get(name).and_then(|pool| closed(pool, now)),
@@ -380,7 +389,13 @@ impl<'a> Ledger<'a> {
                 continue;
             }
             new.allocations += 1;
-            new.coming += u32::from(!allocation.joined);
+            match &allocation.held {
+                Some(hold) if is_stuck(allocation, now) => {
+                    let first = || (0, hold.reason.clone());
+                    new.held.get_or_insert_with(first).0 += 1;
+                }
+                _ => new.coming += u32::from(!allocation.joined),
+            }
             match allocation.phase {
                 Phase::Wanted => new.asked += 1,
                 Phase::Queued { .. } => new.queued += 1,
@@ -483,6 +498,7 @@ impl<'a> Ledger<'a> {
             pool: Arc::clone(self.name),
             allocations: self.allocations,
             coming: self.coming,
+            held: self.held,
             serves: self.serves,
             start,
             stops,
@@ -563,7 +579,10 @@ impl<'a> Ledger<'a> {
                     cause: EndCause::NeverWorked,
                     why: why.into(),
                 });
-            } else if !needed.contains(&id) {
+            } else if !needed.contains(&id)
+                // What its provider holds is kept while work waits: perhaps somebody releases it.
+                && (self.unserved.is_empty() || !is_stuck(allocation, now))
+            {
                 idle.push(allocation);
             }
         }

@@ -22,6 +22,8 @@ pub enum Prospect {
     Coming(u32),
     /// It would start one in the next step.
     Starts,
+    /// So many wait, and their provider does not run them, for this reason; it would start no other.
+    Held { count: u32, reason: Box<str> },
     /// It would start one, but must not now.
     Hindered(Hindrance),
     /// Its workers will be free for it sooner or later.
@@ -48,6 +50,8 @@ pub fn prospects(
             Prospect::Coming(outlook.coming)
         } else if outlook.start.is_some() {
             Prospect::Starts
+        } else if let Some((count, reason)) = outlook.held {
+            Prospect::Held { count, reason }
         } else if let Some(hindrance) = outlook.hindrance {
             Prospect::Hindered(hindrance)
         } else {
@@ -143,6 +147,14 @@ impl fmt::Display for Prospect {
             Self::Coming(1) => f.write_str("1 allocation is on its way"),
             Self::Coming(count) => write!(f, "{count} allocations are on their way"),
             Self::Starts => f.write_str("it is about to start one"),
+            Self::Held { count, reason } => {
+                let wait = if *count == 1 {
+                    "1 allocation waits and is"
+                } else {
+                    &format!("{count} allocations wait and are")
+                };
+                write!(f, "{wait} not run by its provider: {reason}")
+            }
             Self::Hindered(hindrance) => hindrance.fmt(f),
             Self::Busy => f.write_str("its workers are busy, and will be free"),
         }

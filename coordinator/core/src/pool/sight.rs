@@ -54,6 +54,10 @@ pub struct Sighting {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Sighted {
     Queued,
+    /// It waits, and for something that does not come by itself: a person, or a setting.
+    Held {
+        reason: Box<str>,
+    },
     Running {
         host: Box<str>,
     },

@@ -325,3 +325,42 @@ fn a_worker_may_have_as_many_slots_as_the_bound_says_and_not_one_more() {
     assert_eq!(world.refused(&greedy), limit);
     assert!(world.state.worker(&worker("greedy")).is_none());
 }
+
+#[test]
+fn a_goodbye_gives_back_what_was_granted_meanwhile_and_counts_nothing() {
+    let mut world = World::new();
+    world.join("w", 2);
+    let run = world.submit(plan(&["a"]));
+    let lease = world.only();
+    let Some(Command::Heartbeat(beat)) = world.heartbeat("w", vec![]) else {
+        panic!("no session");
+    };
+    let goodbye = |session| Command::Goodbye {
+        worker: worker("w"),
+        incarnation: Incarnation(1),
+        session,
+    };
+    world.refused(&goodbye(beat.session + 1));
+    assert_eq!(world.live().len(), 1);
+    let events = world.act(&goodbye(beat.session));
+    let closed = events.iter().any(|event| {
+        matches!(event.kind, EventKind::LeaseClosed { lease: id, end, .. }
+            if id == lease.id && end == LeaseEnd::NeverStarted)
+    });
+    assert!(closed, "{events:?}");
+    assert!(world.live().is_empty(), "it is gone, and gets nothing");
+    world.join("v", 1);
+    assert_eq!(world.only().worker, worker("v"), "at once");
+    let history = world
+        .state
+        .task(world.key(run, "a"))
+        .unwrap()
+        .history
+        .clone();
+    let history = history.unwrap();
+    assert_eq!(
+        (history.counted, history.crashes, history.departures),
+        (0, 0, 0)
+    );
+    world.refused(&goodbye(beat.session));
+}

@@ -17,6 +17,8 @@ const INTEGRATION_ANSWERS: &[Came] = &[
     Came::IntegrationError,
 ];
 
+const POOLS: &[Met] = &[Met::PoolOpen, Met::PoolFailing, Met::PoolPaused];
+
 /// All of them. A pair that a seed reaches must not be here.
 pub const EXCUSED: &[Excuse] = &[
     Excuse {
@@ -72,7 +74,7 @@ pub const EXCUSED: &[Excuse] = &[
         reason: "the engine archives between two batches: nothing happens to the run meanwhile",
     },
     Excuse {
-        came: &[Came::HeartbeatOld, Came::ClosedOld],
+        came: &[Came::HeartbeatOld],
         met: &[Met::WorkerDown],
         reason: "the older stream of a worker is ended when the newer is welcomed, so before that one ends",
     },
@@ -148,5 +150,96 @@ pub const EXCUSED: &[Excuse] = &[
             Met::RunSucceeded,
         ],
         reason: "merges are made one after the other: the newer generation is not merged yet",
+    },
+    Excuse {
+        came: &[Came::Goodbye],
+        met: &[Met::WorkerUp],
+        reason: "a worker that ends has said before, on the same stream, that it takes nothing",
+    },
+    Excuse {
+        came: &[Came::GoodbyeLease],
+        met: &[
+            Met::AttemptStarted,
+            Met::AttemptAsking,
+            Met::AttemptAnswered,
+            Met::VerifyStarted,
+            Met::FinalStarted,
+        ],
+        reason: "a worker says goodbye once its reports are acknowledged, and what it began has one",
+    },
+    Excuse {
+        came: &[Came::GoodbyeOld],
+        met: &[
+            Met::WorkerUp,
+            Met::WorkerDraining,
+            Met::WorkerDown,
+            Met::WorkerUnknown,
+        ],
+        reason: "it is the last word of a stream, and an older one is ended when the newer is welcomed",
+    },
+    Excuse {
+        came: &[Came::SeenRefused],
+        met: &[
+            Met::AllocationQueued,
+            Met::AllocationHeld,
+            Met::AllocationJoining,
+        ],
+        reason: "what an order is refused for has no name yet: the provider is asked one thing at a time",
+    },
+    Excuse {
+        came: &[Came::EndedRefused],
+        met: &[Met::AllocationQueued, Met::AllocationJoining],
+        reason: "what an order is refused for has no name yet: the provider is asked one thing at a time",
+    },
+    Excuse {
+        came: &[Came::SeenRefused, Came::EndedRefused],
+        met: &[Met::AllocationJoined],
+        reason: "the cluster of a world refuses an order whenever it comes, so none of it has arrived",
+    },
+    Excuse {
+        came: &[
+            Came::SeenRefused,
+            Came::SeenQueued,
+            Came::SeenHeld,
+            Came::SeenRunning,
+            Came::SeenGone,
+        ],
+        met: &[Met::AllocationUnknown],
+        reason: "a list is compared with the inventory of that moment, and only what is seen ends any",
+    },
+    Excuse {
+        came: &[Came::SeenHeld],
+        met: &[Met::AllocationJoining],
+        reason: "the cluster of a world holds only what has never run",
+    },
+    Excuse {
+        came: &[Came::SeenQueued, Came::SeenGone],
+        met: &[Met::AllocationHeld],
+        reason: "nobody releases or ends what the cluster of a world holds before it is to end",
+    },
+    Excuse {
+        came: &[Came::ToEndSurplus],
+        met: &[
+            Met::AllocationWanted,
+            Met::AllocationQueued,
+            Met::AllocationJoining,
+            Met::AllocationJoined,
+        ],
+        reason: "the maximum of a world's pool does not change",
+    },
+    Excuse {
+        came: &[Came::HostReleased],
+        met: POOLS,
+        reason: "a quarantine lasts longer than a world",
+    },
+    Excuse {
+        came: &[Came::PoolForget],
+        met: POOLS,
+        reason: "the pool of a world stays in its configuration",
+    },
+    Excuse {
+        came: &[Came::PoolDisown],
+        met: POOLS,
+        reason: "no world puts a backup back",
     },
 ];

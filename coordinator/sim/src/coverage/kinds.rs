@@ -4,6 +4,7 @@
 //! not compile until it has its place here; and a kind that is declared is in the table.
 
 use coordinator_core::event::{RunOutcome, Work};
+use coordinator_core::pool::{Allocation, Phase};
 use coordinator_core::state::{
     Lease, Link, Run, RunPhase, State, Task, TaskState, VerifyPhase, Worker,
 };
@@ -76,6 +77,16 @@ kinds! {
         QuestionAnswered = "question answered",
         QuestionClosed = "question closed",
         QuestionUnknown = "question not known",
+        PoolOpen = "pool open",
+        PoolFailing = "pool after failed starts",
+        PoolPaused = "pool paused",
+        AllocationWanted = "allocation wanted",
+        AllocationQueued = "allocation queued",
+        AllocationHeld = "allocation held by its provider",
+        AllocationJoining = "allocation running, nobody joined",
+        AllocationJoined = "allocation with a worker",
+        AllocationEnding = "allocation to end",
+        AllocationUnknown = "allocation not known",
     }
 }
 
@@ -106,6 +117,9 @@ kinds! {
         Closed = "session closed",
         ClosedLease = "session closed, lease open",
         ClosedOld = "old session closed",
+        Goodbye = "goodbye",
+        GoodbyeLease = "goodbye, lease open",
+        GoodbyeOld = "goodbye of an old session",
         Started = "report started",
         Succeeded = "report succeeded",
         FailedCounts = "report failed, counts",
@@ -133,6 +147,32 @@ kinds! {
         TickRun = "tick, run waited for too long",
         TickForget = "tick, worker away for too long",
         Start = "start of the coordinator",
+        PoolConfigure = "pools are configured",
+        PoolPlan = "pools are planned",
+        PoolPause = "pause pool",
+        PoolResume = "resume pool",
+        PoolForget = "forget pool",
+        PoolDisown = "pools of a copy are disowned",
+        SeenRefused = "provider refuses it",
+        SeenQueued = "provider has it queued",
+        SeenHeld = "provider holds it",
+        SeenRunning = "provider runs it",
+        SeenGone = "provider says it is gone",
+        ToEndIdle = "is to end, idle",
+        ToEndNeverJoined = "is to end, nobody joined",
+        ToEndNeverWorked = "is to end, it takes nothing",
+        ToEndQuarantined = "is to end, its host is bad",
+        ToEndSurplus = "is to end, beyond the maximum",
+        EndedReleased = "ended, given back",
+        EndedRefused = "ended, refused",
+        EndedNeverJoined = "ended, nobody joined",
+        EndedNeverWorked = "ended, it took nothing",
+        EndedDiedYoung = "ended, died young",
+        EndedGone = "ended by itself",
+        Proven = "was a good start",
+        PausesItself = "pauses itself",
+        HostQuarantined = "a host is quarantined",
+        HostReleased = "a host is released",
     }
 }
 
@@ -225,5 +265,31 @@ pub(super) fn worker(worker: Option<&Worker>) -> Met {
         Link::Down { since: _ } => Met::WorkerDown,
         Link::Up { draining, .. } if draining || worker.draining => Met::WorkerDraining,
         Link::Up { .. } => Met::WorkerUp,
+    }
+}
+
+/// Gives the kind of a pool.
+#[must_use]
+pub(super) fn pool(state: &State, name: &str) -> Met {
+    match state.pool(name) {
+        Some(pool) if pool.paused.is_some() => Met::PoolPaused,
+        Some(pool) if pool.failures > 0 => Met::PoolFailing,
+        Some(_) | None => Met::PoolOpen,
+    }
+}
+
+/// Gives the kind of an allocation.
+#[must_use]
+pub(super) fn allocation(held: Option<&Allocation>) -> Met {
+    let Some(held) = held else {
+        return Met::AllocationUnknown;
+    };
+    match held.phase {
+        _ if held.ending.is_some() => Met::AllocationEnding,
+        _ if held.joined => Met::AllocationJoined,
+        Phase::Wanted => Met::AllocationWanted,
+        Phase::Queued { .. } if held.held.is_some() => Met::AllocationHeld,
+        Phase::Queued { .. } => Met::AllocationQueued,
+        Phase::Running { .. } => Met::AllocationJoining,
     }
 }

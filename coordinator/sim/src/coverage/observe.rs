@@ -1,6 +1,7 @@
 //! What a command is about to meet.
 
 use coordinator_core::command::{GitStepFailure, Hello, Report, Target};
+use coordinator_core::pool::{AllocationEnd, EndCause, PoolCommand, PoolEvent, Seen};
 use coordinator_core::state::{Link, Run, State};
 use coordinator_core::{Command, CommitId, LeaseId, Timer, Timestamp, WorkerId, due};
 
@@ -79,6 +80,21 @@ pub fn observe(state: &State, command: &Command, watch: &mut dyn Watch) {
                 tell(met, Came::ClosedOld);
             }
         }
+        Command::Goodbye {
+            worker,
+            incarnation,
+            session,
+        } => {
+            let met = kinds::worker(state.worker(worker));
+            if is_current(state, worker, incarnation.0, *session) {
+                tell(met, Came::Goodbye);
+                for lease in state.leases_of_worker(worker) {
+                    tell(kinds::lease(state, lease), Came::GoodbyeLease);
+                }
+            } else {
+                tell(met, Came::GoodbyeOld);
+            }
+        }
         Command::Report {
             worker,
             lease,
@@ -147,7 +163,8 @@ pub fn observe(state: &State, command: &Command, watch: &mut dyn Watch) {
             tell(kinds::run(known), came);
         }
         Command::Reload { image } => tell(kinds::run(state.run(image.run.id)), Came::Reload),
-        Command::Pool(_) | Command::Tick => {}
+        Command::Pool(command) => pool_met(state, command, &mut tell),
+        Command::Tick => {}
     }
 }
 
@@ -169,6 +186,88 @@ pub fn observe_due(state: &State, now: Timestamp, watch: &mut dyn Watch) {
             watch.met(met.name(), came.name());
         }
     }
+}
+
+fn pool_met(state: &State, command: &PoolCommand, tell: Tell<'_>) {
+    let every = |came: Came, tell: Tell<'_>| {
+        for (name, _) in state.policies() {
+            tell(kinds::pool(state, name), came);
+        }
+    };
+    match command {
+        PoolCommand::Configure { policies } => {
+            for name in policies.keys() {
+                tell(kinds::pool(state, name), Came::PoolConfigure);
+            }
+        }
+        PoolCommand::Plan => every(Came::PoolPlan, tell),
+        PoolCommand::Pause { pool, .. } => tell(kinds::pool(state, pool), Came::PoolPause),
+        PoolCommand::Resume { pool, .. } => tell(kinds::pool(state, pool), Came::PoolResume),
+        PoolCommand::Forget { pool, .. } => tell(kinds::pool(state, pool), Came::PoolForget),
+        PoolCommand::Disown => every(Came::PoolDisown, tell),
+        PoolCommand::Observe { allocations } => {
+            for (id, seen) in allocations {
+                let came = match seen {
+                    Seen::Refused { .. } => Came::SeenRefused,
+                    Seen::Queued { .. } => Came::SeenQueued,
+                    Seen::Held { .. } => Came::SeenHeld,
+                    Seen::Running { .. } => Came::SeenRunning,
+                    Seen::Gone { .. } => Came::SeenGone,
+                };
+                tell(kinds::allocation(state.allocation(*id)), came);
+            }
+        }
+    }
+}
+
+/// Tells the watch what happens to pools. To be called with the state before the event. What
+/// providers say of allocations is told by [`observe`] already.
+pub fn observe_pool_event(state: &State, event: &PoolEvent, watch: &mut dyn Watch) {
+    let (met, came) = match event {
+        PoolEvent::AllocationsWanted { .. }
+        | PoolEvent::AllocationQueued { .. }
+        | PoolEvent::AllocationRunning { .. }
+        | PoolEvent::PoolResumed { .. }
+        | PoolEvent::PoolForgotten { .. } => return,
+        PoolEvent::AllocationProven { allocation } => (
+            kinds::allocation(state.allocation(*allocation)),
+            Came::Proven,
+        ),
+        PoolEvent::AllocationEnding {
+            allocation, cause, ..
+        } => {
+            let came = match cause {
+                EndCause::Idle => Came::ToEndIdle,
+                EndCause::NeverJoined => Came::ToEndNeverJoined,
+                EndCause::NeverWorked => Came::ToEndNeverWorked,
+                EndCause::Quarantined => Came::ToEndQuarantined,
+                EndCause::Surplus => Came::ToEndSurplus,
+            };
+            (kinds::allocation(state.allocation(*allocation)), came)
+        }
+        PoolEvent::AllocationEnded {
+            allocation, end, ..
+        } => {
+            let came = match end {
+                AllocationEnd::Released => Came::EndedReleased,
+                AllocationEnd::Refused => Came::EndedRefused,
+                AllocationEnd::NeverJoined => Came::EndedNeverJoined,
+                AllocationEnd::NeverWorked => Came::EndedNeverWorked,
+                AllocationEnd::DiedYoung => Came::EndedDiedYoung,
+                AllocationEnd::Gone => Came::EndedGone,
+            };
+            (kinds::allocation(state.allocation(*allocation)), came)
+        }
+        PoolEvent::PoolPaused { pool, by, .. } if **by == *"coordinator" => {
+            (kinds::pool(state, pool), Came::PausesItself)
+        }
+        PoolEvent::PoolPaused { .. } => return,
+        PoolEvent::HostQuarantined { pool, .. } => {
+            (kinds::pool(state, pool), Came::HostQuarantined)
+        }
+        PoolEvent::HostReleased { pool, .. } => (kinds::pool(state, pool), Came::HostReleased),
+    };
+    watch.met(met.name(), came.name());
 }
 
 /// Tells the watch what a coordinator finds when it starts. To be called with the state that was

@@ -343,6 +343,10 @@ fn state(words: &[&str], host: &str, reason: &str, exit: Option<String>) -> Sigh
         "REQUEUE_FED",
         "SPECIAL_EXIT",
     ]) {
+        if is_held(reason) {
+            let reason = super::login::plain(reason).into();
+            return Sighted::Held { reason };
+        }
         return Sighted::Queued;
     }
     // One that is suspended holds its node and comes back.
@@ -379,6 +383,25 @@ fn state(words: &[&str], host: &str, reason: &str, exit: Option<String>) -> Sigh
     Sighted::Ended {
         detail: detail.into(),
     }
+}
+
+/// Tells whether a job that waits for this reason waits until somebody does something about it. Of
+/// reasons that nobody knows it is taken that they pass.
+fn is_held(reason: &str) -> bool {
+    // One form of the list writes `_` where the other has spaces.
+    let reason = reason.replace('_', " ").to_ascii_lowercase();
+    const HELD: [&str; 8] = [
+        "jobheldadmin",
+        "jobhelduser",
+        "badconstraints",
+        "dependencyneversatisfied",
+        "invalidaccount",
+        "invalidqos",
+        "partitiontimelimit",
+        "partitionnodelimit",
+    ];
+    // `launch failed requeued held`, `job requeued in held state`, and more of the kind.
+    HELD.contains(&&*reason) || reason.contains("requeued held") || reason.contains("held state")
 }
 
 /// Gives the indices that a folded array stands for: `0-3,7,10-20:5%4`.
@@ -462,11 +485,11 @@ mod tests {
     /// Those of one array whose task 3 was cancelled while it waited, and one job that runs.
     const FOLDED: [&str; 6] = [
         "11 A21.0 Running { host: \"n1\" }",
-        "1_0 A20.0 Queued",
-        "1_1 A20.1 Queued",
-        "1_2 A20.2 Queued",
-        "1_4 A20.4 Queued",
-        "1_5 A20.5 Queued",
+        "1_0 A20.0 Held { reason: \"JobHeldUser\" }",
+        "1_1 A20.1 Held { reason: \"JobHeldUser\" }",
+        "1_2 A20.2 Held { reason: \"JobHeldUser\" }",
+        "1_4 A20.4 Held { reason: \"JobHeldUser\" }",
+        "1_5 A20.5 Held { reason: \"JobHeldUser\" }",
     ];
 
     #[test]
@@ -562,6 +585,37 @@ mod tests {
             text(&cut, WHOSE),
             Err(Error::Line { line: 3, .. })
         ));
+    }
+
+    #[test]
+    fn what_waits_for_a_person_is_held_and_what_waits_for_its_turn_is_not() {
+        let meaning = |reason: &str| state(&["PENDING"], "", reason, None);
+        for reason in [
+            "JobHeldUser",
+            "JobHeldAdmin",
+            "BadConstraints",
+            "DependencyNeverSatisfied",
+            "launch failed requeued held",
+            "launch_failed_requeued_held",
+            "job requeued in held state",
+            "PartitionTimeLimit",
+        ] {
+            let held = Sighted::Held {
+                reason: reason.into(),
+            };
+            assert_eq!(meaning(reason), held);
+        }
+        for reason in [
+            "",
+            "None",
+            "Resources",
+            "Priority",
+            "BeginTime",
+            "Dependency",
+            "?",
+        ] {
+            assert_eq!(meaning(reason), Sighted::Queued, "{reason}");
+        }
     }
 
     #[test]

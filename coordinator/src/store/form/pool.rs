@@ -482,6 +482,7 @@ impl TryFrom<AllocationV1<'_>> for Allocation {
             requeues: form.requeues,
             ending: ending.transpose()?,
             idle_since: None,
+            held: None,
             vain_since: None,
         })
     }

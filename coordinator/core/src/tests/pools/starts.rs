@@ -244,3 +244,63 @@ fn what_was_worked_on_for_longer_before_its_worker_vanished_does_not_speak_again
     let suspects = cluster.0.state.pool(POOL).map(|pool| pool.suspects.len());
     assert_eq!(suspects.unwrap_or(0), 0);
 }
+
+#[test]
+fn what_its_provider_holds_counts_as_coming_no_more_after_a_while_and_again_once_it_is_released() {
+    let mut cluster = Cluster::new(Policy {
+        backlog: 2,
+        idle_timeout: Span::from_secs(200),
+        ..policy(10)
+    });
+    cluster.0.submit(independent(1));
+    assert_eq!(cluster.wanted(), 1);
+    let hold = |cluster: &mut Cluster, id: u64| {
+        cluster.see(&[id], |_| Seen::Held {
+            external: format!("job{id}").into(),
+            reason: "JobHeldUser".into(),
+        })
+    };
+    assert_eq!(hold(&mut cluster, 1).len(), 1, "it is queued");
+    cluster.pass(119, &[]);
+    assert_eq!(hold(&mut cluster, 1), []);
+    assert_eq!(cluster.wanted(), 0);
+    cluster.pass(1, &[]);
+    assert_eq!(cluster.wanted(), 1);
+    hold(&mut cluster, 2);
+    cluster.pass(120, &[]);
+    assert_eq!(cluster.wanted(), 0, "no more than may wait");
+    let run = cluster.0.state.runs().next().unwrap();
+    let requirement = run.profiles[0].requirement.clone();
+    let told = prospects(&cluster.0.state, cluster.0.now, &requirement);
+    assert_eq!(
+        told[0].1.to_string(),
+        "2 allocations wait and are not run by its provider: JobHeldUser"
+    );
+    cluster.see(&[1, 2], |id| Seen::Queued {
+        external: format!("job{id}").into(),
+    });
+    let now = cluster.0.now;
+    let outlook = outlook(&cluster.0.state, now).remove(0);
+    assert_eq!((outlook.coming, outlook.held), (2, None));
+}
+
+#[test]
+fn what_its_provider_held_until_nothing_needed_it_was_a_failed_start() {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(1));
+    cluster.wanted();
+    cluster.see(&[1], |_| Seen::Held {
+        external: "job1".into(),
+        reason: "BadConstraints".into(),
+    });
+    cluster.pass(120, &[]);
+    assert_eq!(cluster.wanted(), 1);
+    start(&mut cluster, 2);
+    assert_eq!(cluster.ending(), [], "the other one has the work");
+    cluster.pass(60, &["w2"]);
+    assert_eq!(cluster.ending(), [(1, EndCause::Idle)]);
+    let events = cluster.gone(1);
+    assert_eq!(end_of(&events), AllocationEnd::NeverJoined);
+    let last = &cluster.0.state.pool(POOL).unwrap().last_failure;
+    assert_eq!(&**last, "its provider did not run it: BadConstraints");
+}

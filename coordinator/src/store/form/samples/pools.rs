@@ -125,6 +125,7 @@ pub(in crate::store) fn pooled_image() -> Image {
         requeues: 0,
         ending: None,
         idle_since: None,
+        held: None,
         vain_since: None,
     };
     image.next_allocation = AllocationId(8);
