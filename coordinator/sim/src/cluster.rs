@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use coordinator_core::AllocationId;
 use coordinator_core::pool::{OrderName, Sighted, Sighting};
+use coordinator_core::state::Link;
+use coordinator_core::{AllocationId, Timestamp, limits};
 
 use crate::carrier::Answer;
 use crate::host::{Disk, Host};
@@ -76,6 +77,9 @@ pub(crate) struct Cluster {
     made: u64,
     /// Machines that are off, by the worker they run, and until when.
     off: BTreeMap<u32, u64>,
+    /// When machines died with a worker that was connected and took work, and the coordinator's start
+    /// that had it.
+    struck: BTreeMap<AllocationId, (Timestamp, u64)>,
 }
 
 /// Names a machine of the cluster.
@@ -265,6 +269,8 @@ impl World<'_> {
             return;
         }
         let JobKind::Requeued { overlap_ms, .. } = job.fate.kind else {
+            let allocation = AllocationId(job.allocation());
+            self.note_struck(allocation, host);
             self.job_ends(nth, true);
             return;
         };
@@ -280,6 +286,41 @@ impl World<'_> {
         } else {
             self.machine_over(host, true);
         }
+    }
+
+    fn note_struck(&mut self, allocation: AllocationId, host: usize) {
+        let worker = self.worker_id(host);
+        let known = self.coordinator.state.worker(&worker);
+        let works = known.is_some_and(|known| {
+            let up = matches!(
+                known.link,
+                Link::Up {
+                    draining: false,
+                    ..
+                }
+            );
+            up && known.offer.allocation == Some(allocation)
+        });
+        if works && self.coordinator.up {
+            let struck = (self.timestamp(), self.coordinator.start);
+            self.cluster.struck.insert(allocation, struck);
+        }
+    }
+
+    /// Tells whether an allocation died soon after its worker had joined and before any work of it went
+    /// well, as far as the coordinator of today can know.
+    pub(crate) fn died_young(&self, id: AllocationId) -> bool {
+        let state = &self.store.shadow;
+        let Some(held) = state.allocation(id).filter(|held| !held.proven) else {
+            return false;
+        };
+        let mut workers = state.workers_of(id);
+        let drained = workers.any(|worker| worker.draining);
+        let (Some((at, start)), Some(since)) = (self.cluster.struck.get(&id), held.joined_at)
+        else {
+            return false;
+        };
+        !drained && *start == self.coordinator.start && at.since(since) < limits::YOUNG
     }
 
     /// The old copy of a job that was started again elsewhere ends.

@@ -147,6 +147,7 @@ impl Came {
             | Self::PoolPause
             | Self::PoolResume
             | Self::PoolForget
+            | Self::PoolDisown
             | Self::HostQuarantined
             | Self::HostReleased => &[POOLS],
             // Only one that goes on can pause.

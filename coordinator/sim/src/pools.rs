@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use coordinator_core::WorkerId;
-use coordinator_core::pool::{EndCause, PoolEvent};
+use coordinator_core::pool::{AllocationEnd, EndCause, PoolEvent};
 use coordinator_core::worker::Offer;
 
 use crate::random::{Random, mix};
@@ -361,9 +361,16 @@ impl World<'_> {
 
     /// What surely runs or waits stays in the inventory.
     pub(crate) fn check_inventory(&self, event: &PoolEvent) -> Checked {
-        let PoolEvent::AllocationEnded { allocation, .. } = event else {
+        let PoolEvent::AllocationEnded {
+            allocation, end, ..
+        } = event
+        else {
             return Ok(());
         };
+        let forgiven = *end == AllocationEnd::Gone && self.died_young(*allocation);
+        self.ensure(!forgiven, "what dies young was a failed start", || {
+            format!("{allocation} is said to be {}", end.name())
+        })?;
         let held = self.store.shadow.allocation(*allocation);
         let external = held.and_then(|held| held.external.clone());
         let lives = external.filter(|external| self.surely_lives(external));

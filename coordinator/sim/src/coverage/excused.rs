@@ -17,6 +17,8 @@ const INTEGRATION_ANSWERS: &[Came] = &[
     Came::IntegrationError,
 ];
 
+const POOLS: &[Met] = &[Met::PoolOpen, Met::PoolFailing, Met::PoolPaused];
+
 /// All of them. A pair that a seed reaches must not be here.
 pub const EXCUSED: &[Excuse] = &[
     Excuse {
@@ -231,13 +233,18 @@ pub const EXCUSED: &[Excuse] = &[
         reason: "allocations of a world's cluster are jobs, which end with their workers",
     },
     Excuse {
-        came: &[Came::PoolForget],
-        met: &[Met::PoolOpen, Met::PoolFailing, Met::PoolPaused],
-        reason: "the pools of a world stay configured",
+        came: &[Came::HostReleased],
+        met: POOLS,
+        reason: "a quarantine lasts longer than a world",
     },
     Excuse {
-        came: &[Came::HostReleased],
-        met: &[Met::PoolOpen, Met::PoolFailing, Met::PoolPaused],
-        reason: "a quarantine lasts longer than a world",
+        came: &[Came::PoolForget],
+        met: POOLS,
+        reason: "the pool of a world stays in its configuration",
+    },
+    Excuse {
+        came: &[Came::PoolDisown],
+        met: POOLS,
+        reason: "no world puts a backup back",
     },
 ];

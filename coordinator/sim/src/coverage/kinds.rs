@@ -152,6 +152,7 @@ kinds! {
         PoolPause = "pause pool",
         PoolResume = "resume pool",
         PoolForget = "forget pool",
+        PoolDisown = "pools of a copy are disowned",
         SeenRefused = "provider refuses it",
         SeenQueued = "provider has it queued",
         SeenHeld = "provider holds it",

@@ -204,8 +204,7 @@ fn pool_met(state: &State, command: &PoolCommand, tell: Tell<'_>) {
         PoolCommand::Pause { pool, .. } => tell(kinds::pool(state, pool), Came::PoolPause),
         PoolCommand::Resume { pool, .. } => tell(kinds::pool(state, pool), Came::PoolResume),
         PoolCommand::Forget { pool, .. } => tell(kinds::pool(state, pool), Came::PoolForget),
-        // Only copies do that, and no world has one.
-        PoolCommand::Disown => {}
+        PoolCommand::Disown => every(Came::PoolDisown, tell),
         PoolCommand::Observe { allocations } => {
             for (id, seen) in allocations {
                 let came = match seen {

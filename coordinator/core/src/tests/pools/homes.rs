@@ -40,7 +40,8 @@ fn nobody_waits_for_a_worker_whose_allocation_is_gone_or_was_requeued_or_is_to_e
         cluster.pool(PoolCommand::Configure { policies });
         cluster.plan()
     };
-    let ways: [&dyn Fn(&mut Cluster) -> Vec<PoolEvent>; 3] = [&gone, &requeued, &ending];
+    type Way<'a> = &'a dyn Fn(&mut Cluster) -> Vec<PoolEvent>;
+    let ways: [Way<'_>; 3] = [&gone, &requeued, &ending];
     for (nth, happens) in ways.into_iter().enumerate() {
         let (mut cluster, _) = lost();
         assert!(!happens(&mut cluster).is_empty());
