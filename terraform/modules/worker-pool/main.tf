@@ -156,7 +156,6 @@ resource "aws_autoscaling_group" "worker" {
   suspended_processes   = ["AZRebalance"]
   # An instance that is broken is found by the coordinator, which knows whether its worker lives.
   health_check_type = "EC2"
-  default_cooldown  = 0
   # A destroy ends what still runs, protected or not.
   force_delete              = true
   wait_for_capacity_timeout = "0"
