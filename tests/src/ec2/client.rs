@@ -49,6 +49,16 @@ impl Client {
     /// # Errors
     /// It is not answered, or refused; with the answer.
     pub fn call(&self, service: &str, action: &str, parameters: &[(&str, &str)]) -> Result<String> {
+        self.call_as("test", service, action, parameters)
+    }
+
+    fn call_as(
+        &self,
+        key: &str,
+        service: &str,
+        action: &str,
+        parameters: &[(&str, &str)],
+    ) -> Result<String> {
         let version = match service {
             "autoscaling" => "2011-01-01",
             "sts" => "2011-06-15",
@@ -64,7 +74,7 @@ impl Client {
         write!(
             stream,
             "POST / HTTP/1.1\r\nHost: {service}.{REGION}.amazonaws.com\r\nConnection: close\r\n\
-             Authorization: AWS4-HMAC-SHA256 Credential=test/20260101/{REGION}/{service}/aws4_request, \
+             Authorization: AWS4-HMAC-SHA256 Credential={key}/20260101/{REGION}/{service}/aws4_request, \
              SignedHeaders=host, Signature=00\r\n\
              Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
@@ -128,7 +138,10 @@ impl Client {
             let tags = part.split("<key>aws:autoscaling:groupName</key>").nth(1);
             found.push(Instance {
                 id,
-                group: all(tags.unwrap_or_default(), "value").into_iter().next().unwrap_or_default(),
+                group: all(tags.unwrap_or_default(), "value")
+                    .into_iter()
+                    .next()
+                    .unwrap_or_default(),
                 state: all(state, "name").into_iter().next().unwrap_or_default(),
             });
         }
@@ -151,6 +164,24 @@ impl Client {
     /// As [`Client::call`].
     pub fn terminate(&self, id: &str) -> Result<()> {
         self.call("ec2", "TerminateInstances", &[("InstanceId.1", id)])?;
+        Ok(())
+    }
+
+    /// Ends an instance of a group, which gets smaller by one: what the coordinator does with those that
+    /// it has drained.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn terminate_in_group(&self, id: &str) -> Result<()> {
+        let parameters = [
+            ("InstanceId", id),
+            ("ShouldDecrementDesiredCapacity", "true"),
+        ];
+        self.call(
+            "autoscaling",
+            "TerminateInstanceInAutoScalingGroup",
+            &parameters,
+        )?;
         Ok(())
     }
 
@@ -184,14 +215,38 @@ impl Client {
         })
     }
 
-    /// Gives the name of the role that an instance has, if it has one.
+    /// Gives the ARN of whoever has an access key.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn identity(&self, access_key_id: &str) -> Result<String> {
+        let xml = self.call_as(access_key_id, "sts", "GetCallerIdentity", &[])?;
+        all(&xml, "Arn").into_iter().next().context("nobody")
+    }
+
+    /// Gives the name of the role that an instance has, as its launch template says: moto does not
+    /// describe it with the instance.
     ///
     /// # Errors
     /// As [`Client::call`].
     pub fn role(&self, id: &str) -> Result<Option<String>> {
         let xml = self.call("ec2", "DescribeInstances", &[("InstanceId.1", id)])?;
-        let arn = xml.split("<iamInstanceProfile>").nth(1);
-        let arn = arn.and_then(|part| all(part, "arn").into_iter().next());
+        let tag = |name: &str| {
+            let part = xml
+                .split(&format!("<key>aws:ec2launchtemplate:{name}</key>"))
+                .nth(1);
+            part.and_then(|part| all(part, "value").into_iter().next())
+        };
+        let (Some(template), Some(version)) = (tag("id"), tag("version")) else {
+            return Ok(None);
+        };
+        let parameters = [
+            ("LaunchTemplateId", template.as_str()),
+            ("LaunchTemplateVersion.1", version.as_str()),
+        ];
+        let xml = self.call("ec2", "DescribeLaunchTemplateVersions", &parameters)?;
+        let profile = xml.split("<iamInstanceProfile>").nth(1);
+        let arn = profile.and_then(|part| all(part, "arn").into_iter().next());
         // The modules give a profile its role's name.
         Ok(arn.and_then(|arn| arn.rsplit('/').next().map(str::to_owned)))
     }

@@ -48,7 +48,12 @@ struct Facts {
 }
 
 impl Imds {
-    pub(super) fn start(network: &Network, client: Client, instance: &str, user_data: &str) -> Result<Self> {
+    pub(super) fn start(
+        network: &Network,
+        client: Client,
+        instance: &str,
+        user_data: &str,
+    ) -> Result<Self> {
         let facts = Arc::new(Mutex::new(Facts {
             instance: instance.to_owned(),
             role: client.role(instance)?,
@@ -117,7 +122,9 @@ fn serve(stream: &TcpStream, facts: &Mutex<Facts>) -> Result<()> {
     } else if header("x-aws-ec2-metadata-token") != Some(token.as_str()) {
         (401, String::new())
     } else if method == "GET" {
-        facts.answer(&path).map_or((404, String::new()), |body| (200, body))
+        facts
+            .answer(&path)
+            .map_or((404, String::new()), |body| (200, body))
     } else {
         (405, String::new())
     };

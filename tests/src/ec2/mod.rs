@@ -5,6 +5,7 @@
 //! a group: a network, a mount and a process namespace. Signatures are not checked by anybody here.
 
 mod client;
+mod door;
 mod hypervisor;
 mod imds;
 mod machine;
@@ -13,11 +14,12 @@ mod network;
 mod terraform;
 
 pub use client::{Client, Credentials, Instance};
+pub use door::Door;
 pub use hypervisor::{Boots, Hypervisor};
 pub use imds::{Imds, Notice};
 pub use machine::{Machine, Plan, cloud_config};
 pub use moto::{Capacity, Moto};
-pub use terraform::{Terraform, missing as missing_terraform, mirror};
+pub use terraform::{Terraform, mirror, missing as missing_terraform};
 
 use std::path::Path;
 

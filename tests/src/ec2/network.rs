@@ -101,7 +101,10 @@ impl Listening {
                     continue;
                 }
                 if let Ok(copy) = stream.try_clone() {
-                    opened.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
+                    opened
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push(copy);
                 }
                 let serve = serve.clone();
                 std::thread::spawn(move || serve(stream));

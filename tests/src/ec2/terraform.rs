@@ -28,9 +28,9 @@ pub fn missing() -> Option<String> {
     if !super::has("terraform") {
         return Some("needs the program terraform".to_owned());
     }
-    mirror()
-        .is_none()
-        .then(|| format!("needs the AWS provider of Terraform in a mirror; {VARIABLE} names its folder"))
+    mirror().is_none().then(|| {
+        format!("needs the AWS provider of Terraform in a mirror; {VARIABLE} names its folder")
+    })
 }
 
 /// A copy of `terraform/` in which it is run.
@@ -104,7 +104,8 @@ impl Terraform {
     /// # Errors
     /// It fails.
     pub fn apply(&self) -> Result<Output> {
-        self.run(&["apply", "-auto-approve", "-input=false"])?.success()
+        self.run(&["apply", "-auto-approve", "-input=false"])?
+            .success()
     }
 
     /// Removes it.
@@ -112,7 +113,8 @@ impl Terraform {
     /// # Errors
     /// It fails.
     pub fn destroy(&self) -> Result<Output> {
-        self.run(&["destroy", "-auto-approve", "-input=false"])?.success()
+        self.run(&["destroy", "-auto-approve", "-input=false"])?
+            .success()
     }
 
     /// Gives an output.
