@@ -138,6 +138,21 @@ def set_desired_within_bounds(self, group_name, desired_capacity):
 
 Backend.set_desired_capacity = set_desired_within_bounds
 
+# A group that is deleted by force takes its instances along, protected or not.
+delete = Backend.delete_auto_scaling_group
+
+
+def delete_with_instances(self, group_name, *others, **more):
+    group = group_of(self, group_name)
+    running = [state.instance.id for state in group.instance_states]
+    delete(self, group_name, *others, **more)
+    for instance_id in running:
+        if self.ec2_backend.get_instance(instance_id).state == "running":
+            self.ec2_backend.terminate_instances([instance_id])
+
+
+Backend.delete_auto_scaling_group = delete_with_instances
+
 terminate_in_group = Backend.terminate_instance
 
 

@@ -62,6 +62,7 @@ impl Client {
         let version = match service {
             "autoscaling" => "2011-01-01",
             "sts" => "2011-06-15",
+            "iam" => "2010-05-08",
             _ => "2016-11-15",
         };
         let mut body = format!("Action={action}&Version={version}");

@@ -5,6 +5,7 @@
 //! a group: a network, a mount and a process namespace. Signatures are not checked by anybody here.
 
 mod client;
+mod cloud;
 mod door;
 mod hypervisor;
 mod imds;
@@ -14,6 +15,7 @@ mod network;
 mod terraform;
 
 pub use client::{Client, Credentials, Instance};
+pub use cloud::{Cloud, DIALLED};
 pub use door::Door;
 pub use hypervisor::{Boots, Hypervisor};
 pub use imds::{Imds, Notice};
