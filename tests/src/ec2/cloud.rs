@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Client, Hypervisor, Moto, Plan, REGION, Terraform};
 use crate::cluster::Cluster;
+use crate::wait::{SOON, until_true};
 
 /// The coordinator's address as instances have it; nothing else is there.
 pub const DIALLED: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 77, 0, 1), 7733);
@@ -116,9 +117,9 @@ impl Cloud {
         ensure!(left.is_empty(), "{left:?}");
         self.hypervisor.until_running(0)?;
         let machines = self.folder.join("machines");
-        let processes = crate::traces::mentioning(&machines.to_string_lossy());
-        ensure!(processes.is_empty(), "processes {processes:?} are left");
-        Ok(())
+        until_true("nothing of a machine runs any more", SOON, || {
+            Ok(crate::traces::mentioning(&machines.to_string_lossy()).is_empty())
+        })
     }
 
     /// Gives the end of what everything has printed, for a test that failed.

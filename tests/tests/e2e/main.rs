@@ -20,6 +20,7 @@ mod deaths;
 mod deployed;
 mod disk;
 mod documents;
+mod ec2;
 mod examples;
 mod failures;
 mod first;
@@ -114,6 +115,7 @@ fn main() -> ExitCode {
             cluster_faults::HOST_SCENARIOS,
         ),
         (machines::missing(&programs), machines::SCENARIOS),
+        (ec2::missing(&programs), ec2::SCENARIOS),
         (slurm::without_shellcheck(), slurm::SHELLCHECK_SCENARIOS),
         (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
         (without_clocks.clone(), clocks::SCENARIOS),

@@ -31,7 +31,13 @@ pub(crate) fn scenarios() -> Vec<(&'static str, Option<String>, Scenario)> {
     let user_data = missing_terraform()
         .or_else(|| lacks("cloud-init"))
         .or_else(|| lacks("shellcheck"));
+    let volume = muster_tests::hosts::missing().or_else(without_loops);
     vec![
+        (
+            "a_coordinators_volume_is_formatted_once_and_what_is_not_understood_never",
+            volume,
+            volumes,
+        ),
         (
             "terraform_modules_are_formatted",
             lacks("terraform"),
@@ -61,6 +67,42 @@ pub(crate) fn scenarios() -> Vec<(&'static str, Option<String>, Scenario)> {
     ]
 }
 
+/// Why no file can be used as a disk here, if so.
+fn without_loops() -> Option<String> {
+    let found = Command::new("losetup").arg("--find").output();
+    let found = found.is_ok_and(|output| output.status.success());
+    (!found).then(|| "needs loop devices".to_owned())
+}
+
+/// Three machines one after another with one volume: empty, with a home, with something else.
+fn volumes(programs: &Programs) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let module = programs.source.join("terraform/modules/coordinator");
+    let program = folder.path().join("program");
+    std::fs::write(&program, "#!/bin/sh\n")?;
+    let mut script = Program::new(Path::new("bash"), folder.path()).args([
+        programs.source.join("tests/cloud/coordinator.sh"),
+        folder.path().to_owned(),
+        module.join("bootstrap.sh"),
+        module.join("muster-coordinator.service"),
+        program,
+    ]);
+    let words = ["unshare", "--mount", "--propagation", "private"];
+    script.wrapper = words.map(Into::into).to_vec();
+    let said = script.run(folder.path(), LONG)?.success()?;
+    let expected = "file system: ext4\n\
+        home: muster 700, configuration: # first\n\
+        program: /usr/local/bin/worker-agent-x86_64\n\
+        console: muster: the coordinator's authority a certificate \n\
+        the same file system\n\
+        journal: kept, configuration: # second\n\
+        owner: muster \n\
+        fstab: 1\n\
+        something else is left as it is: swap\n";
+    ensure!(said.out == expected, "{}\n{}", said.out, said.err);
+    Ok(())
+}
+
 fn formatted(programs: &Programs) -> Result<()> {
     let logs = tempfile::tempdir()?;
     Program::new(Path::new("terraform"), &programs.source.join("terraform"))
@@ -77,6 +119,7 @@ fn shellcheck(programs: &Programs) -> Result<()> {
         "terraform/modules/worker-pool/bootstrap.sh",
         "terraform/modules/coordinator/bootstrap.sh",
         "tests/cloud/boot.sh",
+        "tests/cloud/coordinator.sh",
         "tests/cloud/systemctl",
         ".ci/cloud",
     ];
