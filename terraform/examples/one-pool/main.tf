@@ -15,7 +15,6 @@ provider "aws" {
 
   # Empty, except where something stands in for AWS.
   skip_credentials_validation = var.endpoint != null
-  skip_requesting_account_id  = false
   skip_metadata_api_check     = var.endpoint != null
   endpoints {
     autoscaling = var.endpoint

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use coordinator::auth::CertificateAuthority;
 use serde_json::{Value, json};
 
-use super::{Client, Hypervisor, Moto, Plan, REGION, Terraform};
+use super::{Client, Hypervisor, Moto, Place, REGION, Terraform};
 use crate::cluster::Cluster;
 use crate::wait::{SOON, until_true};
 
@@ -75,13 +75,13 @@ impl Cloud {
         cluster.coordinator_variables(variables.map(|(name, value)| (name.into(), value.into())));
         let group = terraform.output("group")?;
         let group = group.as_str().context("no name of a group")?.to_owned();
-        let plan = Plan {
+        let place = Place {
             source,
             folder: folder.join("machines"),
             dialled: DIALLED,
             listens: (Ipv4Addr::LOCALHOST, cluster.port()).into(),
         };
-        let hypervisor = Hypervisor::start(moto.client(), plan);
+        let hypervisor = Hypervisor::start(moto.client(), place);
         Ok(Self {
             hypervisor,
             moto,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::{Client, Machine, Notice, Plan};
+use super::{Client, Machine, Notice, Place};
 use crate::wait::{SOON, until_true};
 
 /// Between two looks at the interface.
@@ -48,7 +48,7 @@ struct State {
 impl Hypervisor {
     /// Begins to look at the interface.
     #[must_use]
-    pub fn start(client: Client, plan: Plan) -> Self {
+    pub fn start(client: Client, place: Place) -> Self {
         let shared = Arc::new(Shared {
             end: AtomicBool::new(false),
             hangs: AtomicBool::new(false),
@@ -57,7 +57,7 @@ impl Hypervisor {
         let seen = Arc::clone(&shared);
         let thread = std::thread::spawn(move || {
             while !seen.end.load(Ordering::Relaxed) {
-                if let Err(error) = seen.look(client, &plan) {
+                if let Err(error) = seen.look(client, &place) {
                     seen.state().troubles.push(format!("{error:#}"));
                 }
                 std::thread::sleep(PAUSE);
@@ -133,7 +133,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look(&self, client: Client, plan: &Plan) -> Result<()> {
+    fn look(&self, client: Client, place: &Place) -> Result<()> {
         let running: BTreeSet<String> = client
             .instances()?
             .into_iter()
@@ -156,7 +156,7 @@ impl Shared {
         drop(gone);
         for id in new {
             let boots = !self.hangs.load(Ordering::Relaxed);
-            let machine = Machine::start(plan, client, &id, boots)
+            let machine = Machine::start(place, client, &id, boots)
                 .with_context(|| format!("cannot start {id}"))?;
             let mut state = self.state();
             state.ever.insert(id.clone());

@@ -17,7 +17,7 @@ const SYSTEMCTL: &str = include_str!("../../cloud/systemctl");
 
 /// Where the coordinator is, for machines and in truth.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct Place {
     /// The repository.
     pub source: PathBuf,
     /// Takes a folder for each machine.
@@ -38,19 +38,19 @@ pub struct Machine {
     process: Option<Process>,
     imds: Imds,
     cable: Option<Listening>,
-    _network: Network,
+    network: Network,
 }
 
 impl Machine {
     /// Makes the instance's network and, if it `boots`, lets it run its user data.
-    pub(super) fn start(plan: &Plan, client: Client, id: &str, boots: bool) -> Result<Self> {
-        let folder = plan.folder.join(id);
+    pub(super) fn start(place: &Place, client: Client, id: &str, boots: bool) -> Result<Self> {
+        let folder = place.folder.join(id);
         std::fs::create_dir_all(&folder)?;
         let user_data = client.user_data(id)?;
-        let network = Network::new(&[imds::ADDRESS, plan.dialled.0])?;
+        let network = Network::new(&[imds::ADDRESS, place.dialled.0])?;
         let imds = Imds::start(&network, client, id, &user_data)?;
-        let target = plan.listens;
-        let listener = network.listen(SocketAddr::from(plan.dialled))?;
+        let target = place.listens;
+        let listener = network.listen(SocketAddr::from(place.dialled))?;
         let cable = Listening::new(listener, move |stream| forward(&stream, target))?;
         let mut machine = Self {
             id: id.to_owned(),
@@ -58,11 +58,11 @@ impl Machine {
             process: None,
             imds,
             cable: Some(cable),
-            _network: network,
+            network,
         };
         if boots {
-            let words = machine._network.words();
-            machine.unpack(&cloud_config(&plan.source, &user_data)?)?;
+            let words = machine.network.words();
+            machine.unpack(&cloud_config(&place.source, &user_data)?)?;
             machine.boot(&words)?;
         }
         Ok(machine)

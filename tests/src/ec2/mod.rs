@@ -19,7 +19,7 @@ pub use cloud::{Cloud, DIALLED};
 pub use door::Door;
 pub use hypervisor::{Boots, Hypervisor};
 pub use imds::{Imds, Notice};
-pub use machine::{Machine, Plan, cloud_config};
+pub use machine::{Machine, Place, cloud_config};
 pub use moto::{Capacity, Moto};
 pub use terraform::{Terraform, mirror, missing as missing_terraform};
 

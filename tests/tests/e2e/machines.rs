@@ -4,7 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use muster_tests::Programs;
 use muster_tests::ec2::{
-    ACCOUNT, Boots, Capacity, DIALLED, Door, Hypervisor, Moto, Notice, Plan, Terraform,
+    ACCOUNT, Boots, Capacity, DIALLED, Door, Hypervisor, Moto, Notice, Place, Terraform,
     cloud_config,
 };
 use muster_tests::wait::{SOON, until, until_true};
@@ -76,13 +76,13 @@ fn instances(programs: &Programs) -> Result<()> {
         "it begins empty"
     );
 
-    let plan = Plan {
+    let place = Place {
         source: source.clone(),
         folder: folder.path().join("machines"),
         dialled: DIALLED,
         listens: door.address(),
     };
-    let hypervisor = Hypervisor::start(client, plan);
+    let hypervisor = Hypervisor::start(client, place);
     let scenario = || -> Result<()> {
         client.set_desired(group, 2)?;
         let ids = hypervisor.until_running(2)?;
