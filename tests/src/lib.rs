@@ -7,6 +7,7 @@ pub mod clocks;
 pub mod cluster;
 pub mod cutoff;
 pub mod disk;
+pub mod ec2;
 pub mod fakes;
 pub mod figures;
 pub mod files;

@@ -20,6 +20,7 @@ mod deaths;
 mod deployed;
 mod disk;
 mod documents;
+mod ec2;
 mod examples;
 mod failures;
 mod first;
@@ -27,6 +28,7 @@ mod foreign;
 mod going_on;
 mod handover;
 mod integration;
+mod machines;
 mod mixed;
 mod pools;
 mod programs;
@@ -37,6 +39,7 @@ mod several_hosts;
 mod slurm;
 mod straggler;
 mod terminal;
+mod terraform;
 mod wire;
 
 use std::path::Path;
@@ -111,6 +114,8 @@ fn main() -> ExitCode {
             cluster_faults::without_hosts(),
             cluster_faults::HOST_SCENARIOS,
         ),
+        (machines::missing(&programs), machines::SCENARIOS),
+        (ec2::missing(&programs), ec2::SCENARIOS),
         (slurm::without_shellcheck(), slurm::SHELLCHECK_SCENARIOS),
         (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
         (without_clocks.clone(), clocks::SCENARIOS),
@@ -140,7 +145,8 @@ fn main() -> ExitCode {
             trials.push(trial(&name, *scenario, &programs).with_ignored_flag(missing.is_some()));
         }
     }
-    for (name, missing, scenario) in documents::scenarios() {
+    let several = [documents::scenarios(), terraform::scenarios()];
+    for (name, missing, scenario) in several.into_iter().flatten() {
         let name = missing
             .as_ref()
             .map_or(name.to_owned(), |why| format!("{name} ({why})"));

@@ -1,0 +1,177 @@
+//! Runs what the interface says that runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::{Client, Machine, Notice, Place};
+use crate::wait::{SOON, until_true};
+
+/// Between two looks at the interface.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What becomes of instances that start from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Boots {
+    /// They run their user data.
+    Normally,
+    /// They hang before it: they run for EC2 and never join.
+    Never,
+}
+
+/// Keeps one machine for each running instance of any group; all are killed with its value.
+#[derive(Debug)]
+pub struct Hypervisor {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    end: AtomicBool,
+    hangs: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    machines: BTreeMap<String, Machine>,
+    /// Every instance that ever ran.
+    ever: BTreeSet<String>,
+    troubles: Vec<String>,
+}
+
+impl Hypervisor {
+    /// Begins to look at the interface.
+    #[must_use]
+    pub fn start(client: Client, place: Place) -> Self {
+        let shared = Arc::new(Shared {
+            end: AtomicBool::new(false),
+            hangs: AtomicBool::new(false),
+            state: Mutex::default(),
+        });
+        let seen = Arc::clone(&shared);
+        let thread = std::thread::spawn(move || {
+            while !seen.end.load(Ordering::Relaxed) {
+                if let Err(error) = seen.look(client, &place) {
+                    seen.state().troubles.push(format!("{error:#}"));
+                }
+                std::thread::sleep(PAUSE);
+            }
+        });
+        Self {
+            shared,
+            thread: Some(thread),
+        }
+    }
+
+    /// Says what becomes of instances that start from now on.
+    pub fn boots(&self, boots: Boots) {
+        let hangs = boots == Boots::Never;
+        self.shared.hangs.store(hangs, Ordering::Relaxed);
+    }
+
+    /// Lists the instances whose machines run.
+    #[must_use]
+    pub fn running(&self) -> Vec<String> {
+        self.shared.state().machines.keys().cloned().collect()
+    }
+
+    /// Lists every instance whose machine ever ran.
+    #[must_use]
+    pub fn ever(&self) -> BTreeSet<String> {
+        self.shared.state().ever.clone()
+    }
+
+    /// Waits until exactly `count` machines run.
+    ///
+    /// # Errors
+    /// That does not come in time; with what all machines have printed.
+    pub fn until_running(&self, count: usize) -> Result<Vec<String>> {
+        let what = format!("{count} machines run");
+        until_true(&what, SOON, || Ok(self.running().len() == count))
+            .with_context(|| self.story())?;
+        Ok(self.running())
+    }
+
+    /// Asks a machine.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn with<T>(&self, id: &str, ask: impl FnOnce(&mut Machine) -> T) -> Result<T> {
+        let mut state = self.shared.state();
+        let machine = state.machines.get_mut(id);
+        Ok(ask(machine.with_context(|| format!("{id} does not run"))?))
+    }
+
+    /// Serves a notice to an instance.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn notice(&self, id: &str, notice: Notice) -> Result<()> {
+        self.with(id, |machine| machine.imds().notice(notice))
+    }
+
+    /// Gives the end of what everything has printed, for a test that failed.
+    #[must_use]
+    pub fn story(&self) -> String {
+        let state = self.shared.state();
+        let mut story = format!("--- hypervisor\n{}\n", state.troubles.join("\n"));
+        for machine in state.machines.values() {
+            story.push_str(&machine.story());
+        }
+        story
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(&self, client: Client, place: &Place) -> Result<()> {
+        let running: BTreeSet<String> = client
+            .instances()?
+            .into_iter()
+            .filter(|instance| instance.state == "running")
+            .map(|instance| instance.id)
+            .collect();
+        let mut state = self.state();
+        let gone: Vec<String> = state
+            .machines
+            .keys()
+            .filter(|id| !running.contains(*id))
+            .cloned()
+            .collect();
+        let gone: Vec<Machine> = gone
+            .iter()
+            .filter_map(|id| state.machines.remove(id))
+            .collect();
+        let new: Vec<String> = running.difference(&state.ever).cloned().collect();
+        drop(state);
+        drop(gone);
+        for id in new {
+            let boots = !self.hangs.load(Ordering::Relaxed);
+            let machine = Machine::start(place, client, &id, boots)
+                .with_context(|| format!("cannot start {id}"))?;
+            let mut state = self.state();
+            state.ever.insert(id.clone());
+            state.machines.insert(id, machine);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Hypervisor {
+    fn drop(&mut self) {
+        self.shared.end.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        self.shared.state().machines.clear();
+    }
+}

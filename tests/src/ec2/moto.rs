@@ -1,0 +1,102 @@
+//! The interface of EC2, Auto Scaling, IAM and STS.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::Client;
+use crate::process::{Process, Program};
+use crate::wait::{SOON, until_true};
+
+/// Whether there is capacity to launch instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capacity {
+    Available,
+    None,
+}
+
+/// A running interface; ended with its value, and all state with it.
+#[derive(Debug)]
+pub struct Moto {
+    process: Process,
+    port: u16,
+    faults: PathBuf,
+}
+
+/// Why it cannot be started here, if so.
+pub(super) fn missing(source: &Path) -> Option<String> {
+    (!python(source).is_file()).then(|| "needs moto: run .ci/cloud".to_owned())
+}
+
+/// The interpreter that `.ci/cloud` has set up.
+pub(super) fn python(source: &Path) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    let target = target.map_or_else(|| source.join("target"), PathBuf::from);
+    target.join("moto/bin/python")
+}
+
+impl Moto {
+    /// Starts it on a free port of loopback and waits until it answers. `source` is the repository,
+    /// `folder` takes its log and its faults.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start(source: &Path, folder: &Path) -> Result<Self> {
+        let faults = folder.join("faults");
+        std::fs::create_dir_all(&faults)?;
+        // Free again at once, since nothing has connected to it.
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let mut process = Program::new(&python(source), folder)
+            .args([source.join("tests/cloud/stand_in.py")])
+            .args(["127.0.0.1", &port.to_string()])
+            .args([&faults])
+            .start(folder, "moto")?;
+        let client = Client::new(port);
+        until_true("moto answers", SOON, || {
+            ensure!(process.runs()?, "it ended by itself\n{}", process.errors());
+            Ok(client.groups().is_ok())
+        })
+        .with_context(|| process.errors())?;
+        Ok(Self {
+            process,
+            port,
+            faults,
+        })
+    }
+
+    /// Gives its address as the programs of AWS take it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Gives a client of it.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::new(self.port)
+    }
+
+    /// Lets launches fail, as they do when there is no spot capacity, or succeed again. What was asked
+    /// for meanwhile is launched then.
+    ///
+    /// # Errors
+    /// The file that says so cannot be written.
+    pub fn capacity(&self, capacity: Capacity) -> Result<()> {
+        let file = self.faults.join("no-capacity");
+        match capacity {
+            Capacity::None => std::fs::write(file, "")?,
+            Capacity::Available if file.exists() => std::fs::remove_file(file)?,
+            Capacity::Available => {}
+        }
+        Ok(())
+    }
+
+    /// Gives the end of what it has printed.
+    #[must_use]
+    pub fn story(&self) -> String {
+        let errors = self.process.errors();
+        let lines: Vec<&str> = errors.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}

@@ -1,0 +1,192 @@
+//! Pools of EC2 instances: a real coordinator drives a group, and real workers run on its instances.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use muster_tests::Programs;
+use muster_tests::cluster::{Cluster, Options};
+use muster_tests::ec2::{Boots, Cloud, Notice};
+use muster_tests::files::{Gates, Ledger};
+use muster_tests::wait::{LONG, SOON, until_true};
+use serde_json::{Value, json};
+
+use crate::{Scenario, say};
+
+pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
+    (
+        "ec2_scales_a_group_from_zero_to_three_and_back",
+        there_and_back,
+    ),
+    (
+        "a_spot_notice_and_a_rebalance_notice_hand_tasks_over_within_thirty_seconds",
+        notices,
+    ),
+    (
+        "an_instance_that_never_joins_is_ended_after_its_deadline_and_counted",
+        never_joins,
+    ),
+];
+
+/// How soon after a notice another worker has what the instance held.
+const HAND_OVER: Duration = Duration::from_secs(30);
+
+/// Why there can be no such pools here, if so.
+pub(crate) fn missing(programs: &Programs) -> Option<String> {
+    let help = Command::new(&programs.worker_agent).arg("--help").output();
+    let can = help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--ec2"));
+    if !can {
+        return Some("needs programs that were built with EC2 pools".to_owned());
+    }
+    crate::machines::missing(programs)
+}
+
+/// Runs a test with a cluster and a cloud beside it; when it fails, the end of what everybody printed is
+/// part of the message.
+fn with_cloud(
+    programs: &Programs,
+    settings: &str,
+    variables: &Value,
+    test: impl FnOnce(&mut Cluster, &Cloud) -> Result<()>,
+) -> Result<()> {
+    let mut cluster = Cluster::new(programs, Some(Options::short_leases()))?;
+    let cloud = Cloud::beside(&mut cluster, settings, variables)?;
+    let tried = cluster.serve().and_then(|()| test(&mut cluster, &cloud));
+    tried.map_err(|error| anyhow::anyhow!("{error:#}\n{}\n{}", cluster.story(), cloud.story()))
+}
+
+/// A plan of `count` tasks that begin at once and end when the gate `go` opens.
+fn gated(cluster: &Cluster, ledger: &Ledger, gates: &Gates, count: usize) -> Result<String> {
+    let mut plan = "name: gated\ntasks:\n".to_owned();
+    for nth in 1..=count {
+        plan.push_str(&format!(
+            "  - name: t{nth}\n    pool: build\n    run: |\n      {}\n      {}\n      echo {nth} > t{nth}.txt\n",
+            ledger.note(),
+            gates.wait("go"),
+        ));
+    }
+    cluster.submit(&cluster.write_plan("gated.yaml", &plan)?)
+}
+
+/// Files that tasks of another user may write.
+fn shared(cluster: &Cluster) -> Result<(Ledger, Gates)> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = cluster.folder().join("shared");
+    std::fs::create_dir(&folder)?;
+    let made = (Ledger::new(&folder)?, Gates::new(&folder)?);
+    std::fs::set_permissions(cluster.folder(), std::fs::Permissions::from_mode(0o711))?;
+    for path in [folder.clone(), folder.join("ledger"), folder.join("gates")] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777))?;
+    }
+    Ok(made)
+}
+
+fn there_and_back(programs: &Programs) -> Result<()> {
+    let settings = "idle-timeout = \"2s\"\nburst = 10\n";
+    let variables = json!({ "slots": 1, "max": 3 });
+    with_cloud(programs, settings, &variables, |cluster, cloud| {
+        let (ledger, gates) = shared(cluster)?;
+        let begun = Instant::now();
+        let run = gated(cluster, &ledger, &gates, 4)?;
+        let ids = cloud
+            .hypervisor
+            .until_running(3)
+            .with_context(|| cluster.story())?;
+        until_true("three tasks run", LONG, || Ok(ledger.lines()?.len() == 3))?;
+        say(&format!("0 to 3: {:.1} s", begun.elapsed().as_secs_f64()));
+        ensure!(cloud.client().desired(&cloud.group)? == 3, "not three");
+        ensure!(cloud.running()?.len() == 3, "{:?}", cloud.running());
+
+        // A coordinator that was killed finds its instances again and starts none twice.
+        cluster.kill_coordinator()?;
+        cluster.serve()?;
+        gates.open("go")?;
+        let ended = cluster.ended(&run)?;
+        ensure!(ended.state() == "succeeded", "{}", ended.json);
+        cloud.hypervisor.until_running(0)?;
+        say(&format!("and back: {:.1} s", begun.elapsed().as_secs_f64()));
+        ensure!(
+            cloud.client().desired(&cloud.group)? == 0,
+            "the group wants some"
+        );
+        let ever = cloud.hypervisor.ever();
+        ensure!(
+            ever == ids.into_iter().collect::<BTreeSet<_>>(),
+            "instances: {ever:?}"
+        );
+        let lines = ledger.lines()?;
+        ensure!(
+            lines.len() == 4 && lines.values().all(|count| *count == 1),
+            "{lines:?}"
+        );
+        cloud.destroy()
+    })
+}
+
+fn notices(programs: &Programs) -> Result<()> {
+    let variables = json!({ "slots": 1, "max": 4 });
+    with_cloud(programs, "", &variables, |cluster, cloud| {
+        let (ledger, gates) = shared(cluster)?;
+        let run = gated(cluster, &ledger, &gates, 2)?;
+        let ids = cloud.hypervisor.until_running(2)?;
+        until_true("both tasks run", LONG, || Ok(ledger.lines()?.len() == 2))?;
+        for (id, notice, before) in [(&ids[0], Notice::Spot, 2), (&ids[1], Notice::Rebalance, 3)] {
+            let begun = Instant::now();
+            cloud.hypervisor.notice(id, notice)?;
+            until_true("the worker has left", HAND_OVER, || {
+                // Its instance may be ended already.
+                let exits = cloud.hypervisor.with(id, |machine| machine.exits());
+                Ok(exits.map_or(true, |exits| exits == [0]))
+            })?;
+            say(&format!(
+                "{notice:?}: left after {:.1} s",
+                begun.elapsed().as_secs_f64()
+            ));
+            until_true("another has its task", LONG, || {
+                Ok(ledger.lines()?.len() > before)
+            })?;
+            say(&format!(
+                "{notice:?}: goes on after {:.1} s",
+                begun.elapsed().as_secs_f64()
+            ));
+        }
+        gates.open("go")?;
+        let ended = cluster.ended(&run)?;
+        ensure!(ended.state() == "succeeded", "{}", ended.json);
+        // Given back, so it counts for nothing.
+        for name in ["t1", "t2"] {
+            ensure!(ended.attempts(name)?.len() == 2, "{}", ended.json);
+        }
+        Ok(())
+    })
+}
+
+fn never_joins(programs: &Programs) -> Result<()> {
+    let settings = "join-timeout = \"3s\"\nfailures = 2\nburst = 1\n";
+    let variables = json!({ "slots": 1, "max": 1 });
+    with_cloud(programs, settings, &variables, |cluster, cloud| {
+        cloud.hypervisor.boots(Boots::Never);
+        let (ledger, gates) = shared(cluster)?;
+        gates.open("go")?;
+        let run = gated(cluster, &ledger, &gates, 1)?;
+        until_true("two instances were ended", LONG, || {
+            Ok(cloud.hypervisor.ever().len() == 2 && cloud.running()?.is_empty())
+        })?;
+        let shown = cluster.ask(["pool", "show", "build"])?.success()?.out;
+        ensure!(shown.contains("paused"), "{shown}");
+        ensure!(
+            cloud.client().desired(&cloud.group)? == 0,
+            "the group wants some"
+        );
+
+        cloud.hypervisor.boots(Boots::Normally);
+        cluster.ask(["pool", "resume", "build"])?.success()?;
+        until_true("a third one does the work", SOON, || {
+            Ok(cloud.hypervisor.ever().len() == 3)
+        })?;
+        let ended = cluster.ended(&run)?;
+        ensure!(ended.state() == "succeeded", "{}", ended.json);
+        Ok(())
+    })
+}
