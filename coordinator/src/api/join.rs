@@ -7,9 +7,9 @@ use muster_proto::v1;
 use muster_proto::v1::join_service_server::JoinService;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
-use tracing::{info, warn};
+use tracing::info;
 
-use super::{convert, status};
+use super::status;
 use crate::auth::Authenticator;
 use crate::engine::Handle;
 

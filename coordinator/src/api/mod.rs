@@ -34,6 +34,7 @@ pub mod status;
 pub mod submit;
 mod summaries;
 mod tls;
+mod tokens;
 pub mod troubles;
 pub mod usage;
 pub mod view;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use coordinator_core::command::Target;
 use coordinator_core::event::Work;
 use coordinator_core::state::{Link, Run};
-use coordinator_core::{Command, Epoch, LeaseId, Reply, Span, State, TaskKey, Timestamp, WorkerId};
+use coordinator_core::{Command, Epoch, LeaseId, Reply, State, TaskKey, WorkerId};
 use futures::{Stream, StreamExt as _};
 use muster_connect::TokenId;
 use muster_proto::v1::operator_service_server::OperatorService;
@@ -30,11 +30,12 @@ use super::questions;
 use super::runs::Runs;
 use super::slow;
 use super::submit::Submissions;
+use super::tokens;
 use super::troubles::Troubles;
 use super::usage::Meter;
 use super::watch::{self, Cursor, Wish};
 use super::{convert, status, view};
-use crate::auth::{Access, Authenticator, Identity, NewToken, Role, Unverified};
+use crate::auth::{Access, Authenticator, Identity, Unverified};
 use crate::engine;
 use crate::git::conflicts::Explainer;
 use crate::git::mirror::Mirrors;
@@ -611,47 +612,8 @@ impl OperatorService for Operators {
         request: Request<v1::CreateTokenRequest>,
     ) -> Result<Response<v1::CreateTokenResponse>, Status> {
         allowed(&request, Access::Administer)?;
-        let request = request.into_inner();
-        let role = match request.role.as_str() {
-            "worker" => Role::Worker {
-                pool: if request.pool.is_empty() {
-                    "default".to_owned()
-                } else {
-                    request.pool
-                },
-            },
-            "viewer" => Role::Viewer,
-            "operator" => Role::Operator,
-            "admin" => Role::Admin,
-            other => {
-                return Err(Status::invalid_argument(format!(
-                    "role: {:?} is none of worker, viewer, operator, admin",
-                    convert::clip(other, 40)
-                )));
-            }
-        };
-        let now = jiff::Timestamp::now();
-        let expires = request.valid_for.as_ref().map(|valid| {
-            let span: Span = convert::span(valid);
-            let millis = i64::try_from(span.ms()).unwrap_or(i64::MAX);
-            now.checked_add(jiff::SignedDuration::from_millis(millis))
-                .unwrap_or(jiff::Timestamp::MAX)
-        });
-        let auth = self.auth.clone();
-        let new = NewToken {
-            role,
-            name: request.name,
-            expires,
-        };
-        let token = tokio::task::spawn_blocking(move || auth.create_token(&new, now))
-            .await
-            .map_err(|error| status::internal(&error))?
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let response = v1::CreateTokenResponse {
-            token: token.reveal(),
-            id: token.id.to_string(),
-        };
-        Ok(Response::new(response))
+        let created = tokens::create(&self.auth, request.into_inner());
+        created.await.map(Response::new)
     }
 
     async fn list_tokens(
@@ -659,32 +621,7 @@ impl OperatorService for Operators {
         request: Request<v1::ListTokensRequest>,
     ) -> Result<Response<v1::ListTokensResponse>, Status> {
         allowed(&request, Access::Administer)?;
-        let auth = self.auth.clone();
-        let records = tokio::task::spawn_blocking(move || auth.tokens().list())
-            .await
-            .map_err(|error| status::internal(&error))?
-            .map_err(|error| status::internal(&error))?;
-        let tokens = records
-            .into_iter()
-            .map(|record| {
-                let (role, pool) = match record.role {
-                    Role::Worker { pool } => ("worker", pool),
-                    Role::Viewer => ("viewer", String::new()),
-                    Role::Operator => ("operator", String::new()),
-                    Role::Admin => ("admin", String::new()),
-                };
-                v1::TokenInfo {
-                    id: record.id.to_string(),
-                    role: role.to_owned(),
-                    pool,
-                    name: record.name,
-                    created_at: Some(wall(record.created)),
-                    expires_at: record.expires.map(wall),
-                    revoked: record.revoked.is_some(),
-                }
-            })
-            .collect();
-        Ok(Response::new(v1::ListTokensResponse { tokens }))
+        tokens::list(&self.auth).await.map(Response::new)
     }
 
     async fn revoke_token(
@@ -692,17 +629,8 @@ impl OperatorService for Operators {
         request: Request<v1::RevokeTokenRequest>,
     ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
         allowed(&request, Access::Administer)?;
-        let id = request
-            .get_ref()
-            .id
-            .parse()
-            .map_err(|_| Status::invalid_argument("id: not the id of a token"))?;
-        let auth = self.auth.clone();
-        tokio::task::spawn_blocking(move || auth.tokens().revoke(id, jiff::Timestamp::now()))
-            .await
-            .map_err(|error| status::internal(&error))?
-            .map_err(|error| Status::not_found(error.to_string()))?;
-        Ok(Response::new(v1::RevokeTokenResponse {}))
+        let revoked = tokens::revoke(&self.auth, request.get_ref());
+        revoked.await.map(Response::new)
     }
 
     async fn shutdown(
@@ -716,12 +644,6 @@ impl OperatorService for Operators {
         }
         Ok(Response::new(v1::ShutdownResponse {}))
     }
-}
-
-fn wall(at: jiff::Timestamp) -> prost_types::Timestamp {
-    convert::timestamp(Timestamp::from_ms(
-        u64::try_from(at.as_millisecond()).unwrap_or(0),
-    ))
 }
 
 fn workers(
