@@ -55,15 +55,15 @@ impl Joins {
         callers.instance(pool, proof).await.map_err(|error| {
             let said = chain(&error);
             if error.passes() {
-                warn!(
-                    pool = convert::clip(pool, 100),
+                tracing::warn!(
+                    pool = super::convert::clip(pool, 100),
                     error = said,
                     "cannot find out which instance asks to be let in"
                 );
                 Status::unavailable(said)
             } else {
                 info!(
-                    pool = convert::clip(pool, 100),
+                    pool = super::convert::clip(pool, 100),
                     error = said,
                     "an instance is not let in"
                 );
