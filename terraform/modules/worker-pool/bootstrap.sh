@@ -28,10 +28,6 @@ fetch() {
     fi
 }
 
-# What the worker trusts: the authority's SHA-256.
-fingerprint=$(sed '/^-----/d' "$configuration/ca.pem" | base64 --decode | sha256sum)
-printf '%s\n' "${fingerprint%% *}" >"$configuration/ca.fingerprint"
-
 if ! id muster-worker >/dev/null 2>&1; then
     useradd --system --user-group --create-home --home-dir /var/lib/muster-worker --shell /usr/sbin/nologin muster-worker
 fi

@@ -6,7 +6,7 @@ output "config" {
       "kind = \"ec2\"",
       "group = \"${local.group}\"",
       "region = \"${data.aws_region.current.name}\"",
-      "role = \"${local.role}\"",
+      "role = \"${local.role_arn}\"",
       "max = ${var.max}",
       "slots = ${var.slots}",
     ],
@@ -24,6 +24,11 @@ output "group_name" {
 output "group_arn" {
   description = "ARN of the auto scaling group as policies name it: whatever its id, so that it holds for a group made anew."
   value       = local.group_arn
+}
+
+output "role_arn" {
+  description = "ARN of the instances' role."
+  value       = local.role_arn
 }
 
 output "role_name" {

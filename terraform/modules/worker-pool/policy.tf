@@ -5,6 +5,7 @@ locals {
     "arn", data.aws_partition.current.partition, "autoscaling", data.aws_region.current.name,
     data.aws_caller_identity.current.account_id, "autoScalingGroup:*:autoScalingGroupName/${local.group}",
   ])
+  role_arn = "arn:${data.aws_partition.current.partition}:iam::${data.aws_caller_identity.current.account_id}:role/${local.role}"
 }
 
 data "aws_iam_policy_document" "coordinator" {

@@ -34,8 +34,20 @@ const HAND_OVER: Duration = Duration::from_secs(30);
 
 /// Why there can be no such pools here, if so.
 pub(crate) fn missing(programs: &Programs) -> Option<String> {
-    let help = Command::new(&programs.worker_agent).arg("--help").output();
-    let can = help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--ec2"));
+    let words = [
+        "--ec2",
+        "--ca-file",
+        "none",
+        "--pool",
+        "none",
+        "--coordinator",
+        "127.0.0.1:1",
+    ];
+    let said = Command::new(&programs.worker_agent).args(words).output();
+    let can = said.is_ok_and(|said| {
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        said.contains("none") && !said.contains("without EC2")
+    });
     if !can {
         return Some("needs programs that were built with EC2 pools".to_owned());
     }

@@ -32,7 +32,6 @@ pub(crate) fn missing(programs: &Programs) -> Option<String> {
 const WORKER: &str = r#"#!/bin/bash
 metadata=http://169.254.169.254/latest
 echo "started as $(id -un) with $*"
-echo "trusts $(cat /etc/muster/ca.fingerprint)"
 echo "without a token $(curl -s -o /dev/null -w '%{http_code}' $metadata/meta-data/instance-id)"
 token=$(curl -sf -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' $metadata/api/token)
 get() { curl -sf -H "X-aws-ec2-metadata-token: $token" "$metadata/meta-data/$1"; }
@@ -95,8 +94,8 @@ fn instances(programs: &Programs) -> Result<()> {
             say(&format!("user data: {size} bytes"));
             let said = |line: &str| ensure_line(&log, line);
             said(
-                "started as muster-worker with --coordinator 10.77.0.1:7733 --ca-fingerprint-file \
-                 /etc/muster/ca.fingerprint --ec2 --pool build --state-dir /var/lib/muster-worker/state \
+                "started as muster-worker with --coordinator 10.77.0.1:7733 --ca-file \
+                 /etc/muster/ca.pem --ec2 --pool build --state-dir /var/lib/muster-worker/state \
                  --slots 2 --label os=debian --label spot",
             )?;
             said("without a token 401")?;

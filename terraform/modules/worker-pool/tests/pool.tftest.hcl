@@ -179,7 +179,7 @@ run "the_section_for_the_coordinator" {
       kind = "ec2"
       group = "muster-build"
       region = "eu-west-1"
-      role = "muster-worker-build"
+      role = "arn:aws:iam::123456789012:role/muster-worker-build"
       max = 4
       slots = 2
       labels = ["gpu", "os=debian"]
