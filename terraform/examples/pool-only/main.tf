@@ -44,9 +44,12 @@ module "pool" {
   coordinator = var.coordinator
   ca_pem      = file(var.ca_pem_file)
   ami_id      = var.ami_id
-  max         = var.max
-  slots       = var.slots
-  labels      = var.labels
+
+  coordinator_id = var.coordinator_id
+
+  max    = var.max
+  slots  = var.slots
+  labels = var.labels
 
   worker_options = var.worker_options
 }

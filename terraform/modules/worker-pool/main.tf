@@ -181,7 +181,7 @@ resource "aws_autoscaling_group" "worker" {
   }
 
   dynamic "tag" {
-    for_each = merge(local.tags, { Name = local.group })
+    for_each = merge(local.tags, { Name = local.group }, var.coordinator_id == "" ? {} : { "muster:coordinator" = var.coordinator_id })
     content {
       key                 = tag.key
       value               = tag.value

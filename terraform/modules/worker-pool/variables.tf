@@ -42,6 +42,16 @@ variable "ca_pem" {
   }
 }
 
+variable "coordinator_id" {
+  description = "The coordinator that may drive the group, as it names itself: eight hexadecimal digits. It touches no group that is not tagged as its own."
+  type        = string
+  default     = ""
+  validation {
+    condition     = can(regex("^([0-9a-f]{8})?$", var.coordinator_id))
+    error_message = "coordinator_id: eight hexadecimal digits; `coordinator pool show` names them while they are missing."
+  }
+}
+
 variable "max" {
   description = "Most instances at once; also `max` of the pool."
   type        = number
