@@ -68,12 +68,13 @@ module "build" {
   coordinator_cidrs = [module.coordinator.private_cidr]
   ami_id            = var.ami_id
   # Public: what the coordinator has printed to its console. Before that, the group stays empty.
-  ca_pem    = fileexists("${path.root}/ca.pem") ? file("${path.root}/ca.pem") : ""
-  max       = 4
-  slots     = 2
-  labels    = ["os=debian"]
-  resources = { cpus = 2 }
-  tags      = var.tags
+  ca_pem         = fileexists("${path.root}/ca.pem") ? file("${path.root}/ca.pem") : ""
+  coordinator_id = var.coordinator_id
+  max            = 4
+  slots          = 2
+  labels         = ["os=debian"]
+  resources      = { cpus = 2 }
+  tags           = var.tags
 }
 
 output "address" {

@@ -40,3 +40,9 @@ variable "endpoint" {
   type        = string
   default     = null
 }
+
+variable "coordinator_id" {
+  description = "The coordinator that may drive the group: eight hexadecimal digits, which it names while they are missing."
+  type        = string
+  default     = ""
+}

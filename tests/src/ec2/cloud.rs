@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use coordinator::auth::CertificateAuthority;
+use coordinator::auth::{Authenticator, CertificateAuthority};
 use serde_json::{Value, json};
 
 use super::{Client, Hypervisor, Moto, Place, REGION, Terraform};
@@ -50,6 +50,7 @@ impl Cloud {
             "endpoint": moto.url(),
             "coordinator": format!("{}:{}", DIALLED.0, DIALLED.1),
             "ca_pem_file": "ca.pem",
+            "coordinator_id": Authenticator::open(&cluster.home())?.home_id(),
             "ami_id": "ami-0a0b0c0d",
         });
         let (Some(all_variables), Some(more)) = (all.as_object_mut(), variables.as_object()) else {
