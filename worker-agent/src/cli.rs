@@ -278,10 +278,10 @@ async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
     let (wish, wishes) = watch::channel(Wish::Work);
     tokio::spawn(noticed(notice, wish.clone()));
     tokio::spawn(listen(interrupt, terminate, wish.clone()));
-    let Some(token) = arguments.token(&wish, wishes.clone()).await? else {
+    let Some(entry) = arguments.entry(&wish, wishes.clone()).await? else {
         return Ok(());
     };
-    let options = arguments.options(token).map_err(usage)?;
+    let options = arguments.options(entry).map_err(usage)?;
     match worker::run(options, wishes).await {
         Ok(ended) => {
             tracing::info!(?ended, "worker ends");
@@ -327,6 +327,13 @@ fn wish_for(wish: &watch::Sender<Wish>, new: Wish) {
     });
 }
 
+/// What a worker joins with.
+struct Entry {
+    token: Token,
+    /// The allocation that it runs in.
+    allocation: Option<Allocation>,
+}
+
 /// When a person is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Approvals {
@@ -340,11 +347,11 @@ enum Approvals {
 
 impl WorkerArgs {
     /// Gives what the worker joins with; `None` when it was told to leave before it was let in.
-    async fn token(
+    async fn entry(
         &self,
         wish: &watch::Sender<Wish>,
         wishes: watch::Receiver<Wish>,
-    ) -> Result<Option<Token>, Failed> {
+    ) -> Result<Option<Entry>, Failed> {
         if self.ec2 {
             return self.claim(wish, wishes).await;
         }
@@ -352,10 +359,12 @@ impl WorkerArgs {
             Some(file) => muster_connect::read_token_file(file).map_err(|e| chain(&e)),
             None => Err("name the file with the join token with --token-file".to_owned()),
         };
-        read.map(Some).map_err(|text| Failed {
+        let token = read.map_err(|text| Failed {
             text,
             code: EXIT_USAGE,
-        })
+        })?;
+        let allocation = Allocation::find(|name| std::env::var(name).ok());
+        Ok(Some(Entry { token, allocation }))
     }
 
     #[cfg(not(feature = "ec2"))]
@@ -364,7 +373,7 @@ impl WorkerArgs {
         &self,
         _: &watch::Sender<Wish>,
         _: watch::Receiver<Wish>,
-    ) -> Result<Option<Token>, Failed> {
+    ) -> Result<Option<Entry>, Failed> {
         Err(Failed {
             text: "this program was built without EC2; build it with --features ec2".to_owned(),
             code: EXIT_USAGE,
@@ -377,7 +386,7 @@ impl WorkerArgs {
         &self,
         wish: &watch::Sender<Wish>,
         mut wishes: watch::Receiver<Wish>,
-    ) -> Result<Option<Token>, Failed> {
+    ) -> Result<Option<Entry>, Failed> {
         use crate::ec2;
 
         let usage = |text| Failed {
@@ -403,10 +412,16 @@ impl WorkerArgs {
         });
         tokio::select! {
             claimed = ec2::claim(&metadata, &address, ca, &self.pool) => {
-                claimed.map(Some).map_err(|error| Failed {
+                let (token, instance) = claimed.map_err(|error| Failed {
                     text: chain(&error),
                     code: EXIT_REFUSED,
-                })
+                })?;
+                // Images give many machines one host name and one folder.
+                let allocation = Some(Allocation {
+                    name: instance,
+                    restarts: 0,
+                });
+                Ok(Some(Entry { token, allocation }))
             }
             // Whatever is wished for: it holds nothing.
             _ = wishes.changed() => Ok(None),
@@ -428,7 +443,7 @@ impl WorkerArgs {
         }
     }
 
-    fn options(self, token: Token) -> Result<Options, String> {
+    fn options(self, entry: Entry) -> Result<Options, String> {
         let coordinator = self.coordinator()?;
         let variable = |name: &str| std::env::var(name).ok();
         let state = match self.state_dir {
@@ -457,13 +472,13 @@ impl WorkerArgs {
         }
         Ok(Options {
             coordinator,
-            token,
+            token: entry.token,
             slots: self.slots,
             state,
             labels: self.labels,
             resources,
             pool: self.pool,
-            allocation: Allocation::find(variable),
+            allocation: entry.allocation,
             ends_at: ends_at.map(|end| on_boottime(end, now)),
             hand_over: self.hand_over,
             idle_exit: self.idle_exit,

@@ -288,6 +288,7 @@ impl OperatorService for Operators {
             live_runs: u32::try_from(runs).unwrap_or(u32::MAX),
             slots,
             mode: self.about.mode.to_owned(),
+            home_id: self.auth.home_id().to_owned(),
         }))
     }
 

@@ -1,5 +1,5 @@
-//! Hands out this program, so that machines that start from nothing run the version that their
-//! coordinator is.
+//! Hands out the worker's program, so that machines that start from nothing run the version that
+//! their coordinator is.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use tracing::warn;
 
 /// What all its paths begin with; the architecture follows, as `uname -m` says it. Open to everybody:
 /// it holds no secret, and who asks for it has none yet.
-pub(crate) const PATH: &str = "/program/";
+pub(crate) const PATH: &str = "/worker-agent/";
 /// Downloads at one time; others are told to come back.
 const AT_ONCE: usize = 32;
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");
@@ -28,7 +28,11 @@ struct Program {
     places: Arc<Semaphore>,
 }
 
-/// Serves the program at `path`.
+/// Longest name of an architecture.
+const NAME_BYTES_MAX: usize = 32;
+
+/// Serves `worker-agent-ARCHITECTURE` beside the executable at `path`, and that itself for the
+/// architecture that this is: under the name `worker-agent` it is one.
 pub(crate) fn router(path: PathBuf) -> Router {
     let places = Arc::new(Semaphore::new(AT_ONCE));
     Router::new()
@@ -37,18 +41,31 @@ pub(crate) fn router(path: PathBuf) -> Router {
 }
 
 async fn serve(State(program): State<Program>, Path(architecture): Path<String>) -> Response {
-    if architecture != std::env::consts::ARCH {
-        let here = std::env::consts::ARCH;
-        let said = format!("this coordinator has its program for {here} only\n");
-        return (StatusCode::NOT_FOUND, said).into_response();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    if architecture.len() > NAME_BYTES_MAX || !architecture.bytes().all(plain) {
+        return (StatusCode::NOT_FOUND, "that is no architecture\n").into_response();
     }
+    let beside = program
+        .path
+        .with_file_name(format!("worker-agent-{architecture}"));
+    let path = if tokio::fs::try_exists(&beside).await.unwrap_or(false) {
+        beside
+    } else if architecture == std::env::consts::ARCH {
+        program.path
+    } else {
+        let said = format!(
+            "this coordinator has no worker-agent-{architecture} beside its own program, which is for {}\n",
+            std::env::consts::ARCH
+        );
+        return (StatusCode::NOT_FOUND, said).into_response();
+    };
     let Ok(place) = program.places.try_acquire_owned() else {
         let headers = [(RETRY_AFTER, RETRY_SECONDS)];
         let said = "too many downloads at once\n";
         return (StatusCode::SERVICE_UNAVAILABLE, headers, said).into_response();
     };
     let opened = async {
-        let file = tokio::fs::File::open(&program.path).await?;
+        let file = tokio::fs::File::open(&path).await?;
         let bytes = file.metadata().await?.len();
         Ok::<_, std::io::Error>((file, bytes))
     };
@@ -65,7 +82,7 @@ async fn serve(State(program): State<Program>, Path(architecture): Path<String>)
             (headers, Body::from_stream(stream)).into_response()
         }
         Err(error) => {
-            warn!(path = %program.path.display(), %error, "failed to hand out this program");
+            warn!(path = %path.display(), %error, "failed to hand out this program");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }

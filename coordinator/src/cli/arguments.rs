@@ -24,7 +24,7 @@ pub(crate) use fleet::{
 };
 pub(crate) use keep::{Audit, Backup, Doctor, Restore};
 pub(crate) use look::{Clean, Diff, Explain, Logs, RawWhich, Status, Tail, Usage, UsageBy, Watch};
-pub(crate) use pool::{Pool, PoolCommand, PoolForget, PoolPause, PoolResume};
+pub(crate) use pool::{Pool, PoolCommand, PoolForget, PoolId, PoolPause, PoolResume};
 pub(crate) use steer::{Cancel, Fetch, Land, Retry};
 
 use crate::output::ColorChoice;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use muster_proto::v1;
 use serde_json::{Value, json};
 
-use super::arguments::{Pool, PoolCommand, PoolForget, PoolPause, PoolResume};
+use super::arguments::{Pool, PoolCommand, PoolForget, PoolId, PoolPause, PoolResume};
 use super::context::Context;
 use super::error::{CliError, Exit, Result};
 use super::show;
@@ -24,7 +24,15 @@ pub(crate) async fn pool(context: &Context, options: Pool) -> Result<Exit> {
         PoolCommand::Pause(options) => pause(context, options).await,
         PoolCommand::Resume(options) => resume(context, options).await,
         PoolCommand::Forget(options) => forget(context, options).await,
+        PoolCommand::Id(PoolId {}) => id(context).await,
     }
+}
+
+async fn id(context: &Context) -> Result<Exit> {
+    let client = context.client().await?;
+    let info = client.info();
+    context.output.data(&format!("{}\n", info.home_id))?;
+    Ok(Exit::Success)
 }
 
 async fn listed(context: &Context, name: &str) -> Result<Vec<v1::Pool>> {

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -18,11 +19,19 @@ struct WorkerProgram {
     worker: worker_agent::cli::WorkerArgs,
 }
 
+/// Under this name the executable is the worker agent: machines that get it from their coordinator
+/// call it so.
+const OWN_NAME: &str = "worker-agent";
+
 /// Runs the worker agent if the arguments name it, and returns the exit code; `None` if they do not.
 pub fn dispatch(arguments: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
-    let mut arguments = arguments.into_iter().skip(1).peekable();
-    if *arguments.peek()? != *SUBCOMMAND {
-        return None;
+    let mut arguments = arguments.into_iter().peekable();
+    let name = arguments.peek().map(PathBuf::from);
+    if name.is_none_or(|path| path.file_name() != Some(OWN_NAME.as_ref())) {
+        arguments.next();
+        if *arguments.peek()? != *SUBCOMMAND {
+            return None;
+        }
     }
     let program = WorkerProgram::parse_from(arguments);
     let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));

@@ -69,7 +69,7 @@ module "build" {
   ami_id            = var.ami_id
   # Public: what the coordinator has printed to its console. Before that, the group stays empty.
   ca_pem         = fileexists("${path.root}/ca.pem") ? file("${path.root}/ca.pem") : ""
-  coordinator_id = var.coordinator_id
+  coordinator_id = fileexists("${path.root}/coordinator.id") ? trimspace(file("${path.root}/coordinator.id")) : ""
   max            = 4
   slots          = 2
   labels         = ["os=debian"]

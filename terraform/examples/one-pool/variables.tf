@@ -40,9 +40,3 @@ variable "endpoint" {
   type        = string
   default     = null
 }
-
-variable "coordinator_id" {
-  description = "The coordinator that may drive the group: eight hexadecimal digits, which it names while they are missing."
-  type        = string
-  default     = ""
-}

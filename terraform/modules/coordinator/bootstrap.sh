@@ -109,7 +109,13 @@ for _ in $(seq 60); do
     [ -s "$mount_point/home/tls/ca.pem" ] && break
     sleep 1
 done
+id=
+for _ in $(seq 60); do
+    id=$(runuser -u muster -- coordinator --home "$mount_point/home" pool id 2>/dev/null) && break
+    sleep 1
+done
 {
+    echo "muster: the coordinator's id: $id"
     echo "muster: the coordinator's authority"
     cat "$mount_point/home/tls/ca.pem"
 } >"$console"

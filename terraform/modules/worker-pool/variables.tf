@@ -48,7 +48,7 @@ variable "coordinator_id" {
   default     = ""
   validation {
     condition     = can(regex("^([0-9a-f]{8})?$", var.coordinator_id))
-    error_message = "coordinator_id: eight hexadecimal digits; `coordinator pool show` names them while they are missing."
+    error_message = "coordinator_id: eight hexadecimal digits, as `coordinator pool id` prints them."
   }
 }
 

@@ -132,21 +132,33 @@ impl Client {
             ("Filter.1.Value.1", "aws:autoscaling:groupName"),
         ];
         let xml = self.call("ec2", "DescribeInstances", &filter)?;
-        let mut found = Vec::new();
-        for part in xml.split("<instanceId>").skip(1) {
-            let id = part.split('<').next().unwrap_or_default().to_owned();
-            let state = part.split("<instanceState>").nth(1).unwrap_or_default();
-            let tags = part.split("<key>aws:autoscaling:groupName</key>").nth(1);
-            found.push(Instance {
-                id,
-                group: all(tags.unwrap_or_default(), "value")
-                    .into_iter()
-                    .next()
+        let document = roxmltree::Document::parse(&xml)?;
+        let named = |node: &roxmltree::Node<'_, '_>, name: &str| node.tag_name().name() == name;
+        let text = |of: roxmltree::Node<'_, '_>, name: &str| {
+            let mut found = of.children().filter(|node| named(node, name));
+            found
+                .find_map(|node| node.text())
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let sets = document
+            .descendants()
+            .filter(|node| named(node, "instancesSet"));
+        let items = sets.flat_map(|set| set.children().filter(|node| node.is_element()));
+        let instances = items.map(|item| {
+            let state = item.children().find(|node| named(node, "instanceState"));
+            let tags = item.children().filter(|node| named(node, "tagSet"));
+            let mut tags = tags.flat_map(|tags| tags.children());
+            Instance {
+                id: text(item, "instanceId"),
+                group: tags
+                    .find(|tag| text(*tag, "key") == "aws:autoscaling:groupName")
+                    .map(|tag| text(tag, "value"))
                     .unwrap_or_default(),
-                state: all(state, "name").into_iter().next().unwrap_or_default(),
-            });
-        }
-        Ok(found)
+                state: state.map(|state| text(state, "name")).unwrap_or_default(),
+            }
+        });
+        Ok(instances.collect())
     }
 
     /// Lists the ids of the instances of a group that run.

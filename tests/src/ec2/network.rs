@@ -135,6 +135,8 @@ impl Drop for Listening {
 /// Passes a connection on to `target`, of the tester's own network, until both sides are done.
 pub(super) fn forward(from: &TcpStream, target: SocketAddr) {
     let Ok(to) = TcpStream::connect(target) else {
+        // Others hold it open too.
+        let _ = from.shutdown(Shutdown::Both);
         return;
     };
     let both = || Some((from.try_clone().ok()?, to.try_clone().ok()?));

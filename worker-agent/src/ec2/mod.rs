@@ -20,7 +20,8 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// Longest answer to one try.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Claims the join token of the allocation that this instance is, and tries until it gets it.
+/// Claims the join token of the allocation that this instance is, and tries until it gets it. Gives the
+/// instance's id too.
 ///
 /// # Errors
 /// The coordinator says that it never will, or the instance cannot prove anything.
@@ -29,32 +30,39 @@ pub(crate) async fn claim(
     coordinator: &str,
     ca: CaCertificate,
     pool: &str,
-) -> Result<Token, Error> {
+) -> Result<(Token, String), Error> {
     let fingerprint = ca.fingerprint();
     let channel = Endpoint::new(coordinator, ca)?.channel_lazy()?;
     let mut client = JoinServiceClient::new(channel);
     let mut said = None;
     loop {
         // Anew each time: credentials are renewed meanwhile, and proofs are good for minutes.
-        let proof = proof::make(metadata, fingerprint).await;
-        let answer = match proof {
-            Ok(proof) => {
+        let proof = async {
+            let instance = metadata.get("instance-id").await?;
+            let proof = proof::make(metadata, fingerprint).await?;
+            Ok::<_, proof::Error>((instance, proof))
+        };
+        let answer = match proof.await {
+            Ok((instance, proof)) => {
                 let request = ClaimRequest {
                     pool: pool.to_owned(),
                     proof: Some(claim_request::Proof::Instance(proof)),
                 };
                 let answer = tokio::time::timeout(LIMIT, client.claim(request)).await;
-                answer.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer")))
+                let late = |_| Err(tonic::Status::deadline_exceeded("no answer"));
+                answer
+                    .unwrap_or_else(late)
+                    .map(|answer| (answer.into_inner(), instance))
             }
             Err(error) => Err(tonic::Status::unavailable(crate::failure::chain(&error))),
         };
         match answer {
-            Ok(answer) => {
-                let token = Token::parse(&answer.into_inner().token)?;
+            Ok((answer, instance)) => {
+                let token = Token::parse(&answer.token)?;
                 if token.ca != fingerprint {
                     return Err(Error::Foreign);
                 }
-                return Ok(token);
+                return Ok((token, instance));
             }
             Err(status) if is_final(status.code()) => {
                 return Err(Error::Refused(status.message().to_owned()));

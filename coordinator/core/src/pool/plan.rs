@@ -625,30 +625,38 @@ impl<'a> Ledger<'a> {
         (stops, ids)
     }
 
-    /// Says why no worker will come back to an allocation that stays all the same.
+    /// Says why an allocation that stays is of no use any more: its workers have taken their leave, or
+    /// none of them was there for as long as one may take to join. Until then they may hold edits that
+    /// nobody else has.
     fn deserted(&self, state: &State, now: Timestamp, allocation: &Allocation) -> Option<Box<str>> {
-        let stays = self.policy.stays && allocation.joined;
-        let mut took_leave = true;
+        if !self.policy.stays || !allocation.joined {
+            return None;
+        }
         // Nobody could come back while no coordinator was there.
-        let away = Link::Down {
-            since: state.started_at,
-        };
-        let mut is_near_at_all = is_near(state, &away, now);
+        let mut away_since = state.started_at;
+        let mut have_left = true;
+        let mut known = 0;
         for worker in state.workers_of(allocation.id) {
             let aux = &state.workers.get(&worker.id)?.aux;
-            if matches!(worker.link, Link::Up { .. }) || !aux.leases.is_empty() {
+            let Link::Down { since } = worker.link else {
+                return None;
+            };
+            if !aux.leases.is_empty() {
                 return None;
             }
-            is_near_at_all |= is_near(state, &worker.link, now);
-            took_leave &= aux.last_word.is_some_and(|(_, left)| left);
+            away_since = away_since.max(since);
+            have_left &= aux.last_word.is_some_and(|(_, left)| left);
+            known += 1;
         }
-        let known = state.workers_of(allocation.id).next().is_some();
-        let gone = match known && took_leave {
-            true => Some("its worker has left"),
-            false => (!is_near_at_all).then_some("its worker has vanished"),
+        let away = now.since(away_since);
+        let gone = if known > 0 && have_left {
+            "its worker has left".to_owned()
+        } else if away > self.policy.join_timeout {
+            format!("its worker has been away for {} s", away.ms() / 1_000)
+        } else {
+            return None;
         };
-        gone.filter(|_| stays)
-            .map(|gone| format!("{gone}, and its machine would stay").into())
+        Some(format!("{gone}, and its machine would stay").into())
     }
 
     /// Gives the allocations whose workers have joined, never had a lease, and take none now: work is

@@ -28,7 +28,19 @@ pub(crate) enum PoolCommand {
     Pause(PoolPause),
     Resume(PoolResume),
     Forget(PoolForget),
+    Id(PoolId),
 }
+
+/// Print the id by which this coordinator's jobs and groups are known
+///
+/// Eight hexadecimal digits. Names of Slurm jobs begin with it, and an auto scaling group of EC2 is
+/// driven only if its tag says it. A copy that was restored beside its original has one of its own.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  coordinator pool id
+  squeue --me --name | grep \"$(coordinator pool id)\"")]
+pub(crate) struct PoolId {}
 
 /// List the pools and how it goes with each
 ///
