@@ -185,8 +185,10 @@ fn never_joins(programs: &Programs) -> Result<()> {
         until_true("two instances were ended", LONG, || {
             Ok(cloud.hypervisor.ever().len() == 2 && cloud.running()?.is_empty())
         })?;
-        let shown = cluster.ask(["pool", "show", "build"])?.success()?.out;
-        ensure!(shown.contains("paused"), "{shown}");
+        until_true("the pool pauses itself", LONG, || {
+            let shown = cluster.ask(["pool", "show", "build"])?.success()?.out;
+            Ok(shown.contains("paused"))
+        })?;
         ensure!(
             cloud.client().desired(&cloud.group)? == 0,
             "the group wants some"
