@@ -307,12 +307,15 @@ impl App {
         let joins = Joins::new(engine.clone(), auth.clone());
         #[cfg(feature = "ec2")]
         let joins = joins.with_callers(
-            pool::ec2::Callers::new(pools, auth.ca().certificate().fingerprint())
-                .await
-                .map_err(|error| Error::Io {
-                    action: "prepare for EC2 instances",
-                    source: error.into(),
-                })?,
+            Box::pin(pool::ec2::Callers::new(
+                pools,
+                auth.ca().certificate().fingerprint(),
+            ))
+            .await
+            .map_err(|error| Error::Io {
+                action: "prepare for EC2 instances",
+                source: error.into(),
+            })?,
         );
         let program = api::program::router(options.executable.clone());
         let router = router(operators, workers, joins, &git_host).map_err(|error| Error::Io {
@@ -350,7 +353,7 @@ impl App {
             auth: auth.clone(),
             home: home.path().to_owned(),
             executable: options.executable.clone(),
-            address: reachable(address).to_string(),
+            address: for_machines(address),
         };
         if options.mode != Mode::Read {
             let disowned = pool::disown(&engine, home.path()).await;
@@ -542,6 +545,15 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         });
     }
     dialled
+}
+
+/// The address that other machines dial: an unspecified one stands for this host's name.
+fn for_machines(address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        format!("{}:{}", worker_agent::host_name(), address.port())
+    } else {
+        address.to_string()
+    }
 }
 
 fn router(

@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::git::mirror::MirrorSettings;
 use crate::ledger::prices::{self, Prices};
 use crate::plan::{AgentDefinition, Duration, Problems};
-use crate::pool::settings::PoolSettings;
+use crate::pool::settings::{PoolKind, PoolSettings};
 
 /// Name of the file in the home.
 pub const FILE_NAME: &str = "config.toml";
@@ -58,6 +58,22 @@ pub struct Config {
     pub prices: Prices,
     /// Where workers come from, by name.
     pub pools: BTreeMap<Arc<str>, PoolSettings>,
+}
+
+impl Config {
+    /// Where the coordinator of a `run` listens: any free port of this machine, unless it has pools
+    /// whose workers are on others; these dial what `serve` would have.
+    #[must_use]
+    pub fn listen_of_run(&self) -> SocketAddr {
+        let elsewhere = |pool: &PoolSettings| match pool.kind {
+            PoolKind::Slurm(_) | PoolKind::Ec2(_) => true,
+            PoolKind::External | PoolKind::Local { .. } => false,
+        };
+        match self.pools.values().any(elsewhere) {
+            true => self.listen,
+            false => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        }
+    }
 }
 
 /// Where a value came from.
@@ -444,6 +460,20 @@ mod tests {
         let file = home.path().join(FILE_NAME).display().to_string();
         let third = format!("{file}:3");
         assert_eq!(origins[..3], ["$MUSTER_LISTEN", "--slots", third.as_str()]);
+    }
+
+    #[test]
+    fn a_run_listens_for_this_machine_alone_unless_its_pools_have_workers_elsewhere() {
+        let listen = |pool: &str| {
+            let home = home_with(&format!("listen = \"0.0.0.0:7733\"\n{pool}"));
+            let loaded = load_with(home.path(), Flags::default(), none).unwrap();
+            loaded.config.listen_of_run().to_string()
+        };
+        assert_eq!(listen(""), "127.0.0.1:0");
+        let near = "[pools.near]\nkind = \"local\"\nmax = 1\n";
+        assert_eq!(listen(near), "127.0.0.1:0");
+        let jobs = "[pools.gpu]\nkind = \"slurm\"\nmax = 1\ntime = \"1h\"\ndirectory = \"/s\"\n";
+        assert_eq!(listen(jobs), "0.0.0.0:7733");
     }
 
     #[test]

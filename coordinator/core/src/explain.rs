@@ -90,7 +90,7 @@ pub enum Waiting {
         draining: usize,
         /// Slots free, but a resource is taken by other leases.
         resources: usize,
-        /// Slots free, but the machine goes away too soon.
+        /// The machine goes away too soon.
         leaving: usize,
         /// The longest time that any of these has for work, and what this one takes.
         time: Option<(Span, Span)>,
@@ -314,7 +314,7 @@ fn waiting(
         Waiting::NoWorkers | Waiting::NoneFits { .. } | Waiting::FittingBusy { .. }
     );
     let requirement = run.requirement(work).filter(|_| wants_worker);
-    let source = requirement.and_then(|requirement| source(state, requirement));
+    let source = requirement.and_then(|requirement| source(state, now, requirement));
     // Those that are there may be free for it soon; a pool matters then if it would bring more.
     let matters = |source: &Source| match why {
         Waiting::FittingBusy {
@@ -323,7 +323,7 @@ fn waiting(
             asked: 0,
             ..
         } => true,
-        Waiting::FittingBusy { .. } => matches!(source, Source::Paused { .. }),
+        Waiting::FittingBusy { .. } => !matches!(source, Source::Starts { .. }),
         _ => true,
     };
     let source = source.filter(matters);
@@ -391,16 +391,17 @@ fn unplaced(
             continue;
         }
         people += waits_for_people(state, entry);
-        if entry.aux.listed.is_none() || !heard(state, entry, now) {
+        // No waiting helps, whether it is full or not.
+        let misfit = misfit(entry, requirement, now);
+        if let Some(Misfit::Walltime { left, expected }) = misfit {
+            leaving += 1;
+            time = time.max(Some((left, expected)));
+        } else if entry.aux.listed.is_none() || !heard(state, entry, now) {
             full += 1;
         } else if never.is_some() {
             asked += 1;
         } else {
-            match misfit(entry, requirement, now) {
-                Some(Misfit::Walltime { left, expected }) => {
-                    leaving += 1;
-                    time = time.max(Some((left, expected)));
-                }
+            match misfit {
                 Some(_) => resources += 1,
                 None => free += 1,
             }

@@ -222,6 +222,7 @@ pub(super) fn prospects_of(
             Prospect::Held { .. } => "held",
             Prospect::Hindered(_) => "hindered",
             Prospect::Busy => "busy",
+            Prospect::Elsewhere => "elsewhere",
         }
         .to_owned(),
         text: prospect.to_string(),

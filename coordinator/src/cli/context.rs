@@ -185,7 +185,10 @@ impl Context {
         config: Config,
     ) -> Result<Host> {
         let deadline = tokio::time::Instant::now() + START_MAX;
-        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listen = match mode {
+            app::Mode::Embedded => config.listen_of_run(),
+            app::Mode::Serve | app::Mode::Read => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        };
         loop {
             match self.connect().await {
                 Ok(client) => return Ok(Host::Theirs(Box::new(client))),

@@ -3,7 +3,6 @@
 mod progress;
 mod repeat;
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -259,7 +258,7 @@ impl Host {
         if self.own.is_some() || context.local_home().is_none() || !of_a_run {
             return Ok(());
         }
-        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listen = self.config.listen_of_run();
         let (slots, config) = (self.config.slots, self.config.clone());
         // If it only restarts, or someone else was faster, there is nothing to do.
         if let Started::Own(app) = context

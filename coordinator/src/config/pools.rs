@@ -19,6 +19,7 @@ use crate::git::refs::valid_component;
 use crate::plan::{Duration, Size, quote};
 use crate::pool::settings::{PoolKind, PoolSettings, SlurmSettings};
 use crate::pool::slurm::SIGNAL_EARLY;
+use crate::pool::slurm::refuse_directive;
 
 const IDLE_TIMEOUT: Span = Span::from_secs(300);
 const JOIN_TIMEOUT: Span = Span::from_secs(600);
@@ -610,14 +611,7 @@ fn slurm(keys: &mut Keys<'_, '_, '_>, name: &str) -> Option<PoolSettings> {
         time: time.unwrap_or_default(),
         cpus,
         memory_mib,
-        directives: keys
-            .texts(
-                "directives",
-                "write options of sbatch as they stand behind `#SBATCH`, such as \"--exclusive\"",
-                false,
-                |text| text.starts_with('-'),
-            )
-            .unwrap_or_default(),
+        directives: keys.directives(),
         setup: keys
             .texts("setup", "write one line of shell each", true, |_| true)
             .unwrap_or_default(),
@@ -653,6 +647,19 @@ fn slurm(keys: &mut Keys<'_, '_, '_>, name: &str) -> Option<PoolSettings> {
 }
 
 impl Keys<'_, '_, '_> {
+    /// Reads further options of `sbatch`; those that would take from what Muster needs are refused here.
+    fn directives(&mut self) -> Vec<String> {
+        let hint =
+            "write options of sbatch as they stand behind `#SBATCH`, such as \"--exclusive\"";
+        let directives = self.texts("directives", hint, false, |text| text.starts_with('-'));
+        let directives = directives.unwrap_or_default();
+        let why = directives.iter().find_map(|line| refuse_directive(line));
+        if let (Some(why), Some((_, value))) = (why, self.get("directives")) {
+            self.wrong(value, &format!("`directives`: {why}"), "leave it out");
+        }
+        directives
+    }
+
     /// Reads an amount of memory, in MiB.
     fn size(&mut self, key: &'static str) -> Option<u64> {
         let (line, value) = self.get(key)?;

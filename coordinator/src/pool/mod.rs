@@ -16,6 +16,7 @@ pub mod settings;
 pub mod slurm;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +56,14 @@ pub struct Surroundings {
     pub executable: PathBuf,
     /// `host:port` on which this coordinator listens.
     pub address: String,
+}
+
+impl Surroundings {
+    /// Tells whether no other machine can dial the address.
+    fn is_only_here(&self) -> bool {
+        let address: Result<SocketAddr, _> = self.address.parse();
+        address.is_ok_and(|address| address.ip().is_loopback())
+    }
 }
 
 /// Starts to run the configured pools, until `ending`; `standings` tells how it goes with them.
@@ -212,6 +221,15 @@ fn provider(
             Some((Box::new(processes), PROCESSES_POLL))
         }
         PoolKind::Slurm(slurm) => {
+            if slurm.coordinator.is_none() && around.is_only_here() {
+                warn!(
+                    pool = &**name,
+                    address = around.address,
+                    "jobs of this pool dial an address that only this machine reaches: unless the \
+                     whole cluster is here, let the coordinator listen where nodes reach it (`listen`), \
+                     or name what they dial (the pool's `coordinator`)"
+                );
+            }
             let coordinator = slurm::Coordinator {
                 home: around.auth.home_id().into(),
                 folder: around.home.clone(),

@@ -357,7 +357,10 @@ fn end_of(
     let planned = ending.filter(|ending| ending.cause != EndCause::Deserted);
     let end = match planned {
         Some(ending) => match ending.cause {
-            EndCause::NeverJoined => AllocationEnd::NeverJoined,
+            EndCause::NeverJoined => {
+                let detail = format!("{}; it ended so: {detail}", ending.reason);
+                return (AllocationEnd::NeverJoined, detail.into());
+            }
             EndCause::NeverWorked => {
                 let detail = format!("{}; it ended so: {detail}", ending.reason);
                 return (AllocationEnd::NeverWorked, detail.into());

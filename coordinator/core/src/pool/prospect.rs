@@ -1,13 +1,15 @@
 //! What stands between one piece of work and a worker, pool by pool.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use super::plan::{Hindrance, learned, offered, outlook};
+use super::retry_at;
 use crate::limits;
 use crate::schedule::{Misfit, lacks};
-use crate::state::State;
+use crate::state::{Link, State};
 use crate::time::Timestamp;
 use crate::worker::Requirement;
 
@@ -28,6 +30,8 @@ pub enum Prospect {
     Hindered(Hindrance),
     /// Its workers will be free for it sooner or later.
     Busy,
+    /// It has no worker and starts none: what other pools have, or are about to have, will do.
+    Elsewhere,
 }
 
 /// Gives, pool by pool, what stands between work of this requirement and a worker. Costs as much as
@@ -54,12 +58,31 @@ pub fn prospects(
             Prospect::Held { count, reason }
         } else if let Some(hindrance) = outlook.hindrance {
             Prospect::Hindered(hindrance)
-        } else {
+        } else if let Some(hindrance) = backoff(state, now, &outlook.pool) {
+            Prospect::Hindered(hindrance)
+        } else if has_worker(state, &outlook.pool) {
             Prospect::Busy
+        } else {
+            Prospect::Elsewhere
         };
         Some((outlook.pool, prospect))
     });
     prospects.collect()
+}
+
+fn has_worker(state: &State, pool: &str) -> bool {
+    let mut workers = state.workers();
+    workers.any(|worker| *worker.offer.pool == *pool && matches!(worker.link, Link::Up { .. }))
+}
+
+/// Tells for how long a pool starts nothing after a failed start.
+fn backoff(state: &State, now: Timestamp, pool: &str) -> Option<Hindrance> {
+    let pool = state.pool(pool)?;
+    let at = retry_at(pool).filter(|at| *at > now)?;
+    Some(Hindrance::Backoff {
+        left: at.since(now),
+        detail: pool.last_failure.clone(),
+    })
 }
 
 /// What the pools that start workers themselves do for work that no present worker fits.
@@ -71,15 +94,35 @@ pub enum Source {
     Paused { pool: Arc<str>, reason: Box<str> },
     /// The work asks for this pool, and its workers never fit.
     Lacks { pool: Arc<str>, lack: Misfit },
+    /// The work asks for a pool that is not configured any more.
+    NotConfigured { pool: Arc<str> },
 }
 
 /// Finds the pool that will or would bring a worker for the work: one that does before one that is
-/// paused, those of a higher priority first. `None` if no pool that starts workers is for it. Costs
+/// paused, those from which one is on its way first, then those that do not wait after a
+/// failed start, then those of a higher priority. `None` if no pool that starts workers is for it. Costs
 /// O(workers + pools).
-pub(crate) fn source(state: &State, requirement: &Requirement) -> Option<Source> {
+pub(crate) fn source(state: &State, now: Timestamp, requirement: &Requirement) -> Option<Source> {
+    // A pool of workers that people start needs no section; one that had something of its own did.
+    if let Some(pool) = &requirement.pool
+        && !state.policies.contains_key(pool)
+        && (state.pool(pool).is_some() || state.allocations().any(|held| held.pool == *pool))
+    {
+        let pool = Arc::clone(pool);
+        return Some(Source::NotConfigured { pool });
+    }
     let starting = state.policies().filter(|(_, policy)| policy.max > 0);
     let mut pools: Vec<_> = starting.collect();
-    pools.sort_by_key(|(name, policy)| (Reverse(policy.priority), *name));
+    let coming: BTreeSet<&Arc<str>> = state
+        .allocations()
+        .filter(|held| !held.joined && held.ending.is_none())
+        .map(|held| &held.pool)
+        .collect();
+    pools.sort_by_key(|(name, policy)| {
+        let waits = backoff(state, now, name).is_some();
+        let priority = Reverse(policy.priority);
+        (!coming.contains(name), waits, priority, *name)
+    });
     if pools.is_empty() {
         return None;
     }
@@ -111,6 +154,12 @@ impl fmt::Display for Source {
                 write!(f, "pool {pool}, which would bring one, is paused: {reason}")
             }
             Self::Lacks { pool, lack } => write!(f, "pool {pool} brings none for it: {lack}"),
+            Self::NotConfigured { pool } => {
+                write!(
+                    f,
+                    "the task asks for pool {pool}, which is not configured any more"
+                )
+            }
         }
     }
 }
@@ -131,6 +180,10 @@ impl Source {
             } => format!(
                 "give pool {pool} a longer walltime in the configuration, or the task a shorter \
                  `expected` in the plan"
+            ),
+            Self::NotConfigured { pool } => format!(
+                "put the section `[pools.{pool}]` back into the configuration and start the \
+                 coordinator again, or ask for another pool"
             ),
             Self::Lacks { pool, .. } => {
                 format!("give pool {pool} what is missing in the configuration, or ask for less")
@@ -157,6 +210,7 @@ impl fmt::Display for Prospect {
             }
             Self::Hindered(hindrance) => hindrance.fmt(f),
             Self::Busy => f.write_str("its workers are busy, and will be free"),
+            Self::Elsewhere => f.write_str("it starts none: what other pools bring will do"),
         }
     }
 }

@@ -35,6 +35,14 @@ use super::settings::SlurmSettings;
 pub use self::login::Limits;
 pub use self::script::Error as ScriptError;
 
+/// Says why an option of `sbatch` cannot be one of a site's own; `None` if it can.
+#[must_use]
+pub fn refuse_directive(line: &str) -> Option<String> {
+    directives::foreign(line)
+        .err()
+        .map(|error| error.to_string())
+}
+
 /// How much sooner than asked a job may be told of its end: Slurm looks once a minute.
 pub const SIGNAL_EARLY: Span = Span::from_secs(60);
 /// Jobs that one `scancel` is given.

@@ -106,8 +106,51 @@ fn workers_that_go_away_too_soon_are_not_short_of_a_resource() {
         policies: BTreeMap::new(),
     });
     assert!(said(&cluster, run).ends_with(
-        " → start a worker that stays longer, or give the task a shorter `expected` in the plan"
+        "; the task asks for pool cluster, which is not configured any more → put the section \
+         `[pools.cluster]` back into the configuration and start the coordinator again, or ask for \
+         another pool"
     ));
+}
+
+#[test]
+fn a_pool_that_brings_nothing_does_not_claim_to_be_busy() {
+    let other = || Policy {
+        priority: 1,
+        ..policy(3)
+    };
+    let mut cluster = Cluster::new(policy(3));
+    cluster.pool(PoolCommand::Configure {
+        policies: BTreeMap::from([(text(POOL), policy(3)), (text("first"), other())]),
+    });
+    let run = cluster.0.submit(independent(1));
+    assert_eq!(cluster.wanted(), 1);
+    let told = |cluster: &Cluster| -> Vec<String> {
+        let run = cluster.0.state.run(run).unwrap();
+        let requirement = &run.profiles[0].requirement;
+        let told = prospects(&cluster.0.state, cluster.0.now, requirement);
+        let told = told.iter();
+        told.map(|(pool, prospect)| format!("{pool}: {prospect}"))
+            .collect()
+    };
+    assert_eq!(
+        told(&cluster),
+        [
+            "cluster: it starts none: what other pools bring will do",
+            "first: 1 allocation is on its way"
+        ]
+    );
+    // The first one's start has failed, and the other brings a worker meanwhile.
+    cluster.see(&[1], |_| Seen::Refused {
+        detail: "no account".into(),
+    });
+    assert_eq!(cluster.wanted(), 1);
+    assert!(told(&cluster)[1].starts_with("first: its last start failed (no account)"));
+    assert_eq!(told(&cluster)[0], "cluster: 1 allocation is on its way");
+    assert!(
+        said(&cluster, run).contains("pool cluster is to bring one"),
+        "{}",
+        said(&cluster, run)
+    );
 }
 
 #[test]
