@@ -1,5 +1,7 @@
 //! The command line of a worker; also a hidden subcommand of the coordinator's executable.
 
+mod entry;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write as _;
@@ -9,15 +11,16 @@ use std::time::Duration;
 
 use clap::Args;
 use jiff::Timestamp;
-use muster_connect::Token;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::attempt;
+use crate::checks::{Check, Verdict};
 use crate::clock::{self, Boottime};
+use crate::doctor;
 use crate::document::{ApprovalPolicy, AskMode};
 use crate::failure::chain;
-use crate::identity::{Allocation, StateDir};
+use crate::identity::StateDir;
 use crate::options::{
     CACHE_BYTES_MAX, CHANGE_BYTES_MAX, Coordinator, DISK_BYTES_MAX, Options, Repositories, Wish,
 };
@@ -35,13 +38,16 @@ const SLOTS_MAX: u32 = 4_096;
 const AFTER_HELP: &str = "\
 Examples:
   worker-agent --coordinator host:7733 --token-file worker.token --slots 4
+  worker-agent --coordinator host:7733 --token-file worker.token --check
   worker-agent --coordinator host:7733 --token-file gpu.token --pool gpu \\
       --label gpu=a100 --resource gpus=2 --idle-exit 10m
 
 Exit codes:
     0  it was drained, idle, or left as it was told to
-    1  an error that another start may not meet, such as a folder for its state that is in use
-    2  wrong usage: an option, the token file, or a folder for its state that cannot be one
+    1  an error that another start may not meet, such as a folder for its state that is in use;
+       with --check, something does not work
+    2  wrong usage: an option, the token file, or a folder for its state that cannot be one;
+       or what no wait mends, such as a git that is missing
     3  the coordinator refuses it: starting it again would not help
   130  ended at once by a third signal";
 /// Less is not enough to end an agent that withstands and to push its edits; with more the machine had better not be used at all.
@@ -188,6 +194,15 @@ pub struct WorkerArgs {
     /// End, and so give up the leases held, after the disk of the state has failed for so long.
     #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = duration)]
     disk_patience: Duration,
+    /// Look whether a worker with these options could do its work here, say so, and end.
+    ///
+    /// Nothing is leased, and the coordinator is asked whether it takes the token. A worker that starts
+    /// makes the quick ones of these checks itself.
+    #[arg(long)]
+    check: bool,
+    /// With --check: say it as JSON.
+    #[arg(long, requires = "check")]
+    json: bool,
 }
 
 /// A number of bytes, written as people write it.
@@ -281,7 +296,12 @@ async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
     let Some(entry) = arguments.entry(&wish, wishes.clone()).await? else {
         return Ok(());
     };
+    let (check, json) = (arguments.check, arguments.json);
     let options = arguments.options(entry).map_err(usage)?;
+    if check {
+        return say(&doctor::all(&options).await, json);
+    }
+    begin(&doctor::at_start(&options).await)?;
     match worker::run(options, wishes).await {
         Ok(ended) => {
             tracing::info!(?ended, "worker ends");
@@ -289,6 +309,49 @@ async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
         }
         Err(error) => Err(Failed::of_worker(&error)),
     }
+}
+
+/// Says what checks have found.
+fn say(checks: &[Check], json: bool) -> Result<(), Failed> {
+    let text = match json {
+        true => doctor::json(checks) + "\n",
+        false => doctor::text(checks),
+    };
+    // Whoever closes the pipe wants no more of it.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    match doctor::is_ready(checks) {
+        true => Ok(()),
+        false => Err(Failed {
+            text: "a worker could not do its work here".to_owned(),
+            code: 1,
+        }),
+    }
+}
+
+/// Tells the log what is not as it should be; fails for what no wait mends.
+fn begin(checks: &[Check]) -> Result<(), Failed> {
+    for check in checks {
+        let Check { name, found, .. } = check;
+        let advice = &check.advice;
+        match check.verdict {
+            Verdict::Ok => {}
+            Verdict::Fail if !doctor::may_pass(check) => {
+                return Err(Failed {
+                    text: format!("{name}: {found}; {advice}"),
+                    code: EXIT_USAGE,
+                });
+            }
+            Verdict::Warn | Verdict::Fail => {
+                tracing::warn!(
+                    check = name,
+                    found,
+                    advice,
+                    "the machine is not as it should be"
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Turns signals into wishes; each one is a stronger wish.
@@ -327,13 +390,6 @@ fn wish_for(wish: &watch::Sender<Wish>, new: Wish) {
     });
 }
 
-/// What a worker joins with.
-struct Entry {
-    token: Token,
-    /// The allocation that it runs in.
-    allocation: Option<Allocation>,
-}
-
 /// When a person is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Approvals {
@@ -346,88 +402,6 @@ enum Approvals {
 }
 
 impl WorkerArgs {
-    /// Gives what the worker joins with; `None` when it was told to leave before it was let in.
-    async fn entry(
-        &self,
-        wish: &watch::Sender<Wish>,
-        wishes: watch::Receiver<Wish>,
-    ) -> Result<Option<Entry>, Failed> {
-        if self.ec2 {
-            return self.claim(wish, wishes).await;
-        }
-        let read = match &self.token_file {
-            Some(file) => muster_connect::read_token_file(file).map_err(|e| chain(&e)),
-            None => Err("name the file with the join token with --token-file".to_owned()),
-        };
-        let token = read.map_err(|text| Failed {
-            text,
-            code: EXIT_USAGE,
-        })?;
-        let allocation = Allocation::find(|name| std::env::var(name).ok());
-        Ok(Some(Entry { token, allocation }))
-    }
-
-    #[cfg(not(feature = "ec2"))]
-    #[expect(clippy::unused_async, reason = "with EC2 it waits")]
-    async fn claim(
-        &self,
-        _: &watch::Sender<Wish>,
-        _: watch::Receiver<Wish>,
-    ) -> Result<Option<Entry>, Failed> {
-        Err(Failed {
-            text: "this program was built without EC2; build it with --features ec2".to_owned(),
-            code: EXIT_USAGE,
-        })
-    }
-
-    /// Claims the token of this instance's allocation, and watches for the instance's end from then on.
-    #[cfg(feature = "ec2")]
-    async fn claim(
-        &self,
-        wish: &watch::Sender<Wish>,
-        mut wishes: watch::Receiver<Wish>,
-    ) -> Result<Option<Entry>, Failed> {
-        use crate::ec2;
-
-        let usage = |text| Failed {
-            text,
-            code: EXIT_USAGE,
-        };
-        let Coordinator::Address(address) = self.coordinator().map_err(usage)? else {
-            return Err(usage("--ec2 needs --coordinator".to_owned()));
-        };
-        let file = self.ca_file.as_deref().unwrap_or(Path::new("ca.pem"));
-        let ca = muster_connect::CaCertificate::read(file);
-        let ca = ca.map_err(|error| usage(chain(&error)))?;
-        let metadata = ec2::Metadata::new();
-        let watched = metadata.clone();
-        let wish = wish.clone();
-        tokio::spawn(async move {
-            let notice = ec2::watch(&watched).await;
-            tracing::warn!(
-                why = notice.message(),
-                "the instance goes away; handing over"
-            );
-            wish_for(&wish, Wish::HandOver);
-        });
-        tokio::select! {
-            claimed = ec2::claim(&metadata, &address, ca, &self.pool) => {
-                let (token, instance) = claimed.map_err(|error| Failed {
-                    text: chain(&error),
-                    code: EXIT_REFUSED,
-                })?;
-                // Images give many machines one host name and one folder.
-                let allocation = Some(Allocation {
-                    name: instance,
-                    restarts: 0,
-                });
-                Ok(Some(Entry { token, allocation }))
-            }
-            // Whatever is wished for: it holds nothing.
-            _ = wishes.changed() => Ok(None),
-        }
-    }
-
     fn coordinator(&self) -> Result<Coordinator, String> {
         match (&self.coordinator, &self.address_file) {
             (_, Some(file)) => {
@@ -443,7 +417,7 @@ impl WorkerArgs {
         }
     }
 
-    fn options(self, entry: Entry) -> Result<Options, String> {
+    fn options(self, entry: entry::Entry) -> Result<Options, String> {
         let coordinator = self.coordinator()?;
         let variable = |name: &str| std::env::var(name).ok();
         let state = match self.state_dir {

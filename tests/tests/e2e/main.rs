@@ -15,6 +15,7 @@ mod cluster_faults;
 mod codex;
 mod codex_par;
 mod codex_settings;
+mod containers;
 mod cutoff;
 mod deaths;
 mod deployed;
@@ -32,6 +33,7 @@ mod machines;
 mod mixed;
 mod pools;
 mod programs;
+mod ready;
 mod repeat;
 mod repositories;
 mod restored;
@@ -40,6 +42,7 @@ mod slurm;
 mod straggler;
 mod terminal;
 mod terraform;
+mod upgrade;
 mod wire;
 
 use std::path::Path;
@@ -85,6 +88,8 @@ fn main() -> ExitCode {
         repositories::SCENARIOS,
         changes::SCENARIOS,
         programs::SCENARIOS,
+        ready::SCENARIOS,
+        upgrade::SCENARIOS,
         terminal::SCENARIOS,
         approvals::SCENARIOS,
         pools::SCENARIOS,
@@ -116,6 +121,7 @@ fn main() -> ExitCode {
         ),
         (machines::missing(&programs), machines::SCENARIOS),
         (ec2::missing(&programs), ec2::SCENARIOS),
+        (containers::missing(), containers::SCENARIOS),
         (slurm::without_shellcheck(), slurm::SHELLCHECK_SCENARIOS),
         (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
         (without_clocks.clone(), clocks::SCENARIOS),
