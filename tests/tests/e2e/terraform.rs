@@ -93,7 +93,7 @@ fn volumes(programs: &Programs) -> Result<()> {
     let expected = "file system: ext4\n\
         home: muster 700, configuration: # first\n\
         program: /usr/local/bin/worker-agent-x86_64\n\
-        console: muster: the coordinator's authority a certificate \n\
+        console: muster: the coordinator's id: 3f9a1c20 muster: the coordinator's authority a certificate \n\
         the same file system\n\
         journal: kept, configuration: # second\n\
         owner: muster \n\
