@@ -13,7 +13,7 @@ pub mod v1 {
 /// Major version of the protocol: peers of another one are refused.
 pub const PROTOCOL_MAJOR: u32 = 1;
 /// Minor version of the protocol: peers of another one work.
-pub const PROTOCOL_MINOR: u32 = 0;
+pub const PROTOCOL_MINOR: u32 = 1;
 /// Largest message either side takes, in bytes. A grant carries a task's prompt and context;
 /// a plan of the largest size is submitted in one message.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -14,7 +14,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::attempt;
+use crate::checks::{Check, Verdict};
 use crate::clock::{self, Boottime};
+use crate::doctor;
 use crate::document::{ApprovalPolicy, AskMode};
 use crate::failure::chain;
 use crate::identity::{Allocation, StateDir};
@@ -35,13 +37,16 @@ const SLOTS_MAX: u32 = 4_096;
 const AFTER_HELP: &str = "\
 Examples:
   worker-agent --coordinator host:7733 --token-file worker.token --slots 4
+  worker-agent --coordinator host:7733 --token-file worker.token --check
   worker-agent --coordinator host:7733 --token-file gpu.token --pool gpu \\
       --label gpu=a100 --resource gpus=2 --idle-exit 10m
 
 Exit codes:
     0  it was drained, idle, or left as it was told to
-    1  an error that another start may not meet, such as a folder for its state that is in use
-    2  wrong usage: an option, the token file, or a folder for its state that cannot be one
+    1  an error that another start may not meet, such as a folder for its state that is in use;
+       with --check, something does not work
+    2  wrong usage: an option, the token file, or a folder for its state that cannot be one;
+       or what no wait mends, such as a git that is missing
     3  the coordinator refuses it: starting it again would not help
   130  ended at once by a third signal";
 /// Less is not enough to end an agent that withstands and to push its edits; with more the machine had better not be used at all.
@@ -188,6 +193,15 @@ pub struct WorkerArgs {
     /// End, and so give up the leases held, after the disk of the state has failed for so long.
     #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = duration)]
     disk_patience: Duration,
+    /// Look whether a worker with these options could do its work here, say so, and end.
+    ///
+    /// Nothing is leased, and the coordinator is asked whether it takes the token. A worker that starts
+    /// makes the quick ones of these checks itself.
+    #[arg(long)]
+    check: bool,
+    /// With --check: say it as JSON.
+    #[arg(long, requires = "check")]
+    json: bool,
 }
 
 /// A number of bytes, written as people write it.
@@ -281,7 +295,12 @@ async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
     let Some(entry) = arguments.entry(&wish, wishes.clone()).await? else {
         return Ok(());
     };
+    let (check, json) = (arguments.check, arguments.json);
     let options = arguments.options(entry).map_err(usage)?;
+    if check {
+        return say(&doctor::all(&options).await, json);
+    }
+    begin(&doctor::at_start(&options).await)?;
     match worker::run(options, wishes).await {
         Ok(ended) => {
             tracing::info!(?ended, "worker ends");
@@ -289,6 +308,49 @@ async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
         }
         Err(error) => Err(Failed::of_worker(&error)),
     }
+}
+
+/// Says what checks have found.
+fn say(checks: &[Check], json: bool) -> Result<(), Failed> {
+    let text = match json {
+        true => doctor::json(checks) + "\n",
+        false => doctor::text(checks),
+    };
+    // Whoever closes the pipe wants no more of it.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    match doctor::is_ready(checks) {
+        true => Ok(()),
+        false => Err(Failed {
+            text: "a worker could not do its work here".to_owned(),
+            code: 1,
+        }),
+    }
+}
+
+/// Tells the log what is not as it should be; fails for what no wait mends.
+fn begin(checks: &[Check]) -> Result<(), Failed> {
+    for check in checks {
+        let Check { name, found, .. } = check;
+        let advice = &check.advice;
+        match check.verdict {
+            Verdict::Ok => {}
+            Verdict::Fail if !doctor::may_pass(check) => {
+                return Err(Failed {
+                    text: format!("{name}: {found}; {advice}"),
+                    code: EXIT_USAGE,
+                });
+            }
+            Verdict::Warn | Verdict::Fail => {
+                tracing::warn!(
+                    check = name,
+                    found,
+                    advice,
+                    "the machine is not as it should be"
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Turns signals into wishes; each one is a stronger wish.

@@ -42,6 +42,13 @@ impl Disk {
         }
     }
 
+    /// Looks at once, so that nothing is offered before the first look; tells what is the matter.
+    pub(crate) fn look_now(&self) -> Option<String> {
+        let trouble = look(&self.folder, false).err()?.to_string();
+        self.set(Some(&trouble));
+        Some(trouble)
+    }
+
     /// Notes that something could not be done there. The disk counts as unusable at once and
     /// until it has shown the opposite.
     pub(crate) fn suspect(&self, what: &str) {
@@ -126,18 +133,35 @@ pub(crate) fn is_sign(error: &str) -> bool {
     words.iter().any(|words| error.contains(words))
 }
 
+/// Room that is left on a disk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) bytes: u64,
+    /// Files that can be made; `None` where they are not counted.
+    pub(crate) files: Option<u64>,
+}
+
+/// Looks at the room that is left to this user.
+pub(crate) fn room(folder: &Path) -> io::Result<Room> {
+    let found = rustix::fs::statvfs(folder)?;
+    Ok(Room {
+        bytes: found.f_bavail.saturating_mul(found.f_frsize),
+        // Some file systems do not count files, and say that there is room for none.
+        files: (found.f_files > 0).then_some(found.f_favail),
+    })
+}
+
 /// Looks at the room that is left; after trouble, also tries to write.
 fn look(folder: &Path, in_trouble: bool) -> io::Result<()> {
-    let found = rustix::fs::statvfs(folder)?;
-    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    let room = room(folder)?;
+    let free = room.bytes;
     if free < FREE_BYTES_MIN {
         let kept = kept_in(folder);
         return Err(io::Error::other(format!(
             "only {free} bytes are free, of {FREE_BYTES_MIN} that are needed{kept}"
         )));
     }
-    // Some file systems do not count files, and say that there is room for none.
-    if found.f_files > 0 && found.f_favail == 0 {
+    if room.files == Some(0) {
         return Err(io::Error::other("there is no room for another file"));
     }
     if in_trouble { probe(folder) } else { Ok(()) }

@@ -3,10 +3,12 @@
 
 mod agent;
 pub mod attempt;
+pub mod checks;
 pub mod cli;
 pub mod clock;
 mod departure;
 mod disk;
+mod doctor;
 mod document;
 #[cfg(feature = "ec2")]
 mod ec2;

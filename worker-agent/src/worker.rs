@@ -181,6 +181,8 @@ impl Worker {
         let outbox = Outbox::open(&identity.folder)?;
         let mut machine = Machine::new(options.slots, outbox.next_number());
         machine.machine_ends(options.ends_at);
+        let trouble = site.disk.look_now();
+        machine.disk_is_in_trouble(trouble.as_deref(), clock::now());
         for report in outbox.pending() {
             machine.restore_report(report.clone());
         }
@@ -204,7 +206,7 @@ impl Worker {
             idle_since: clock::now(),
             departure: Departure::new(options.ends_at, options.hand_over),
             leaving: None,
-            disk_fails_since: None,
+            disk_fails_since: trouble.map(|_| clock::now()),
             disk_patience: options.disk_patience,
             no_more: CancellationToken::new(),
         };

@@ -344,6 +344,20 @@ pub fn report_verdict(answer: ReportAnswer) -> v1::ReportVerdict {
     }
 }
 
+/// Compares the pool that a worker names, if it does, with its token's.
+///
+/// # Errors
+/// `PERMISSION_DENIED` that names both.
+pub fn same_pool(named: &str, of_token: &str) -> Result<(), Status> {
+    if named.is_empty() || named == of_token {
+        return Ok(());
+    }
+    Err(Status::permission_denied(format!(
+        "the token is for pool {of_token:?}, the worker names pool {:?}",
+        clip(named, OFFER_NAME_BYTES)
+    )))
+}
+
 /// Reads what a worker offers; pool and allocation are its token's.
 ///
 /// # Errors
@@ -378,12 +392,7 @@ pub fn offer_of(
             limits::SLOTS_PER_WORKER
         )));
     }
-    if !hello.pool.is_empty() && hello.pool != pool {
-        return Err(Status::permission_denied(format!(
-            "the token is for pool {pool:?}, the worker names pool {:?}",
-            clip(&hello.pool, OFFER_NAME_BYTES)
-        )));
-    }
+    same_pool(&hello.pool, pool)?;
     Ok(Offer {
         pool: Arc::from(pool),
         slots: hello.slots,

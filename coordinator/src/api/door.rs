@@ -2,10 +2,11 @@
 
 use coordinator_core::AllocationId;
 use muster_connect::TokenId;
+use muster_proto::v1;
 use tonic::Status;
 use tracing::warn;
 
-use super::status;
+use super::{convert, status, tokens};
 use crate::auth::{Authenticator, Identity, Unverified};
 use crate::engine::Handle;
 
@@ -55,6 +56,26 @@ impl Door {
             )),
             None => Err(Status::unauthenticated("no token")),
         }
+    }
+
+    /// Says whether a worker that comes with this would be let in.
+    ///
+    /// # Errors
+    /// As for a hello: it speaks another protocol, or names another pool.
+    pub(super) fn check_in(
+        &self,
+        request: v1::CheckInRequest,
+    ) -> Result<v1::CheckInResponse, Status> {
+        let theirs = request.version.unwrap_or_default();
+        if !theirs.is_compatible() {
+            return Err(status::incompatible(&theirs));
+        }
+        convert::same_pool(&request.pool, &self.pool)?;
+        Ok(v1::CheckInResponse {
+            version: Some(v1::ProtocolVersion::current(crate::SOFTWARE)),
+            pool: self.pool.clone(),
+            now: Some(tokens::wall(jiff::Timestamp::now())),
+        })
     }
 
     /// The allocation whose token was shown.

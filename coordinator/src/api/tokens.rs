@@ -111,7 +111,7 @@ pub(super) async fn revoke(
     Ok(v1::RevokeTokenResponse {})
 }
 
-fn wall(at: jiff::Timestamp) -> prost_types::Timestamp {
+pub(super) fn wall(at: jiff::Timestamp) -> prost_types::Timestamp {
     convert::timestamp(Timestamp::from_ms(
         u64::try_from(at.as_millisecond()).unwrap_or(0),
     ))

@@ -146,6 +146,16 @@ impl Workers {
 impl WorkerService for Workers {
     type SessionStream = Pin<Box<dyn Stream<Item = Result<CoordinatorMessage, Status>> + Send>>;
 
+    async fn check_in(
+        &self,
+        request: Request<v1::CheckInRequest>,
+    ) -> Result<Response<v1::CheckInResponse>, Status> {
+        let identity = request.extensions().get::<Identity>().cloned();
+        let door = Door::find(&self.inner.engine, identity).await?;
+        self.inner.may_say_hello(door.key)?;
+        door.check_in(request.into_inner()).map(Response::new)
+    }
+
     async fn session(
         &self,
         request: Request<Streaming<WorkerMessage>>,

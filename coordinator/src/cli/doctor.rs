@@ -1,14 +1,12 @@
 //! `coordinator doctor`: is this machine ready, and if not, what to do?
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::path::Path;
+use std::time::Duration;
 
-use muster_git::{Git, MINIMUM_VERSION};
+use muster_git::Git;
 use muster_proto::v1;
 use serde_json::json;
+use worker_agent::checks::{self, Check, INODES_WARN, Verdict};
 
 use super::arguments::Doctor;
 use super::client::{Client, Trouble};
@@ -23,11 +21,6 @@ use crate::store::sqlite::inspect::Beside;
 
 /// Below this a few checkouts fill the disk.
 const FREE_BYTES_WARN: u64 = 5 << 30;
-const INODES_WARN: u64 = 100_000;
-/// A clock that stands before this program was made makes certificates invalid. 2026-01-01.
-const CLOCK_MIN: u64 = 1_767_225_600;
-/// Each attempt needs pipes, spools and connections.
-const FILES_WARN: u64 = 1024;
 /// A program that says its version has done so long before.
 const PROBE_MAX: Duration = Duration::from_secs(5);
 
@@ -36,114 +29,45 @@ const AUDIT_BYTES_MAX: u64 = 64 << 20;
 /// A glance at the state takes no longer.
 const AUDIT_MAX: Duration = Duration::from_secs(10);
 
-/// What a check has found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Ok,
-    Warn,
-    Fail,
-}
-
-impl Verdict {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Warn => "warn",
-            Self::Fail => "fail",
-        }
-    }
-
-    fn painted(self, paint: Paint) -> String {
-        match self {
-            Self::Ok => paint.green(self.as_str()),
-            Self::Warn => paint.yellow(self.as_str()),
-            Self::Fail => paint.red(self.as_str()),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Check {
-    name: &'static str,
-    verdict: Verdict,
-    found: String,
-    /// What to do about it; empty if nothing is to be done.
-    advice: String,
-    /// Sizes of its parts, for programs.
-    bytes: BTreeMap<&'static str, u64>,
-}
-
-impl Check {
-    fn ok(name: &'static str, found: impl fmt::Display) -> Self {
-        Self {
-            name,
-            verdict: Verdict::Ok,
-            found: found.to_string(),
-            advice: String::new(),
-            bytes: BTreeMap::new(),
-        }
-    }
-
-    fn warn(name: &'static str, found: impl fmt::Display, advice: impl Into<String>) -> Self {
-        Self {
-            name,
-            verdict: Verdict::Warn,
-            found: found.to_string(),
-            advice: advice.into(),
-            bytes: BTreeMap::new(),
-        }
-    }
-
-    fn fail(name: &'static str, found: impl fmt::Display, advice: impl Into<String>) -> Self {
-        Self {
-            verdict: Verdict::Fail,
-            ..Self::warn(name, found, advice)
-        }
-    }
-}
-
 pub(crate) async fn doctor(context: &Context, options: Doctor) -> Result<Exit> {
     if options.repair {
         return Box::pin(super::repair::repair(context, options.json)).await;
     }
-    let mut checks = vec![git().await, configuration(context)];
+    let mut found = vec![checks::git().await, configuration(context)];
     if let Some(home) = context.local_home() {
-        let there = existing(home);
-        checks.extend([writable(home, &there), file_system(&there), space(&there)]);
-        checks.extend(disk_use(home).await);
+        let there = checks::existing(home);
+        let writable = checks::writable(
+            "home",
+            home,
+            &there,
+            "name another folder with `--home PATH` or MUSTER_HOME",
+        );
+        found.extend([writable, file_system(&there), space(&there)]);
+        found.extend(disk_use(home).await);
     }
-    checks.extend([clock(), open_files(), cgroup(), sandbox()]);
-    checks.push(supervisor().await);
-    checks.push(coordinator(context).await);
-    checks.extend(pools(context).await);
+    found.extend([
+        checks::clock(super::show::local_time(jiff::Timestamp::now())),
+        checks::open_files(),
+        checks::cgroup(),
+        checks::sandbox(),
+    ]);
+    found.push(supervisor().await);
+    found.push(coordinator(context).await);
+    found.extend(pools(context).await);
     if let Some(home) = context.local_home() {
-        checks.extend(half_copies(home));
-        checks.extend(Box::pin(state(home)).await);
+        found.extend(half_copies(home));
+        found.extend(Box::pin(state(home)).await);
     }
 
     if options.json {
-        let listed: Vec<_> = checks
-            .iter()
-            .map(|check| {
-                let mut listed = json!({
-                    "check": check.name,
-                    "verdict": check.verdict.as_str(),
-                    "found": check.found,
-                    "advice": check.advice,
-                });
-                if let (false, Some(listed)) = (check.bytes.is_empty(), listed.as_object_mut()) {
-                    listed.insert("bytes".to_owned(), json!(check.bytes));
-                }
-                listed
-            })
-            .collect();
+        let listed: Vec<_> = found.iter().map(Check::to_json).collect();
         context.output.json(&json!({ "checks": listed }))?;
     } else {
         context
             .output
-            .data(&text(&checks, context.output.data_paint))?;
+            .data(&text(&found, context.output.data_paint))?;
     }
-    let failed = checks.iter().any(|check| check.verdict == Verdict::Fail);
+    let failed = found.iter().any(|check| check.verdict == Verdict::Fail);
     Ok(if failed {
         Exit::Problems
     } else {
@@ -151,12 +75,20 @@ pub(crate) async fn doctor(context: &Context, options: Doctor) -> Result<Exit> {
     })
 }
 
+fn painted(verdict: Verdict, paint: Paint) -> String {
+    match verdict {
+        Verdict::Ok => paint.green(verdict.as_str()),
+        Verdict::Warn => paint.yellow(verdict.as_str()),
+        Verdict::Fail => paint.red(verdict.as_str()),
+    }
+}
+
 fn text(checks: &[Check], paint: Paint) -> String {
     let mut table = Table::new(&["CHECK", "", "FOUND"].map(|heading| paint.dim(heading)));
     for check in checks {
         table.row(vec![
             check.name.to_owned(),
-            check.verdict.painted(paint),
+            painted(check.verdict, paint),
             crate::output::one_line(&check.found),
         ]);
     }
@@ -171,20 +103,6 @@ fn text(checks: &[Check], paint: Paint) -> String {
     text
 }
 
-async fn git() -> Check {
-    match Git::find().await {
-        Ok(git) => Check::ok(
-            "git",
-            format!("{} at {}", git.version(), git.executable().display()),
-        ),
-        Err(error) => Check::fail(
-            "git",
-            error,
-            format!("install git {MINIMUM_VERSION} or newer"),
-        ),
-    }
-}
-
 fn configuration(context: &Context) -> Check {
     match crate::config::load(&context.home, Flags::default()) {
         Ok(_) => Check::ok("configuration", "right"),
@@ -192,30 +110,6 @@ fn configuration(context: &Context) -> Check {
             "configuration",
             error,
             "correct the file or the variable that it names",
-        ),
-    }
-}
-
-/// Gives the home, or what exists of the way to it.
-fn existing(home: &Path) -> PathBuf {
-    home.ancestors()
-        .find(|folder| folder.exists())
-        .unwrap_or(Path::new("/"))
-        .to_owned()
-}
-
-fn writable(home: &Path, there: &Path) -> Check {
-    let probed = tempfile::tempfile_in(there).and_then(|mut file| {
-        file.write_all(b"muster")?;
-        file.sync_all()
-    });
-    match probed {
-        Ok(()) if there == home => Check::ok("home", format!("{} can be written", home.display())),
-        Ok(()) => Check::ok("home", format!("{} is made on first use", home.display())),
-        Err(error) => Check::fail(
-            "home",
-            format!("{}: {error}", there.display()),
-            "name another folder with `--home PATH` or MUSTER_HOME",
         ),
     }
 }
@@ -282,68 +176,6 @@ async fn disk_use(home: &Path) -> Option<Check> {
         bytes: parts.map(|(part, bytes)| (part.name(), *bytes)).collect(),
         ..Check::ok(NAME, found.text())
     })
-}
-
-fn clock() -> Check {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    match now.map(|now| now.as_secs()) {
-        Ok(seconds) if seconds > CLOCK_MIN => {
-            Check::ok("clock", super::show::local_time(jiff::Timestamp::now()))
-        }
-        _ => Check::fail(
-            "clock",
-            "it stands long before today",
-            "set it: certificates are not valid yet at that time",
-        ),
-    }
-}
-
-fn open_files() -> Check {
-    const NAME: &str = "open files";
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    match limit.current {
-        Some(files) if files < FILES_WARN => Check::warn(
-            NAME,
-            format!("{files} at once"),
-            format!("raise it for many workers: `ulimit -n {FILES_WARN}`"),
-        ),
-        Some(files) => Check::ok(NAME, format!("{files} at once")),
-        None => Check::ok(NAME, "without limit"),
-    }
-}
-
-fn cgroup() -> Check {
-    const NAME: &str = "cgroup";
-    let Ok(own) = std::fs::read_to_string("/proc/self/cgroup") else {
-        return Check::warn(NAME, "not there", "attempts are kept together without it");
-    };
-    let Some(path) = own.lines().find_map(|line| line.strip_prefix("0::")) else {
-        return Check::warn(
-            NAME,
-            "version 1 only",
-            "attempts are kept together by their parentage instead; nothing needs to be done",
-        );
-    };
-    let folder = PathBuf::from(format!("/sys/fs/cgroup{path}"));
-    if rustix::fs::access(&folder, rustix::fs::Access::WRITE_OK).is_ok() {
-        Check::ok(NAME, format!("version 2, {path} is ours to divide"))
-    } else {
-        Check::warn(
-            NAME,
-            format!("version 2, {path} is not ours to divide"),
-            "attempts are kept together by their parentage instead; a systemd service with \
-             `Delegate=yes` gives both",
-        )
-    }
-}
-
-/// Workers of this version offer no sandbox; that is said, not hidden.
-fn sandbox() -> Check {
-    Check::warn(
-        "sandbox",
-        "none around agents: they see and may do what you can",
-        "rely on the agents' own sandboxes, or run workers as a user, or in a container, of their own",
-    )
 }
 
 /// Starts this program as it starts supervisors; without its options one says how it is used.
@@ -549,9 +381,10 @@ mod tests {
     fn a_home_that_is_not_there_yet_is_judged_by_the_folder_that_is() {
         let folder = tempfile::tempdir().unwrap();
         let home = folder.path().join("a/b");
-        assert_eq!(existing(&home), folder.path());
-        assert_eq!(writable(&home, folder.path()).verdict, Verdict::Ok);
+        assert_eq!(checks::existing(&home), folder.path());
+        let writable = |there: &Path| checks::writable("home", &home, there, "name another");
+        assert_eq!(writable(folder.path()).verdict, Verdict::Ok);
         let gone = folder.path().join("gone");
-        assert_eq!(writable(&home, &gone).verdict, Verdict::Fail);
+        assert_eq!(writable(&gone).verdict, Verdict::Fail);
     }
 }

@@ -6,6 +6,7 @@ use muster_proto::v1;
 use muster_proto::v1::coordinator_message::Kind as Heard;
 use muster_proto::v1::operator_service_client::OperatorServiceClient;
 use muster_proto::v1::worker_message::Kind as Said;
+use muster_proto::v1::worker_service_client::WorkerServiceClient;
 use tonic::Code;
 
 use super::world::{Worker, World, done, events_of, made_commit, within};
@@ -319,9 +320,41 @@ async fn another_major_version_is_refused_with_both_named_and_another_minor_work
             assert_eq!(refused.code(), Code::FailedPrecondition);
             let message = refused.message();
             assert!(message.contains(&format!("{major}.{minor}")), "{message}");
-            assert!(message.contains("1.0"), "{message}");
+            assert!(message.contains("speaks 1.1"), "{message}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_in_tells_whether_a_worker_would_be_let_in_and_lets_nobody_in() {
+    let world = World::start().await;
+    let (token, _) = world.token("worker").await;
+    let mut client = WorkerServiceClient::new(world.channel(&token).await);
+    let request = |minor, pool: &str| v1::CheckInRequest {
+        version: Some(v1::ProtocolVersion {
+            major: 1,
+            minor,
+            ..v1::ProtocolVersion::default()
+        }),
+        pool: pool.to_owned(),
+    };
+    for minor in [0, 1, 2] {
+        let answer = client.check_in(request(minor, "")).await.unwrap();
+        let answer = answer.into_inner();
+        assert!(answer.now.is_some_and(|now| now.seconds > 1_767_225_600));
+        let named = client.check_in(request(minor, &answer.pool)).await;
+        assert_eq!(named.unwrap().into_inner().pool, answer.pool);
+    }
+    let other = client.check_in(request(1, "other")).await.unwrap_err();
+    assert_eq!(other.code(), Code::PermissionDenied);
+    assert!(other.message().contains("other"), "{}", other.message());
+    let unknown = client.check_in(v1::CheckInRequest::default()).await;
+    let unknown = unknown.unwrap_err();
+    assert_eq!(unknown.code(), Code::FailedPrecondition);
+    let (viewer, _) = world.token("viewer").await;
+    let mut client = WorkerServiceClient::new(world.channel(&viewer).await);
+    let refused = client.check_in(request(1, "")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
 }
 
 #[tokio::test(flavor = "multi_thread")]

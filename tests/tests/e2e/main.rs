@@ -32,6 +32,7 @@ mod machines;
 mod mixed;
 mod pools;
 mod programs;
+mod ready;
 mod repeat;
 mod repositories;
 mod restored;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         repositories::SCENARIOS,
         changes::SCENARIOS,
         programs::SCENARIOS,
+        ready::SCENARIOS,
         terminal::SCENARIOS,
         approvals::SCENARIOS,
         pools::SCENARIOS,

@@ -22,7 +22,7 @@ use crate::failure::{class, failure};
 use crate::supervisor::End;
 
 use conversation::Conversation;
-pub(crate) use search::{Asking, Overrides, found, offers};
+pub(crate) use search::{Asking, Overrides, found, is_there, offers};
 use search::{may_run, program};
 
 /// One kind of agent.

@@ -90,6 +90,11 @@ fn named<'a>(overrides: &'a Overrides, name: &str) -> Option<&'a str> {
     command.first().map(String::as_str)
 }
 
+/// Tells whether a program would be found when it is started.
+pub(crate) fn is_there(word: &str, own: Own<'_>) -> bool {
+    place_of(word, own).is_some()
+}
+
 /// Gives where a program is, as it would be found when it is started; `None` if it is not there. One
 /// that is named relative to the work tree is taken for there: it comes with the repository.
 fn place_of(word: &str, own: Own<'_>) -> Option<String> {

@@ -48,6 +48,8 @@ const SILENCE_MIN: Duration = Duration::from_secs(10);
 const SILENCE_SHARE_OF_TTL: u32 = 2;
 
 pub(crate) const CA: &str = "ca.pem";
+/// What this program calls itself on the wire.
+pub(crate) const SOFTWARE: &str = concat!("worker-agent ", env!("CARGO_PKG_VERSION"));
 
 /// What happens to the session.
 pub(crate) enum LinkEvent {
@@ -265,7 +267,7 @@ impl Link {
         Hello {
             version: Some(ProtocolVersion {
                 features: vec![FEATURE_RESUME.to_owned()],
-                ..ProtocolVersion::current(concat!("worker-agent ", env!("CARGO_PKG_VERSION")))
+                ..ProtocolVersion::current(SOFTWARE)
             }),
             worker: self.worker.clone(),
             incarnation: self.incarnation,

@@ -6,3 +6,4 @@ mod reconnect;
 mod window;
 
 pub use link::Error as LinkError;
+pub(crate) use link::SOFTWARE;

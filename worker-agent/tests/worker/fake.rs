@@ -12,9 +12,9 @@ use muster_proto::v1::coordinator_message::Kind as Say;
 use muster_proto::v1::worker_message::Kind as Heard;
 use muster_proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
 use muster_proto::v1::{
-    AgentEvent, CoordinatorMessage, EventAck, EventAcks, Grant, GrantBatch, Hello, LeaseVerdict,
-    ProtocolVersion, Renewal, Report, ReportAck, ReportAcks, ReportVerdict, StopLeases, Verdict,
-    Welcome, WorkerMessage, report,
+    AgentEvent, CheckInRequest, CheckInResponse, CoordinatorMessage, EventAck, EventAcks, Grant,
+    GrantBatch, Hello, LeaseVerdict, ProtocolVersion, Renewal, Report, ReportAck, ReportAcks,
+    ReportVerdict, StopLeases, Verdict, Welcome, WorkerMessage, report,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::net::TcpListener;
@@ -254,6 +254,13 @@ struct Service {
 #[tonic::async_trait]
 impl WorkerService for Service {
     type SessionStream = Pin<Box<dyn Stream<Item = Result<CoordinatorMessage, Status>> + Send>>;
+
+    async fn check_in(
+        &self,
+        _: Request<CheckInRequest>,
+    ) -> Result<Response<CheckInResponse>, Status> {
+        Err(Status::unimplemented("a coordinator of protocol 1.0"))
+    }
 
     async fn session(
         &self,

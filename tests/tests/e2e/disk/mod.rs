@@ -84,6 +84,10 @@ const MOUNTED: &[(&str, Scenario)] = &[
         "disk::an_agent_that_leaves_its_workers_disk_full_loses_none_of_its_edits",
         worker::left_full,
     ),
+    (
+        "disk::a_worker_that_starts_without_room_offers_nothing_says_why_and_waits_for_some",
+        worker::no_room_at_start,
+    ),
 ];
 
 /// All scenarios, with the reason for which one cannot be run here.

@@ -240,3 +240,36 @@ pub(super) fn full_worker(programs: &Programs) -> Result<()> {
         once_each(&ledger, &["hog", "neighbour", "later"])
     })
 }
+
+pub(super) fn no_room_at_start(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        let (ledger, gates) = notes(cluster)?;
+        cluster.serve()?;
+        let described = cluster.worker("w", &cluster.address(), 1)?;
+        let state = described.folder.join("state");
+        std::fs::create_dir(&state)?;
+        let _disk = Mounted::small(&state, 48 << 20)?;
+        let ballast = state.join("ballast");
+        std::fs::write(&ballast, vec![1; 40 << 20])?;
+        let run = cluster.submit(&plan(cluster, &ledger, &gates, &[("a", false)])?)?;
+        let worker = cluster.start_described(&described, "w")?;
+        until_true("the coordinator knows why", SOON, || {
+            let known = cluster.worker_named("w")?;
+            let trouble = known.and_then(|known| Some(known["trouble"].as_str()?.to_owned()));
+            Ok(trouble.is_some_and(|trouble| trouble.contains("bytes are free")))
+        })?;
+        says(&worker.errors(), &["free space", "make room"])?;
+        let said = cluster.ask(["explain", &run, "a"])?.success()?;
+        says(&said.out, &["takes nothing new: its disk"])?;
+        ensure!(
+            ledger.lines()?.is_empty(),
+            "it began: {:?}",
+            ledger.lines()?
+        );
+        std::fs::remove_file(ballast)?;
+        succeeded(cluster, &run)?;
+        let status = cluster.status(&run)?;
+        ensure!(status.attempts("a")?.len() == 1, "{}", status.json);
+        once_each(&ledger, &["a"])
+    })
+}
