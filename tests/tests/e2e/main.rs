@@ -41,6 +41,7 @@ mod slurm;
 mod straggler;
 mod terminal;
 mod terraform;
+mod upgrade;
 mod wire;
 
 use std::path::Path;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
         changes::SCENARIOS,
         programs::SCENARIOS,
         ready::SCENARIOS,
+        upgrade::SCENARIOS,
         terminal::SCENARIOS,
         approvals::SCENARIOS,
         pools::SCENARIOS,
