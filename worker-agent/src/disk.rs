@@ -17,6 +17,9 @@ pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Room, in bytes, below which a worker begins no new work: enough for reports, spools and the
 /// commits of what runs.
 pub const FREE_BYTES_MIN: u64 = 16 << 20;
+/// Room on the cache's disk, in bytes, below which not even a note fits. What a repository needs is known
+/// when it is fetched, and then others go for it.
+const CACHE_FREE_BYTES_MIN: u64 = 256 << 10;
 /// Folder in it of edits that the coordinator could not take.
 pub(crate) const KEPT: &str = "kept";
 /// What is written and synced to find out whether the disk works again.
@@ -28,15 +31,18 @@ const PROBE: &str = "disk-probe";
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
     folder: Arc<Path>,
+    cache: Arc<Path>,
     trouble: Arc<watch::Sender<Option<String>>>,
     suspected: Arc<Notify>,
 }
 
 impl Disk {
-    /// Watches the disk of a folder; [`Disk::watch`] has to run for that.
-    pub(crate) fn new(folder: PathBuf) -> Self {
+    /// Watches the disks of a worker's folder and of its cache, which may be another; [`Disk::watch`]
+    /// has to run for that.
+    pub(crate) fn new(folder: PathBuf, cache: PathBuf) -> Self {
         Self {
             folder: folder.into(),
+            cache: cache.into(),
             trouble: Arc::new(watch::Sender::new(None)),
             suspected: Arc::default(),
         }
@@ -44,7 +50,10 @@ impl Disk {
 
     /// Looks at once, so that nothing is offered before the first look; tells what is the matter.
     pub(crate) fn look_now(&self) -> Option<String> {
-        let trouble = look(&self.folder, false).err()?.to_string();
+        let trouble = look(&self.folder, false)
+            .and_then(|()| look_at_cache(&self.cache))
+            .err()?
+            .to_string();
         self.set(Some(&trouble));
         Some(trouble)
     }
@@ -79,10 +88,13 @@ impl Disk {
     /// Looks at the disk again and again until it is dropped.
     pub(crate) async fn watch(self, every: Duration) {
         loop {
-            let folder = Arc::clone(&self.folder);
+            let (folder, cache) = (Arc::clone(&self.folder), Arc::clone(&self.cache));
             let in_trouble = self.trouble.borrow().is_some();
             // On a thread of its own: a disk that hangs holds nobody up.
-            let looked = tokio::task::spawn_blocking(move || look(&folder, in_trouble)).await;
+            let looked = tokio::task::spawn_blocking(move || {
+                look(&folder, in_trouble).and_then(|()| look_at_cache(&cache))
+            })
+            .await;
             match looked {
                 Ok(Ok(())) if in_trouble => self.set(None),
                 // Nothing was written, so what was suspected meanwhile stands.
@@ -167,6 +179,20 @@ fn look(folder: &Path, in_trouble: bool) -> io::Result<()> {
     if in_trouble { probe(folder) } else { Ok(()) }
 }
 
+/// Looks at the room for the cache, if it is there.
+fn look_at_cache(cache: &Path) -> io::Result<()> {
+    match room(cache) {
+        Ok(room) if room.bytes < CACHE_FREE_BYTES_MIN => Err(io::Error::other(format!(
+            "only {} bytes are free for the cache in {}",
+            room.bytes,
+            cache.display()
+        ))),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        // What is missing is made when it is needed.
+        _ => Ok(()),
+    }
+}
+
 /// Names what only a person can make room of: edits that nobody could take.
 fn kept_in(folder: &Path) -> String {
     let kept = folder.join(KEPT);
@@ -201,7 +227,7 @@ mod tests {
     async fn a_suspected_disk_is_unusable_until_it_has_been_written_to() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state");
-        let disk = Disk::new(state.clone());
+        let disk = Disk::new(state.clone(), folder.path().join("cache"));
         let mut trouble = disk.trouble();
         disk.suspect("cannot write");
         assert_eq!(trouble.borrow_and_update().as_deref(), Some("cannot write"));

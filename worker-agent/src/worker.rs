@@ -164,7 +164,7 @@ impl Worker {
             identity: Author::new("Muster", "muster@localhost")?,
             access: access_seen,
             told: told_by,
-            disk: Disk::new(identity.folder.clone()),
+            disk: Disk::new(identity.folder.clone(), identity.shared.clone()),
             change_bytes_max: options.change_bytes_max,
             disk_bytes_max: options.disk_bytes_max,
             secrets: options.secrets.clone(),

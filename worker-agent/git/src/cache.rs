@@ -19,6 +19,7 @@ use crate::lock::HostLock;
 use crate::names::{ObjectFormat, ObjectId, RefName};
 use crate::remote::{Refspec, Remote};
 use crate::repository::{Expected, RefUpdate, Repository, Update};
+use crate::workspace::Workspace;
 
 /// How many hexadecimal digits of a hash tell remotes apart: 128 bits.
 const KEY_DIGITS: usize = 32;
@@ -31,6 +32,8 @@ pub struct Cache {
     git: Git,
     root: PathBuf,
     bytes_max: u64,
+    /// Where workspaces are that borrow.
+    state: Option<PathBuf>,
 }
 
 /// A commit that the cache holds with everything it refers to.
@@ -58,6 +61,7 @@ impl Cache {
             git: git.clone(),
             root,
             bytes_max: u64::MAX,
+            state: None,
         };
         cache.sweep().await?;
         Ok(cache)
@@ -67,21 +71,47 @@ impl Cache {
     ///
     /// Workspaces that borrow must be below `state`, or below a folder that another user of the
     /// same cache has named: what is borrowed from nowhere else may be deleted. What is in use is
-    /// never deleted, so the cache may exceed its limit.
+    /// never deleted, so the cache may exceed its limit. On a disk that is full it goes on, and notes
+    /// the folder before the first workspace borrows.
     pub async fn with_limit(mut self, bytes_max: u64, state: &Path) -> Result<Self, GitError> {
         let state = std::path::absolute(state)
             .map_err(GitError::file("find the absolute path of", state))?;
-        eviction::register(&self.root, &state)?;
-        self.bytes_max = bytes_max;
-        self.trim().await?;
+        let registered = eviction::register(&self.root, &state);
+        (self.bytes_max, self.state) = (bytes_max, Some(state));
+        match registered.and(self.trim().await) {
+            Err(error) if is_full(&error) => {
+                tracing::warn!(%error, "the cache's disk is full");
+            }
+            tidied => tidied?,
+        }
         Ok(self)
     }
 
-    async fn trim(&self) -> Result<(), GitError> {
-        let (root, bytes_max) = (self.root.clone(), self.bytes_max);
-        if bytes_max == u64::MAX {
-            return Ok(());
+    /// Makes the cache's folder again if somebody has deleted it, with the note of who borrows.
+    fn stand(&self) -> Result<(), GitError> {
+        let root = &self.root;
+        std::fs::create_dir_all(root).map_err(GitError::file("create the folder", root))?;
+        match &self.state {
+            Some(state) => eviction::register(root, state),
+            None => Ok(()),
         }
+    }
+
+    /// Tells whether a workspace's repository to borrow from is there.
+    pub async fn lends_to(&self, workspace: &Workspace) -> bool {
+        let complete = workspace.lender.join(COMPLETE);
+        exists(&complete).await.unwrap_or(true)
+    }
+
+    async fn trim(&self) -> Result<(), GitError> {
+        match self.bytes_max {
+            u64::MAX => Ok(()),
+            bytes_max => self.trim_to(bytes_max).await,
+        }
+    }
+
+    async fn trim_to(&self, bytes_max: u64) -> Result<(), GitError> {
+        let root = self.root.clone();
         let trimming = tokio::task::spawn_blocking(move || eviction::trim(&root, bytes_max));
         let trimmed = trimming.await.unwrap_or_else(|panicked| {
             let error = std::io::Error::other(panicked);
@@ -126,6 +156,7 @@ impl Cache {
         let folder = self.root.join(format!("{key}.git"));
         let repository = Repository::hermetic(&self.git, &folder)?;
         let kept = RefName::parse(&format!("refs/muster/kept/{commit}"))?;
+        self.stand()?;
         let cached = CachedCommit {
             repository,
             commit,
@@ -139,7 +170,15 @@ impl Cache {
         self.ensure_repository(&folder, commit.format()).await?;
         if !cached.is_kept(&kept).await? {
             let swept = Swept::begin(&folder)?;
-            cached.fetch(remote, name, &kept).await?;
+            if let Err(error) = cached.fetch(remote, name, &kept).await {
+                if !is_full(&error) {
+                    return Err(error);
+                }
+                // This one is in use; all that nobody borrows from makes room for it.
+                leftovers::sweep(&folder)?;
+                self.trim_to(0).await?;
+                cached.fetch(remote, name, &kept).await?;
+            }
             swept.done();
         }
         note_use(&folder);
@@ -219,6 +258,20 @@ impl CachedCommit {
             self.repository.update_refs(&[vouch, forget]).await?;
         Ok(())
     }
+}
+
+/// Tells whether the disk has no room for what failed; git says so in the system's words.
+fn is_full(error: &GitError) -> bool {
+    let words = ["No space left on device", "Disk quota exceeded"];
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if words.iter().any(|words| said.contains(words)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Notes that a repository was used now; a note that fails makes it go a little sooner.

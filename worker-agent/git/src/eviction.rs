@@ -39,8 +39,12 @@ pub(crate) fn register(root: &Path, folder: &Path) -> Result<(), GitError> {
     let fail = |error| GitError::file("note a user of the cache in", &users)(error);
     std::fs::create_dir_all(&users).map_err(fail)?;
     let bytes = folder.as_os_str().as_bytes();
-    let name = blake3::hash(bytes).to_hex();
-    std::fs::write(users.join(name.as_str()), bytes).map_err(fail)
+    let note = users.join(blake3::hash(bytes).to_hex().as_str());
+    // A disk that is full meanwhile leaves an empty one.
+    if std::fs::metadata(&note).is_ok_and(|found| found.len() == bytes.len() as u64) {
+        return Ok(());
+    }
+    std::fs::write(&note, bytes).map_err(fail)
 }
 
 /// Deletes what was used longest ago until the rest is within `bytes_max`, or all of it is borrowed

@@ -130,7 +130,7 @@ mod tests {
         let _ = std::fs::remove_file(&events);
         let spool = Spool::open(&events, OUTPUT_BYTES_MAX).unwrap();
         let (news, _heard) = mpsc::channel(64);
-        let disk = Disk::new(folder.to_owned());
+        let disk = Disk::new(folder.to_owned(), folder.to_owned());
         let (scribe, writing) = Scribe::start(7, spool, news, disk, Hidden::default());
         let gone = CancellationToken::new();
         gone.cancel();

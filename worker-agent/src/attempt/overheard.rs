@@ -160,7 +160,7 @@ mod tests {
             7,
             spool,
             news,
-            Disk::new(folder.to_owned()),
+            Disk::new(folder.to_owned(), folder.to_owned()),
             Hidden::default(),
         );
         let document = br#"{"agent": {"kind": "scripted"}, "run": "true"}"#.to_vec();

@@ -134,6 +134,29 @@ impl Site {
         }
     }
 
+    /// Gets the objects again that a workspace borrows, if somebody has deleted the cache under it;
+    /// what its agent has written is all here.
+    async fn mend(&self, workspace: &Workspace, grant: &Grant) -> Result<(), GitError> {
+        let Some(source) = &grant.source else {
+            return Ok(());
+        };
+        if self.cache.lends_to(workspace).await {
+            return Ok(());
+        }
+        tracing::warn!(
+            lease = grant.lease,
+            "the cache has gone under an attempt; fetching what it borrows again"
+        );
+        let (name, commit) = (
+            RefName::parse(&source.read_ref)?,
+            ObjectId::parse(&source.commit)?,
+        );
+        let credential = Credential::Lease(&grant.credential);
+        let remote = self.remote(source, credential).await?;
+        self.cache.ensure_commit(&remote, &name, commit).await?;
+        Ok(())
+    }
+
     /// Commits a workspace as it is now.
     pub(super) async fn snapshot(
         &self,
@@ -141,6 +164,7 @@ impl Site {
         grant: &Grant,
         subject: &str,
     ) -> Result<Snapshot, GitError> {
+        self.mend(workspace, grant).await?;
         let seconds = clock::wall_millis() / 1000;
         let time = CommitTime::from_unix_seconds(seconds);
         let message = message(grant, subject);
@@ -159,6 +183,7 @@ impl Site {
         grant: &Grant,
         hidden: &Hidden,
     ) -> Result<Snapshot, GitError> {
+        self.mend(workspace, grant).await?;
         let time = CommitTime::from_unix_seconds(clock::wall_millis() / 1000);
         let message = message(grant, "");
         let identity = &self.identity;

@@ -1,5 +1,6 @@
 //! Disks that are full, broken, read-only or slow, under the coordinator and under workers.
 
+mod cache;
 mod coordinator;
 mod worker;
 
@@ -87,6 +88,18 @@ const MOUNTED: &[(&str, Scenario)] = &[
     (
         "disk::a_worker_that_starts_without_room_offers_nothing_says_why_and_waits_for_some",
         worker::no_room_at_start,
+    ),
+    (
+        "disk::a_worker_whose_cache_is_on_a_full_disk_says_so_and_others_do_its_tasks",
+        cache::full,
+    ),
+    (
+        "disk::a_cache_on_a_tiny_disk_makes_room_for_each_repository_by_itself",
+        cache::tiny,
+    ),
+    (
+        "disk::a_cache_that_is_deleted_under_its_worker_costs_no_edit",
+        cache::deleted,
     ),
 ];
 
