@@ -15,6 +15,7 @@ mod cluster_faults;
 mod codex;
 mod codex_par;
 mod codex_settings;
+mod containers;
 mod cutoff;
 mod deaths;
 mod deployed;
@@ -120,6 +121,7 @@ fn main() -> ExitCode {
         ),
         (machines::missing(&programs), machines::SCENARIOS),
         (ec2::missing(&programs), ec2::SCENARIOS),
+        (containers::missing(), containers::SCENARIOS),
         (slurm::without_shellcheck(), slurm::SHELLCHECK_SCENARIOS),
         (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
         (without_clocks.clone(), clocks::SCENARIOS),
