@@ -178,6 +178,13 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "SIZE", env = "MUSTER_DISK_LIMIT", value_parser = size,
         default_value_t = Size(DISK_BYTES_MAX))]
     disk_limit: Size,
+    /// Room on disk that each attempt is to find, at most --disk-limit; 0B keeps none.
+    ///
+    /// Nothing new is taken while the disk lacks it for another attempt besides what those that run may
+    /// still take of theirs, and `coordinator workers` and `explain` say so.
+    #[arg(long, value_name = "SIZE", env = "MUSTER_DISK_RESERVE", value_parser = size,
+        default_value_t = Size(0))]
+    disk_reserve: Size,
     /// Value that tasks may have as a variable: NAME=FILE, NAME=env:VARIABLE, or NAME alone for the
     /// variable of that name; may be repeated.
     ///
@@ -551,6 +558,7 @@ impl WorkerArgs {
             change_bytes_max: self.change_limit.0,
             cache_bytes_max: self.cache_limit.0,
             disk_bytes_max: self.disk_limit.0,
+            disk_reserve_bytes: self.disk_reserve.0.min(self.disk_limit.0),
             secrets: self.secrets,
             wip_interval: Some(self.wip_interval),
             agents,
