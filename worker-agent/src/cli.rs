@@ -1,9 +1,9 @@
 //! The command line of a worker; also a hidden subcommand of the coordinator's executable.
 
 mod entry;
+mod values;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,7 +14,6 @@ use jiff::Timestamp;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::attempt;
 use crate::checks::{Check, Verdict};
 use crate::clock::{self, Boottime};
 use crate::doctor;
@@ -27,14 +26,17 @@ use crate::options::{
 use crate::secrets::Secret;
 use crate::worker;
 
+use values::{
+    Size, agent, allowed, denied, duration, hand_over, label, moment, resource, since_1970, size,
+    slots, wip_interval,
+};
+
 /// Exit code of a worker that the coordinator refuses: starting it again would not help.
 pub const EXIT_REFUSED: u8 = 3;
 /// Exit code of a worker that was started with something wrong.
 const EXIT_USAGE: u8 = 2;
 /// Exit code of a worker that was told a third time to end.
 const EXIT_AT_ONCE: i32 = 130;
-/// More processes on one machine are a typing error.
-const SLOTS_MAX: u32 = 4_096;
 const AFTER_HELP: &str = "\
 Examples:
   worker-agent --coordinator host:7733 --token-file worker.token --slots 4
@@ -50,17 +52,6 @@ Exit codes:
        or what no wait mends, such as a git that is missing
     3  the coordinator refuses it: starting it again would not help
   130  ended at once by a third signal";
-/// Less is not enough to end an agent that withstands and to push its edits; with more the machine had better not be used at all.
-const HAND_OVER_MIN: Duration = Duration::from_secs(15);
-const HAND_OVER_MAX: Duration = Duration::from_secs(3_600);
-/// Units of sizes, largest first.
-const SIZE_UNITS: [(&str, u64); 4] = [
-    ("GB", 1_000_000_000),
-    ("MB", 1_000_000),
-    ("kB", 1_000),
-    ("B", 1),
-];
-
 /// Leases tasks from a coordinator and runs agents.
 ///
 /// The first TERM or INT drains: nothing new is taken and what is held is finished. The second
@@ -179,6 +170,13 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "SIZE", env = "MUSTER_DISK_LIMIT", value_parser = size,
         default_value_t = Size(DISK_BYTES_MAX))]
     disk_limit: Size,
+    /// Room on disk that each attempt is to find, at most --disk-limit; 0B keeps none.
+    ///
+    /// Nothing new is taken while the disk lacks it for another attempt besides what those that run may
+    /// still take of theirs, and `coordinator workers` and `explain` say so.
+    #[arg(long, value_name = "SIZE", env = "MUSTER_DISK_RESERVE", value_parser = size,
+        default_value_t = Size(0))]
+    disk_reserve: Size,
     /// Value that tasks may have as a variable: NAME=FILE, NAME=env:VARIABLE, or NAME alone for the
     /// variable of that name; may be repeated.
     ///
@@ -203,22 +201,6 @@ pub struct WorkerArgs {
     /// With --check: say it as JSON.
     #[arg(long, requires = "check")]
     json: bool,
-}
-
-/// A number of bytes, written as people write it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Size(u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = SIZE_UNITS
-            .iter()
-            .find(|(_, bytes)| self.0 != 0 && self.0.is_multiple_of(*bytes));
-        match unit {
-            Some((name, bytes)) => write!(out, "{}{name}", self.0 / bytes),
-            None => write!(out, "{}B", self.0),
-        }
-    }
 }
 
 /// Runs a worker as the arguments say, from a `main` without a runtime.
@@ -463,6 +445,7 @@ impl WorkerArgs {
             change_bytes_max: self.change_limit.0,
             cache_bytes_max: self.cache_limit.0,
             disk_bytes_max: self.disk_limit.0,
+            disk_reserve_bytes: self.disk_reserve.0.min(self.disk_limit.0),
             secrets: self.secrets,
             wip_interval: Some(self.wip_interval),
             agents,
@@ -479,82 +462,6 @@ impl WorkerArgs {
     }
 }
 
-fn allowed(text: &str) -> Result<String, String> {
-    rule(text, attempt::allows_nothing(text))
-}
-
-fn denied(text: &str) -> Result<String, String> {
-    rule(text, attempt::denies_nothing(text))
-}
-
-fn rule(text: &str, useless: Option<char>) -> Result<String, String> {
-    const HOW: &str = "write the plain words of one command, such as 'git push'";
-    match useless {
-        Some(character) => Err(format!(
-            "no command fits it, for its {:?}: {HOW}; give the option again for another",
-            character.to_string()
-        )),
-        None if text.trim().is_empty() => Err(HOW.to_owned()),
-        None => Ok(text.to_owned()),
-    }
-}
-
-fn slots(text: &str) -> Result<u32, String> {
-    text.parse()
-        .ok()
-        .filter(|slots| (1..=SLOTS_MAX).contains(slots))
-        .ok_or_else(|| format!("a whole number from 1 to {SLOTS_MAX} is needed"))
-}
-
-fn label(text: &str) -> Result<String, String> {
-    let key = text.split('=').next().unwrap_or_default();
-    if key.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Err(
-            "write it as key or key=value, without spaces: plans ask for no other".to_owned(),
-        );
-    }
-    Ok(text.to_owned())
-}
-
-fn resource(text: &str) -> Result<(String, u64), String> {
-    let (name, amount) = text.split_once('=').ok_or("write it as name=amount")?;
-    if name.is_empty() {
-        return Err("the name is missing".to_owned());
-    }
-    let amount = amount
-        .parse()
-        .map_err(|_| format!("{amount:?} is not a whole number"))?;
-    Ok((name.to_owned(), amount))
-}
-
-fn size(text: &str) -> Result<Size, String> {
-    const HOW: &str = "write it as 500kB, 800MB or 2GB";
-    let digits = text.trim_end_matches(|character: char| !character.is_ascii_digit());
-    let number: u64 = digits.parse().map_err(|_| HOW.to_owned())?;
-    let unit = text.get(digits.len()..).unwrap_or_default().trim();
-    let known = SIZE_UNITS
-        .iter()
-        .find(|(name, _)| name.eq_ignore_ascii_case(unit));
-    let (_, bytes) = known.ok_or(HOW)?;
-    number
-        .checked_mul(*bytes)
-        .map(Size)
-        .ok_or_else(|| "that is more than any disk has".to_owned())
-}
-
-fn moment(text: &str) -> Result<Timestamp, String> {
-    let moment = match text.strip_prefix('@') {
-        Some(seconds) => seconds.parse().ok().and_then(since_1970),
-        None => text.parse().ok(),
-    };
-    let how = "write it as 2026-11-21T18:00:00Z or @1795284000";
-    moment.ok_or_else(|| how.to_owned())
-}
-
-fn since_1970(seconds: i64) -> Option<Timestamp> {
-    Timestamp::from_second(seconds).ok()
-}
-
 /// When the Slurm job ends that this runs in, if Slurm says so; older ones do not.
 fn slurm_end(variable: &impl Fn(&str) -> Option<String>) -> Option<Timestamp> {
     variable("SLURM_JOB_ID").filter(|job| !job.is_empty())?;
@@ -567,46 +474,6 @@ fn slurm_end(variable: &impl Fn(&str) -> Option<String>) -> Option<Timestamp> {
 fn on_boottime(moment: Timestamp, now: Timestamp) -> Boottime {
     let wait = moment.duration_since(now);
     clock::now().after(Duration::try_from(wait).unwrap_or_default())
-}
-
-fn hand_over(text: &str) -> Result<Duration, String> {
-    duration(text).and_then(|time| {
-        let allowed = HAND_OVER_MIN..=HAND_OVER_MAX;
-        let checked = allowed.contains(&time).then_some(time);
-        checked.ok_or_else(|| "from 15s to 1h is allowed".to_owned())
-    })
-}
-
-fn wip_interval(text: &str) -> Result<Duration, String> {
-    duration(text).and_then(|interval| {
-        let allowed = Duration::from_secs(1)..=Duration::from_secs(600);
-        let checked = allowed.contains(&interval).then_some(interval);
-        checked.ok_or_else(|| "from 1s to 10m is allowed".to_owned())
-    })
-}
-
-fn agent(text: &str) -> Result<(String, Vec<String>), String> {
-    let (name, command) = text.split_once('=').unwrap_or_default();
-    let command: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
-    if name.is_empty() || command.is_empty() {
-        return Err("write it as NAME=PROGRAM, such as codex=/opt/codex/bin/codex".to_owned());
-    }
-    Ok((name.to_owned(), command))
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "write it as 90s, 10m or 2h".to_owned())?;
-    let unit = match text.get(digits.len()..) {
-        Some("s") => 1,
-        Some("m") => 60,
-        Some("h") => 3_600,
-        Some("d") => 86_400,
-        _ => return Err("write it as 90s, 10m or 2h".to_owned()),
-    };
-    Ok(Duration::from_secs(number.saturating_mul(unit)))
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ pub(crate) struct Disk {
     cache: Arc<Path>,
     trouble: Arc<watch::Sender<Option<String>>>,
     suspected: Arc<Notify>,
+    free: Arc<watch::Sender<u64>>,
 }
 
 impl Disk {
@@ -45,11 +46,13 @@ impl Disk {
             cache: cache.into(),
             trouble: Arc::new(watch::Sender::new(None)),
             suspected: Arc::default(),
+            free: Arc::new(watch::Sender::new(u64::MAX)),
         }
     }
 
     /// Looks at once, so that nothing is offered before the first look; tells what is the matter.
     pub(crate) fn look_now(&self) -> Option<String> {
+        self.note_free();
         let trouble = look(&self.folder, false)
             .and_then(|()| look_at_cache(&self.cache))
             .err()?
@@ -80,6 +83,21 @@ impl Disk {
         let _ = self.trouble().wait_for(Option::is_none).await;
     }
 
+    /// Bytes that are free in the worker's folder, now and whenever that changes.
+    pub(crate) fn free(&self) -> watch::Receiver<u64> {
+        self.free.subscribe()
+    }
+
+    fn note_free(&self) {
+        if let Ok(room) = room(&self.folder) {
+            self.free.send_if_modified(|free| {
+                let changed = *free != room.bytes;
+                *free = room.bytes;
+                changed
+            });
+        }
+    }
+
     /// What is the matter, now and whenever that changes.
     pub(crate) fn trouble(&self) -> watch::Receiver<Option<String>> {
         self.trouble.subscribe()
@@ -90,8 +108,10 @@ impl Disk {
         loop {
             let (folder, cache) = (Arc::clone(&self.folder), Arc::clone(&self.cache));
             let in_trouble = self.trouble.borrow().is_some();
+            let this = self.clone();
             // On a thread of its own: a disk that hangs holds nobody up.
             let looked = tokio::task::spawn_blocking(move || {
+                this.note_free();
                 look(&folder, in_trouble).and_then(|()| look_at_cache(&cache))
             })
             .await;

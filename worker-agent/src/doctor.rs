@@ -126,7 +126,8 @@ fn space(there: &Path, options: &Options) -> Check {
     let wanted = wanted.saturating_add(options.cache_bytes_max);
     let files = room.files.map(|files| format!(", {files} files"));
     let shown = format!("{}{}", Gib(room.bytes), files.unwrap_or_default());
-    let mut check = if room.bytes < FREE_BYTES_MIN || room.files == Some(0) {
+    let least = FREE_BYTES_MIN.saturating_add(options.disk_reserve_bytes);
+    let mut check = if room.bytes < least || room.files == Some(0) {
         Check::fail(
             SPACE,
             shown,

@@ -49,6 +49,9 @@ pub struct Options {
     /// Most bytes on disk of an attempt's work tree and temporary files; a task may say less, and not
     /// more. Looked at every few seconds.
     pub disk_bytes_max: u64,
+    /// Bytes that are kept free for each attempt: another is taken only while the disk has room for it and
+    /// for what the others may still take. None when zero.
+    pub disk_reserve_bytes: u64,
     /// Values that tasks may have.
     pub secrets: Vec<Secret>,
     /// How often edits of running agents are kept at their WIP ref; as usual when absent.

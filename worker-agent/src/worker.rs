@@ -183,6 +183,10 @@ impl Worker {
         machine.machine_ends(options.ends_at);
         let trouble = site.disk.look_now();
         machine.disk_is_in_trouble(trouble.as_deref(), clock::now());
+        machine.keep_room(options.disk_reserve_bytes);
+        if let Ok(room) = disk::room(&identity.folder) {
+            machine.disk_has(room.bytes, clock::now());
+        }
         for report in outbox.pending() {
             machine.restore_report(report.clone());
         }
@@ -264,6 +268,7 @@ impl Worker {
         self.wished();
         let mut told = Vec::with_capacity(TOLD_AT_ONCE);
         let mut trouble = self.site.disk.trouble();
+        let mut free = self.site.disk.free();
         loop {
             if let Some(ended) = self.ended() {
                 return Ok(ended);
@@ -305,6 +310,10 @@ impl Worker {
                         self.disk_fails_since = what.as_ref().map(|_| clock::now());
                     }
                     self.step(|machine, now| machine.disk_is_in_trouble(what.as_deref(), now)).await;
+                }
+                Ok(()) = free.changed() => {
+                    let bytes = *free.borrow_and_update();
+                    self.step(|machine, now| machine.disk_has(bytes, now)).await;
                 }
                 () = tokio::time::sleep(wait) => {}
             }

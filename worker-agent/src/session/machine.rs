@@ -20,6 +20,7 @@ use muster_proto::v1::{
 
 use lease::{Batch, Lease, Position, Work};
 
+use super::reserve::Reserve;
 use super::window::EventWindow;
 use crate::clock::Boottime;
 use crate::failure::{class, failure};
@@ -119,6 +120,8 @@ pub struct Machine {
     draining: bool,
     /// Its disk cannot be worked on.
     disk_trouble: Option<String>,
+    /// Room on the disk for more.
+    reserve: Reserve,
     /// When its machine goes away.
     ends_at: Option<Boottime>,
     leases: BTreeMap<u64, Lease>,
@@ -138,6 +141,7 @@ impl Machine {
             slots,
             draining: false,
             disk_trouble: None,
+            reserve: Reserve::default(),
             ends_at: None,
             leases: BTreeMap::new(),
             reports: BTreeMap::new(),
@@ -193,12 +197,34 @@ impl Machine {
 
     /// Leases it could take now.
     pub fn free_slots(&self) -> u32 {
-        let taken = self.leases.values().filter(|lease| lease.takes_slot());
-        let taken = u32::try_from(taken.count()).unwrap_or(u32::MAX);
+        let taken = self.slots_taken();
         if self.draining || self.disk_trouble.is_some() {
             0
         } else {
-            self.slots.saturating_sub(taken)
+            let room = self.reserve.more(taken).unwrap_or(u32::MAX);
+            self.slots.saturating_sub(taken).min(room)
+        }
+    }
+
+    fn slots_taken(&self) -> u32 {
+        let taken = self.leases.values().filter(|lease| lease.takes_slot());
+        u32::try_from(taken.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Keeps so many bytes of the disk for each lease.
+    pub(crate) fn keep_room(&mut self, bytes: u64) {
+        self.reserve = Reserve::new(bytes);
+    }
+
+    /// Takes how many bytes are free on the disk, and says it when that changes what it offers.
+    pub(crate) fn disk_has(&mut self, free: u64, now: Boottime) -> Vec<Output> {
+        let taken = self.slots_taken();
+        let before = (self.free_slots(), self.reserve.shortage(taken).is_some());
+        self.reserve.heard(free, taken);
+        let after = (self.free_slots(), self.reserve.shortage(taken).is_some());
+        match self.session {
+            Some(_) if before != after => vec![self.heartbeat_message(now)],
+            _ => Vec::new(),
         }
     }
 
@@ -319,6 +345,9 @@ impl Machine {
         let time_left = self.time_left(now);
         let trouble = self.disk_trouble.as_ref();
         let trouble = trouble.map(|what| format!("its disk cannot be worked on: {what}"));
+        let taken = self.slots_taken();
+        let short = || self.reserve.shortage(taken).filter(|_| taken < self.slots);
+        let trouble = trouble.or_else(short);
         let session = self.session.as_mut()?;
         let agents = self.agents.as_ref().filter(|_| !session.knows_agents);
         session.knows_agents = self.agents.is_some();

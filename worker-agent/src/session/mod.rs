@@ -3,6 +3,7 @@
 pub(crate) mod link;
 pub mod machine;
 mod reconnect;
+mod reserve;
 mod window;
 
 pub use link::Error as LinkError;

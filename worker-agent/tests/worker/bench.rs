@@ -75,6 +75,7 @@ impl Bench {
             idle_exit: None,
             change_bytes_max: 256_000_000,
             disk_bytes_max: 50_000_000_000,
+            disk_reserve_bytes: 0,
             secrets: Vec::new(),
             cache_bytes_max: 20_000_000_000,
             ends_at: None,

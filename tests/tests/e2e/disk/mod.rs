@@ -94,6 +94,10 @@ const MOUNTED: &[(&str, Scenario)] = &[
         cache::full,
     ),
     (
+        "disk::a_worker_takes_no_more_than_its_disk_keeps_room_for_and_says_so",
+        worker::room_for_one,
+    ),
+    (
         "disk::a_cache_on_a_tiny_disk_makes_room_for_each_repository_by_itself",
         cache::tiny,
     ),

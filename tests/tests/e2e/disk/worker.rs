@@ -273,3 +273,40 @@ pub(super) fn no_room_at_start(programs: &Programs) -> Result<()> {
         once_each(&ledger, &["a"])
     })
 }
+
+pub(super) fn room_for_one(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        let (ledger, gates) = notes(cluster)?;
+        cluster.serve()?;
+        let described = cluster.worker("w", &cluster.address(), 2)?;
+        let state = described.folder.join("state");
+        std::fs::create_dir(&state)?;
+        let _disk = Mounted::small(&state, 200 << 20)?;
+        let described = described.args(["--disk-reserve", "100MB"]);
+        let _worker = cluster.start_described(&described, "w")?;
+        let tasks = [("a", true), ("b", true)];
+        let run = cluster.submit(&plan(cluster, &ledger, &gates, &tasks)?)?;
+        started(&ledger, 1)?;
+        until_true("the coordinator knows why", SOON, || {
+            let known = cluster.worker_named("w")?;
+            let trouble = known.and_then(|known| Some(known["trouble"].as_str()?.to_owned()));
+            Ok(trouble.is_some_and(|trouble| trouble.contains("no room for another attempt")))
+        })?;
+        let begun = ledger.lines()?;
+        let (first, second) = match begun.keys().any(|line| line.starts_with("a ")) {
+            true => ("a", "b"),
+            false => ("b", "a"),
+        };
+        let said = cluster.ask(["explain", &run, second])?.success()?;
+        says(
+            &said.out,
+            &["no room for another attempt", "--disk-reserve"],
+        )?;
+        ensure!(ledger.lines()?.len() == 1, "{:?}", ledger.lines()?);
+        gates.open(first)?;
+        started(&ledger, 2)?;
+        gates.open(second)?;
+        succeeded(cluster, &run)?;
+        once_each(&ledger, &["a", "b"])
+    })
+}
