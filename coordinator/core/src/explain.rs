@@ -47,8 +47,13 @@ pub enum Explanation {
         /// What pools do about it, if it is for want of a worker.
         source: Option<Source>,
     },
-    /// It runs, or its verify does.
-    Running { worker: WorkerId, verify: bool },
+    /// It runs, or its verify does; `silent` says for how long nothing was heard of the worker, if that is
+    /// longer than it should be.
+    Running {
+        worker: WorkerId,
+        verify: bool,
+        silent: Option<Span>,
+    },
     /// Its agent waits for a person; `parked` when it has given up its slot.
     Asking {
         question: QuestionId,
@@ -135,11 +140,11 @@ pub fn explain(state: &State, now: Timestamp, key: TaskKey) -> Explanation {
         } => waiting(state, now, run, key, *not_before),
         TaskState::Leased {
             lease, awaiting, ..
-        } => asking(awaiting, false).unwrap_or_else(|| running(state, *lease, false)),
+        } => asking(awaiting, false).unwrap_or_else(|| running(state, now, *lease, false)),
         TaskState::Verifying {
             verify: VerifyPhase::Leased { lease, .. },
             ..
-        } => running(state, *lease, true),
+        } => running(state, now, *lease, true),
         TaskState::Parked(parked) => {
             asking(&parked.questions, true).unwrap_or(Explanation::Unknown)
         }
@@ -236,10 +241,20 @@ fn asking(questions: &[Question], parked: bool) -> Option<Explanation> {
     })
 }
 
-fn running(state: &State, lease: crate::LeaseId, verify: bool) -> Explanation {
+fn running(state: &State, now: Timestamp, lease: crate::LeaseId, verify: bool) -> Explanation {
     state.lease(lease).map_or(Explanation::Unknown, |lease| {
         let worker = lease.worker.clone();
-        Explanation::Running { worker, verify }
+        let entry = state.workers.get(&worker);
+        let silent = entry.filter(|entry| !heard(state, entry, now));
+        let silent = silent.map(|entry| match entry.worker.link {
+            Link::Up { heard_at, .. } => now.since(heard_at),
+            Link::Down { since } => now.since(since),
+        });
+        Explanation::Running {
+            worker,
+            verify,
+            silent,
+        }
     })
 }
 

@@ -440,9 +440,10 @@ impl OperatorService for Operators {
     ) -> Result<Response<v1::ExplainTaskResponse>, Status> {
         allowed(&request, Access::View)?;
         let v1::ExplainTaskRequest { run, task } = request.get_ref();
-        super::explain::of(&self.runs, run, task, self.troubles.told())
-            .await
-            .map(Response::new)
+        let told = super::explain::of(&self.runs, run, task, self.troubles.told());
+        let mut told = told.await?;
+        self.pools.add_troubles(&mut told.pools);
+        Ok(Response::new(told))
     }
 
     async fn get_usage(

@@ -41,6 +41,15 @@ impl Pools {
         }
     }
 
+    /// Adds what is the matter with pools' providers to what these pools would do for some work.
+    pub(super) fn add_troubles(&self, told: &mut [v1::PoolProspect]) {
+        for told in told.iter_mut().filter(|told| told.prospect != "lacks") {
+            if let Some(trouble) = self.standings.of(&told.pool).trouble {
+                told.text = format!("{}; but its provider has trouble: {trouble}", told.text);
+            }
+        }
+    }
+
     /// Shows all pools, or the one of this name with what happened to it lately.
     ///
     /// # Errors
@@ -370,5 +379,40 @@ fn described(outlook: Outlook) -> v1::PlannedPool {
         hindrance_text: text.unwrap_or_default(),
         lacks: lacks.collect(),
         idle: number(outlook.idle.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_pool_would_do_is_told_with_its_providers_trouble() {
+        let standings = Standings::default();
+        standings.set(&"cluster".into(), |standing| {
+            standing.trouble = Some("failed to list allocations: no controller".to_owned());
+        });
+        let pools = Pools::new(&BTreeMap::new(), standings);
+        let prospect = |pool: &str, prospect: &str, text: &str| v1::PoolProspect {
+            pool: pool.to_owned(),
+            prospect: prospect.to_owned(),
+            text: text.to_owned(),
+        };
+        let mut told = [
+            prospect("cluster", "coming", "1 allocation is on its way"),
+            prospect("cluster", "lacks", "never: no label"),
+            prospect("near", "starts", "it is about to start one"),
+        ];
+        pools.add_troubles(&mut told);
+        let texts: Vec<_> = told.iter().map(|told| told.text.as_str()).collect();
+        assert_eq!(
+            texts,
+            [
+                "1 allocation is on its way; but its provider has trouble: failed to list \
+                 allocations: no controller",
+                "never: no label",
+                "it is about to start one",
+            ]
+        );
     }
 }

@@ -47,7 +47,7 @@ impl Standings {
         all.get(pool).cloned().unwrap_or_default()
     }
 
-    fn set(&self, pool: &Arc<str>, change: impl FnOnce(&mut Standing)) {
+    pub(crate) fn set(&self, pool: &Arc<str>, change: impl FnOnce(&mut Standing)) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         change(all.entry(Arc::clone(pool)).or_default());
     }

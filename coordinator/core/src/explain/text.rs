@@ -239,7 +239,22 @@ impl fmt::Display for Explanation {
                     None => Ok(()),
                 }
             }
-            Self::Running { worker, verify } => write!(f, "{} runs on {worker}", what(*verify)),
+            Self::Running {
+                worker,
+                verify,
+                silent: None,
+            } => write!(f, "{} runs on {worker}", what(*verify)),
+            Self::Running {
+                worker,
+                verify,
+                silent: Some(silent),
+            } => write!(
+                f,
+                "{} was at work on {worker}, of which nothing was heard for {} s; if that goes on, \
+                 another worker gets it when the lease has run out",
+                what(*verify),
+                silent.ms() / 1_000
+            ),
             Self::Asking {
                 question,
                 text,

@@ -30,6 +30,21 @@ fn a_blocked_task_names_what_it_waits_for() {
 }
 
 #[test]
+fn work_of_a_worker_that_fell_silent_is_not_said_to_run() {
+    let mut world = World::new();
+    world.join("w", 1);
+    let run = world.submit(plan(&["a"]));
+    world.now = world.now + Span::from_secs(40);
+    assert_eq!(
+        said(&world, run, "a"),
+        "it was at work on w, of which nothing was heard for 40 s; if that goes on, another worker \
+         gets it when the lease has run out"
+    );
+    world.close("w");
+    assert!(said(&world, run, "a").contains("nothing was heard for 0 s"));
+}
+
+#[test]
 fn a_skipped_and_a_failed_task_name_the_cause() {
     let mut world = World::new();
     world.join("w", 1);
