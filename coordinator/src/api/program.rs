@@ -87,3 +87,52 @@ async fn serve(State(program): State<Program>, Path(architecture): Path<String>)
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    async fn get(router: &Router, path: &str) -> (StatusCode, String) {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let answer = router.clone().oneshot(request).await.unwrap();
+        let status = answer.status();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    #[tokio::test]
+    async fn the_worker_of_an_architecture_is_handed_out_and_nothing_else_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("coordinator");
+        std::fs::write(&own, "this one").unwrap();
+        std::fs::write(folder.path().join("worker-agent-riscv64"), "another").unwrap();
+        std::fs::write(folder.path().join("secret"), "secret").unwrap();
+        let router = router(own.clone());
+        let here = format!("{PATH}{}", std::env::consts::ARCH);
+        assert_eq!(
+            get(&router, &here).await,
+            (StatusCode::OK, "this one".to_owned())
+        );
+        let found = get(&router, "/worker-agent/riscv64").await;
+        assert_eq!(found, (StatusCode::OK, "another".to_owned()));
+        for other in [
+            "sparc",
+            "%2e%2e%2fsecret",
+            "x86_64%2f..%2f..%2fsecret",
+            "%00",
+            "",
+        ] {
+            let (status, text) = get(&router, &format!("{PATH}{other}")).await;
+            assert_eq!(status, StatusCode::NOT_FOUND, "{other}: {text}");
+        }
+        std::fs::remove_file(own).unwrap();
+        assert_eq!(
+            get(&router, &here).await.0,
+            StatusCode::INTERNAL_SERVER_ERROR
+        );
+    }
+}

@@ -2,6 +2,7 @@
 //! leads.
 
 mod hostile;
+mod joining;
 mod operators;
 mod questions;
 mod refs;
