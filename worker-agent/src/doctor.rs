@@ -138,7 +138,7 @@ fn space(there: &Path, options: &Options) -> Check {
         Check::warn(
             SPACE,
             format!(
-                "{shown}; {} attempts of {} and {} of cache may take more",
+                "{shown}; attempts ({}, of {} each) and {} of cache may take more",
                 options.slots,
                 Gib(options.disk_bytes_max),
                 Gib(options.cache_bytes_max)

@@ -68,14 +68,16 @@ fn workers_that_cannot_begin_say_why() {
         "a time without a unit",
         &with("worker.token", &["--idle-exit", "5"]),
     );
-    begin(
-        "a state folder that is a file",
-        &with("worker.token", &["--state-dir", "file"]),
-    );
-    begin(
-        "a state folder below a file",
-        &with("worker.token", &["--state-dir", "file/state"]),
-    );
+    for (title, folder) in [
+        ("a state folder that is a file", "file"),
+        ("a state folder below a file", "file/state"),
+    ] {
+        let words = with("worker.token", &["--state-dir", folder]);
+        // Without what its log says of this machine.
+        scene.wrong_with(title, &[&["worker"], &words[..]].concat(), |command| {
+            command.env("MUSTER_LOG", "error");
+        });
+    }
     drop(serving);
     insta::assert_snapshot!(scene.told);
 }
