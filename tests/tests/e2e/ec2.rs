@@ -1,6 +1,9 @@
 //! Pools of EC2 instances: a real coordinator drives a group, and real workers run on its instances.
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -12,6 +15,7 @@ use muster_tests::files::{Gates, Ledger};
 use muster_tests::wait::{LONG, SOON, until_true};
 use serde_json::{Value, json};
 
+use crate::cluster::{Grid, Site, usual};
 use crate::{Scenario, say};
 
 pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
@@ -28,6 +32,11 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         never_joins,
     ),
 ];
+
+pub(crate) const THREE_KINDS_SCENARIOS: &[(&str, Scenario)] = &[(
+    "one_plan_uses_a_local_a_slurm_and_an_ec2_pool_at_once",
+    three_kinds,
+)];
 
 /// How soon after a notice another worker has what the instance held.
 const HAND_OVER: Duration = Duration::from_secs(30);
@@ -83,15 +92,22 @@ fn gated(cluster: &Cluster, ledger: &Ledger, gates: &Gates, count: usize) -> Res
 
 /// Files that tasks of another user may write.
 fn shared(cluster: &Cluster) -> Result<(Ledger, Gates)> {
-    use std::os::unix::fs::PermissionsExt as _;
     let folder = cluster.folder().join("shared");
     std::fs::create_dir(&folder)?;
     let made = (Ledger::new(&folder)?, Gates::new(&folder)?);
-    std::fs::set_permissions(cluster.folder(), std::fs::Permissions::from_mode(0o711))?;
-    for path in [folder.clone(), folder.join("ledger"), folder.join("gates")] {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777))?;
-    }
+    open_to_all(
+        cluster,
+        &[folder.clone(), folder.join("ledger"), folder.join("gates")],
+    )?;
     Ok(made)
+}
+
+fn open_to_all(cluster: &Cluster, paths: &[PathBuf]) -> Result<()> {
+    std::fs::set_permissions(cluster.folder(), Permissions::from_mode(0o711))?;
+    for path in paths {
+        std::fs::set_permissions(path, Permissions::from_mode(0o777))?;
+    }
+    Ok(())
 }
 
 fn there_and_back(programs: &Programs) -> Result<()> {
@@ -203,4 +219,56 @@ fn never_joins(programs: &Programs) -> Result<()> {
         ensure!(ended.state() == "succeeded", "{}", ended.json);
         Ok(())
     })
+}
+
+fn three_kinds(programs: &Programs) -> Result<()> {
+    let near = "[pools.near]\nkind = \"local\"\nmax = 1\nslots = 2\nidle-timeout = \"4s\"\n";
+    let grid = Grid {
+        nodes: 1,
+        max: 1,
+        slots: 2,
+        cpus: 4,
+        more: &format!("{}{near}", usual(programs)),
+    };
+    let mut site = Site::new(programs, &grid)?;
+    let variables = json!({ "slots": 2, "max": 1 });
+    let cloud = Cloud::beside(&mut site.cluster, "idle-timeout = \"4s\"\n", &variables)?;
+    let tried = site.try_out(|site| {
+        let folder = site.cluster.folder();
+        open_to_all(
+            &site.cluster,
+            &[folder.join("ledger"), folder.join("gates")],
+        )?;
+        site.cluster.serve()?;
+        let tasks = [
+            ("near1", "    pool: near\n"),
+            ("near2", "    pool: near\n"),
+            ("grid1", "    pool: grid\n"),
+            ("grid2", "    pool: grid\n"),
+            ("build1", "    pool: build\n"),
+            ("build2", "    pool: build\n"),
+        ];
+        // All at once.
+        let run = site.at_work(&tasks, tasks.len())?;
+        let status = site.cluster.status(&run)?;
+        for (task, _) in tasks {
+            let worker = status.worker_of(task)?;
+            let is_of = match task {
+                "grid1" | "grid2" => worker.starts_with("n1-"),
+                "build1" | "build2" => worker.contains("-i-"),
+                _ => !worker.starts_with("n1-") && !worker.contains("-i-"),
+            };
+            ensure!(is_of, "{task} is on {worker}");
+        }
+        site.succeeds(&run)?;
+        cloud.hypervisor.until_running(0)?;
+        until_true("nothing is left of any pool", LONG, || {
+            let listed: Value = site.cluster.ask(["pool", "list", "--json"])?.json()?;
+            let pools = listed["pools"].as_array().context("no pools")?;
+            let empty = |pool: &Value| pool["allocations"].as_array().is_some_and(Vec::is_empty);
+            Ok(pools.len() == 3 && pools.iter().all(empty) && site.slurm.jobs()?.is_empty())
+        })?;
+        cloud.destroy()
+    });
+    tried.with_context(|| cloud.story())
 }

@@ -121,6 +121,10 @@ fn main() -> ExitCode {
         ),
         (machines::missing(&programs), machines::SCENARIOS),
         (ec2::missing(&programs), ec2::SCENARIOS),
+        (
+            ec2::missing(&programs).or_else(muster_tests::slurm::missing),
+            ec2::THREE_KINDS_SCENARIOS,
+        ),
         (containers::missing(), containers::SCENARIOS),
         (slurm::without_shellcheck(), slurm::SHELLCHECK_SCENARIOS),
         (muster_tests::hosts::missing(), wire::HOST_SCENARIOS),
