@@ -113,14 +113,14 @@ impl Api {
             .map_err(|error| said("SetDesiredCapacity", &error))
     }
 
-    /// Ends one instance, so that no other takes its place.
-    pub(super) async fn terminate(&self, instance: &str) -> Result<(), Error> {
+    /// Ends one instance; with `lowers` the group's desired capacity becomes one less.
+    pub(super) async fn terminate(&self, instance: &str, lowers: bool) -> Result<(), Error> {
         let asked = self
             .client()
             .await
             .terminate_instance_in_auto_scaling_group()
             .instance_id(instance)
-            .should_decrement_desired_capacity(true)
+            .should_decrement_desired_capacity(lowers)
             .send()
             .await;
         asked

@@ -27,6 +27,16 @@ impl Group {
         let live = self.instances.iter().filter(|one| one.stage.is_live());
         live.map(|one| &*one.id)
     }
+
+    /// Tells whether the end of one more instance must lower the desired capacity too, after `ended`
+    /// others: else another one takes its place. A group that has more instances than it should has
+    /// been told so already; lowering it again is refused at its minimum.
+    pub(super) fn lowers(&self, ended: usize) -> bool {
+        let live = self.live().count();
+        // Those that it has too many come first.
+        let surplus = live.saturating_sub(self.desired as usize);
+        ended >= surplus
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -321,6 +331,24 @@ mod tests {
         }
         let view = see(&[known(1, 1, Some("i-a"))], &group);
         assert_eq!(view.protect, [Box::from("i-a")]);
+    }
+
+    #[test]
+    fn the_end_of_an_instance_lowers_the_capacity_unless_that_is_low_already() {
+        let three = [
+            ("i-a", Stage::Running),
+            ("i-b", Stage::Coming),
+            ("i-c", Stage::Running),
+            ("i-d", Stage::Leaving),
+        ];
+        let lowers = |desired| -> Vec<bool> {
+            let group = group(desired, &three);
+            (0..3).map(|ended| group.lowers(ended)).collect()
+        };
+        assert_eq!(lowers(3), [true, true, true]);
+        assert_eq!(lowers(2), [false, true, true]);
+        assert_eq!(lowers(0), [false, false, false]);
+        assert_eq!(lowers(5), [true, true, true]);
     }
 
     #[test]

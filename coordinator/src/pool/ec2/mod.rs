@@ -121,9 +121,15 @@ impl GroupProvider {
     async fn terminate(&self, externals: &[Box<str>]) -> Result<(), Error> {
         let group = self.group().await?;
         let live: BTreeSet<&str> = group.live().collect();
+        let ended: Vec<&str> = externals
+            .iter()
+            .map(|one| &**one)
+            .filter(|one| live.contains(one))
+            .collect();
         let mut failed = None;
-        for instance in externals.iter().filter(|one| live.contains(&***one)) {
-            match self.api.terminate(instance).await {
+        for (nth, instance) in ended.into_iter().enumerate() {
+            let lowers = group.lowers(nth);
+            match self.api.terminate(instance, lowers).await {
                 Ok(()) => info!(pool = %self.pool, %instance, "ends an instance"),
                 Err(error) => {
                     warn!(pool = %self.pool, %instance, %error, "failed to end an instance");
