@@ -1,7 +1,7 @@
 //! Which version a program is, in its own words.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 /// How long a program may take to say its version.
 const LIMIT: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(5);
 const BYTES_MAX: u64 = 256;
 
 /// A program as it was when it was asked: one that was replaced is asked again.
@@ -44,14 +45,29 @@ fn as_it_is(program: &str) -> Option<Asked> {
     Some((program.to_owned(), file.ino(), file.mtime()))
 }
 
-fn answer(program: &str) -> Option<String> {
-    let mut child = Command::new(program)
+/// Starts a program; one that is just being written is waited for.
+fn start(program: &str) -> Option<Child> {
+    let mut command = Command::new(program);
+    command
         .arg("--version")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
+        .stderr(Stdio::null());
+    let begun = Instant::now();
+    loop {
+        match command.spawn() {
+            Err(error)
+                if error.kind() == ErrorKind::ExecutableFileBusy && begun.elapsed() < LIMIT =>
+            {
+                std::thread::sleep(PAUSE);
+            }
+            started => return started.ok(),
+        }
+    }
+}
+
+fn answer(program: &str) -> Option<String> {
+    let mut child = start(program)?;
     let ended = ends_in_time(&mut child);
     if !ended {
         // Fails only if it has ended meanwhile.
@@ -79,7 +95,7 @@ fn ends_in_time(child: &mut Child) -> bool {
     while begun.elapsed() < LIMIT {
         match child.try_wait() {
             Ok(Some(status)) => return status.success(),
-            Ok(None) => std::thread::sleep(Duration::from_millis(5)),
+            Ok(None) => std::thread::sleep(PAUSE),
             Err(_) => return false,
         }
     }
@@ -120,6 +136,25 @@ mod tests {
         }
         assert_eq!(ask("/no/such/program"), "");
         assert_eq!(known("/no/such/program"), None);
+    }
+
+    #[test]
+    fn a_program_that_is_just_being_written_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = executable(&folder.path().join("tool"), "echo tool 1.0");
+        let (told, writing) = std::sync::mpsc::channel();
+        let writer = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                let open = fs::OpenOptions::new().append(true).open(path).unwrap();
+                told.send(()).unwrap();
+                std::thread::sleep(20 * PAUSE);
+                drop(open);
+            }
+        });
+        writing.recv().unwrap();
+        assert_eq!(ask(&path), "1.0");
+        writer.join().unwrap();
     }
 
     #[test]
