@@ -53,7 +53,7 @@ impl Joins {
             return Err(none());
         };
         callers.instance(pool, proof).await.map_err(|error| {
-            let said = chain(&error);
+            let said = crate::causes::chain(&error);
             if error.passes() {
                 tracing::warn!(
                     pool = super::convert::clip(pool, 100),
@@ -81,17 +81,6 @@ impl Joins {
 
 fn none() -> Status {
     Status::permission_denied("this coordinator has no pool of EC2 instances")
-}
-
-#[cfg(feature = "ec2")]
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }
 
 #[tonic::async_trait]
