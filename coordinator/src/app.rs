@@ -625,3 +625,18 @@ fn local_token(auth: &Authenticator, home: &Path) -> Result<PathBuf, Error> {
         .map_err(|error| io(error.into()))?;
     Ok(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_machines_dial_this_hosts_name_where_all_addresses_are_listened_on() {
+        let of = |listens: &str| for_machines(listens.parse().unwrap());
+        let named = format!("{}:7733", worker_agent::host_name());
+        assert_eq!(of("0.0.0.0:7733"), named);
+        assert_eq!(of("[::]:7733"), named);
+        assert_eq!(of("192.0.2.7:7733"), "192.0.2.7:7733");
+        assert_eq!(of("127.0.0.1:7733"), "127.0.0.1:7733");
+    }
+}

@@ -469,7 +469,10 @@ fn an_allocation_whose_worker_never_joins_is_ended_and_counted() {
     cluster.pass(301, &[]);
     assert_eq!(cluster.ending(), [(1, EndCause::NeverJoined)]);
     cluster.gone(1);
-    assert_eq!(cluster.0.state.pool(POOL).unwrap().failures, 1);
+    let pool = cluster.0.state.pool(POOL).unwrap();
+    assert_eq!(pool.failures, 1);
+    let why = "it runs for 301 s and no worker has joined; it ended so: no such job";
+    assert_eq!(&*pool.last_failure, why);
 }
 
 #[test]

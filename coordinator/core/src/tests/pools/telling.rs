@@ -102,6 +102,13 @@ fn workers_that_go_away_too_soon_are_not_short_of_a_resource() {
          commit; pool cluster is to bring one → wait; `coordinator pool show cluster` says how far \
          its workers are"
     );
+    // Full or not: no waiting helps.
+    let Some(Command::Heartbeat(mut beat)) = cluster.0.heartbeat("w1", vec![]) else {
+        panic!("no session");
+    };
+    (beat.time_left, beat.free_slots) = (Some(Span::from_secs(300)), 0);
+    cluster.0.act(&Command::Heartbeat(beat));
+    assert!(said(&cluster, run).contains("busy: 1 without the time for it; the time does not"));
     cluster.pool(PoolCommand::Configure {
         policies: BTreeMap::new(),
     });
