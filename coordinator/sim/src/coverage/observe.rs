@@ -70,30 +70,18 @@ pub fn observe(state: &State, command: &Command, watch: &mut dyn Watch) {
             incarnation,
             session,
         } => {
-            let met = kinds::worker(state.worker(worker));
-            if is_current(state, worker, incarnation.0, *session) {
-                tell(met, Came::Closed);
-                for lease in state.leases_of_worker(worker) {
-                    tell(kinds::lease(state, lease), Came::ClosedLease);
-                }
-            } else {
-                tell(met, Came::ClosedOld);
-            }
+            let current = is_current(state, worker, incarnation.0, *session);
+            let came = (Came::Closed, Came::ClosedLease, Came::ClosedOld);
+            parting_met(state, worker, current, came, &mut tell);
         }
         Command::Goodbye {
             worker,
             incarnation,
             session,
         } => {
-            let met = kinds::worker(state.worker(worker));
-            if is_current(state, worker, incarnation.0, *session) {
-                tell(met, Came::Goodbye);
-                for lease in state.leases_of_worker(worker) {
-                    tell(kinds::lease(state, lease), Came::GoodbyeLease);
-                }
-            } else {
-                tell(met, Came::GoodbyeOld);
-            }
+            let current = is_current(state, worker, incarnation.0, *session);
+            let came = (Came::Goodbye, Came::GoodbyeLease, Came::GoodbyeOld);
+            parting_met(state, worker, current, came, &mut tell);
         }
         Command::Report {
             worker,
@@ -184,6 +172,25 @@ pub fn observe_due(state: &State, now: Timestamp, watch: &mut dyn Watch) {
         };
         if let Some((met, came)) = pair {
             watch.met(met.name(), came.name());
+        }
+    }
+}
+
+/// What the end of a session meets: the worker and its leases, or an older session than its own.
+fn parting_met(
+    state: &State,
+    worker: &WorkerId,
+    current: bool,
+    (parts, of_lease, old): (Came, Came, Came),
+    tell: Tell<'_>,
+) {
+    tell(
+        kinds::worker(state.worker(worker)),
+        if current { parts } else { old },
+    );
+    if current {
+        for lease in state.leases_of_worker(worker) {
+            tell(kinds::lease(state, lease), of_lease);
         }
     }
 }
