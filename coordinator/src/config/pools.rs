@@ -27,6 +27,8 @@ const BACKLOG: u32 = 4;
 const BURST: u32 = 10;
 const FAILURES: u32 = 3;
 const POLL: Span = Span::from_secs(10);
+/// Least time between two looks at what a provider has.
+const POLL_MIN: Span = Span::from_secs(1);
 const HAND_OVER: Span = Span::from_secs(120);
 /// Workers of one allocation; more are typing errors.
 const WORKERS_MAX: u32 = 1024;
@@ -279,7 +281,8 @@ impl<'k> Keys<'k, '_, '_> {
         let number = integer(value.get_ref()).and_then(|number| u32::try_from(number).ok());
         let Some(number) = number.filter(|number| (least..=most).contains(number)) else {
             let wanted = format!("a whole number from {least} to {most}");
-            self.expected(key, value, &wanted, "write it without quotes");
+            let hint = unquoted(value.get_ref(), "write a whole number within these bounds");
+            self.expected(key, value, &wanted, hint);
             return None;
         };
         self.say(key, number.to_string(), Some(line));
@@ -313,13 +316,28 @@ impl<'k> Keys<'k, '_, '_> {
         self.span(key).unwrap_or(usual)
     }
 
+    /// Reads how often a provider is looked at: more often than each second helps nobody, and costs the
+    /// cluster's controller or the cloud's goodwill.
+    fn poll(&mut self) -> Span {
+        let poll = self.span_or("poll", POLL);
+        if poll >= POLL_MIN {
+            return poll;
+        }
+        if let Some((_, value)) = self.get("poll") {
+            let what = format!("`poll` is less than {}", written(POLL_MIN));
+            self.wrong(value, &what, "write a longer time, such as \"10s\"");
+        }
+        POLL_MIN
+    }
+
     fn flag_or(&mut self, key: &'static str, usual: bool) -> bool {
         let Some((line, value)) = self.get(key) else {
             self.say(key, usual.to_string(), None);
             return usual;
         };
         let Some(flag) = value.get_ref().as_bool() else {
-            self.expected(key, value, "`true` or `false`", "write it without quotes");
+            let hint = unquoted(value.get_ref(), "write one of these words");
+            self.expected(key, value, "`true` or `false`", hint);
             return usual;
         };
         self.say(key, flag.to_string(), Some(line));
@@ -639,7 +657,7 @@ fn slurm(keys: &mut Keys<'_, '_, '_>, name: &str) -> Option<PoolSettings> {
                 })
             },
         ),
-        poll: keys.span_or("poll", POLL),
+        poll: keys.poll(),
         hand_over,
     };
     let kind = PoolKind::Slurm(Box::new(settings));
@@ -672,6 +690,14 @@ impl Keys<'_, '_, '_> {
         };
         self.say(key, text.unwrap_or_default().to_owned(), Some(line));
         Some(size.mib())
+    }
+}
+
+/// What to do about a value that was a number or a flag, had it no quotes.
+fn unquoted(value: &DeValue<'_>, otherwise: &'static str) -> &'static str {
+    match value.as_str() {
+        Some(_) => "write it without quotes",
+        None => otherwise,
     }
 }
 

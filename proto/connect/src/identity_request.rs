@@ -20,14 +20,19 @@ const REGION_BYTES_MAX: usize = 40;
 
 /// Gives the host of STS in a region, such as `sts.eu-west-1.amazonaws.com`.
 ///
-/// `None` if that is no region's name: it becomes a part of a host's.
+/// `None` if that is no region's name: it becomes a part of a host's. All regions end with a number,
+/// which tells them from their zones, such as `eu-west-1a`.
 #[must_use]
 pub fn host(region: &str) -> Option<String> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let number = region.rsplit_once('-').map(|(_, number)| number);
+    let numbered = number.is_some_and(|number| {
+        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+    });
     let usual = (1..=REGION_BYTES_MAX).contains(&region.len())
         && region.bytes().all(plain)
         && !region.starts_with('-')
-        && !region.ends_with('-');
+        && numbered;
     let domain = match region.starts_with("cn-") {
         true => "amazonaws.com.cn",
         false => "amazonaws.com",
@@ -55,9 +60,21 @@ mod tests {
             host("cn-north-1").as_deref(),
             Some("sts.cn-north-1.amazonaws.com.cn")
         );
-        for wrong in ["", "-x", "x-", "evil.example/", "a.b", "EU", "x@y", "x:1"] {
+        for wrong in [
+            "",
+            "-x-1",
+            "x-",
+            "eu-west",
+            "eu-west-1a",
+            "1",
+            "evil.example/",
+            "a.b",
+            "EU",
+            "x@y",
+            "x:1",
+        ] {
             assert_eq!(host(wrong), None, "{wrong}");
         }
-        assert_eq!(host(&"x".repeat(41)), None);
+        assert_eq!(host(&format!("{}-1", "x".repeat(39))), None);
     }
 }

@@ -2,7 +2,7 @@
 
 use muster_connect::identity_request;
 
-use super::{Keys, POLL};
+use super::Keys;
 use crate::pool::settings::{Ec2Settings, PoolKind, PoolSettings, RoleArn};
 
 /// Further ones of EC2 pools.
@@ -40,11 +40,12 @@ pub(super) fn read(keys: &mut Keys<'_, '_, '_>, name: &str) -> Option<PoolSettin
         "write its whole name, such as \"arn:aws:iam::123456789012:role/muster-worker\"",
         |text| RoleArn::parse(text).is_some(),
     );
+    let poll = keys.poll();
     let settings = Ec2Settings {
         group: group?,
         region: region?,
         role: role.as_deref().and_then(RoleArn::parse)?,
-        poll: keys.span_or("poll", POLL),
+        poll,
     };
     let kind = PoolKind::Ec2(Box::new(settings));
     Some(PoolSettings { policy, kind })
