@@ -47,10 +47,14 @@ mod wire;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use muster_tests::cluster::{Cluster, Options, Programs};
+
+/// Scenarios that take longer say so: together they are most of what testing takes.
+const LONG_SCENARIO: Duration = Duration::from_secs(10);
 
 type Scenario = fn(&Programs) -> Result<()>;
 
@@ -173,8 +177,15 @@ fn main() -> ExitCode {
 
 fn trial(name: &str, scenario: Scenario, programs: &Programs) -> Trial {
     let programs = programs.clone();
+    let title = name.to_owned();
     Trial::test(name, move || {
-        scenario(&programs).map_err(|error| Failed::from(format!("{error:#}")))
+        let begun = Instant::now();
+        let outcome = scenario(&programs);
+        let took = begun.elapsed();
+        if took >= LONG_SCENARIO {
+            say(&format!("{title}: {} s", took.as_secs()));
+        }
+        outcome.map_err(|error| Failed::from(format!("{error:#}")))
     })
 }
 
