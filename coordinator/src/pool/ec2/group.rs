@@ -156,7 +156,8 @@ pub(super) fn view(
         };
         if instance.stage.is_live() {
             live += 1;
-            if !instance.protected {
+            // Of one that is only coming the service refuses to change it.
+            if !instance.protected && instance.stage == Stage::Running {
                 view.protect.push(instance.id.clone());
             }
         }
@@ -325,11 +326,18 @@ mod tests {
 
     #[test]
     fn an_instance_that_the_group_might_end_by_itself_is_protected() {
-        let mut group = group(2, &[("i-a", Stage::Running), ("i-b", Stage::Leaving)]);
+        let mut group = group(
+            3,
+            &[
+                ("i-a", Stage::Running),
+                ("i-b", Stage::Leaving),
+                ("i-c", Stage::Coming),
+            ],
+        );
         for instance in &mut group.instances {
             instance.protected = false;
         }
-        let view = see(&[known(1, 1, Some("i-a"))], &group);
+        let view = see(&[known(1, 1, Some("i-a")), known(2, 2, None)], &group);
         assert_eq!(view.protect, [Box::from("i-a")]);
     }
 
