@@ -149,7 +149,11 @@ pub(super) fn view(
             Stage::Running => Sighted::Running {
                 host: instance.id.clone(),
             },
-            Stage::Leaving => Sighted::Ending,
+            // It takes minutes, comes back never, and the group counts it no more. Should its worker still
+            // be heard, the core believes that.
+            Stage::Leaving => Sighted::Ended {
+                detail: "the group ends the instance".into(),
+            },
             Stage::Gone => Sighted::Ended {
                 detail: "the group has ended the instance".into(),
             },
@@ -265,6 +269,18 @@ mod tests {
         );
         assert_eq!((view.lower, view.protect), (None, vec![]));
         assert_eq!(missing(&inventory, &group), 1);
+    }
+
+    #[test]
+    fn an_instance_that_leaves_makes_room_for_another_one_at_once() {
+        let inventory = [known(1, 1, Some("i-a")), known(2, 2, None)];
+        let group = group(0, &[("i-a", Stage::Leaving), ("i-b", Stage::Leaving)]);
+        let detail = "the group ends the instance".into();
+        // The other one is none of ours any more.
+        assert_eq!(
+            seen(&see(&inventory, &group)),
+            [("i-a".to_owned(), 1, Sighted::Ended { detail })]
+        );
     }
 
     #[test]
