@@ -125,9 +125,20 @@ pub(super) fn read(
             reader.wrong(name.span(), message, hint);
             continue;
         }
-        if let Some(pool) = pool(reader, text, value) {
-            pools.insert(text.into(), pool);
+        let Some(pool) = pool(reader, text, value) else {
+            continue;
+        };
+        if let Some(other) = ec2::same_group(&pools, &pool) {
+            let message = format!(
+                "pool {}: its group is that of the pool {} already",
+                quote(text),
+                quote(other)
+            );
+            let hint = "make a group for each: two pools of one would end each other's instances";
+            reader.wrong(name.span(), message, hint);
+            continue;
         }
+        pools.insert(text.into(), pool);
     }
     pools
 }

@@ -90,6 +90,8 @@ struct State {
     lost: BTreeSet<AllocationId>,
     /// Why the last order was not clearly taken, until one is or none is wanted any more.
     unordered: Option<String>,
+    /// Why what is to end was not ended, until it is or nothing is to end any more.
+    unended: Option<String>,
 }
 
 impl State {
@@ -111,6 +113,7 @@ impl Carrier {
             pause: self.poll,
             lost: BTreeSet::new(),
             unordered: None,
+            unended: None,
         };
         let mut changed = self.engine.notices().pools();
         loop {
@@ -155,11 +158,7 @@ impl Carrier {
         if Instant::now() >= state.next_list {
             // Of what is to end by now: orders take their time, and some may have joined meanwhile.
             let ends = self.wanted().await?.ends;
-            if !ends.is_empty()
-                && let Err(error) = self.provider.end(&ends).await
-            {
-                self.trouble("end allocations", &error);
-            }
+            state.unended = self.end(&ends, "end allocations").await;
             self.look(state).await?;
         }
         Ok(())
@@ -305,22 +304,32 @@ impl Carrier {
         if !held.iter().any(is_open) {
             state.unordered = None;
         }
-        self.standings.set(&self.pool, |standing| {
-            standing.trouble = state.unordered.clone();
-            standing.orphans = judgement.orphans.len();
-        });
-        if !judgement.orphans.is_empty() {
-            let orphans = &judgement.orphans;
+        let orphans = &judgement.orphans;
+        self.standings
+            .set(&self.pool, |standing| standing.orphans = orphans.len());
+        if !orphans.is_empty() {
             warn!(
                 pool = &*self.pool,
                 ?orphans,
                 "ending allocations that nobody knows"
             );
-            if let Err(error) = self.provider.end(orphans).await {
-                self.trouble("end allocations that nobody knows", &error);
-            }
+            let doing = "end allocations that nobody knows";
+            let unended = self.end(orphans, doing).await;
+            state.unended = state.unended.take().or(unended);
         }
+        let trouble = state.unordered.as_ref().or(state.unended.as_ref()).cloned();
+        self.standings
+            .set(&self.pool, |standing| standing.trouble = trouble);
         self.observe(judgement.seen).await
+    }
+
+    /// Ends allocations, and says what is the matter if that failed.
+    async fn end(&self, externals: &[Box<str>], doing: &str) -> Option<String> {
+        if externals.is_empty() {
+            return None;
+        }
+        let ended = self.provider.end(externals).await;
+        ended.err().map(|error| self.trouble(doing, &error))
     }
 
     async fn observe(&self, allocations: Vec<(AllocationId, Seen)>) -> Result<(), engine::Error> {

@@ -30,6 +30,7 @@ pub(super) struct Now {
     pub(super) orders_wait: bool,
     pub(super) lists_wait: bool,
     pub(super) lists_fail: bool,
+    pub(super) ends_fail: bool,
     /// Lists know nothing of any job yet.
     pub(super) arrives_late: bool,
     /// Orders that were begun, and lists that were answered.
@@ -161,6 +162,9 @@ impl Provider for Cluster {
             let _busy = self.begin();
             let names = externals.iter().map(ToString::to_string);
             self.set(|now| now.ended.extend(names));
+            if self.0.borrow().ends_fail {
+                return Err(Error::Refused("you may not end it".to_owned()));
+            }
             Ok(())
         }
         .boxed()

@@ -240,6 +240,34 @@ async fn what_is_to_end_is_asked_for_afresh_after_a_slow_order() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_ended_is_told_until_it_is_whatever_lists_say() {
+    let mut site = Site::new().await;
+    site.carry(FIRST);
+    site.want(1).await;
+    site.until("it waits", |held| waits_as(held, "job-A1"))
+        .await;
+    site.cluster.set(|now| {
+        now.run("job-A1", "n1");
+        now.ends_fail = true;
+    });
+    within(async {
+        while site.cluster.ended().is_empty() {
+            site.command(PoolCommand::Plan).await;
+        }
+    })
+    .await;
+    site.cluster.lists(3).await;
+    let trouble = site.standings.of(POOL).trouble;
+    let wanted = "failed to end allocations: you may not end it";
+    assert_eq!(trouble.as_deref(), Some(wanted));
+
+    site.cluster.set(|now| now.ends_fail = false);
+    site.cluster.lists(3).await;
+    assert_eq!(site.standings.of(POOL).trouble, None);
+    site.end().await;
+}
+
+#[tokio::test]
 async fn a_refused_order_is_over_with_the_providers_words() {
     let mut site = Site::new().await;
     site.cluster.set(|now| now.answer = Answer::Refuses);

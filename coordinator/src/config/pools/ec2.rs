@@ -1,8 +1,11 @@
 //! The keys of pools of EC2 instances.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use muster_connect::identity_request;
 
-use super::Keys;
+use super::{Keys, PoolFile};
 use crate::pool::settings::{Ec2Settings, PoolKind, PoolSettings, RoleArn};
 
 /// Further ones of EC2 pools.
@@ -49,4 +52,19 @@ pub(super) fn read(keys: &mut Keys<'_, '_, '_>, name: &str) -> Option<PoolSettin
     };
     let kind = PoolKind::Ec2(Box::new(settings));
     Some(PoolSettings { policy, kind })
+}
+
+/// Names the pool that has the same group as `new`, if there is one.
+pub(super) fn same_group<'a>(
+    pools: &'a BTreeMap<Arc<str>, PoolFile>,
+    new: &PoolFile,
+) -> Option<&'a str> {
+    let group = |pool: &PoolFile| match &pool.settings.kind {
+        PoolKind::Ec2(settings) => Some((settings.region.clone(), settings.group.clone())),
+        _ => None,
+    };
+    let wanted = group(new)?;
+    let mut all = pools.iter();
+    let found = all.find(|(_, pool)| group(pool).as_ref() == Some(&wanted));
+    found.map(|(name, _)| &**name)
 }

@@ -6,11 +6,12 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_autoscaling::Client;
-use aws_sdk_autoscaling::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_autoscaling::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_autoscaling::types::{Activity, ScalingActivityStatusCode};
 use tokio::sync::OnceCell;
 
 use super::group::{Failure, Group, Instance, Stage};
+use crate::causes;
 use crate::pool::provider::Error;
 
 /// Tag of a group that says whose it is.
@@ -185,10 +186,13 @@ fn said<E>(call: &str, error: &SdkError<E>) -> Error
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    let Some(refusal) = error.as_service_error() else {
-        return Error::Unclear(format!("{call} failed: {}", DisplayErrorContext(error)));
+    let refusal = error.as_service_error();
+    let Some((code, refusal)) = refusal.and_then(|said| Some((said.code()?, said))) else {
+        // Nothing came, or not from the service, or it cannot be read: what was asked may be done.
+        let status = error.raw_response().map(|answer| answer.status().as_u16());
+        let status = status.map_or_else(String::new, |status| format!(" (HTTP {status})"));
+        return Error::Unclear(format!("{call} failed{status}: {}", causes::chain(error)));
     };
-    let code = refusal.code().unwrap_or("an error without a code");
     let message = refusal.message().unwrap_or_default();
     let text = format!("{call} failed with {code}: {message}");
     let passes = matches!(
@@ -202,5 +206,55 @@ where
         Error::Unclear(text)
     } else {
         Error::Refused(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_autoscaling::config::http::HttpResponse;
+    use aws_sdk_autoscaling::error::{ConnectorError, ErrorMetadata};
+    use aws_sdk_autoscaling::operation::set_desired_capacity::SetDesiredCapacityError;
+
+    use super::*;
+
+    fn answered(status: u16, error: SetDesiredCapacityError) -> SdkError<SetDesiredCapacityError> {
+        let answer = HttpResponse::new(status.try_into().unwrap(), "".into());
+        SdkError::service_error(error, answer)
+    }
+
+    fn with_code(status: u16, code: &str) -> SdkError<SetDesiredCapacityError> {
+        let said = ErrorMetadata::builder().code(code).message("no").build();
+        answered(status, SetDesiredCapacityError::generic(said))
+    }
+
+    #[test]
+    fn only_what_the_service_itself_says_is_a_refusal() {
+        let refused = said("SetDesiredCapacity", &with_code(403, "AccessDenied"));
+        let Error::Refused(text) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(text, "SetDesiredCapacity failed with AccessDenied: no");
+        for (status, code) in [(400, "Throttling"), (500, "InternalFailure")] {
+            let told = said("SetDesiredCapacity", &with_code(status, code));
+            assert!(matches!(told, Error::Unclear(_)), "{told:?}");
+        }
+        let garbage = answered(200, SetDesiredCapacityError::unhandled("no XML"));
+        let told = said("SetDesiredCapacity", &garbage);
+        let Error::Unclear(text) = told else {
+            panic!("{told:?}")
+        };
+        assert!(
+            text.starts_with("SetDesiredCapacity failed (HTTP 200): ") && text.ends_with("no XML"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_failure_is_told_with_its_causes_and_without_the_insides_of_programs() {
+        let cut = ConnectorError::io("the line was cut".into());
+        let error = SdkError::<SetDesiredCapacityError>::dispatch_failure(cut);
+        let told = said("SetDesiredCapacity", &error).to_string();
+        assert!(told.ends_with("the line was cut"), "{told}");
+        assert!(!told.contains(['{', '(']), "{told}");
     }
 }

@@ -149,14 +149,19 @@ pub(super) fn view(
             Stage::Running => Sighted::Running {
                 host: instance.id.clone(),
             },
-            Stage::Leaving => Sighted::Ending,
+            // It takes minutes, comes back never, and the group counts it no more. Should its worker still
+            // be heard, the core believes that.
+            Stage::Leaving => Sighted::Ended {
+                detail: "the group ends the instance".into(),
+            },
             Stage::Gone => Sighted::Ended {
                 detail: "the group has ended the instance".into(),
             },
         };
         if instance.stage.is_live() {
             live += 1;
-            if !instance.protected {
+            // Of one that is only coming the service refuses to change it.
+            if !instance.protected && instance.stage == Stage::Running {
                 view.protect.push(instance.id.clone());
             }
         }
@@ -267,6 +272,18 @@ mod tests {
     }
 
     #[test]
+    fn an_instance_that_leaves_makes_room_for_another_one_at_once() {
+        let inventory = [known(1, 1, Some("i-a")), known(2, 2, None)];
+        let group = group(0, &[("i-a", Stage::Leaving), ("i-b", Stage::Leaving)]);
+        let detail = "the group ends the instance".into();
+        // The other one is none of ours any more.
+        assert_eq!(
+            seen(&see(&inventory, &group)),
+            [("i-a".to_owned(), 1, Sighted::Ended { detail })]
+        );
+    }
+
+    #[test]
     fn an_order_that_the_group_has_not_heard_of_is_not_seen() {
         let inventory = [known(1, 1, Some("i-a")), known(2, 2, None)];
         let view = see(&inventory, &group(1, &[("i-a", Stage::Running)]));
@@ -325,11 +342,18 @@ mod tests {
 
     #[test]
     fn an_instance_that_the_group_might_end_by_itself_is_protected() {
-        let mut group = group(2, &[("i-a", Stage::Running), ("i-b", Stage::Leaving)]);
+        let mut group = group(
+            3,
+            &[
+                ("i-a", Stage::Running),
+                ("i-b", Stage::Leaving),
+                ("i-c", Stage::Coming),
+            ],
+        );
         for instance in &mut group.instances {
             instance.protected = false;
         }
-        let view = see(&[known(1, 1, Some("i-a"))], &group);
+        let view = see(&[known(1, 1, Some("i-a")), known(2, 2, None)], &group);
         assert_eq!(view.protect, [Box::from("i-a")]);
     }
 
