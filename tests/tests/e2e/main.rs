@@ -61,9 +61,9 @@ type Scenario = fn(&Programs) -> Result<()>;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     if arguments.test_threads.is_none() {
-        // Most of a scenario is waiting; more at once than cores would make it wait for the others.
+        // More than half of what a scenario takes is waiting, for leases to run out and the like.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        arguments.test_threads = Some(cores);
+        arguments.test_threads = Some(2 * cores);
     }
     let programs = Programs {
         coordinator: env!("CARGO_BIN_EXE_coordinator-under-test").into(),
@@ -98,11 +98,8 @@ fn main() -> ExitCode {
         approvals::SCENARIOS,
         pools::SCENARIOS,
     ];
-    let mut trials: Vec<Trial> = plain
-        .into_iter()
-        .flatten()
-        .map(|(name, scenario)| trial(name, *scenario, &programs))
-        .collect();
+    // Those that take longest come first, so that none is left alone at the end.
+    let mut trials = vec![];
     let without_clocks = muster_tests::clocks::missing(&programs.source);
     let without_codex = muster_tests::agents::codex(&programs.source).err();
     let with_needs = [
@@ -172,6 +169,12 @@ fn main() -> ExitCode {
             .map_or(name.to_owned(), |why| format!("{name} ({why})"));
         trials.push(trial(&name, scenario, &programs).with_ignored_flag(missing.is_some()));
     }
+    trials.extend(
+        plain
+            .into_iter()
+            .flatten()
+            .map(|(name, scenario)| trial(name, *scenario, &programs)),
+    );
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
