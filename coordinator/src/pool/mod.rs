@@ -265,7 +265,7 @@ fn group(
 
 #[cfg(not(feature = "ec2"))]
 fn group(_: &Arc<str>, settings: &Ec2Settings, _: &Surroundings) -> (Box<dyn Provider>, Duration) {
-    let why = "this program was built without EC2; build it with --features ec2";
+    let why = "this program was built without EC2; build it with --features coordinator/ec2";
     let poll = Duration::from_millis(settings.poll.ms());
     (Box::new(Unusable(why.to_owned())), poll)
 }

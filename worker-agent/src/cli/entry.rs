@@ -45,7 +45,7 @@ impl WorkerArgs {
         _: watch::Receiver<Wish>,
     ) -> Result<Option<Entry>, Failed> {
         Err(Failed {
-            text: "this program was built without EC2; build it with --features ec2".to_owned(),
+            text: "this program was built without EC2; build it with --features coordinator/ec2".to_owned(),
             code: EXIT_USAGE,
         })
     }
