@@ -1,6 +1,8 @@
 //! Lets machines in that prove who they are.
 
 use std::sync::Arc;
+#[cfg(feature = "ec2")]
+use std::sync::{Mutex, PoisonError};
 
 use coordinator_core::AllocationId;
 use muster_proto::v1;
@@ -9,6 +11,8 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
+#[cfg(feature = "ec2")]
+use super::outbound::Told;
 use super::status;
 use crate::auth::Authenticator;
 use crate::engine::Handle;
@@ -26,6 +30,9 @@ pub(crate) struct Joins {
     #[cfg(feature = "ec2")]
     callers: Option<crate::pool::ec2::Callers>,
     places: Arc<Semaphore>,
+    /// What is said of refused ones: anybody may be refused as often as he likes.
+    #[cfg(feature = "ec2")]
+    told: Arc<Mutex<Told>>,
 }
 
 impl Joins {
@@ -36,6 +43,8 @@ impl Joins {
             #[cfg(feature = "ec2")]
             callers: None,
             places: Arc::new(Semaphore::new(PROOFS_AT_ONCE)),
+            #[cfg(feature = "ec2")]
+            told: Arc::new(Mutex::new(Told::joins())),
         }
     }
 
@@ -54,20 +63,19 @@ impl Joins {
         };
         callers.instance(pool, proof).await.map_err(|error| {
             let said = crate::causes::chain(&error);
-            if error.passes() {
-                tracing::warn!(
-                    pool = super::convert::clip(pool, 100),
-                    error = said,
-                    "cannot find out which instance asks to be let in"
-                );
-                Status::unavailable(said)
-            } else {
-                info!(
-                    pool = super::convert::clip(pool, 100),
-                    error = said,
-                    "an instance is not let in"
-                );
-                Status::permission_denied(said)
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(untold) = told.tell(tokio::time::Instant::now()) {
+                let pool = super::convert::clip(pool, 100);
+                if error.passes() {
+                    let what = "cannot find out which instance asks to be let in";
+                    tracing::warn!(pool, error = said, untold, "{what}");
+                } else {
+                    info!(pool, error = said, untold, "an instance is not let in");
+                }
+            }
+            match error.passes() {
+                true => Status::unavailable(said),
+                false => Status::permission_denied(said),
             }
         })
     }

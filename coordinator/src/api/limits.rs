@@ -9,6 +9,9 @@ pub(super) const CONNECTIONS: usize = 16_384;
 /// Connections that have shown no valid credential yet. The oldest gives way to a newcomer, so
 /// strangers who say nothing cannot keep others out.
 pub(super) const STRANGERS: usize = 1_024;
+/// How long a client without a credential may take for downloads, as long as it takes something: 50 MB at
+/// 1 Mbit/s, and some.
+pub(super) const DOWNLOAD: Duration = Duration::from_secs(600);
 /// Refused credentials after which a connection is closed: a client that was wrong so often is
 /// guessing, and has to pay for another TLS handshake.
 pub(super) const REFUSALS_PER_CONNECTION: u32 = 32;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::limits::{REFUSALS_PER_CONNECTION, STALLED_PER_CONNECTION};
@@ -59,6 +60,8 @@ struct Standing {
     open: AtomicUsize,
     /// Those of them of which the client takes nothing.
     stalled: AtomicUsize,
+    /// When its client took a part of a download last.
+    taken: Mutex<Option<Instant>>,
     kept: Mutex<Vec<OwnedSemaphorePermit>>,
 }
 
@@ -122,6 +125,7 @@ impl Places {
             refusals: AtomicU32::new(0),
             open: AtomicUsize::new(0),
             stalled: AtomicUsize::new(0),
+            taken: Mutex::default(),
             kept: Mutex::new(vec![place]),
         };
         Some((Connection(Arc::new(standing)), has_evicted))
@@ -191,6 +195,16 @@ impl Connection {
 
     pub(super) fn is_authenticated(&self) -> bool {
         self.0.is_authenticated.load(Ordering::Acquire)
+    }
+
+    /// Notes that the client takes a part of a download, which may take longer than a stranger's time.
+    pub(super) fn takes(&self) {
+        *self.0.taken() = Some(Instant::now());
+    }
+
+    /// Gives when it did so last.
+    pub(super) fn taken_at(&self) -> Option<Instant> {
+        *self.0.taken()
     }
 
     /// Counts a response until it has ended.
@@ -264,6 +278,10 @@ impl Drop for Stalled {
 }
 
 impl Standing {
+    fn taken(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn kept(&self) -> std::sync::MutexGuard<'_, Vec<OwnedSemaphorePermit>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,16 +4,18 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use tokio::sync::Semaphore;
 use tokio_util::io::ReaderStream;
 use tracing::warn;
+
+use super::places::Connection;
 
 /// What all its paths begin with; the architecture follows, as `uname -m` says it. Open to everybody:
 /// it holds no secret, and who asks for it has none yet.
@@ -40,7 +42,11 @@ pub(crate) fn router(path: PathBuf) -> Router {
         .with_state(Program { path, places })
 }
 
-async fn serve(State(program): State<Program>, Path(architecture): Path<String>) -> Response {
+async fn serve(
+    State(program): State<Program>,
+    connection: Option<Extension<Connection>>,
+    Path(architecture): Path<String>,
+) -> Response {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     if architecture.len() > NAME_BYTES_MAX || !architecture.bytes().all(plain) {
         return (StatusCode::NOT_FOUND, "that is no architecture\n").into_response();
@@ -75,6 +81,9 @@ async fn serve(State(program): State<Program>, Path(architecture): Path<String>)
             let stream = futures::StreamExt::map(stream, move |chunk| {
                 // Kept until the last byte.
                 let _ = &place;
+                if let Some(Extension(connection)) = &connection {
+                    connection.takes();
+                }
                 chunk
             });
             let kind = HeaderValue::from_static("application/octet-stream");

@@ -33,7 +33,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use super::limits::{CONNECTIONS, SEND_BUFFER_BYTES, STRANGERS, STREAMS_PER_CONNECTION};
+use super::limits::{CONNECTIONS, DOWNLOAD, SEND_BUFFER_BYTES, STRANGERS, STREAMS_PER_CONNECTION};
 use super::places::{Connection, OpenResponse, Places};
 
 /// Connections that the kernel has completed and we have not taken yet; a whole Slurm array may
@@ -62,7 +62,8 @@ pub struct Options {
     /// From accepting a connection to the end of its TLS handshake.
     pub handshake_timeout: Duration,
     /// From the end of the handshake to the first request with a valid credential; a connection
-    /// without one is closed then, whatever it has asked of the open paths.
+    /// without one is closed then, whatever it has asked of the open paths, unless it takes a download:
+    /// then so long after it has taken anything of it, and after [`DOWNLOAD`] at the latest.
     pub anonymous_timeout: Duration,
     /// Connections at one time; more are closed at once. Three quarters of the process's file
     /// descriptors are an upper bound.
@@ -346,9 +347,9 @@ async fn serve_http(
         }
     });
     let mut http = pin!(shared.http.serve_connection(TokioIo::new(stream), service));
-    let mut anonymous_end = pin!(sleep_until(
-        Instant::now() + shared.options.anonymous_timeout
-    ));
+    let begun = Instant::now();
+    let anonymous_timeout = shared.options.anonymous_timeout;
+    let mut anonymous_end = pin!(sleep_until(begun + anonymous_timeout));
     let (mut is_anonymous, mut is_ending, mut is_late) = (true, false, false);
     loop {
         tokio::select! {
@@ -374,6 +375,12 @@ async fn serve_http(
             () = anonymous_end.as_mut(), if is_anonymous => {
                 if is_late {
                     return;
+                }
+                let taken = connection.taken_at();
+                let until = taken.map(|at| (at + anonymous_timeout).min(begun + DOWNLOAD));
+                if let Some(until) = until.filter(|until| *until > Instant::now()) {
+                    anonymous_end.as_mut().reset(until);
+                    continue;
                 }
                 is_late = true;
                 shared.counters.anonymous_timed_out.fetch_add(1, Ordering::Relaxed);

@@ -61,7 +61,12 @@ impl World {
         let router = Gate::new(Arc::clone(&auth))
             .open(OpenPath::Exact("/"))
             .open(OpenPath::Below("/assets/"))
-            .guard(services().await);
+            .open(OpenPath::Below(program::PATH))
+            .guard(
+                services()
+                    .await
+                    .merge(program::router(home.path().join("program"))),
+            );
         let stop = CancellationToken::new();
         let running = tokio::spawn(server.run(router, stop.clone()));
         Self {
@@ -391,6 +396,44 @@ async fn a_connection_without_a_credential_ends_and_one_with_stays() {
     known.write_all(request.as_bytes()).await.unwrap();
     assert!(within(known.read(&mut answer)).await.unwrap() > 0);
     assert!(answer.starts_with(b"HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn a_slow_download_goes_on_and_one_of_which_nothing_is_taken_ends() {
+    let limit = Duration::from_millis(500);
+    let world = World::with(|options| options.anonymous_timeout = limit).await;
+    let path = world.home.path().join("worker-agent-vax");
+    let bytes = 64 << 20;
+    std::fs::File::create(path).unwrap().set_len(bytes).unwrap();
+    let ask = b"GET /worker-agent/vax HTTP/1.1\r\nhost: x\r\n\r\n";
+    let late = || world.counters.anonymous_timed_out.load(Ordering::Relaxed);
+
+    let mut slow = world.tls().await.unwrap();
+    slow.write_all(ask).await.unwrap();
+    let mut pace = tokio::time::interval(limit / 50);
+    let mut piece = vec![0; 64 * 1024];
+    let mut taken = 0;
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < 3 * limit {
+        pace.tick().await;
+        taken += within(slow.read(&mut piece)).await.unwrap() as u64;
+    }
+    assert_eq!(late(), 0);
+    while taken < bytes {
+        let read = within(slow.read(&mut piece)).await.unwrap() as u64;
+        assert!(read > 0, "cut after {taken} bytes");
+        taken += read;
+    }
+
+    let mut deaf = world.tls().await.unwrap();
+    deaf.write_all(ask).await.unwrap();
+    let before = late();
+    within(async {
+        while late() < before + 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

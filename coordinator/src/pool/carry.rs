@@ -317,7 +317,9 @@ impl Carrier {
             let unended = self.end(orphans, doing).await;
             state.unended = state.unended.take().or(unended);
         }
-        let trouble = state.unordered.as_ref().or(state.unended.as_ref()).cloned();
+        let troubles = [&state.unordered, &state.unended].into_iter().flatten();
+        let troubles: Vec<String> = troubles.cloned().chain(self.provider.remark()).collect();
+        let trouble = (!troubles.is_empty()).then(|| troubles.join("; "));
         self.standings
             .set(&self.pool, |standing| standing.trouble = trouble);
         self.observe(judgement.seen).await

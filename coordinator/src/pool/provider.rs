@@ -86,6 +86,12 @@ pub trait Provider: Send + Sync {
     /// # Errors
     /// Some may still be there.
     fn end<'a>(&'a self, externals: &'a [Box<str>]) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Says what people should know of it although its last list was a good one: why things do not become
+    /// what is wanted.
+    fn remark(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A pool whose settings cannot be used: it says so to each order, and so the pool pauses itself.

@@ -31,6 +31,7 @@ pub(super) struct Now {
     pub(super) lists_wait: bool,
     pub(super) lists_fail: bool,
     pub(super) ends_fail: bool,
+    pub(super) remark: Option<String>,
     /// Lists know nothing of any job yet.
     pub(super) arrives_late: bool,
     /// Orders that were begun, and lists that were answered.
@@ -168,5 +169,9 @@ impl Provider for Cluster {
             Ok(())
         }
         .boxed()
+    }
+
+    fn remark(&self) -> Option<String> {
+        self.0.borrow().remark.clone()
     }
 }

@@ -260,8 +260,17 @@ async fn what_cannot_be_ended_is_told_until_it_is_whatever_lists_say() {
     let trouble = site.standings.of(POOL).trouble;
     let wanted = "failed to end allocations: you may not end it";
     assert_eq!(trouble.as_deref(), Some(wanted));
+    site.cluster
+        .set(|now| now.remark = Some("the queue is closed".to_owned()));
+    site.cluster.lists(3).await;
+    let trouble = site.standings.of(POOL).trouble;
+    let both = format!("{wanted}; the queue is closed");
+    assert_eq!(trouble, Some(both));
 
-    site.cluster.set(|now| now.ends_fail = false);
+    site.cluster.set(|now| {
+        now.ends_fail = false;
+        now.remark = None;
+    });
     site.cluster.lists(3).await;
     assert_eq!(site.standings.of(POOL).trouble, None);
     site.end().await;

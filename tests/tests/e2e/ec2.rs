@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use muster_tests::Programs;
 use muster_tests::cluster::{Cluster, Options};
-use muster_tests::ec2::{Boots, Cloud, Notice};
+use muster_tests::ec2::{Boots, Capacity, Cloud, Notice};
 use muster_tests::files::{Gates, Ledger};
 use muster_tests::wait::{LONG, SOON, until_true};
 use serde_json::{Value, json};
@@ -30,6 +30,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
     (
         "an_instance_that_never_joins_is_ended_after_its_deadline_and_counted",
         never_joins,
+    ),
+    (
+        "a_pool_without_spot_capacity_says_so_waits_and_goes_on_by_itself",
+        without_capacity,
     ),
 ];
 
@@ -217,6 +221,27 @@ fn never_joins(programs: &Programs) -> Result<()> {
         })?;
         let ended = cluster.ended(&run)?;
         ensure!(ended.state() == "succeeded", "{}", ended.json);
+        Ok(())
+    })
+}
+
+fn without_capacity(programs: &Programs) -> Result<()> {
+    let variables = json!({ "slots": 1, "max": 1 });
+    with_cloud(programs, "failures = 1\n", &variables, |cluster, cloud| {
+        cloud.moto.capacity(Capacity::None)?;
+        let (ledger, gates) = shared(cluster)?;
+        gates.open("go")?;
+        let run = gated(cluster, &ledger, &gates, 1)?;
+        let shown = |cluster: &Cluster| Ok(cluster.ask(["pool", "show", "build"])?.success()?.out);
+        until_true("the reason is told", LONG, || {
+            Ok(shown(cluster)?.contains("Unable to fulfill capacity"))
+        })?;
+        let told: String = shown(cluster)?;
+        ensure!(!told.contains("paused"), "{told}");
+        cloud.moto.capacity(Capacity::Available)?;
+        let ended = cluster.ended(&run)?;
+        ensure!(ended.state() == "succeeded", "{}", ended.json);
+        ensure!(cloud.hypervisor.ever().len() == 1, "more than one");
         Ok(())
     })
 }

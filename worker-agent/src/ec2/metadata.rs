@@ -22,7 +22,18 @@ pub(crate) struct Metadata {
 
 impl Metadata {
     pub(crate) fn new() -> Self {
-        let client = aws_config::imds::Client::builder()
+        Self::of(aws_config::imds::Client::builder())
+    }
+
+    /// Asks at `endpoint`.
+    #[cfg(test)]
+    pub(crate) fn at(endpoint: &str) -> Self {
+        let client = aws_config::imds::Client::builder().endpoint(endpoint);
+        Self::of(client.unwrap())
+    }
+
+    fn of(client: aws_config::imds::client::Builder) -> Self {
+        let client = client
             .configure(&ProviderConfig::default())
             .connect_timeout(CONNECT_LIMIT)
             .read_timeout(READ_LIMIT)

@@ -98,7 +98,10 @@ impl Memory {
                     Sighted::Ending | Sighted::Unknown => continue,
                 };
                 judgement.seen.push((id, seen));
-            } else if !matches!(sighting.state, Sighted::Ended { .. } | Sighted::Ending) {
+            } else if !matches!(sighting.state, Sighted::Ended { .. } | Sighted::Ending)
+                // What has no name cannot be ended.
+                && !sighting.external.is_empty()
+            {
                 strangers.insert(sighting.external.clone());
             }
         }
@@ -378,6 +381,10 @@ mod tests {
         let ended = Sighted::Ended { detail: "".into() };
         let judgement = memory.compare(&[], &[sighting(1, "j1", ended)], secs(200));
         assert_eq!(judgement, Judgement::default());
+        for at in [300, 400] {
+            let nameless = [sighting(1, "", Sighted::Unknown)];
+            assert_eq!(memory.compare(&[], &nameless, secs(at)).orphans, []);
+        }
     }
 
     #[test]

@@ -290,6 +290,8 @@ fn observed(state: &State, now: Timestamp, seen: &[(AllocationId, Seen)]) -> Dec
             touches.push(Touch::Held { allocation, reason });
         }
         match seen {
+            // Its provider has no name for it yet.
+            Seen::Held { external, .. } if external.is_empty() => {}
             Seen::Queued { external } | Seen::Held { external, .. } => {
                 let known = held.external.as_ref() == Some(external);
                 if !known || !matches!(held.phase, Phase::Queued { .. }) {

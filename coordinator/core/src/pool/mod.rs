@@ -483,7 +483,8 @@ pub enum Seen {
     Queued {
         external: Box<str>,
     },
-    /// It waits for something that does not come by itself.
+    /// It waits for something that does not come by itself. `external` is empty while its provider has not
+    /// even a name for it.
     Held {
         external: Box<str>,
         reason: Box<str>,

@@ -4,8 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region};
+use aws_config::{BehaviorVersion, ConfigLoader, Region};
 use aws_sdk_autoscaling::Client;
+use aws_sdk_autoscaling::config::Builder;
 use aws_sdk_autoscaling::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_autoscaling::types::{Activity, ScalingActivityStatusCode};
 use tokio::sync::OnceCell;
@@ -41,21 +42,24 @@ impl Api {
         }
     }
 
+    /// Asks at `endpoint`, whoever the environment says is there.
+    #[cfg(test)]
+    pub(super) async fn at(group: &str, region: &str, endpoint: &str) -> Self {
+        let credentials =
+            aws_sdk_autoscaling::config::Credentials::new("AKID", "secret", None, None, "test");
+        let api = Self::new(group, region);
+        let found = aws_config::defaults(BehaviorVersion::latest())
+            .endpoint_url(endpoint)
+            .credentials_provider(credentials);
+        let client = made(&api.region, found).await;
+        api.client.get_or_init(async || client).await;
+        api
+    }
+
     /// Credentials and endpoints are found where AWS's own programs find them.
     async fn client(&self) -> &Client {
-        let make = async || {
-            let timeouts = TimeoutConfig::builder()
-                .operation_timeout(CALL_LIMIT)
-                .operation_attempt_timeout(TRY_LIMIT)
-                .build();
-            let config = aws_config::defaults(BehaviorVersion::latest())
-                .region(Region::new(self.region.clone()))
-                .retry_config(RetryConfig::standard().with_max_attempts(TRIES))
-                .timeout_config(timeouts)
-                .load()
-                .await;
-            Client::new(&config)
-        };
+        let found = || aws_config::defaults(BehaviorVersion::latest());
+        let make = async || made(&self.region, found()).await;
         self.client.get_or_init(make).await
     }
 
@@ -81,7 +85,13 @@ impl Api {
         let mut tags = tags.filter(|tag| tag.key() == Some(OWNER_TAG));
         Ok(Group {
             desired: number(found.desired_capacity()),
+            min: number(found.min_size()),
             max: number(found.max_size()),
+            suspended: found
+                .suspended_processes()
+                .iter()
+                .filter_map(|process| Some(process.process_name()?.into()))
+                .collect(),
             coordinator: tags.find_map(|tag| tag.value()).map(Into::into),
             instances: found
                 .instances()
@@ -114,7 +124,9 @@ impl Api {
             .map_err(|error| said("SetDesiredCapacity", &error))
     }
 
-    /// Ends one instance; with `lowers` the group's desired capacity becomes one less.
+    /// Ends one instance; with `lowers` the group's desired capacity becomes one less. It is asked for
+    /// once: a repeat whose first try has arrived could take off two, so whoever got no answer has to
+    /// look at the group again.
     pub(super) async fn terminate(&self, instance: &str, lowers: bool) -> Result<(), Error> {
         let asked = self
             .client()
@@ -122,6 +134,8 @@ impl Api {
             .terminate_instance_in_auto_scaling_group()
             .instance_id(instance)
             .should_decrement_desired_capacity(lowers)
+            .customize()
+            .config_override(Builder::new().retry_config(RetryConfig::disabled()))
             .send()
             .await;
         asked
@@ -129,7 +143,7 @@ impl Api {
             .map_err(|error| said("TerminateInstanceInAutoScalingGroup", &error))
     }
 
-    /// Keeps the group from choosing these when it shrinks.
+    /// Keeps the group from choosing these when it shrinks. They must be in service or in standby.
     pub(super) async fn protect(&self, instances: &[Box<str>]) -> Result<(), Error> {
         for chunk in instances.chunks(PROTECT_MAX) {
             let ids = chunk.iter().map(|id| id.to_string()).collect();
@@ -165,7 +179,13 @@ impl Api {
                 Some(ScalingActivityStatusCode::Failed | ScalingActivityStatusCode::Cancelled)
             )
         };
-        let failures = answer.activities().iter().rev().filter(failed);
+        // Ends that fail or are called off are activities too.
+        let launches = |activity: &&Activity| {
+            let description = activity.description();
+            description.is_some_and(|text| text.starts_with("Launching"))
+        };
+        let failures = answer.activities().iter().rev();
+        let failures = failures.filter(launches).filter(failed);
         let failures = failures.filter_map(|activity| {
             let message = activity.status_message().or(activity.description());
             let ended = activity.end_time().or(activity.start_time())?;
@@ -179,6 +199,21 @@ impl Api {
         });
         Ok(failures.collect())
     }
+}
+
+/// Makes a client with what was found.
+async fn made(region: &str, found: ConfigLoader) -> Client {
+    let timeouts = TimeoutConfig::builder()
+        .operation_timeout(CALL_LIMIT)
+        .operation_attempt_timeout(TRY_LIMIT)
+        .build();
+    let config = found
+        .region(Region::new(region.to_owned()))
+        .retry_config(RetryConfig::standard().with_max_attempts(TRIES))
+        .timeout_config(timeouts)
+        .load()
+        .await;
+    Client::new(&config)
 }
 
 /// Says what went wrong: what the service has refused will be refused again.
@@ -197,7 +232,11 @@ where
     let text = format!("{call} failed with {code}: {message}");
     let passes = matches!(
         code,
-        "ScalingActivityInProgress" | "ResourceContention" | "Throttling" | "RequestLimitExceeded"
+        "ScalingActivityInProgress"
+            | "ResourceContention"
+            | "Throttling"
+            | "ThrottlingException"
+            | "RequestLimitExceeded"
     );
     let server = error
         .raw_response()

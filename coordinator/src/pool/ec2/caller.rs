@@ -23,6 +23,16 @@ use crate::pool::settings::{Ec2Settings, PoolKind, PoolSettings, RoleArn};
 
 const LIMIT: Duration = Duration::from_secs(10);
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// Refusals of STS that pass: it says with 400 and 403 too that it has too much to do, that it does not
+/// know new credentials yet, and that older ones were just over.
+const PASSING: [&str; 6] = [
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "InvalidClientTokenId",
+    "ExpiredToken",
+    "ExpiredTokenException",
+];
 /// Session names of instances: `i-` and at most this many hexadecimal digits.
 const INSTANCE_DIGITS_MAX: usize = 32;
 
@@ -100,12 +110,14 @@ impl Callers {
         let asked = tokio::time::timeout(LIMIT, asked).await;
         let (status, body) = asked.map_err(|_| Error::Late)??;
         let text = String::from_utf8_lossy(&body);
-        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(Error::Trouble(status));
-        }
         if !status.is_success() {
             let code = element(&text, "Code").unwrap_or("no code");
-            return Err(Error::NotSigned(format!("{status}, {}", plain(code))));
+            let said = format!("{status}, {}", plain(code));
+            let busy = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+            return Err(match busy || PASSING.contains(&code) {
+                true => Error::Trouble(said),
+                false => Error::NotSigned(said),
+            });
         }
         let arn = element(&text, "Arn").ok_or(Error::NoName)?;
         instance(arn, &settings.role)
@@ -148,12 +160,27 @@ impl Callers {
     }
 }
 
-/// Tells whether a signature covers the header that names its receiver.
+/// Tells whether a signature covers the header that names its receiver. It must have its three parts once
+/// each, so that STS reads the same out of it.
 fn is_for_one_receiver(authorization: &str) -> bool {
-    let signed = authorization.split("SignedHeaders=").nth(1);
-    let signed = signed.and_then(|rest| rest.split([',', ' ']).next());
-    let covers = |name| signed.is_some_and(|signed| signed.split(';').any(|one| one == name));
-    authorization.starts_with("AWS4-HMAC-SHA256 ") && covers(RECEIVER_HEADER) && covers("host")
+    let Some(rest) = authorization.strip_prefix("AWS4-HMAC-SHA256 ") else {
+        return false;
+    };
+    let parts: Vec<&str> = rest.split(',').map(str::trim).collect();
+    let [credential, signed, signature] = parts[..] else {
+        return false;
+    };
+    let Some(signed) = signed.strip_prefix("SignedHeaders=") else {
+        return false;
+    };
+    let covers = |name| signed.split(';').any(|one| one == name);
+    let whole = |part: &str| part.bytes().all(|byte| byte.is_ascii_graphic());
+    parts.iter().all(|part| whole(part))
+        && credential.starts_with("Credential=")
+        && signature.starts_with("Signature=")
+        && [RECEIVER_HEADER, "host", "x-amz-date"]
+            .into_iter()
+            .all(covers)
 }
 
 /// Gives the text of the first element of that name. STS's answers are flat enough, and trusted.
@@ -206,7 +233,7 @@ pub enum Error {
     #[error("STS does not answer in time")]
     Late,
     #[error("STS has trouble: {0}")]
-    Trouble(StatusCode),
+    Trouble(String),
 }
 
 impl Error {
@@ -252,12 +279,104 @@ mod tests {
             "content-type;host;x-amz-date"
         )));
         assert!(!is_for_one_receiver(&signed(
-            "x-muster-coordinator-not;host"
+            "x-muster-coordinator-not;host;x-amz-date"
         )));
+        // One that is read in two ways.
+        for twice in [
+            "x-muster-coordinator;host;x-amz-date, SignedHeaders=host;x-amz-date",
+            "x-muster-coordinator;host;x-amz-date SignedHeaders=host",
+        ] {
+            assert!(!is_for_one_receiver(&signed(twice)), "{twice}");
+        }
         assert!(!is_for_one_receiver(&signed("x-muster-coordinator")));
         assert!(!is_for_one_receiver(
-            "Bearer SignedHeaders=host;x-muster-coordinator"
+            "Bearer Credential=A, SignedHeaders=host;x-amz-date;x-muster-coordinator, Signature=c"
         ));
+    }
+
+    /// What is made of a proof when STS answers so, and what STS was asked.
+    async fn answered(answer: &'static str) -> (Result<String, Error>, String) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let served = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = String::new();
+            while !asked.ends_with(BODY) {
+                let mut bytes = [0; 4096];
+                let read = stream.read(&mut bytes).await.unwrap();
+                asked.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
+            }
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            asked
+        });
+        let settings = Ec2Settings {
+            group: "g".to_owned(),
+            region: "eu-west-1".to_owned(),
+            role: RoleArn::parse("arn:aws:iam::123456789012:role/w").unwrap(),
+            poll: coordinator_core::Span::from_secs(1),
+        };
+        let connector = HttpsConnectorBuilder::new()
+            .with_provider_and_native_roots(rustls::crypto::aws_lc_rs::default_provider())
+            .unwrap()
+            .https_or_http()
+            .enable_http1()
+            .build();
+        let callers = Callers {
+            pools: Arc::new([("build".into(), settings)].into()),
+            receiver: "me".to_owned(),
+            client: Client::builder(TokioExecutor::new()).build(connector),
+            endpoint: Some(endpoint),
+        };
+        let proof = InstanceProof {
+            authorization: "AWS4-HMAC-SHA256 Credential=A/b, \
+                            SignedHeaders=host;x-amz-date;x-muster-coordinator, Signature=c"
+                .to_owned(),
+            date: "20260921T141320Z".to_owned(),
+            security_token: "session".to_owned(),
+        };
+        let found = callers.instance("build", &proof).await;
+        (found, served.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_of_sts_is_the_same_whoever_asks_and_goes_nowhere_else() {
+        let (found, asked) = answered(
+            "HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/\r\ncontent-length: 0\r\n\r\n",
+        )
+        .await;
+        assert!(matches!(found, Err(Error::NotSigned(_))), "{found:?}");
+        assert!(asked.starts_with("POST / HTTP/1.1\r\n"), "{asked}");
+        for line in [
+            "host: sts.eu-west-1.amazonaws.com\r\n",
+            "x-muster-coordinator: me\r\n",
+        ] {
+            assert!(asked.contains(line), "{asked}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_busy_sts_and_new_credentials_are_no_refusal() {
+        for (answer, passes) in [
+            (
+                "400 Bad Request\r\ncontent-length: 23\r\n\r\n<Code>Throttling</Code>",
+                true,
+            ),
+            (
+                "403 Forbidden\r\ncontent-length: 33\r\n\r\n<Code>InvalidClientTokenId</Code>",
+                true,
+            ),
+            (
+                "403 Forbidden\r\ncontent-length: 34\r\n\r\n<Code>SignatureDoesNotMatch</Code>",
+                false,
+            ),
+            ("503 Busy\r\ncontent-length: 0\r\n\r\n", true),
+        ] {
+            let answer: &'static str = format!("HTTP/1.1 {answer}").leak();
+            let error = answered(answer).await.0.unwrap_err();
+            assert_eq!(error.passes(), passes, "{error}");
+        }
     }
 
     #[test]

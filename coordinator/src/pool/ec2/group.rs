@@ -15,27 +15,58 @@ use crate::pool::provider::{Known, OrderName, Sighted, Sighting};
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub(super) struct Group {
     pub(super) desired: u32,
+    pub(super) min: u32,
     pub(super) max: u32,
+    /// What the group does not do by itself at present, such as `Launch`.
+    pub(super) suspended: Vec<Box<str>>,
     /// Home of the coordinator that it is for, by its tag.
     pub(super) coordinator: Option<Box<str>>,
     pub(super) instances: Vec<Instance>,
 }
 
 impl Group {
-    /// Gives the ids of instances that are there to stay.
-    pub(super) fn live(&self) -> impl Iterator<Item = &str> {
-        let live = self.instances.iter().filter(|one| one.stage.is_live());
-        live.map(|one| &*one.id)
+    /// Gives the instances that are there to stay.
+    pub(super) fn there(&self) -> impl Iterator<Item = &Instance> {
+        self.instances.iter().filter(|one| one.stage.is_there())
     }
 
-    /// Tells whether the end of one more instance must lower the desired capacity too, after `ended`
-    /// others: else another one takes its place. A group that has more instances than it should has
-    /// been told so already; lowering it again is refused at its minimum.
+    /// Gives how many instances count towards the desired capacity.
+    fn counted(&self) -> usize {
+        let counted = self.instances.iter().filter(|one| one.stage.counts());
+        counted.count()
+    }
+
+    /// Tells whether the end of one more instance that counts must lower the desired capacity too, after
+    /// `ended` others: else another one takes its place. A group that has more instances than it should
+    /// has been told so already; lowering it again is refused at its minimum.
     pub(super) fn lowers(&self, ended: usize) -> bool {
-        let live = self.live().count();
         // Those that it has too many come first.
-        let surplus = live.saturating_sub(self.desired as usize);
+        let surplus = self.counted().saturating_sub(self.desired as usize);
         ended >= surplus
+    }
+
+    /// Says why the group does not become what is wanted of it, although it answers.
+    pub(super) fn remark(&self, wanted: u32) -> Option<String> {
+        let off = |process: &str| self.suspended.iter().any(|name| **name == *process);
+        let mut remarks = vec![];
+        for (process, consequence) in [
+            ("Launch", "no instance is started"),
+            ("Terminate", "no instance is ended"),
+        ] {
+            if off(process) {
+                remarks.push(format!(
+                    "its process {process} is suspended, so {consequence}: resume it"
+                ));
+            }
+        }
+        if wanted < self.min {
+            let min = self.min;
+            remarks.push(format!(
+                "its min_size keeps {min} instances, though {wanted} are wanted: set it to 0, and let \
+                 the pool's `min` say how many are always there"
+            ));
+        }
+        (!remarks.is_empty()).then(|| remarks.join("; "))
     }
 }
 
@@ -52,6 +83,8 @@ pub(super) struct Instance {
 pub(super) enum Stage {
     Coming,
     Running,
+    /// In standby: it runs and does not count towards the desired capacity.
+    Aside,
     Leaving,
     Gone,
 }
@@ -63,13 +96,19 @@ impl Stage {
             "Pending" | "Quarantined" | "Warmed" => Self::Coming,
             "Terminated" | "Detached" => Self::Gone,
             "Terminating" | "Detaching" => Self::Leaving,
-            // In service, in standby, or a word that is new: it costs money and may do work.
+            "EnteringStandby" | "Standby" => Self::Aside,
+            // In service, or a word that is new: it costs money and may do work.
             _ => Self::Running,
         }
     }
 
+    /// Tells whether it is there until somebody ends it.
+    fn is_there(self) -> bool {
+        self.counts() || self == Self::Aside
+    }
+
     /// Tells whether it counts towards the desired capacity.
-    fn is_live(self) -> bool {
+    pub(super) fn counts(self) -> bool {
         matches!(self, Self::Coming | Self::Running)
     }
 }
@@ -78,6 +117,16 @@ impl Stage {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Failure {
     pub(super) message: Box<str>,
+}
+
+impl Failure {
+    /// Tells whether the group will have the instance once there is room for it: it tries again by itself,
+    /// and nobody has to mend anything.
+    fn passes(&self) -> bool {
+        let message = self.message.to_ascii_lowercase();
+        let lacks = ["capacity", "limitexceeded", "countexceeded"];
+        lacks.iter().any(|word| message.contains(word))
+    }
 }
 
 /// What follows from a look at a group.
@@ -90,12 +139,13 @@ pub(super) struct View {
     pub(super) protect: Vec<Box<str>>,
 }
 
-/// Counts the allocations that the group has, or has to make, an instance for. One that leaves is not
-/// counted: the group has its own number without it.
+/// Counts the allocations that the group has, or has to make, an instance for. One that leaves or stands
+/// by is not counted: the group has its own number without it.
 pub(super) fn wanted(known: &[Known], group: &Group) -> u32 {
-    let live: BTreeSet<&str> = group.live().collect();
+    let counted = group.instances.iter().filter(|one| one.stage.counts());
+    let counted: BTreeSet<&str> = counted.map(|one| &*one.id).collect();
     let wanted = known.iter().filter(|one| match &one.external {
-        Some(external) => live.contains(&**external),
+        Some(external) => counted.contains(&**external),
         None => !one.ends,
     });
     u32::try_from(wanted.count()).unwrap_or(u32::MAX)
@@ -103,13 +153,14 @@ pub(super) fn wanted(known: &[Known], group: &Group) -> u32 {
 
 /// Tells how many allocations have been asked for and have no instance yet.
 pub(super) fn missing(known: &[Known], group: &Group) -> usize {
-    let live = group.instances.iter().filter(|one| one.stage.is_live());
-    (group.desired as usize).saturating_sub(live.count()).min(
-        known
-            .iter()
-            .filter(|one| one.external.is_none() && !one.ends)
-            .count(),
-    )
+    (group.desired as usize)
+        .saturating_sub(group.counted())
+        .min(
+            known
+                .iter()
+                .filter(|one| one.external.is_none() && !one.ends)
+                .count(),
+        )
 }
 
 /// Tells which instance is which allocation. `failures` are launches that failed since the last look.
@@ -142,11 +193,10 @@ pub(super) fn view(
         .collect();
     let mut instances: Vec<&Instance> = group.instances.iter().collect();
     instances.sort_by(|a, b| a.id.cmp(&b.id));
-    let mut live = 0;
     for instance in instances {
         let state = match instance.stage {
             Stage::Coming => Sighted::Queued,
-            Stage::Running => Sighted::Running {
+            Stage::Running | Stage::Aside => Sighted::Running {
                 host: instance.id.clone(),
             },
             // It takes minutes, comes back never, and the group counts it no more. Should its worker still
@@ -158,22 +208,19 @@ pub(super) fn view(
                 detail: "the group has ended the instance".into(),
             },
         };
-        if instance.stage.is_live() {
-            live += 1;
-            // Of one that is only coming the service refuses to change it.
-            if !instance.protected && instance.stage == Stage::Running {
-                view.protect.push(instance.id.clone());
-            }
+        // One that is coming cannot be protected yet, and all that are named with it would not be either.
+        if !instance.protected && matches!(instance.stage, Stage::Running | Stage::Aside) {
+            view.protect.push(instance.id.clone());
         }
         let known = match of.get(&*instance.id) {
             Some(known) => Some(*known),
-            None if instance.stage.is_live() => waiting.pop_front(),
+            None if instance.stage.counts() => waiting.pop_front(),
             None => None,
         };
         match known {
             Some(known) => view.sightings.push(sighting(known, &instance.id, state)),
             // Of no order: no allocation has the number 0.
-            None if instance.stage.is_live() => view.sightings.push(Sighting {
+            None if instance.stage.is_there() => view.sightings.push(Sighting {
                 external: instance.id.clone(),
                 name: name(AllocationId(0)),
                 index: 0,
@@ -183,10 +230,14 @@ pub(super) fn view(
         }
     }
     // Those that are on their way: asked for, and neither there nor refused.
+    let live = group.counted();
     let coming = (group.desired as usize).saturating_sub(live);
     let mut failures = failures.into_iter();
     for one in waiting.into_iter().take(coming) {
         let state = match failures.next() {
+            Some(failure) if failure.passes() => Sighted::Held {
+                reason: failure.message,
+            },
             Some(failure) => Sighted::Ended {
                 detail: failure.message,
             },
@@ -194,7 +245,7 @@ pub(super) fn view(
         };
         view.sightings.push(sighting(one, "", state));
     }
-    let wanted = wanted(known, group);
+    let wanted = wanted(known, group).max(group.min);
     let live = u32::try_from(live).unwrap_or(u32::MAX);
     // Instances above that are ended one by one, and the number with them.
     view.lower = (group.desired > wanted && live <= wanted).then_some(wanted);
@@ -218,7 +269,6 @@ mod tests {
         Group {
             desired,
             max: 10,
-            coordinator: None,
             instances: instances
                 .iter()
                 .map(|(id, stage)| Instance {
@@ -227,6 +277,7 @@ mod tests {
                     protected: true,
                 })
                 .collect(),
+            ..Group::default()
         }
     }
 
@@ -291,20 +342,30 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_launch_ends_one_order_with_the_providers_words() {
-        let inventory = [known(1, 1, None), known(2, 1, None)];
-        let failure = Failure {
-            message: "InsufficientInstanceCapacity".into(),
+    fn a_failed_launch_ends_one_order_with_the_providers_words_and_one_without_capacity_waits() {
+        let inventory = [known(1, 1, None), known(2, 1, None), known(3, 1, None)];
+        let failed = |message: &str| Failure {
+            message: message.into(),
         };
-        let view = view("h", "p", &inventory, &group(2, &[]), vec![failure]);
-        let detail = "InsufficientInstanceCapacity".into();
+        let failures = vec![
+            failed("Invalid IamInstanceProfile"),
+            failed("We currently do not have sufficient m5.large capacity"),
+        ];
+        let view = view("h", "p", &inventory, &group(3, &[]), failures);
+        let detail = "Invalid IamInstanceProfile".into();
+        let reason = "We currently do not have sufficient m5.large capacity".into();
         assert_eq!(
             seen(&view),
             [
                 (String::new(), 1, Sighted::Ended { detail }),
-                (String::new(), 2, Sighted::Unknown)
+                (String::new(), 2, Sighted::Held { reason }),
+                (String::new(), 3, Sighted::Unknown)
             ]
         );
+        // A group that is short of instances goes on to try, and keeps its number.
+        assert_eq!(view.lower, None);
+        assert!(failed("Could not launch Spot Instances. MaxSpotInstanceCountExceeded").passes());
+        assert!(!failed("The image id does not exist").passes());
     }
 
     #[test]
@@ -358,6 +419,47 @@ mod tests {
     }
 
     #[test]
+    fn one_in_standby_is_seen_and_counts_for_nothing() {
+        let inventory = [known(1, 1, Some("i-a")), known(2, 2, None)];
+        // Somebody has put it aside, and the group's number was lowered with that.
+        let mut group = group(0, &[("i-a", Stage::Aside)]);
+        let view = see(&inventory, &group);
+        assert_eq!(seen(&view), [("i-a".to_owned(), 1, runs("i-a"))]);
+        assert_eq!((wanted(&inventory, &group), view.lower), (1, None));
+        // Or it was not, and another one has taken its place: that is the one which was ordered.
+        group.desired = 1;
+        group.instances.push(Instance {
+            id: "i-b".into(),
+            stage: Stage::Running,
+            protected: true,
+        });
+        assert_eq!(seen(&see(&inventory, &group))[1].1, 2);
+        assert_eq!(wanted(&inventory, &group), 1);
+        assert!(group.lowers(0));
+    }
+
+    #[test]
+    fn the_capacity_is_not_lowered_below_the_groups_minimum_and_people_are_told() {
+        let least = Group {
+            min: 2,
+            ..group(3, &[])
+        };
+        assert_eq!(see(&[], &least).lower, Some(2));
+        let told = least.remark(0).unwrap();
+        assert!(told.contains("min_size keeps 2"), "{told}");
+        assert_eq!(least.remark(2), None);
+        let off = Group {
+            suspended: vec!["Launch".into(), "AZRebalance".into()],
+            ..group(0, &[])
+        };
+        let told = off.remark(0).unwrap();
+        assert_eq!(
+            told,
+            "its process Launch is suspended, so no instance is started: resume it"
+        );
+    }
+
+    #[test]
     fn the_end_of_an_instance_lowers_the_capacity_unless_that_is_low_already() {
         let three = [
             ("i-a", Stage::Running),
@@ -381,7 +483,7 @@ mod tests {
             ("Pending", Stage::Coming),
             ("Pending:Wait", Stage::Coming),
             ("InService", Stage::Running),
-            ("Standby", Stage::Running),
+            ("Standby", Stage::Aside),
             ("Terminating:Proceed", Stage::Leaving),
             ("Terminated", Stage::Gone),
             ("SomethingNew", Stage::Running),

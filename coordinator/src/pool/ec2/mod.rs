@@ -7,6 +7,8 @@
 mod api;
 mod caller;
 mod group;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +39,8 @@ pub struct GroupProvider {
     begun: SystemTime,
     /// Failed launches that were told already.
     told: Mutex<BTreeSet<String>>,
+    /// What was noticed in the last look that people should know.
+    remark: Mutex<Option<String>>,
 }
 
 impl GroupProvider {
@@ -51,6 +55,7 @@ impl GroupProvider {
             api,
             begun: SystemTime::now(),
             told: Mutex::default(),
+            remark: Mutex::default(),
         }
     }
 
@@ -95,13 +100,29 @@ impl GroupProvider {
             _ => self.new_failures().await?,
         };
         let view = group::view(&self.home, &self.pool, known, &group, failures);
-        if !view.protect.is_empty() {
-            self.api.protect(&view.protect).await?;
+        let name = &self.settings.group;
+        let mut remarks = vec![];
+        remarks.extend(group.remark(group::wanted(known, &group)));
+        // The list is good whatever becomes of these: without it nothing could be ended.
+        if !view.protect.is_empty()
+            && let Err(error) = self.api.protect(&view.protect).await
+        {
+            warn!(pool = %self.pool, %error, "failed to protect instances from their group");
+            remarks.push(format!("its instances could not be protected: {error}"));
         }
         if let Some(desired) = view.lower {
-            info!(pool = %self.pool, group = self.settings.group, desired, "lowers the group's capacity");
-            self.api.set_desired(desired).await?;
+            info!(pool = %self.pool, group = name, desired, "lowers the group's capacity");
+            if let Err(error) = self.api.set_desired(desired).await {
+                warn!(pool = %self.pool, %error, "failed to lower the group's capacity");
+                remarks.push(format!(
+                    "it is to have {desired} instances and not {}: {error}",
+                    group.desired
+                ));
+            }
         }
+        let remark = (!remarks.is_empty())
+            .then(|| format!("of the auto scaling group {name}: {}", remarks.join("; ")));
+        *self.remark.lock().unwrap_or_else(PoisonError::into_inner) = remark;
         Ok(view.sightings)
     }
 
@@ -120,15 +141,14 @@ impl GroupProvider {
 
     async fn terminate(&self, externals: &[Box<str>]) -> Result<(), Error> {
         let group = self.group().await?;
-        let live: BTreeSet<&str> = group.live().collect();
-        let ended: Vec<&str> = externals
-            .iter()
-            .map(|one| &**one)
-            .filter(|one| live.contains(one))
-            .collect();
+        let asked: BTreeSet<&str> = externals.iter().map(|one| &**one).collect();
         let mut failed = None;
-        for (nth, instance) in ended.into_iter().enumerate() {
-            let lowers = group.lowers(nth);
+        let mut ended = 0;
+        for one in group.there().filter(|one| asked.contains(&*one.id)) {
+            let instance = &*one.id;
+            let counts = one.stage.counts();
+            let lowers = counts && group.lowers(ended);
+            ended += usize::from(counts);
             match self.api.terminate(instance, lowers).await {
                 Ok(()) => info!(pool = %self.pool, %instance, "ends an instance"),
                 Err(error) => {
@@ -152,5 +172,10 @@ impl Provider for GroupProvider {
 
     fn end<'a>(&'a self, externals: &'a [Box<str>]) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(self.terminate(externals))
+    }
+
+    fn remark(&self) -> Option<String> {
+        let remark = self.remark.lock().unwrap_or_else(PoisonError::into_inner);
+        remark.clone()
     }
 }

@@ -348,3 +348,26 @@ fn what_its_provider_held_until_nothing_needed_it_was_a_failed_start() {
     let last = &cluster.0.state.pool(POOL).unwrap().last_failure;
     assert_eq!(&**last, "its provider did not run it: BadConstraints");
 }
+
+#[test]
+fn what_waits_without_a_name_is_told_of_and_may_still_get_one() {
+    let mut cluster = Cluster::new(policy(1));
+    cluster.0.submit(independent(1));
+    assert_eq!(cluster.wanted(), 1);
+    let events = cluster.see(&[1], |_| Seen::Held {
+        external: "".into(),
+        reason: "InsufficientInstanceCapacity".into(),
+    });
+    assert_eq!(events, []);
+    cluster.pass(120, &[]);
+    assert_eq!(cluster.wanted(), 0, "it is no failed start");
+    let now = cluster.0.now;
+    let held = outlook(&cluster.0.state, now).remove(0).held;
+    assert_eq!(held, Some((1, "InsufficientInstanceCapacity".into())));
+    let events = cluster.see(&[1], |_| Seen::Queued {
+        external: "i-1".into(),
+    });
+    assert_eq!(events.len(), 1);
+    let outlook = outlook(&cluster.0.state, now).remove(0);
+    assert_eq!((outlook.coming, outlook.held), (1, None));
+}
