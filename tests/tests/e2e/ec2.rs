@@ -232,11 +232,11 @@ fn without_capacity(programs: &Programs) -> Result<()> {
         let (ledger, gates) = shared(cluster)?;
         gates.open("go")?;
         let run = gated(cluster, &ledger, &gates, 1)?;
-        let shown = |cluster: &Cluster| Ok(cluster.ask(["pool", "show", "build"])?.success()?.out);
+        let mut told = String::new();
         until_true("the reason is told", LONG, || {
-            Ok(shown(cluster)?.contains("Unable to fulfill capacity"))
+            told = cluster.ask(["pool", "show", "build"])?.success()?.out;
+            Ok(told.contains("Unable to fulfill capacity"))
         })?;
-        let told: String = shown(cluster)?;
         ensure!(!told.contains("paused"), "{told}");
         cloud.moto.capacity(Capacity::Available)?;
         let ended = cluster.ended(&run)?;

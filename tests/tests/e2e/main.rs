@@ -99,7 +99,7 @@ fn main() -> ExitCode {
         pools::SCENARIOS,
     ];
     // Those that take longest come first, so that none is left alone at the end.
-    let mut trials = vec![];
+    let mut trials: Vec<Trial> = vec![];
     let without_clocks = muster_tests::clocks::missing(&programs.source);
     let without_codex = muster_tests::agents::codex(&programs.source).err();
     let with_needs = [
