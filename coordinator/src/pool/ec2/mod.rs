@@ -12,7 +12,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::BoxFuture;
 use tracing::{info, warn};
@@ -24,6 +24,9 @@ use super::settings::Ec2Settings;
 
 pub use self::caller::{Callers, Error as CallerError};
 
+/// How long instances are ended one after the other, before what is wanted is looked at again: somebody
+/// may have joined late.
+const ENDS: Duration = Duration::from_secs(30);
 /// Ids of failed launches that are remembered.
 const TOLD_MAX: usize = 1_000;
 
@@ -35,6 +38,8 @@ pub struct GroupProvider {
     home: Arc<str>,
     settings: Ec2Settings,
     api: Api,
+    /// [`ENDS`].
+    ends: Duration,
     /// When this provider began: what failed before is no news.
     begun: SystemTime,
     /// Failed launches that were told already.
@@ -53,6 +58,7 @@ impl GroupProvider {
             home,
             settings,
             api,
+            ends: ENDS,
             begun: SystemTime::now(),
             told: Mutex::default(),
             remark: Mutex::default(),
@@ -144,6 +150,7 @@ impl GroupProvider {
         let asked: BTreeSet<&str> = externals.iter().map(|one| &**one).collect();
         let mut failed = None;
         let mut ended = 0;
+        let begun = Instant::now();
         for one in group.there().filter(|one| asked.contains(&*one.id)) {
             let instance = &*one.id;
             let counts = one.stage.counts();
@@ -155,6 +162,10 @@ impl GroupProvider {
                     warn!(pool = %self.pool, %instance, %error, "failed to end an instance");
                     failed = Some(error);
                 }
+            }
+            // The others are asked for again.
+            if begun.elapsed() >= self.ends {
+                break;
             }
         }
         failed.map_or(Ok(()), Err)

@@ -3,6 +3,7 @@
 mod cloud;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use coordinator_core::{AllocationId, Span};
 
@@ -119,6 +120,22 @@ async fn an_end_whose_request_is_lost_is_asked_for_again() {
 }
 
 #[tokio::test]
+async fn when_ends_take_long_the_others_wait_for_the_next_look() {
+    let cloud = Cloud::start(3).await;
+    cloud.pass();
+    let provider = GroupProvider {
+        ends: Duration::ZERO,
+        ..provider(&cloud).await
+    };
+    let all = ["i-0001", "i-0002", "i-0003"].map(Box::from);
+    for left in [2, 1, 0] {
+        provider.end(&all).await.unwrap();
+        cloud.pass();
+        assert_eq!((cloud.there().len(), cloud.desired()), (left, left));
+    }
+}
+
+#[tokio::test]
 async fn a_list_is_good_although_the_group_refuses_what_follows_from_it() {
     let cloud = Cloud::start(2).await;
     cloud.pass();
@@ -177,12 +194,12 @@ async fn only_launches_that_failed_speak_against_an_order() {
     let cloud = Cloud::start(1).await;
     cloud.set(|group| {
         group.activities = vec![
+            ("Launching a new EC2 instance", "Failed", "no such image"),
             (
                 "Terminating EC2 instance: i-0009",
                 "Cancelled",
                 "called off",
             ),
-            ("Launching a new EC2 instance", "Failed", "no such image"),
         ];
     });
     let provider = provider(&cloud).await;
