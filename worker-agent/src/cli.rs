@@ -19,7 +19,7 @@ use crate::clock::{self, Boottime};
 use crate::doctor;
 use crate::document::{ApprovalPolicy, AskMode};
 use crate::failure::chain;
-use crate::identity::StateDir;
+use crate::identity::{Allocation, StateDir};
 use crate::options::{
     CACHE_BYTES_MAX, CHANGE_BYTES_MAX, Coordinator, DISK_BYTES_MAX, Options, Repositories, Wish,
 };
@@ -158,8 +158,8 @@ pub struct WorkerArgs {
     change_limit: Size,
     /// Most bytes that the cache of repositories, shared by the workers of a host, takes on disk.
     ///
-    /// Beyond it, repositories that were not used for longest go. What a workspace needs is never
-    /// removed.
+    /// Beyond it, and where attempts on the same disk would have too little room, repositories that were
+    /// not used for longest go. What a workspace needs is never removed.
     #[arg(long, value_name = "SIZE", env = "MUSTER_CACHE_LIMIT", value_parser = size,
         default_value_t = Size(CACHE_BYTES_MAX))]
     cache_limit: Size,
@@ -273,16 +273,19 @@ async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
     let terminate = signal(SignalKind::terminate()).map_err(|error| Failed::of(&error))?;
     let notice = signal(SignalKind::user_defined1()).map_err(|error| Failed::of(&error))?;
     let (wish, wishes) = watch::channel(Wish::Work);
+    if arguments.check {
+        let json = arguments.json;
+        let way_in = arguments.way_in();
+        let options = arguments.options(way_in, None).map_err(usage)?;
+        return say(&doctor::all(&options).await, json);
+    }
     tokio::spawn(noticed(notice, wish.clone()));
     tokio::spawn(listen(interrupt, terminate, wish.clone()));
     let Some(entry) = arguments.entry(&wish, wishes.clone()).await? else {
         return Ok(());
     };
-    let (check, json) = (arguments.check, arguments.json);
-    let options = arguments.options(entry).map_err(usage)?;
-    if check {
-        return say(&doctor::all(&options).await, json);
-    }
+    let entry::Entry { token, allocation } = entry;
+    let options = arguments.options(token, allocation).map_err(usage)?;
     begin(&doctor::at_start(&options).await)?;
     match worker::run(options, wishes).await {
         Ok(ended) => {
@@ -399,7 +402,7 @@ impl WorkerArgs {
         }
     }
 
-    fn options(self, entry: entry::Entry) -> Result<Options, String> {
+    fn options<T>(self, token: T, allocation: Option<Allocation>) -> Result<Options<T>, String> {
         let coordinator = self.coordinator()?;
         let variable = |name: &str| std::env::var(name).ok();
         let state = match self.state_dir {
@@ -428,13 +431,13 @@ impl WorkerArgs {
         }
         Ok(Options {
             coordinator,
-            token: entry.token,
+            token,
             slots: self.slots,
             state,
             labels: self.labels,
             resources,
             pool: self.pool,
-            allocation: entry.allocation,
+            allocation,
             ends_at: ends_at.map(|end| on_boottime(end, now)),
             hand_over: self.hand_over,
             idle_exit: self.idle_exit,

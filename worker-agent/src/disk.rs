@@ -5,21 +5,30 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use muster_git::Cache;
 use tokio::sync::{Notify, watch};
+
+use crate::clock::{self, Boottime};
+use crate::failure::chain;
 
 /// How often the disk is looked at.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Room, in bytes, below which a worker begins no new work: enough for reports, spools and the
 /// commits of what runs.
 pub const FREE_BYTES_MIN: u64 = 16 << 20;
-/// Room on the cache's disk, in bytes, below which not even a note fits. What a repository needs is known
-/// when it is fetched, and then others go for it.
-const CACHE_FREE_BYTES_MIN: u64 = 256 << 10;
+/// The cache on a worker's own disk gives way before attempts have less room than this part of it, or than
+/// so many bytes, whichever is less. What a repository needs in the cache is known when it is fetched, and
+/// then others go for it; what attempts write is known to nobody.
+const CACHE_LEAVES_PART: u64 = 10;
+const CACHE_LEAVES_BYTES: u64 = 2 << 30;
+/// How often the cache is asked to give way on a disk where that has not helped.
+const GIVE_WAY_EVERY: Duration = Duration::from_secs(10);
 /// Folder in it of edits that the coordinator could not take.
 pub(crate) const KEPT: &str = "kept";
 /// What is written and synced to find out whether the disk works again.
@@ -32,6 +41,7 @@ const PROBE: &str = "disk-probe";
 pub(crate) struct Disk {
     folder: Arc<Path>,
     cache: Arc<Path>,
+    wanted: Arc<AtomicU64>,
     trouble: Arc<watch::Sender<Option<String>>>,
     suspected: Arc<Notify>,
     free: Arc<watch::Sender<u64>>,
@@ -44,6 +54,7 @@ impl Disk {
         Self {
             folder: folder.into(),
             cache: cache.into(),
+            wanted: Arc::new(AtomicU64::new(FREE_BYTES_MIN)),
             trouble: Arc::new(watch::Sender::new(None)),
             suspected: Arc::default(),
             free: Arc::new(watch::Sender::new(u64::MAX)),
@@ -59,6 +70,34 @@ impl Disk {
             .to_string();
         self.set(Some(&trouble));
         Some(trouble)
+    }
+
+    /// Wants so many bytes free in the worker's folder; the cache gives way for them if it is on the same
+    /// disk.
+    pub(crate) fn want(&self, bytes: u64) {
+        self.wanted.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Lets the cache give way to attempts, and to what its own disk has to have free. Tells whether that
+    /// was not enough.
+    async fn make_room(&self, cache: &Cache) -> bool {
+        let (own, found) = (room(&self.folder), room(&self.cache));
+        let (Ok(own), Ok(found)) = (own, found) else {
+            return false;
+        };
+        let device = |folder: &Path| std::fs::metadata(folder).map(|found| found.dev()).ok();
+        let mut wanted = FREE_BYTES_MIN;
+        if device(&self.folder) == device(&self.cache) {
+            let left = (own.all / CACHE_LEAVES_PART).min(CACHE_LEAVES_BYTES);
+            wanted = self.wanted.load(Ordering::Relaxed).max(left);
+        }
+        if found.bytes >= wanted {
+            return false;
+        }
+        if let Err(error) = cache.make_room(wanted).await {
+            tracing::warn!(error = chain(&error), "the cache cannot make room");
+        }
+        room(&self.cache).is_ok_and(|found| found.bytes < wanted)
     }
 
     /// Notes that something could not be done there. The disk counts as unusable at once and
@@ -103,9 +142,14 @@ impl Disk {
         self.trouble.subscribe()
     }
 
-    /// Looks at the disk again and again until it is dropped.
-    pub(crate) async fn watch(self, every: Duration) {
+    /// Looks at the disk again and again until it is dropped; `lender` is the cache.
+    pub(crate) async fn watch(self, lender: Cache, every: Duration) {
+        let mut gave_way: Option<Boottime> = None;
         loop {
+            // Never each second: it looks at all that is kept.
+            if gave_way.is_none_or(|at| clock::now() >= at.after(GIVE_WAY_EVERY)) {
+                gave_way = self.make_room(&lender).await.then(clock::now);
+            }
             let (folder, cache) = (Arc::clone(&self.folder), Arc::clone(&self.cache));
             let in_trouble = self.trouble.borrow().is_some();
             let this = self.clone();
@@ -169,6 +213,8 @@ pub(crate) fn is_sign(error: &str) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
     pub(crate) bytes: u64,
+    /// Bytes of the whole disk.
+    pub(crate) all: u64,
     /// Files that can be made; `None` where they are not counted.
     pub(crate) files: Option<u64>,
 }
@@ -178,6 +224,7 @@ pub(crate) fn room(folder: &Path) -> io::Result<Room> {
     let found = rustix::fs::statvfs(folder)?;
     Ok(Room {
         bytes: found.f_bavail.saturating_mul(found.f_frsize),
+        all: found.f_blocks.saturating_mul(found.f_frsize),
         // Some file systems do not count files, and say that there is room for none.
         files: (found.f_files > 0).then_some(found.f_favail),
     })
@@ -202,8 +249,8 @@ fn look(folder: &Path, in_trouble: bool) -> io::Result<()> {
 /// Looks at the room for the cache, if it is there.
 fn look_at_cache(cache: &Path) -> io::Result<()> {
     match room(cache) {
-        Ok(room) if room.bytes < CACHE_FREE_BYTES_MIN => Err(io::Error::other(format!(
-            "only {} bytes are free for the cache in {}",
+        Ok(room) if room.bytes < FREE_BYTES_MIN => Err(io::Error::other(format!(
+            "only {} bytes are free for the cache in {}, of {FREE_BYTES_MIN} that are needed",
             room.bytes,
             cache.display()
         ))),
@@ -247,11 +294,15 @@ mod tests {
     async fn a_suspected_disk_is_unusable_until_it_has_been_written_to() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state");
-        let disk = Disk::new(state.clone(), folder.path().join("cache"));
+        let git = muster_git::Git::find().await.unwrap();
+        let cache = Cache::open(&git, &folder.path().join("cache"))
+            .await
+            .unwrap();
+        let disk = Disk::new(state.clone(), cache.root().to_owned());
         let mut trouble = disk.trouble();
         disk.suspect("cannot write");
         assert_eq!(trouble.borrow_and_update().as_deref(), Some("cannot write"));
-        let watching = tokio::spawn(disk.clone().watch(Duration::from_millis(1)));
+        let watching = tokio::spawn(disk.clone().watch(cache, Duration::from_millis(1)));
         // The folder is not there: nothing can be written, and that is found again and again.
         while trouble.borrow().as_deref() == Some("cannot write") {
             tokio::task::yield_now().await;

@@ -1,12 +1,16 @@
 //! Whether a machine can do a worker's work, found out before the first lease.
 
 use std::fmt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
+#[cfg(feature = "ec2")]
+use muster_connect::CaCertificate;
 use muster_connect::{
-    AddressFile, AddressFileError, Bearer, BootstrapError, Endpoint, EndpointError, bootstrap_ca,
+    AddressFile, AddressFileError, Bearer, BootstrapError, Endpoint, EndpointError, Token,
+    bootstrap_ca,
 };
 use muster_proto::v1::worker_service_client::WorkerServiceClient;
 use muster_proto::v1::{CheckInRequest, ProtocolVersion};
@@ -17,7 +21,7 @@ use crate::agent;
 use crate::checks::{self, Check, Verdict};
 use crate::disk::{self, FREE_BYTES_MIN};
 use crate::failure::chain;
-use crate::identity::StateDir;
+use crate::identity::{self, StateDir};
 use crate::options::{Coordinator, Options};
 use crate::session::SOFTWARE;
 
@@ -29,9 +33,22 @@ const CLOCKS_DIFFER_WARN: u64 = 60;
 const SPACE: &str = "free space";
 const TOKEN: &str = "token";
 const COORDINATOR: &str = "coordinator";
+/// The agent of tasks with `run`.
+const COMMAND: &str = "command";
+
+/// What a worker would join with.
+#[derive(Clone, Debug)]
+pub(crate) enum WayIn {
+    /// A token, or why it cannot be read.
+    Token(Result<Token, String>),
+    /// The proof that it is an instance of EC2, to the coordinator of this authority, or why that
+    /// cannot be read.
+    #[cfg(feature = "ec2")]
+    Instance(Result<CaCertificate, String>),
+}
 
 /// Looks at everything that a worker of these options needs; leases nothing, and changes nothing.
-pub(crate) async fn all(options: &Options) -> Vec<Check> {
+pub(crate) async fn all(options: &Options<WayIn>) -> Vec<Check> {
     let mut found = vec![checks::git().await];
     found.extend(folder(options));
     found.extend([
@@ -48,7 +65,7 @@ pub(crate) async fn all(options: &Options) -> Vec<Check> {
 
 /// Looks at what takes no time and keeps a worker from its work, apart from its folder, which it is
 /// about to take.
-pub(crate) async fn at_start(options: &Options) -> Vec<Check> {
+pub(crate) async fn at_start<T>(options: &Options<T>) -> Vec<Check> {
     vec![
         checks::git().await,
         space(&checks::existing(folder_of(options)), options),
@@ -93,29 +110,49 @@ pub(crate) fn json(checks: &[Check]) -> String {
     json!({ "checks": listed }).to_string()
 }
 
-fn folder_of(options: &Options) -> &Path {
+fn folder_of<T>(options: &Options<T>) -> &Path {
     let (StateDir::At(folder) | StateDir::Within(folder) | StateDir::Scratch(folder)) =
         &options.state;
     folder
 }
 
 /// Looks at the disk of the state.
-fn folder(options: &Options) -> Vec<Check> {
+fn folder<T>(options: &Options<T>) -> Vec<Check> {
+    const NAME: &str = "state";
+    const ADVICE: &str = "name a folder that you may write with --state-dir";
     let folder = folder_of(options);
     let there = checks::existing(folder);
-    vec![
-        checks::writable(
-            "state",
-            folder,
-            &there,
-            "name a folder that you may write with --state-dir",
+    let state = match identity::look(&options.state) {
+        Ok(()) => checks::writable(NAME, folder, &there, ADVICE),
+        Err(error) => Check::fail(NAME, chain(&error), error.way_out().unwrap_or(ADVICE)),
+    };
+    let mut found = vec![state, space(&there, options)];
+    found.extend(cache(&there, &options.state));
+    found
+}
+
+/// Looks at the cache's disk, if that is another one.
+fn cache(state: &Path, options: &StateDir) -> Option<Check> {
+    const NAME: &str = "cache";
+    let cache = identity::cache_of(options, &identity::host_name());
+    let device = |folder: &Path| std::fs::metadata(folder).map(|found| found.dev()).ok();
+    let own = device(&cache).filter(|own| Some(*own) != device(state));
+    own?;
+    let shown = |room: &disk::Room| format!("{} at {}", Gib(room.bytes), cache.display());
+    Some(match disk::room(&cache) {
+        Ok(room) if room.bytes < FREE_BYTES_MIN => Check::fail(
+            NAME,
+            shown(&room),
+            "make room there: what nobody borrows from may be deleted at any time, and a worker takes \
+             nothing until there is some",
         ),
-        space(&there, options),
-    ]
+        Ok(room) => Check::ok(NAME, shown(&room)),
+        Err(error) => Check::warn(NAME, error, "see whether there is space with `df`"),
+    })
 }
 
 /// Compares what is free with what attempts and cache may take.
-fn space(there: &Path, options: &Options) -> Check {
+fn space<T>(there: &Path, options: &Options<T>) -> Check {
     let room = match disk::room(there) {
         Ok(room) => room,
         Err(error) => {
@@ -167,7 +204,7 @@ impl fmt::Display for Gib {
 }
 
 /// Looks for agents and asks them for their versions.
-async fn agents(options: &Options) -> Check {
+async fn agents<T>(options: &Options<T>) -> Check {
     const NAME: &str = "agents";
     const ADVICE: &str =
         "put it onto the PATH of the worker, or name it: --agent codex=/opt/codex/bin/codex";
@@ -190,22 +227,38 @@ async fn agents(options: &Options) -> Check {
     };
     let listed: Vec<String> = found
         .iter()
-        .filter(|offer| !offer.program.is_empty())
+        // Tasks with `run` need none.
+        .filter(|offer| !offer.program.is_empty() && offer.name != COMMAND)
         .map(|offer| format!("{} {} at {}", offer.name, offer.version, offer.program))
         .collect();
     if !missing.is_empty() {
         return Check::fail(NAME, format!("not there: {}", missing.join(", ")), ADVICE);
     }
     if listed.is_empty() {
-        return Check::warn(NAME, "none: only tasks with `run` can be done", ADVICE);
+        return Check::ok(NAME, "none: only tasks with `run` can be done");
     }
     Check::ok(NAME, listed.join(", "))
 }
 
 /// Asks the coordinator whether it would let this worker in, and compares the clocks.
-async fn joining(options: &Options) -> (Vec<Check>, Check) {
+async fn joining(options: &Options<WayIn>) -> (Vec<Check>, Check) {
     let own = checks::clock(Timestamp::now());
-    let connected = connect(options).await;
+    let token = match &options.token {
+        WayIn::Token(Ok(token)) => token,
+        WayIn::Token(Err(error)) => {
+            let advice = "put the token there with `install -m 0600 /dev/stdin`, as the user that the \
+                          worker runs as, or name its file with --token-file";
+            let asked = "not asked, since that needs a token";
+            let found = vec![
+                Check::fail(TOKEN, error, advice),
+                Check::warn(COORDINATOR, asked, "mend the token first"),
+            ];
+            return (found, own);
+        }
+        #[cfg(feature = "ec2")]
+        WayIn::Instance(ca) => return (instance(options, ca).await, own),
+    };
+    let connected = connect(options, token).await;
     let (address, mut client) = match connected {
         Ok(connected) => connected,
         Err(error) => return (vec![unreachable(&error)], own),
@@ -260,17 +313,55 @@ fn compared(asked: Timestamp, theirs: Timestamp, answered: Timestamp) -> Check {
     }
 }
 
+/// Looks whether an instance can prove what it is, and reach the coordinator that it would prove it to.
+/// The token is not claimed: that is the beginning of its allocation's life.
+#[cfg(feature = "ec2")]
+async fn instance(options: &Options<WayIn>, ca: &Result<CaCertificate, String>) -> Vec<Check> {
+    let ca = match ca {
+        Ok(ca) => ca.clone(),
+        Err(error) => {
+            let advice = "copy `ca.pem` from the coordinator's home, and name it with --ca-file";
+            return vec![Check::fail(COORDINATOR, error, advice)];
+        }
+    };
+    let proven = crate::ec2::prove(&crate::ec2::Metadata::new(), ca.fingerprint()).await;
+    let token = match proven {
+        Ok(instance) => Check::ok(
+            TOKEN,
+            format!("not claimed; as {instance} it asks for one when it starts"),
+        ),
+        Err(error) => Check::fail(
+            TOKEN,
+            chain(&error),
+            "give the instance a profile and its metadata service, version 2: without them it cannot \
+             prove what it is",
+        ),
+    };
+    let Coordinator::Address(address) = &options.coordinator else {
+        return vec![token];
+    };
+    let reached = async {
+        let channel = Endpoint::new(address, ca)?.channel().await?;
+        Ok::<_, Unreachable>(drop(channel))
+    };
+    let coordinator = match reached.await {
+        Ok(()) => Check::ok(COORDINATOR, format!("at {address}")),
+        Err(error) => unreachable(&error),
+    };
+    vec![token, coordinator]
+}
+
 type Client = WorkerServiceClient<muster_connect::AuthorizedChannel>;
 
 /// Finds the coordinator by the token alone; what an earlier start stored is not asked.
-async fn connect(options: &Options) -> Result<(String, Client), Unreachable> {
+async fn connect(options: &Options<WayIn>, token: &Token) -> Result<(String, Client), Unreachable> {
     let address = match &options.coordinator {
         Coordinator::Address(address) => address.clone(),
         Coordinator::Home(home) => AddressFile::read(home)?.address,
     };
-    let ca = bootstrap_ca(&address, options.token.ca, ANSWER_LIMIT).await?;
+    let ca = bootstrap_ca(&address, token.ca, ANSWER_LIMIT).await?;
     let endpoint = Endpoint::new(&address, ca)?;
-    let channel = endpoint.authorized(Bearer::token(&options.token)?).await?;
+    let channel = endpoint.authorized(Bearer::token(token)?).await?;
     Ok((address, WorkerServiceClient::new(channel)))
 }
 
@@ -291,6 +382,9 @@ fn unreachable(error: &Unreachable) -> Check {
             "the token is one of another coordinator, or of one whose home was made anew: make \
              another with `coordinator token create --role worker`"
         }
+        Unreachable::Bootstrap(
+            BootstrapError::NotValidYet { .. } | BootstrapError::Expired { .. },
+        ) => "set the wrong clock",
         _ => {
             "see whether `coordinator serve` runs, whether it listens at an address that others \
              reach (--listen), and whether a firewall lets this machine through"

@@ -123,6 +123,31 @@ impl Ids {
     }
 }
 
+/// Looks whether a worker could have this folder for its state, apart from another worker that may have
+/// it now; takes and changes nothing.
+pub(crate) fn look(state: &StateDir) -> Result<(), Error> {
+    let (StateDir::At(folder) | StateDir::Within(folder)) = state else {
+        // Another name is chosen for one that is not ours.
+        return Ok(());
+    };
+    if !folder.exists() {
+        return Ok(());
+    }
+    check_owner(folder)?;
+    match state {
+        StateDir::At(folder) => stored(folder).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Tells where workers keep what they share.
+pub(crate) fn cache_of(state: &StateDir, host: &str) -> PathBuf {
+    match state {
+        StateDir::At(folder) => folder.join(CACHE),
+        StateDir::Within(base) | StateDir::Scratch(base) => base.join(CACHE).join(plain(host)),
+    }
+}
+
 /// A worker's identity; its folder stays locked for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Identity {

@@ -11,13 +11,13 @@ use crate::document::ApprovalPolicy;
 use crate::identity::{Allocation, StateDir};
 use crate::secrets::Secret;
 
-/// What a worker is started with.
+/// What a worker is started with; for a check without a token, `T` is what there is instead.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct Options<T = Token> {
     /// Where its coordinator is.
     pub coordinator: Coordinator,
     /// What it joins with; its pool is the worker's.
-    pub token: Token,
+    pub token: T,
     /// Attempts and verifies held at once, 1 to 4,096.
     pub slots: u32,
     /// Where its state is.

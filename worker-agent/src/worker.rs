@@ -76,7 +76,8 @@ pub async fn run(options: Options, wishes: watch::Receiver<Wish>) -> Result<Ende
     linking.spawn(link.run());
     let mut watching = JoinSet::new();
     watching.spawn(looking);
-    watching.spawn(worker.site.disk.clone().watch(disk::LOOK_EVERY));
+    let disk = worker.site.disk.clone();
+    watching.spawn(disk.watch(worker.site.cache.clone(), disk::LOOK_EVERY));
     let ended = worker.work(&mut link_events, &mut linking).await;
     if let Ok(ended) = &ended {
         worker.tell_the_end(*ended);
@@ -318,6 +319,7 @@ impl Worker {
                 () = tokio::time::sleep(wait) => {}
             }
             self.step(|machine, now| machine.tick(now)).await;
+            self.site.disk.want(self.lock().room_wanted());
             self.write_outbox();
         }
     }

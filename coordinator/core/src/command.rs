@@ -263,7 +263,10 @@ pub enum Rejection {
     #[error("a run named {0} exists")]
     RunNameTaken(Arc<str>),
     /// An older incarnation or a session that was replaced.
-    #[error("worker {worker} has a newer session")]
+    #[error(
+        "worker {worker} has a newer session: it was started again, or another machine has its host name \
+         and state folder, as a copy of its disk has; give one of the two another --state-dir or host name"
+    )]
     SessionSuperseded { worker: WorkerId },
     /// The request arrived for a state in which it makes no sense, such as retrying a succeeded task.
     #[error("{0}")]

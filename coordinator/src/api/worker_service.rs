@@ -757,9 +757,6 @@ async fn obey(
             let agents = wanted.iter().map(agents::to_wire).collect();
             out.say(Say::LookFor(v1::LookFor { agents })).await
         }
-        ToSession::Drain(true) => out.say(Say::Drain(v1::Drain { leave: false })).await,
-        // The next heartbeat's renewal shows that the drain was taken back.
-        ToSession::Drain(false) => Ok(()),
     }
 }
 

@@ -40,8 +40,6 @@ pub enum ToSession {
     Answers(Vec<grant::AnswerFacts>),
     /// Look for these declared agents: all that are wanted now.
     Look(Vec<coordinator_core::worker::DeclaredAgent>),
-    /// Take nothing new (`true`), or go on (`false`).
-    Drain(bool),
 }
 
 /// Why a request got no answer.

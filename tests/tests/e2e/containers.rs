@@ -1,8 +1,8 @@
 //! The image and the compose file of `deploy/`, on a container engine of the test's own.
 //!
 //! No registry is asked for anything. What the second stage of the Dockerfile is built upon is a tar
-//! file that MUSTER_CONTAINER_BASE names, and the programs are those under test:
-//! `debootstrap --variant=minbase --include=git,ca-certificates,tini trixie root && tar -C root -cf base.tar .`
+//! file that `.ci/base` has made, or that MUSTER_CONTAINER_BASE names, and the programs are those under
+//! test.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,7 +34,6 @@ pub(crate) fn missing() -> Option<String> {
         let works = ran.is_ok_and(|output| output.status.success());
         (!works).then(|| format!("`{program} {argument}` does not work here"))
     };
-    let base = std::env::var_os(BASE).filter(|base| Path::new(base).is_file());
     lacks("dockerd", "--version")
         .or_else(|| lacks("docker", "--version"))
         .or_else(|| lacks("unshare", "--version"))
@@ -44,9 +43,22 @@ pub(crate) fn missing() -> Option<String> {
                 .then(|| "needs docker compose".to_owned())
         })
         .or_else(|| {
-            base.is_none()
-                .then(|| format!("{BASE} names no tar of a base image"))
+            base().is_none().then(|| {
+                format!("{BASE} names no tar of a base image, and `.ci/base` has not made one")
+            })
         })
+}
+
+/// Finds the tar of the base image.
+fn base() -> Option<PathBuf> {
+    // The programs under test are in a folder of the target folder.
+    let made = std::env::current_exe().ok()?;
+    let made = made.ancestors().nth(3)?.join("base.tar");
+    let named = std::env::var_os(BASE).map(PathBuf::from);
+    [named, Some(made)]
+        .into_iter()
+        .flatten()
+        .find(|base| base.is_file())
 }
 
 /// Words that begin a call of compose: the engine's own, or the program of its own that came before.
@@ -112,7 +124,8 @@ impl Engine {
 
     /// Builds the Dockerfile's second stage upon a base from here.
     fn build(&self, programs: &Programs) -> Result<()> {
-        let base = std::env::var(BASE)?;
+        let base = base().context("no base")?;
+        let base = base.to_string_lossy();
         let file = std::fs::read_to_string(programs.source.join("deploy/Dockerfile"))?;
         let stage = file.rfind("\nFROM ").context("one stage only")?;
         let mut stage = file[stage..].replace("\\\n", " ");
@@ -172,7 +185,7 @@ fn brought_up(programs: &Programs) -> Result<()> {
         let files = getrlimit(Resource::Nofile).maximum.unwrap_or(65_536);
         let file = file
             .replace("\nname: muster\n", "\n")
-            .replace("interval: 30s", "interval: 1s")
+            .replace("interval: 10s", "interval: 1s")
             .replace("interval: 60s", "interval: 1s")
             .replace("nofile: 65536", &format!("nofile: {}", files.min(65_536)));
         std::fs::write(deploy.join("compose.yaml"), file)?;
@@ -212,9 +225,32 @@ fn brought_up(programs: &Programs) -> Result<()> {
         let status = inside(&["coordinator", "status", run, "--json"])?.json()?;
         ensure!(status["state"] == "succeeded", "{status}");
 
+        // A worker whose coordinator has gone is not well, and the coordinator is without workers.
+        engine.compose(&["stop", "coordinator"])?.success()?;
+        let health =
+            "{{index .Config.Labels \"com.docker.compose.service\"}} {{.State.Health.Status}}";
+        until_true("the workers are not well", LONG, || {
+            let all = engine.inspect(health)?;
+            Ok(all.iter().filter(|one| *one == "worker unhealthy").count() == 2)
+        })
+        .with_context(|| format!("{:?}", engine.inspect(health)))?;
+        engine.compose(&["start", "coordinator"])?.success()?;
+        until_true("all three are healthy again", LONG, || {
+            let all = engine.inspect("{{.State.Health.Status}}")?;
+            Ok(all == ["healthy", "healthy", "healthy"])
+        })?;
+        // The home has stayed.
+        inside(&["coordinator", "status", run, "--json"])?;
+        engine.compose(&["stop", "worker"])?.success()?;
+        inside(&["coordinator", "workers", "--json"])?;
         engine.compose(&["stop"])?.success()?;
         let ended = engine.inspect("{{.Config.User}} {{.State.ExitCode}}")?;
         ensure!(ended == ["muster 0", "muster 0", "muster 0"], "{ended:?}");
+        engine.compose(&["down"])?.success()?;
+        let kept = ["docker", "volume", "ls", "-q"];
+        let kept = engine.call(&kept)?.success()?.out;
+        ensure!(kept.trim() == "muster_home", "volumes: {kept}");
+        engine.compose(&["down", "--volumes"])?.success()?;
         Ok(())
     })
 }

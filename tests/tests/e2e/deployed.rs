@@ -20,23 +20,23 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[(
 )];
 
 /// Where units have their programs, state and configuration.
-const MOVED: [&str; 3] = ["/usr/local/bin/", "/var/lib/", "/etc/muster/"];
+const MOVED: [&str; 4] = ["/usr/local/", "/var/lib/", "/etc/muster", "/etc/systemd/"];
 
 /// A machine's root in a folder, with the two programs under their own names.
-struct Machine<'c> {
-    root: PathBuf,
+pub(crate) struct Machine<'c> {
+    pub(crate) root: PathBuf,
     cluster: &'c Cluster,
 }
 
 /// A unit as systemd would start it.
-struct Unit {
-    start: Program,
+pub(crate) struct Unit {
+    pub(crate) start: Program,
     /// Commands after it.
     post: Vec<Program>,
 }
 
 impl<'c> Machine<'c> {
-    fn new(cluster: &'c Cluster) -> Result<Self> {
+    pub(crate) fn new(cluster: &'c Cluster) -> Result<Self> {
         let root = cluster.folder().join("root");
         let programs = cluster.programs();
         std::fs::create_dir_all(root.join("usr/local/bin"))?;
@@ -52,7 +52,7 @@ impl<'c> Machine<'c> {
     }
 
     /// Gives a text with the paths of this machine, and the port of the test for the usual one.
-    fn here(&self, text: &str) -> String {
+    pub(crate) fn here(&self, text: &str) -> String {
         let mut text = text.replace("7733", &self.cluster.port().to_string());
         for path in MOVED {
             let moved = format!("{}{path}", self.root.display());
@@ -62,7 +62,7 @@ impl<'c> Machine<'c> {
     }
 
     /// Reads a unit of `deploy/systemd`, for the instance `1`.
-    fn unit(&self, name: &str) -> Result<Unit> {
+    pub(crate) fn unit(&self, name: &str) -> Result<Unit> {
         let path = self
             .cluster
             .programs()
@@ -147,6 +147,24 @@ impl<'c> Machine<'c> {
         Ok(program)
     }
 
+    /// Writes the variables of the guide.
+    pub(crate) fn write_variables(&self, source: &Path) -> Result<()> {
+        let guide = std::fs::read_to_string(source.join("deploy/README.md"))?;
+        let variables = guide
+            .split("```")
+            .find(|block| block.contains("\nWORKER_OPTIONS="));
+        let variables = variables
+            .and_then(|block| block.split_once('\n'))
+            .context("worker.env")?;
+        let variables = self
+            .here(variables.1)
+            .replace("head.example.org", "127.0.0.1");
+        Ok(std::fs::write(
+            self.root.join("etc/muster/worker.env"),
+            variables,
+        )?)
+    }
+
     /// A command of an administrator, as the guide writes it.
     fn admin(&self, arguments: &[&str]) -> Program {
         let program = self.root.join("usr/local/bin/coordinator");
@@ -159,7 +177,7 @@ impl<'c> Machine<'c> {
     }
 
     /// Starts the coordinator's unit and waits until it answers.
-    fn coordinator(&self) -> Result<Process> {
+    pub(crate) fn coordinator(&self) -> Result<Process> {
         let unit = self.unit("muster-coordinator.service")?;
         let mut process = unit.start.start(&self.cluster.logs(), "coordinator")?;
         until_true("the coordinator answers", SOON, || {
@@ -181,7 +199,7 @@ impl<'c> Machine<'c> {
         Ok(self.admin(&words).run(&self.cluster.logs(), SOON)?.code())
     }
 
-    fn workers(&self) -> Result<Vec<serde_json::Value>> {
+    pub(crate) fn workers(&self) -> Result<Vec<serde_json::Value>> {
         let listed = self
             .admin(&["workers", "--json"])
             .run(&self.cluster.logs(), SOON)?;
@@ -197,8 +215,6 @@ fn site(programs: &Programs) -> Result<()> {
         let logs = cluster.logs();
         let mut coordinator = machine.coordinator()?;
 
-        // The token and the variables of the guide.
-        let guide = std::fs::read_to_string(programs.source.join("deploy/README.md"))?;
         let arguments = [
             "token",
             "create",
@@ -211,16 +227,7 @@ fn site(programs: &Programs) -> Result<()> {
         let token = machine.root.join("etc/muster/worker.token");
         std::fs::write(&token, made.out)?;
         std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600))?;
-        let variables = guide
-            .split("```")
-            .find(|block| block.contains("\nWORKER_OPTIONS="));
-        let variables = variables
-            .and_then(|block| block.split_once('\n'))
-            .context("worker.env")?;
-        let variables = machine
-            .here(variables.1)
-            .replace("head.example.org", "127.0.0.1");
-        std::fs::write(machine.root.join("etc/muster/worker.env"), variables)?;
+        machine.write_variables(&programs.source)?;
 
         let unit = machine.unit("muster-worker@.service")?;
         let mut worker = unit.start.start(&logs, "worker")?;

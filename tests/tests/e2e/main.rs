@@ -27,6 +27,7 @@ mod failures;
 mod first;
 mod foreign;
 mod going_on;
+mod guide;
 mod handover;
 mod integration;
 mod machines;
@@ -84,6 +85,7 @@ fn main() -> ExitCode {
         handover::SCENARIOS,
         deaths::SCENARIOS,
         deployed::SCENARIOS,
+        guide::SCENARIOS,
         straggler::SCENARIOS,
         repeat::SCENARIOS,
         restored::SCENARIOS,

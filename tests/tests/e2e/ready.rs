@@ -1,6 +1,6 @@
 //! A worker that looks at its machine before it leases anything.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use muster_tests::Programs;
@@ -70,23 +70,46 @@ fn checked(programs: &Programs) -> Result<()> {
             "{}",
             missing.out
         );
+        let token = worker.folder.join("token");
+        let of = |token: &Path, state: &Path| {
+            Program::new(&worker.path, &worker.folder)
+                .args(["--check", "--json", "--coordinator", &cluster.address()])
+                .args(["--token-file".as_ref(), token.as_os_str()])
+                .args(["--state-dir".as_ref(), state.as_os_str()])
+                .run(&cluster.logs(), SOON)
+        };
+        let nowhere = of(&cluster.folder().join("nowhere.token"), &state)?.expect(1)?;
+        let found = check(&nowhere, "token")?;
+        ensure!(
+            found.0 == "fail" && found.1.contains("nowhere.token"),
+            "{}",
+            nowhere.out
+        );
+        ensure!(check(&nowhere, "git")?.0 == "ok", "{}", nowhere.out);
         let other = asked(&["--pool", "other"])?.expect(1)?;
         ensure!(check(&other, "token")?.0 == "fail", "{}", other.out);
 
-        let token = worker.folder.join("token");
         std::fs::copy(cluster.token("viewer")?, &token)?;
-        let viewer = Program::new(&worker.path, &worker.folder)
-            .args(["--coordinator", &cluster.address(), "--token-file"])
-            .args([token.as_os_str(), "--check".as_ref()])
-            .args(["--state-dir".as_ref(), state.as_os_str()])
-            .run(&cluster.logs(), SOON)?
-            .expect(1)?;
+        let viewer = of(&token, &state)?.expect(1)?;
         ensure!(
             viewer.out.contains("not a worker's join token")
                 && viewer.out.contains("coordinator token create"),
             "{}",
             viewer.out
         );
+        // What no worker could have for its state.
+        let newer = cluster.folder().join("newer");
+        std::fs::create_dir(&newer)?;
+        let of_newer = r#"{"worker":"w","incarnation":1,"format":9,"written_by":"9.0"}"#;
+        std::fs::write(newer.join("identity.json"), of_newer)?;
+        let newer = of(&token, &newer)?.expect(1)?;
+        let found = check(&newer, "state")?;
+        ensure!(
+            found.0 == "fail" && found.1.contains("Muster 9.0"),
+            "{}",
+            newer.out
+        );
+
         cluster.kill_coordinator()?;
         let gone = asked(&[])?.expect(1)?;
         ensure!(check(&gone, "coordinator")?.0 == "fail", "{}", gone.out);

@@ -13,7 +13,7 @@ use tokio::fs;
 
 use crate::command::Git;
 use crate::error::GitError;
-use crate::eviction;
+use crate::eviction::{self, Bound};
 use crate::leftovers::{self, Swept};
 use crate::lock::HostLock;
 use crate::names::{ObjectFormat, ObjectId, RefName};
@@ -106,18 +106,40 @@ impl Cache {
     async fn trim(&self) -> Result<(), GitError> {
         match self.bytes_max {
             u64::MAX => Ok(()),
-            bytes_max => self.trim_to(bytes_max).await,
+            bytes_max => self.trim_to(Bound::Holds(bytes_max)).await,
         }
     }
 
-    async fn trim_to(&self, bytes_max: u64) -> Result<(), GitError> {
+    /// Where it is.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Gives way where its disk has fewer bytes free: what was used longest ago goes, unless something
+    /// borrows from it. Without a limit ([`Cache::with_limit`]) nothing goes.
+    ///
+    /// Makes no error of too little to delete; the caller looks at the disk again.
+    pub async fn make_room(&self, bytes_free: u64) -> Result<(), GitError> {
+        let nearly_full = match eviction::free(&self.root) {
+            Ok(free) => free < bytes_free,
+            // Somebody has deleted it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+            Err(error) => return Err(GitError::file("look at", &self.root)(error)),
+        };
+        match nearly_full && self.bytes_max < u64::MAX {
+            true => self.trim_to(Bound::Free(bytes_free)).await,
+            false => Ok(()),
+        }
+    }
+
+    async fn trim_to(&self, bound: Bound) -> Result<(), GitError> {
         let root = self.root.clone();
-        let trimming = tokio::task::spawn_blocking(move || eviction::trim(&root, bytes_max));
-        let trimmed = trimming.await.unwrap_or_else(|panicked| {
+        let trimming = tokio::task::spawn_blocking(move || eviction::trim(&root, bound));
+        trimming.await.unwrap_or_else(|panicked| {
             let error = std::io::Error::other(panicked);
             Err(GitError::file("trim the cache", &self.root)(error))
-        });
-        trimmed.map(|_| ())
+        })
     }
 
     /// Removes what killed gits have left in repositories in which nobody works now.
@@ -176,7 +198,7 @@ impl Cache {
                 }
                 // This one is in use; all that nobody borrows from makes room for it.
                 leftovers::sweep(&folder)?;
-                self.trim_to(0).await?;
+                self.trim_to(Bound::Holds(0)).await?;
                 cached.fetch(remote, name, &kept).await?;
             }
             swept.done();

@@ -6,6 +6,7 @@
 //! workers that share the cache, since a worker that was killed cannot say so.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,40 @@ struct Kept {
     used: SystemTime,
 }
 
+/// When enough was deleted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bound {
+    /// The cache holds no more bytes than this.
+    Holds(u64),
+    /// Its disk has this many bytes free.
+    Free(u64),
+}
+
+impl Bound {
+    /// Tells whether a cache that holds so many bytes is within it.
+    fn is_met(self, root: &Path, held: u64) -> io::Result<bool> {
+        Ok(match self {
+            Self::Holds(bytes_max) => held <= bytes_max,
+            Self::Free(bytes_min) => free(root)? >= bytes_min,
+        })
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Holds(bytes) => write!(out, "{} or less of it", megabytes(bytes)),
+            Self::Free(bytes) => write!(out, "{} free on its disk", megabytes(bytes)),
+        }
+    }
+}
+
+/// Bytes that are free on a disk for this user.
+pub(crate) fn free(root: &Path) -> io::Result<u64> {
+    let found = rustix::fs::statvfs(root)?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// Notes that workspaces below `folder` may borrow from the cache at `root`.
 pub(crate) fn register(root: &Path, folder: &Path) -> Result<(), GitError> {
     let users = root.join(USERS);
@@ -47,23 +82,23 @@ pub(crate) fn register(root: &Path, folder: &Path) -> Result<(), GitError> {
     std::fs::write(&note, bytes).map_err(fail)
 }
 
-/// Deletes what was used longest ago until the rest is within `bytes_max`, or all of it is borrowed
-/// from; tells how many bytes are left.
+/// Deletes what was used longest ago until the rest is within its bound, or all of it is borrowed
+/// from.
 ///
 /// If it cannot be known who borrows, nothing is deleted.
-pub(crate) fn trim(root: &Path, bytes_max: u64) -> Result<u64, GitError> {
+pub(crate) fn trim(root: &Path, bound: Bound) -> Result<(), GitError> {
     let lock = root.join("trim.lock");
     // Whoever is at it does the same.
     let Some(_lock) = HostLock::try_acquire(&lock)? else {
-        return Ok(0);
+        return Ok(());
     };
     let fail = |error| GitError::file("trim the cache", root)(error);
     let mut kept = repositories(root).map_err(fail)?;
     let mut bytes: u64 = kept.iter().map(|repository| repository.bytes).sum();
     kept.sort_by_key(|repository| repository.used);
     for repository in kept {
-        if bytes <= bytes_max {
-            break;
+        if bound.is_met(root, bytes).map_err(fail)? {
+            return Ok(());
         }
         let folder = &repository.folder;
         // Nobody fetches into it, and nobody is about to borrow.
@@ -79,7 +114,8 @@ pub(crate) fn trim(root: &Path, bytes_max: u64) -> Result<u64, GitError> {
         tracing::info!(
             path = %folder.display(),
             size = megabytes(repository.bytes),
-            "the cache is above its limit; deleting what was not used for longest"
+            wanted = %bound,
+            "the cache takes too much; deleting what was not used for longest"
         );
         // In one step, so that a half of it is never borrowed from.
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
@@ -89,14 +125,17 @@ pub(crate) fn trim(root: &Path, bytes_max: u64) -> Result<u64, GitError> {
         remove(&deleted).map_err(fail)?;
         bytes -= repository.bytes;
     }
-    if bytes > bytes_max {
+    // A disk may be full of other things, and whoever looks at it says so.
+    if let Bound::Holds(bytes_max) = bound
+        && bytes > bytes_max
+    {
         tracing::warn!(
             size = megabytes(bytes),
             limit = megabytes(bytes_max),
             "the cache is above its limit, and all of it is in use"
         );
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// Lists what is complete; deletes what an earlier trim was interrupted in.

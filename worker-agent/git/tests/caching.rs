@@ -342,3 +342,27 @@ async fn a_repository_that_is_used_again_outlives_one_that_is_not() {
         .unwrap();
     assert_eq!(cached_names(&world), ["old"]);
 }
+
+#[tokio::test]
+async fn a_cache_gives_way_where_its_disk_has_too_little_room() {
+    let world = World::new().await;
+    let commit = world.commit(&[], &[("a", "1")]).await;
+    let name = world.set("refs/heads/main", commit).await;
+    let state = world.path("state");
+    std::fs::create_dir_all(&state).unwrap();
+    let cache = Cache::open(&world.git, &world.path("cache")).await.unwrap();
+    let cache = cache.with_limit(u64::MAX - 1, &state).await.unwrap();
+    let (one, two) = (copy(&world, "one").await, copy(&world, "two").await);
+    drop(cache.ensure_commit(&one, &name, commit).await.unwrap());
+    let in_use = cache.ensure_commit(&two, &name, commit).await.unwrap();
+    cache.make_room(1).await.unwrap();
+    assert_eq!(cached_names(&world), ["one", "two"], "there is room");
+    // More than any disk has.
+    cache.make_room(u64::MAX).await.unwrap();
+    assert_eq!(cached_names(&world), ["two"]);
+    drop(in_use);
+    cache.make_room(u64::MAX).await.unwrap();
+    assert!(cached_names(&world).is_empty());
+    std::fs::remove_dir_all(world.path("cache")).unwrap();
+    cache.make_room(u64::MAX).await.unwrap();
+}

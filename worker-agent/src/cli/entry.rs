@@ -4,9 +4,13 @@ use muster_connect::Token;
 use tokio::sync::watch;
 
 use super::{EXIT_USAGE, Failed, WorkerArgs};
+use crate::doctor::WayIn;
 use crate::failure::chain;
 use crate::identity::Allocation;
 use crate::options::Wish;
+
+#[cfg(not(feature = "ec2"))]
+const WITHOUT_EC2: &str = "this program was built without EC2; build it with --features coordinator/ec2";
 
 /// What a worker joins with.
 pub(super) struct Entry {
@@ -25,16 +29,39 @@ impl WorkerArgs {
         if self.ec2 {
             return self.claim(wish, wishes).await;
         }
-        let read = match &self.token_file {
-            Some(file) => muster_connect::read_token_file(file).map_err(|e| chain(&e)),
-            None => Err("name the file with the join token with --token-file".to_owned()),
-        };
-        let token = read.map_err(|text| Failed {
+        let token = self.read_token().map_err(|text| Failed {
             text,
             code: EXIT_USAGE,
         })?;
         let allocation = Allocation::find(|name| std::env::var(name).ok());
         Ok(Some(Entry { token, allocation }))
+    }
+
+    fn read_token(&self) -> Result<Token, String> {
+        match &self.token_file {
+            Some(file) => muster_connect::read_token_file(file).map_err(|error| chain(&error)),
+            None => Err("name the file with the join token with --token-file".to_owned()),
+        }
+    }
+
+    /// Gives what the worker would join with; claims nothing.
+    pub(super) fn way_in(&self) -> WayIn {
+        #[cfg(feature = "ec2")]
+        if self.ec2 {
+            return WayIn::Instance(self.authority().map_err(|error| chain(&error)));
+        }
+        #[cfg(not(feature = "ec2"))]
+        if self.ec2 {
+            return WayIn::Token(Err(WITHOUT_EC2.to_owned()));
+        }
+        WayIn::Token(self.read_token())
+    }
+
+    /// Reads whom an instance trusts.
+    #[cfg(feature = "ec2")]
+    fn authority(&self) -> Result<muster_connect::CaCertificate, muster_connect::CaError> {
+        let file = self.ca_file.as_deref();
+        muster_connect::CaCertificate::read(file.unwrap_or(std::path::Path::new("ca.pem")))
     }
 
     #[cfg(not(feature = "ec2"))]
@@ -45,7 +72,7 @@ impl WorkerArgs {
         _: watch::Receiver<Wish>,
     ) -> Result<Option<Entry>, Failed> {
         Err(Failed {
-            text: "this program was built without EC2; build it with --features coordinator/ec2".to_owned(),
+            text: WITHOUT_EC2.to_owned(),
             code: EXIT_USAGE,
         })
     }
@@ -57,8 +84,6 @@ impl WorkerArgs {
         wish: &watch::Sender<Wish>,
         mut wishes: watch::Receiver<Wish>,
     ) -> Result<Option<Entry>, Failed> {
-        use std::path::Path;
-
         use super::{EXIT_REFUSED, wish_for};
         use crate::ec2;
         use crate::options::Coordinator;
@@ -70,9 +95,7 @@ impl WorkerArgs {
         let Coordinator::Address(address) = self.coordinator().map_err(usage)? else {
             return Err(usage("--ec2 needs --coordinator".to_owned()));
         };
-        let file = self.ca_file.as_deref().unwrap_or(Path::new("ca.pem"));
-        let ca = muster_connect::CaCertificate::read(file);
-        let ca = ca.map_err(|error| usage(chain(&error)))?;
+        let ca = self.authority().map_err(|error| usage(chain(&error)))?;
         let metadata = ec2::Metadata::new();
         let watched = metadata.clone();
         let wish = wish.clone();

@@ -7,7 +7,7 @@ mod proof;
 
 use std::time::Duration;
 
-use muster_connect::{CaCertificate, Endpoint, Token};
+use muster_connect::{CaCertificate, Endpoint, Fingerprint, Token};
 use muster_proto::v1::join_service_client::JoinServiceClient;
 use muster_proto::v1::{ClaimRequest, claim_request};
 use tonic::Code;
@@ -77,6 +77,19 @@ pub(crate) async fn claim(
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Makes the proof that this instance would join with, and gives the instance's id.
+///
+/// # Errors
+/// The metadata service does not answer, or the instance has no profile.
+pub(crate) async fn prove(
+    metadata: &Metadata,
+    coordinator: Fingerprint,
+) -> Result<String, proof::Error> {
+    let instance = metadata.get("instance-id").await?;
+    proof::make(metadata, coordinator).await?;
+    Ok(instance)
 }
 
 fn is_final(code: Code) -> bool {

@@ -67,7 +67,7 @@ fn signed(
 
 /// Why there is no proof.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(crate) enum Error {
     #[error(transparent)]
     Metadata(#[from] metadata::Error),
     #[error("the metadata service names a region that is none: {0:?}")]

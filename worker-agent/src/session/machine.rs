@@ -228,6 +228,11 @@ impl Machine {
         }
     }
 
+    /// Tells how many bytes have to be free on the disk so that it can take another lease.
+    pub(crate) fn room_wanted(&self) -> u64 {
+        self.reserve.wanted(self.slots_taken())
+    }
+
     /// Tells whether it takes nothing new.
     pub fn is_draining(&self) -> bool {
         self.draining

@@ -39,6 +39,17 @@ impl Reserve {
         Some(u32::try_from(room / self.each).unwrap_or(u32::MAX))
     }
 
+    /// Tells how many bytes have to be free so that there is room for another one.
+    pub(super) fn wanted(&self, working: u32) -> u64 {
+        let still = match self.free {
+            Some(free) => self.still(free, working),
+            None => 0,
+        };
+        FREE_BYTES_MIN
+            .saturating_add(still)
+            .saturating_add(self.each)
+    }
+
     /// Says what is missing for another one; `None` if nothing is.
     pub(super) fn shortage(&self, working: u32) -> Option<String> {
         (self.more(working)? == 0).then(|| {
@@ -75,6 +86,10 @@ mod tests {
         assert_eq!(reserve.more(0), Some(2));
         assert_eq!(reserve.more(1), Some(1));
         assert_eq!(reserve.more(2), Some(0));
+        assert_eq!(reserve.wanted(1), FREE_BYTES_MIN + 200 * MB);
+        reserve.heard(reserve.wanted(2), 2);
+        assert_eq!(reserve.more(2), Some(1));
+        reserve.heard(FREE_BYTES_MIN + 250 * MB, 0);
         assert!(reserve.shortage(2).unwrap().contains("--disk-reserve"));
         assert_eq!(reserve.shortage(1), None);
         // What one has taken of its room is not kept for it a second time.

@@ -33,8 +33,13 @@ pub(super) fn full(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
         let (ledger, gates) = notes(cluster)?;
         cluster.serve()?;
-        let (described, disk) = with_cache(cluster, "w", 8 << 20)?;
+        let (described, disk) = with_cache(cluster, "w", 32 << 20)?;
+        // Notes fit, and hardly any repository does.
         let ballast = disk.fill()?;
+        {
+            let file = std::fs::File::options().write(true).open(&ballast)?;
+            file.set_len(file.metadata()?.len() - (3 << 20))?;
+        }
         let worker = cluster.start_described(&described, "w")?;
         let tasks = [("a", false), ("b", false)];
         let run = cluster.submit(&plan(cluster, &ledger, &gates, &tasks)?)?;
@@ -71,13 +76,35 @@ pub(super) fn tiny(programs: &Programs) -> Result<()> {
     with_cluster(programs, None, |cluster| {
         cluster.serve()?;
         // Each repository fits, and no two of them.
-        let (described, _disk) = with_cache(cluster, "w", 10 << 20)?;
+        let (described, _disk) = with_cache(cluster, "w", 40 << 20)?;
         let _worker = cluster.start_described(&described, "w")?;
         for name in ["one", "two", "three"] {
-            large_seed(&cluster.folder().join(name), 6 << 20)?;
+            large_seed(&cluster.folder().join(name), 20 << 20)?;
             let text = format!(
                 "name: {name}\nrepo: {{ from: ./{name} }}\ndefaults: {{ timeout: 5m }}\ntasks:\n  - name: t\n    \
                  run: echo {name} > own.txt\n"
+            );
+            let run = cluster.submit(&cluster.write_plan(&format!("{name}.yaml"), &text)?)?;
+            succeeded(cluster, &run)?;
+            let status = cluster.status(&run)?;
+            ensure!(status.attempts("t")?.len() == 1, "{}", status.json);
+        }
+        Ok(())
+    })
+}
+
+pub(super) fn beside_attempts(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        cluster.serve()?;
+        // Its limit is far above what the disk has, and all of it is the disk of the attempts, too.
+        let described = cluster.worker("w", &cluster.address(), 1)?;
+        std::fs::create_dir_all(described.folder.join("state"))?;
+        let _disk = Mounted::small(&described.folder.join("state"), 40 << 20)?;
+        let _worker = cluster.start_described(&described, "w")?;
+        for name in ["one", "two", "three", "four", "five"] {
+            large_seed(&cluster.folder().join(name), 6 << 20)?;
+            let text = format!(
+                "name: {name}\nrepo: {{ from: ./{name} }}\ntasks:\n  - {{ name: t, run: echo {name} > own.txt }}\n"
             );
             let run = cluster.submit(&cluster.write_plan(&format!("{name}.yaml"), &text)?)?;
             succeeded(cluster, &run)?;

@@ -102,6 +102,10 @@ const MOUNTED: &[(&str, Scenario)] = &[
         cache::tiny,
     ),
     (
+        "disk::a_cache_gives_way_to_attempts_on_the_same_disk",
+        cache::beside_attempts,
+    ),
+    (
         "disk::a_cache_that_is_deleted_under_its_worker_costs_no_edit",
         cache::deleted,
     ),
