@@ -295,7 +295,7 @@ fn planned_json(pool: &v1::PlannedPool) -> Value {
 }
 
 /// Says in a word how it goes with a pool.
-fn standing(pool: &v1::Pool) -> &'static str {
+pub(super) fn standing(pool: &v1::Pool) -> &'static str {
     if pool.kind.is_empty() {
         "not configured"
     } else if pool.paused.is_some() {
