@@ -346,7 +346,13 @@ mod tests {
         assert!(pools_check(&[]).is_none());
         let ready = pools_check(&[pool("near", "local")]).unwrap();
         assert_eq!(ready.verdict, Verdict::Ok);
-        let found = [pool("old", ""), paused, pool("near", "local"), refused, silent];
+        let found = [
+            pool("old", ""),
+            paused,
+            pool("near", "local"),
+            refused,
+            silent,
+        ];
         let found = pools_check(&found).unwrap();
         assert_eq!(found.verdict, Verdict::Warn);
         assert_eq!(
