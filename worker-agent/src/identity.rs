@@ -69,6 +69,8 @@ pub struct Allocation {
     pub name: String,
     /// How often it was begun again under that name: a job that was requeued keeps its id.
     pub restarts: u32,
+    /// It is a whole machine, known to its pool by that name: images give many one host name.
+    pub is_machine: bool,
 }
 
 impl Allocation {
@@ -87,6 +89,7 @@ impl Allocation {
         Some(Self {
             name: variable("MUSTER_ALLOCATION").or_else(of_slurm)?,
             restarts: restarts.unwrap_or(0),
+            is_machine: false,
         })
     }
 }
@@ -595,6 +598,7 @@ mod tests {
         Allocation {
             name: name.to_owned(),
             restarts,
+            is_machine: false,
         }
     }
 

@@ -721,6 +721,11 @@ fn workers(
                     .allocation
                     .map(|id| id.to_string())
                     .unwrap_or_default(),
+                gone: link == "away"
+                    && worker
+                        .offer
+                        .allocation
+                        .is_some_and(|id| state.allocation(id).is_none()),
             }
         })
         .collect()

@@ -306,11 +306,9 @@ fn pools_check(pools: &[v1::Pool]) -> Option<Check> {
         |pool| !pool.kind.is_empty() && pool.paused.is_some(),
         "paused",
     );
-    let troubled = names(
-        |pool| !pool.kind.is_empty() && pool.paused.is_none() && !pool.trouble.is_empty(),
-        "in trouble",
-    );
-    let found: Vec<String> = [left, paused, troubled].into_iter().flatten().collect();
+    // In the word of `pool list`.
+    let failing = names(|pool| super::pool::standing(pool) == "failing", "failing");
+    let found: Vec<String> = [left, paused, failing].into_iter().flatten().collect();
     if found.is_empty() {
         let configured = pools.len();
         return (configured > 0).then(|| Check::ok(NAME, format!("{configured}, all ready")));
@@ -337,14 +335,29 @@ mod tests {
             paused: Some(v1::PoolPause::default()),
             ..pool("gpu", "slurm")
         };
+        let refused = v1::Pool {
+            failures: 1,
+            ..pool("build", "ec2")
+        };
+        let silent = v1::Pool {
+            trouble: "failed to list allocations".to_owned(),
+            ..pool("far", "ec2")
+        };
         assert!(pools_check(&[]).is_none());
         let ready = pools_check(&[pool("near", "local")]).unwrap();
         assert_eq!(ready.verdict, Verdict::Ok);
-        let found = pools_check(&[pool("old", ""), paused, pool("near", "local")]).unwrap();
+        let found = [
+            pool("old", ""),
+            paused,
+            pool("near", "local"),
+            refused,
+            silent,
+        ];
+        let found = pools_check(&found).unwrap();
         assert_eq!(found.verdict, Verdict::Warn);
         assert_eq!(
             found.found,
-            "old not configured any more, with allocations that nobody ends; gpu paused"
+            "old not configured any more, with allocations that nobody ends; gpu paused; build, far failing"
         );
     }
 

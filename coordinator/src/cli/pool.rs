@@ -294,8 +294,14 @@ fn planned_json(pool: &v1::PlannedPool) -> Value {
     })
 }
 
+/// Says how many allocations nobody knows, and what becomes of them.
+fn unknown(orphans: u32) -> String {
+    let orphans = show::counted(orphans as usize, "allocation");
+    format!("{orphans} that this coordinator has not ordered, ended after a minute")
+}
+
 /// Says in a word how it goes with a pool.
-fn standing(pool: &v1::Pool) -> &'static str {
+pub(super) fn standing(pool: &v1::Pool) -> &'static str {
     if pool.kind.is_empty() {
         "not configured"
     } else if pool.paused.is_some() {
@@ -332,11 +338,16 @@ fn table(pools: &[v1::Pool], paint: Paint) -> Table {
         };
         let scales = !matches!(&*pool.kind, "external" | "");
         let held = u32::try_from(pool.allocations.len()).unwrap_or(u32::MAX) + pool.more;
+        let orphans = match pool.orphans {
+            0 => String::new(),
+            some => format!("has {}", unknown(some)),
+        };
         let why = match &pool.paused {
             _ if pool.kind.is_empty() => "nobody ends what it has; see `pool show`",
             Some(pause) => &pause.reason,
             None if !pool.trouble.is_empty() => &pool.trouble,
-            None => &pool.last_failure,
+            None if !pool.last_failure.is_empty() => &pool.last_failure,
+            None => &orphans,
         };
         table.row(vec![
             one_line(&pool.name),
@@ -417,8 +428,7 @@ fn text(pool: &v1::Pool, now: Timestamp, paint: Paint, program: &str) -> String 
     }
     say("trouble", pool.trouble.clone());
     if pool.orphans > 0 {
-        let orphans = show::counted(pool.orphans as usize, "allocation");
-        say("orphans", format!("{orphans} that nobody knows is ended"));
+        say("orphans", unknown(pool.orphans));
     }
     for host in &pool.quarantined {
         let until = show::time(host.until.as_ref());
@@ -687,7 +697,13 @@ mod tests {
             name: "old".to_owned(),
             ..v1::Pool::default()
         };
-        let pools = [gpu(), lab, removed];
+        let raised = v1::Pool {
+            name: "burst".to_owned(),
+            kind: "ec2".to_owned(),
+            orphans: 2,
+            ..v1::Pool::default()
+        };
+        let pools = [gpu(), lab, removed, raised];
         let mut texts = vec![table(&pools, paint).text()];
         texts.extend(
             pools

@@ -30,8 +30,21 @@ pub(crate) async fn workers(context: &Context, options: Workers) -> Result<Exit>
             client.address()
         ));
     } else {
-        let table = table(&listed.workers, Timestamp::now(), context.output.data_paint);
-        context.output.data(&table.text())?;
+        let (shown, gone): (Vec<_>, Vec<_>) = listed
+            .workers
+            .iter()
+            .partition(|worker| options.all || !worker.gone);
+        if !shown.is_empty() {
+            let table = table(&shown, Timestamp::now(), context.output.data_paint);
+            context.output.data(&table.text())?;
+        }
+        if !gone.is_empty() {
+            context.output.say(&format!(
+                "{} gone with their machines or jobs: `{} workers --all` lists them",
+                show::counted(gone.len(), "worker"),
+                context.program
+            ));
+        }
     }
     Ok(Exit::Success)
 }
@@ -51,6 +64,7 @@ fn described(worker: &v1::Worker) -> Value {
         "heard_at": show::machine_time(worker.heard_at.as_ref()),
         "incarnation": worker.incarnation,
         "tasks": worker.tasks,
+        "gone": worker.gone,
         "allocation": (!worker.allocation.is_empty()).then_some(&worker.allocation),
         "trouble": (!worker.trouble.is_empty()).then_some(&worker.trouble),
     })
@@ -90,7 +104,7 @@ const AGENTS_WIDTH_MAX: usize = 48;
 /// Columns for the labels of a worker; `--json` has them all.
 const LABELS_WIDTH_MAX: usize = 32;
 
-fn table(workers: &[v1::Worker], now: Timestamp, paint: Paint) -> Table {
+fn table(workers: &[&v1::Worker], now: Timestamp, paint: Paint) -> Table {
     let troubled = workers.iter().any(|worker| !worker.trouble.is_empty());
     let headings = [
         "WORKER", "STATE", "POOL", "LABELS", "AGENTS", "BUSY", "HEARD", "WORKS ON",

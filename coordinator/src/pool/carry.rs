@@ -31,7 +31,7 @@ const TROUBLE_MAX: Duration = Duration::from_secs(120);
 pub struct Standing {
     /// What is the matter with the provider; `None` when it answers.
     pub trouble: Option<String>,
-    /// Allocations that nobody knows and that are about to be ended.
+    /// Allocations that nobody knows: they are ended unless somebody turns out to know them.
     pub orphans: usize,
 }
 
@@ -305,8 +305,9 @@ impl Carrier {
             state.unordered = None;
         }
         let orphans = &judgement.orphans;
+        let strangers = state.memory.strangers();
         self.standings
-            .set(&self.pool, |standing| standing.orphans = orphans.len());
+            .set(&self.pool, |standing| standing.orphans = strangers);
         if !orphans.is_empty() {
             warn!(
                 pool = &*self.pool,

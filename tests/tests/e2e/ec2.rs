@@ -128,6 +128,12 @@ fn there_and_back(programs: &Programs) -> Result<()> {
         until_true("three tasks run", LONG, || Ok(ledger.lines()?.len() == 3))?;
         say(&format!("0 to 3: {:.1} s", begun.elapsed().as_secs_f64()));
         ensure!(cloud.client().desired(&cloud.group)? == 3, "not three");
+        // All of them have the host name of their image.
+        let workers = cluster.workers()?;
+        let hosts = workers.iter().filter_map(|worker| worker["host"].as_str());
+        let hosts: BTreeSet<&str> = hosts.collect();
+        let wanted: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
+        ensure!(hosts == wanted, "{hosts:?}");
         ensure!(cloud.running()?.len() == 3, "{:?}", cloud.running());
 
         // A coordinator that was killed finds its instances again and starts none twice.

@@ -117,6 +117,7 @@ impl WorkerArgs {
                 let allocation = Some(Allocation {
                     name: instance,
                     restarts: 0,
+                    is_machine: true,
                 });
                 Ok(Some(Entry { token, allocation }))
             }

@@ -23,7 +23,7 @@ use tonic::{Code, Status, Streaming};
 use super::machine::Machine;
 use super::reconnect::Reconnect;
 use crate::clock;
-use crate::identity::Identity;
+use crate::identity::{Allocation, Identity};
 use crate::options::{Coordinator, Options};
 
 /// Bounds fetching the CA, which is the first thing a new worker does.
@@ -132,9 +132,9 @@ impl Link {
         no_more: CancellationToken,
     ) -> Self {
         Self {
+            host: host_told(&identity.host, options.allocation.as_ref()),
             options,
             worker: identity.worker.clone(),
-            host: identity.host.clone(),
             incarnation: identity.incarnation,
             folder: identity.folder.clone(),
             agents,
@@ -494,9 +494,28 @@ impl Error {
     }
 }
 
+/// Gives the name under which the coordinator knows the machine: it quarantines machines by that, and
+/// tells by it which allocation a worker is on.
+fn host_told(host: &str, allocation: Option<&Allocation>) -> String {
+    let machine = allocation.filter(|allocation| allocation.is_machine);
+    machine.map_or(host, |machine| &machine.name).to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn machines_of_one_image_are_told_by_their_own_names() {
+        let of = |name: &str, is_machine| Allocation {
+            name: name.to_owned(),
+            restarts: 0,
+            is_machine,
+        };
+        assert_eq!(host_told("debian", Some(&of("i-1", true))), "i-1");
+        assert_eq!(host_told("node3", Some(&of("4711", false))), "node3");
+        assert_eq!(host_told("laptop", None), "laptop");
+    }
 
     fn welcome(interval: Duration, ttl: Duration) -> Welcome {
         Welcome {

@@ -70,6 +70,12 @@ impl Memory {
         self.arrived.contains(&first)
     }
 
+    /// Counts what the last list had that nobody knows: it is left alone for a while, then ended.
+    #[must_use]
+    pub fn strangers(&self) -> usize {
+        self.strangers.len()
+    }
+
     /// Compares a list, of this home and pool alone, with the inventory. `now` is when the list was
     /// asked for, since it may know nothing of what arrived later; it only grows, and a clock of the
     /// process will do.
@@ -375,12 +381,14 @@ mod tests {
     #[test]
     fn what_nobody_knows_is_ended_after_a_grace_time() {
         let mut memory = Memory::default();
+        let first = memory.compare(&[], &[sighting(1, "j1", running())], secs(0));
+        assert_eq!((first.orphans.len(), memory.strangers()), (0, 1));
         let (at, judgement) = repeat(&mut memory, &[], &[sighting(1, "j1", running())]);
         assert_eq!(at, 60);
         assert_eq!(judgement.orphans, ["j1".into()]);
         let ended = Sighted::Ended { detail: "".into() };
         let judgement = memory.compare(&[], &[sighting(1, "j1", ended)], secs(200));
-        assert_eq!(judgement, Judgement::default());
+        assert_eq!((judgement, memory.strangers()), (Judgement::default(), 0));
         for at in [300, 400] {
             let nameless = [sighting(1, "", Sighted::Unknown)];
             assert_eq!(memory.compare(&[], &nameless, secs(at)).orphans, []);

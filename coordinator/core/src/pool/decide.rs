@@ -374,6 +374,13 @@ fn end_of(
                 }
                 None => AllocationEnd::Released,
             },
+            EndCause::Quarantined if came_to_quarantine(state, held) => {
+                let detail = format!(
+                    "it came to a host in quarantine: {}; it ended so: {detail}",
+                    ending.reason
+                );
+                return (AllocationEnd::NeverWorked, detail.into());
+            }
             EndCause::Surplus | EndCause::Quarantined | EndCause::Deserted => {
                 AllocationEnd::Released
             }
@@ -396,6 +403,20 @@ fn end_of(
         },
     };
     (end, detail.into())
+}
+
+/// Tells whether an allocation has only joined when its host was in quarantine already. That counts
+/// as a failed start: else a provider that has no other host would be asked again without end.
+fn came_to_quarantine(state: &State, held: &Allocation) -> bool {
+    let (Some(pool), Some(joined)) = (state.pool(&held.pool), held.joined_at) else {
+        return false;
+    };
+    let mut workers = state.workers_of(held.id);
+    !held.worked
+        && workers.any(|worker| {
+            let quarantine = pool.quarantined.get(&worker.offer.host);
+            quarantine.is_some_and(|quarantine| quarantine.at < joined)
+        })
 }
 
 /// Gives how long the workers of an allocation that has ended by itself were there, if that was too

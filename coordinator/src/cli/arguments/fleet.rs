@@ -11,6 +11,9 @@ Examples:
   coordinator workers
   coordinator workers --json | jq -r '.workers[].worker'")]
 pub(crate) struct Workers {
+    /// List those too that went with their machines or jobs in the last day; JSON has them always
+    #[arg(long)]
+    pub(crate) all: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -88,9 +88,9 @@ impl GroupProvider {
         let wanted = group::wanted(&order.known, &group);
         if wanted > group.max {
             return Err(Error::Refused(format!(
-                "the auto scaling group {} takes {} instances at most, and the pool wants {}: raise its \
-                 `max_size`, or lower the pool's `max`",
-                self.settings.group, group.max, wanted
+                "the pool wants {wanted} instances, and the most that the auto scaling group {} may have is \
+                 {}: raise its `max_size`, or lower the pool's `max`",
+                self.settings.group, group.max
             )));
         }
         if group.desired < wanted {

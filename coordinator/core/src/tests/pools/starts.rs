@@ -231,6 +231,36 @@ fn a_host_on_which_workers_vanish_with_their_work_is_quarantined_after_some_of_t
 }
 
 #[test]
+fn an_allocation_that_comes_to_a_host_in_quarantine_is_a_failed_start() {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(12).retries(9));
+    cluster.wanted();
+    cluster.run(&[1, 2]);
+    let first = cluster.join(1);
+    let mut failed = std::collections::BTreeSet::new();
+    while failed.len() < 3 {
+        let lease = cluster.0.live()[0].clone();
+        cluster.0.started(&lease);
+        cluster.0.fail(&lease, FailureClass::Workspace);
+        failed.insert(lease.work);
+    }
+    cluster.plan();
+    assert_eq!(cluster.ending(), [(1, EndCause::Quarantined)]);
+    cluster.pass(1, &[&first]);
+    let offer = Offer {
+        pool: text(POOL),
+        allocation: Some(AllocationId(2)),
+        host: "n1".into(),
+        ..offer(2)
+    };
+    cluster.0.hello("w2", 1, offer);
+    assert_eq!(cluster.ending(), [(2, EndCause::Quarantined)]);
+    cluster.0.close("w2");
+    assert_eq!(end_of(&cluster.gone(2)), AllocationEnd::NeverWorked);
+    assert_eq!(failures(&cluster), 1);
+}
+
+#[test]
 fn what_was_worked_on_for_longer_before_its_worker_vanished_does_not_speak_against_the_host() {
     let mut cluster = Cluster::new(policy(10));
     cluster.0.submit(independent(1).retries(9));
