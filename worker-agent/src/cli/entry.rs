@@ -10,7 +10,8 @@ use crate::identity::Allocation;
 use crate::options::Wish;
 
 #[cfg(not(feature = "ec2"))]
-const WITHOUT_EC2: &str = "this program was built without EC2; build it with --features coordinator/ec2";
+const WITHOUT_EC2: &str =
+    "this program was built without EC2; build it with --features coordinator/ec2";
 
 /// What a worker joins with.
 pub(super) struct Entry {
