@@ -98,7 +98,7 @@ pub(super) async fn look(
         let listed = client.operator().list_workers(request).await?.into_inner();
         // One that has left with its allocation is no concern.
         let left = |of: &&v1::Worker| of.state == "away" && !of.allocation.is_empty();
-        let troubled = listed.workers.iter().filter(|of| of.state != "connected");
+        let troubled = listed.workers.iter().filter(|of| is_troubled(of));
         let troubled = troubled.filter(|of| !left(of));
         concerns.extend(troubled.take(WORKERS_MAX).map(|of| worker(of, now)));
     }
@@ -229,10 +229,18 @@ fn waits(run: &v1::Run, task: &v1::Task, said: &v1::ExplainTaskResponse) -> Conc
     }
 }
 
+/// Tells whether a worker is not there, or takes nothing and says why.
+fn is_troubled(worker: &v1::Worker) -> bool {
+    worker.state != "connected" || !worker.trouble.is_empty()
+}
+
 fn worker(worker: &v1::Worker, now: Timestamp) -> Concern {
     let heard = show::time(worker.heard_at.as_ref())
         .map(|at| format!(", heard {} ago", show::duration(show::between(at, now))));
     let mut text = format!("{}{}", one_line(&worker.state), heard.unwrap_or_default());
+    if worker.state == "connected" {
+        text = format!("takes nothing new: {}", one_line(&worker.trouble));
+    }
     let tasks: Vec<String> = worker
         .tasks
         .iter()
@@ -348,6 +356,22 @@ mod tests {
         assert_eq!(json(&concerns[0])["kind"], "agent_asks");
         assert_eq!(json(&concerns[1])["class"], "verify_failed");
         assert_eq!(text(&[], Paint::new(false)), "");
+    }
+
+    #[test]
+    fn a_worker_that_takes_nothing_is_named_with_its_reason() {
+        let mut full = v1::Worker {
+            worker: "small-1".to_owned(),
+            state: "connected".to_owned(),
+            ..v1::Worker::default()
+        };
+        assert!(!is_troubled(&full));
+        full.trouble = "its disk cannot be worked on: only 7 bytes are free".to_owned();
+        assert!(is_troubled(&full));
+        assert_eq!(
+            worker(&full, canned::at(90)).text,
+            "takes nothing new: its disk cannot be worked on: only 7 bytes are free"
+        );
     }
 
     #[test]

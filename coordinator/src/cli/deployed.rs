@@ -321,11 +321,17 @@ fn commands_in_the_documents_are_ones_that_the_programs_take() {
             };
             let block = block.replace("\\\n", " ");
             for line in block.lines().filter(|line| !line.contains("cargo ")) {
-                // `install` and the like only carry the programs' files.
+                // `install` and the like only carry the programs' files, or remove them.
                 let line = line.split_once("$ ").map_or(line, |(_, line)| line);
-                if ["install ", "docker build", "systemctl ", "journalctl "]
-                    .iter()
-                    .any(|other| line.trim_start_matches("sudo ").starts_with(other))
+                if [
+                    "install ",
+                    "rm ",
+                    "docker build",
+                    "systemctl ",
+                    "journalctl ",
+                ]
+                .iter()
+                .any(|other| line.trim_start_matches("sudo ").starts_with(other))
                 {
                     continue;
                 }
