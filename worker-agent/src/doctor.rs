@@ -341,8 +341,8 @@ async fn instance(options: &Options<WayIn>, ca: &Result<CaCertificate, String>) 
         return vec![token];
     };
     let reached = async {
-        let channel = Endpoint::new(address, ca)?.channel().await?;
-        Ok::<_, Unreachable>(drop(channel))
+        Endpoint::new(address, ca)?.channel().await?;
+        Ok::<_, Unreachable>(())
     };
     let coordinator = match reached.await {
         Ok(()) => Check::ok(COORDINATOR, format!("at {address}")),
