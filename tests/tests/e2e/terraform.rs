@@ -119,8 +119,10 @@ fn shellcheck(programs: &Programs) -> Result<()> {
     let files = [
         "terraform/modules/worker-pool/bootstrap.sh",
         "terraform/modules/coordinator/bootstrap.sh",
+        "tests/cloud/aws",
         "tests/cloud/boot.sh",
         "tests/cloud/coordinator.sh",
+        "tests/cloud/sudo",
         "tests/cloud/systemctl",
         ".ci/cloud",
     ];
