@@ -87,6 +87,16 @@ echo "owner: $(stat -c %U /var/lib/muster/home/config.toml /var/lib/muster/home/
 echo "fstab: $(grep -c ' /var/lib/muster ' /etc/fstab)"
 leave
 
+# What is not the program that was meant is not installed, and leaves nothing.
+machine wrong
+sed -i "s/${sum%% *}/$(printf '%064d' 0)/" /etc/muster/programs
+if "$bootstrap" >"$folder/wrong.err" 2>&1; then
+    echo "a wrong program was installed"
+else
+    echo "a wrong sum: $(grep -o 'is not what was expected' "$folder/wrong.err"), files left: $(find /usr/local/bin -name 'coordinator.*' | wc -l)"
+fi
+leave
+
 # What is not a file system is not overwritten.
 printf 'LABELONE' | dd of="$device" bs=1 seek=512 conv=notrunc status=none
 dd if=/dev/zero of="$device" bs=1024 seek=1 count=64 conv=notrunc status=none

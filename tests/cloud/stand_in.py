@@ -1,23 +1,42 @@
 """Stands in for EC2, Auto Scaling, IAM and STS: moto, and where it differs from AWS in what matters here.
 
-    python stand_in.py HOST PORT FAULTS
+    python stand_in.py HOST PORT FOLDER
 
-FAULTS is a folder. While it holds a file `no-capacity`, launches fail as they do when there is no spot
-capacity; what was asked for is launched once the file is gone.
+While FOLDER/faults holds a file `no-capacity`, launches fail as they do when there is no spot capacity; what
+was asked for is launched once the file is gone. FOLDER/calls gets a line for each call: who (a role's name,
+else the access key), the action as policies name it, and `allowed` or `denied`. FOLDER/machines holds for
+each instance a folder, whose file `console` is what it has printed.
 """
 
+import base64
 import datetime
+import fnmatch
+import json
 import os
 import sys
+import urllib.parse
 import uuid
+
+# Debian's, which are not among those that moto knows.
+os.environ.setdefault("MOTO_AMIS_PATH", os.path.join(os.path.dirname(__file__), "images.json"))
 
 from moto.autoscaling import models, responses
 from moto.autoscaling.exceptions import ValidationError
-from moto.core.responses import ActionResult
+from moto.core.responses import ActionResult, BaseResponse
 from moto.ec2.models.instances import Instance
+from moto.ec2.models.launch_templates import LaunchTemplateVersion
+from moto.ec2.responses.general import General
+from moto.ec2.utils import parse_user_data
+from moto.iam.models import iam_backends
 from moto.server import main
+from moto.sts.models import sts_backends
+from werkzeug.exceptions import Forbidden
 
-FAULTS = sys.argv[3]
+FAULTS = os.path.join(sys.argv[3], "faults")
+CALLS = os.path.join(sys.argv[3], "calls")
+MACHINES = os.path.join(sys.argv[3], "machines")
+CONSOLE_BYTES_MAX = 64 * 1024
+OWN_INTERFACE = "Primary network interface"
 ACTIVITIES_MAX = 100
 activities = {}
 
@@ -62,15 +81,17 @@ def without_capacity():
     return os.path.exists(os.path.join(FAULTS, "no-capacity"))
 
 
-# A terminated instance gives back the interfaces that are not its own.
+# A terminated instance gives back the interfaces that are not its own; those that are end with it.
 terminate = Instance.terminate
 
 
 def terminate_and_detach(self):
     was = terminate(self)
     for interface in list(self.nics.values()):
-        if not interface.delete_on_termination:
-            # Not `detach_eni`: descriptions of the instance still ask for its first interface.
+        # Descriptions of the instance still ask for its first interface, so it stays in `nics`.
+        if interface.description == OWN_INTERFACE:
+            self.ec2_backend.enis.pop(interface.id, None)
+        elif not interface.delete_on_termination:
             interface.instance = None
             interface.attachment_id = None
             interface.attach_time = None
@@ -188,6 +209,100 @@ def describe_scaling_activities(self):
 
 
 responses.AutoScalingResponse.describe_scaling_activities = describe_scaling_activities
+
+# The console of an instance, as the serial line gives it.
+def get_console_output(self):
+    instance = self.ec2_backend.get_instance(self._get_param("InstanceId"))
+    try:
+        with open(os.path.join(MACHINES, instance.id, "console"), "rb") as file:
+            text = file.read()[-CONSOLE_BYTES_MAX:]
+    except FileNotFoundError:
+        text = b""
+    text = text.replace(b"\n", b"\r\n")
+    result = {"InstanceId": instance.id, "Timestamp": now(), "Output": base64.b64encode(text).decode()}
+    return ActionResult(result)
+
+
+General.get_console_output = get_console_output
+
+
+# The user data of a template's later versions are as good as those of its first.
+def user_data(self):
+    value = self.data.get("UserData")
+    return parse_user_data(value) if isinstance(value, str) else value
+
+
+LaunchTemplateVersion.user_data = property(user_data)
+
+
+# Whoever has credentials of a role may do what its policies say and no more. Others, such as whoever runs
+# Terraform, may do everything.
+def role_of(key):
+    for by_partition in sts_backends.values():
+        for backend in by_partition.values():
+            for assumed in backend.assumed_roles:
+                if assumed.access_key_id == key:
+                    return assumed.role_arn.rsplit("/", 1)[-1]
+    return None
+
+
+def as_list(value):
+    return value if isinstance(value, list) else [value]
+
+
+def statements(account, role):
+    """Gives the statements of the role's own policies; those of AWS are not looked at."""
+    backend = iam_backends[account]["aws"]
+    for name in backend.list_role_policies(role):
+        _, document = backend.get_role_policy(role, name)
+        yield from as_list(json.loads(urllib.parse.unquote(document))["Statement"])
+
+
+def group_named(response):
+    """Gives the ARN of the group that a call is about."""
+    backend = response.autoscaling_backend
+    name, instance = response._get_param("AutoScalingGroupName"), response._get_param("InstanceId")
+    for group in backend.autoscaling_groups.values():
+        if group.name == name or any(state.instance.id == instance for state in group.instance_states):
+            return group.arn
+    return "nothing"
+
+
+def allows(response, role, action):
+    if action == "sts:GetCallerIdentity":
+        return True
+    # IAM knows no resource for descriptions: only a statement about everything allows them.
+    changes = action.startswith("autoscaling:") and ":Describe" not in action
+    resource = group_named(response) if changes else "*"
+    for statement in statements(response.current_account, role):
+        actions, resources = as_list(statement["Action"]), as_list(statement["Resource"])
+        if (
+            statement["Effect"] == "Allow"
+            and any(fnmatch.fnmatchcase(action, pattern) for pattern in actions)
+            and any(fnmatch.fnmatchcase(resource, pattern) for pattern in resources)
+        ):
+            return True
+    return False
+
+
+def authorize(self, _resource="*"):
+    action = f"{self.service_name}:{self._get_action()}"
+    key = self.get_access_key()
+    role = role_of(key)
+    fine = role is None or allows(self, role, action)
+    with open(CALLS, "a") as file:
+        file.write(f"{role or key} {action} {'allowed' if fine else 'denied'}\n")
+    if not fine:
+        refusal = Forbidden()
+        refusal.description = (
+            "<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>"
+            f"User: {role} is not authorized to perform: {action}"
+            "</Message></Error><RequestId>0</RequestId></ErrorResponse>"
+        )
+        raise refusal
+
+
+BaseResponse._authenticate_and_authorize_normal_action = authorize
 
 if __name__ == "__main__":
     # Else the policies that belong to AWS are not there to be attached.

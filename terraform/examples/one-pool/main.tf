@@ -1,7 +1,7 @@
 # A coordinator and one pool of spot instances, in the account's default VPC.
 
 terraform {
-  required_version = ">= 1.7"
+  required_version = ">= 1.9"
   required_providers {
     aws = {
       source  = "hashicorp/aws"
@@ -39,8 +39,15 @@ data "aws_subnets" "default" {
   }
 }
 
+data "aws_subnet" "default" {
+  for_each = toset(data.aws_subnets.default.ids)
+  id       = each.value
+}
+
 locals {
-  subnets = sort(data.aws_subnets.default.ids)
+  # By zone: where the coordinator and its volume are must not change when a zone is added.
+  zones   = { for subnet in data.aws_subnet.default : subnet.availability_zone => subnet.id }
+  subnets = [for zone in sort(keys(local.zones)) : local.zones[zone]]
 }
 
 module "coordinator" {

@@ -15,6 +15,10 @@ variable "programs" {
     coordinator   = object({ url = string, sha256 = string })
     worker_agents = map(object({ url = string, sha256 = string }))
   })
+  validation {
+    condition     = contains(keys(var.programs.worker_agents), "x86_64")
+    error_message = "programs: the pool's instances download worker_agents.x86_64."
+  }
 }
 
 variable "ami_id" {

@@ -1,7 +1,7 @@
 # A pool for a coordinator that runs elsewhere: on premises, or in another network.
 
 terraform {
-  required_version = ">= 1.7"
+  required_version = ">= 1.9"
   required_providers {
     aws = {
       source  = "hashicorp/aws"
@@ -32,6 +32,11 @@ data "aws_subnets" "default" {
   filter {
     name   = "vpc-id"
     values = [data.aws_vpc.default.id]
+  }
+  # Others may lead nowhere.
+  filter {
+    name   = "default-for-az"
+    values = ["true"]
   }
 }
 

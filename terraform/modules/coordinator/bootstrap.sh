@@ -48,8 +48,11 @@ format_if_empty() {
     esac
 }
 
+new=
+trap 'rm -f "$new"' EXIT
+
 install_programs() {
-    local name sha256 url new
+    local name sha256 url
     while read -r name sha256 url; do
         new=$(mktemp "/usr/local/bin/$name.XXXXXX")
         fetch "$url" "$new"
@@ -114,6 +117,7 @@ for _ in $(seq 60); do
     id=$(runuser -u muster -- coordinator --home "$mount_point/home" pool id 2>/dev/null) && break
     sleep 1
 done
+[ -n "$id" ] || fail "the coordinator does not say who it is: see journalctl -u muster-coordinator"
 {
     echo "muster: the coordinator's id: $id"
     echo "muster: the coordinator's authority"

@@ -1,5 +1,5 @@
-# What the coordinator may do: drive the groups of its pools, and nothing else. README.md has the table
-# of calls.
+# What the coordinator may do: drive the groups of its pools, and nothing else; README.md has the table of
+# calls. Its instance may open a door for sessions besides.
 resource "aws_iam_role" "coordinator" {
   name                 = var.name
   description          = "Muster coordinator"
@@ -42,10 +42,28 @@ resource "aws_iam_role_policy" "groups" {
   policy = data.aws_iam_policy_document.groups.json
 }
 
-resource "aws_iam_role_policy_attachment" "ssm" {
-  count      = var.ssm_access ? 1 : 0
-  role       = aws_iam_role.coordinator.name
-  policy_arn = "arn:${data.aws_partition.current.partition}:iam::aws:policy/AmazonSSMManagedInstanceCore"
+# Sessions and nothing else of Systems Manager: Amazon's own policy AmazonSSMManagedInstanceCore also lets
+# an instance read all parameters of the account.
+data "aws_iam_policy_document" "sessions" {
+  statement {
+    sid = "Sessions"
+    # IAM knows no resources for the channels.
+    actions = [
+      "ssm:UpdateInstanceInformation",
+      "ssmmessages:CreateControlChannel",
+      "ssmmessages:CreateDataChannel",
+      "ssmmessages:OpenControlChannel",
+      "ssmmessages:OpenDataChannel",
+    ]
+    resources = ["*"]
+  }
+}
+
+resource "aws_iam_role_policy" "sessions" {
+  count  = var.ssm_access ? 1 : 0
+  name   = "sessions"
+  role   = aws_iam_role.coordinator.id
+  policy = data.aws_iam_policy_document.sessions.json
 }
 
 resource "aws_iam_instance_profile" "coordinator" {

@@ -28,7 +28,7 @@ data "aws_ami" "debian" {
 locals {
   tags = merge(var.tags, { Name = var.name })
   ssm_agent = join("/", [
-    "https://s3.${data.aws_region.current.name}.amazonaws.com/amazon-ssm-${data.aws_region.current.name}/latest",
+    "https://s3.${data.aws_region.current.name}.${data.aws_partition.current.dns_suffix}/amazon-ssm-${data.aws_region.current.name}/latest",
     "debian_${var.architecture == "arm64" ? "arm64" : "amd64"}/amazon-ssm-agent.deb",
   ])
 

@@ -66,6 +66,10 @@ variable "instance_type" {
     condition     = can(regex("^[a-z0-9-]+\\.[a-z0-9-]+$", var.instance_type))
     error_message = "instance_type: such as t3.medium."
   }
+  validation {
+    condition     = can(regex("^(a1|[a-z]+[0-9]+g[a-z]*)[.]", var.instance_type)) == (var.architecture == "arm64")
+    error_message = "instance_type: of another architecture than `architecture` says. Graviton, such as t4g.medium, is arm64, all others are x86_64."
+  }
 }
 
 variable "architecture" {
@@ -108,7 +112,7 @@ variable "programs" {
 }
 
 variable "config" {
-  description = "The coordinator's config.toml: pools, and whatever else differs from what is usual. The instance is made anew when it changes, which takes some minutes and ends no task. No secrets."
+  description = "The coordinator's config.toml: pools, and whatever else differs from what is usual. The instance is made anew when it changes, which takes some minutes: what runs then is stopped after `lease-ttl` and goes on afterwards. No secrets."
   type        = string
   default     = ""
 }
@@ -146,7 +150,7 @@ variable "kms_key_id" {
 }
 
 variable "ssm_access" {
-  description = "Lets people with the permission open a shell through Systems Manager: the way to the first token, without any further open port."
+  description = "Lets people who may `ssm:StartSession` open a shell through Systems Manager: the way to the first token, without any further open port."
   type        = bool
   default     = true
 }

@@ -25,7 +25,7 @@ variable "coordinator" {
   description = "HOST:PORT of the coordinator as instances dial it. Whatever HOST is, its certificate is checked against ca_pem."
   type        = string
   validation {
-    condition     = can(regex("^([A-Za-z0-9.-]+|\\[[0-9A-Fa-f:]+\\]):[0-9]{1,5}$", var.coordinator))
+    condition     = can(regex("^([A-Za-z0-9.-]+|\\[[0-9A-Fa-f:]+\\]):[1-9][0-9]{0,4}$", var.coordinator)) && try(tonumber(regex("[0-9]+$", var.coordinator)) <= 65535, false)
     error_message = "coordinator: HOST:PORT, such as 10.0.0.10:7733 or head.example.org:7733; an IPv6 address stands in brackets."
   }
 }
@@ -79,6 +79,10 @@ variable "instance_types" {
     condition     = length(var.instance_types) >= 1 && length(var.instance_types) <= 40 && alltrue([for type in var.instance_types : can(regex("^[a-z0-9-]+\\.[a-z0-9-]+$", type))])
     error_message = "instance_types: 1 to 40 types such as m6i.large."
   }
+  validation {
+    condition     = alltrue([for type in var.instance_types : can(regex("^(a1|[a-z]+[0-9]+g[a-z]*)[.]", type)) == (var.architecture == "arm64")])
+    error_message = "instance_types: one is of another architecture than `architecture` says. Graviton, such as m7g.large, is arm64, all others are x86_64."
+  }
 }
 
 variable "on_demand_base" {
@@ -131,7 +135,7 @@ variable "ami_id" {
 }
 
 variable "root_device" {
-  description = "Name of the image's root device."
+  description = "Name of the image's root device, such as /dev/sda1 of Ubuntu's. With another than the image's own its root volume is neither encrypted nor of this size, and a second one is paid for."
   type        = string
   default     = "/dev/xvda"
 }

@@ -24,7 +24,7 @@ pub struct Client {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
     pub id: String,
-    /// Its group.
+    /// Its group; empty if it has none.
     pub group: String,
     /// Of EC2: `running`, `terminated`, …
     pub state: String,
@@ -122,16 +122,12 @@ impl Client {
         Ok(())
     }
 
-    /// Lists every instance that any group ever had.
+    /// Lists every instance that there ever was.
     ///
     /// # Errors
     /// As [`Client::call`].
     pub fn instances(&self) -> Result<Vec<Instance>> {
-        let filter = [
-            ("Filter.1.Name", "tag-key"),
-            ("Filter.1.Value.1", "aws:autoscaling:groupName"),
-        ];
-        let xml = self.call("ec2", "DescribeInstances", &filter)?;
+        let xml = self.call("ec2", "DescribeInstances", &[])?;
         let document = roxmltree::Document::parse(&xml)?;
         let named = |node: &roxmltree::Node<'_, '_>, name: &str| node.tag_name().name() == name;
         let text = |of: roxmltree::Node<'_, '_>, name: &str| {
@@ -237,8 +233,23 @@ impl Client {
         all(&xml, "Arn").into_iter().next().context("nobody")
     }
 
-    /// Gives the name of the role that an instance has, as its launch template says: moto does not
-    /// describe it with the instance.
+    /// Gives the id of the volume that is attached to an instance as a device, if there is one yet.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn volume(&self, instance: &str, device: &str) -> Result<Option<String>> {
+        let filter = [
+            ("Filter.1.Name", "attachment.instance-id"),
+            ("Filter.1.Value.1", instance),
+            ("Filter.2.Name", "attachment.device"),
+            ("Filter.2.Value.1", device),
+        ];
+        let xml = self.call("ec2", "DescribeVolumes", &filter)?;
+        Ok(all(&xml, "volumeId").into_iter().next())
+    }
+
+    /// Gives the name of the role that an instance has: as its launch template says, if it has one, since
+    /// moto does not describe it with the instance then.
     ///
     /// # Errors
     /// As [`Client::call`].
@@ -250,8 +261,12 @@ impl Client {
                 .nth(1);
             part.and_then(|part| all(part, "value").into_iter().next())
         };
+        // The modules give a profile its role's name.
+        let name = |arn: String| arn.rsplit('/').next().map(str::to_owned);
         let (Some(template), Some(version)) = (tag("id"), tag("version")) else {
-            return Ok(None);
+            let filter = [("Filter.1.Name", "instance-id"), ("Filter.1.Value.1", id)];
+            let xml = self.call("ec2", "DescribeIamInstanceProfileAssociations", &filter)?;
+            return Ok(all(&xml, "arn").into_iter().next().and_then(name));
         };
         let parameters = [
             ("LaunchTemplateId", template.as_str()),
@@ -260,8 +275,7 @@ impl Client {
         let xml = self.call("ec2", "DescribeLaunchTemplateVersions", &parameters)?;
         let profile = xml.split("<iamInstanceProfile>").nth(1);
         let arn = profile.and_then(|part| all(part, "arn").into_iter().next());
-        // The modules give a profile its role's name.
-        Ok(arn.and_then(|arn| arn.rsplit('/').next().map(str::to_owned)))
+        Ok(arn.and_then(name))
     }
 }
 

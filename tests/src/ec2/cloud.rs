@@ -81,6 +81,7 @@ impl Cloud {
             folder: folder.join("machines"),
             dialled: DIALLED,
             listens: (Ipv4Addr::LOCALHOST, cluster.port()).into(),
+            head: None,
         };
         let hypervisor = Hypervisor::start(moto.client(), place);
         Ok(Self {

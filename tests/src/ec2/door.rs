@@ -43,7 +43,9 @@ impl Door {
         let address = listener.local_addr()?;
         let listening = Listening::new(listener, move |stream| {
             // Who does not trust it hangs up.
-            let _ = serve(stream, &config, &program);
+            let _ = serve(stream, &config, |path| {
+                (path == "/worker-agent/x86_64").then(|| program.as_bytes().to_vec())
+            });
         })?;
         Ok(Self {
             address,
@@ -65,23 +67,28 @@ impl Door {
     }
 }
 
-fn serve(stream: TcpStream, config: &Arc<ServerConfig>, program: &str) -> Result<()> {
+/// Answers one request over TLS with what `find` has for its path.
+pub(super) fn serve(
+    stream: TcpStream,
+    config: &Arc<ServerConfig>,
+    find: impl Fn(&str) -> Option<Vec<u8>>,
+) -> Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let connection = ServerConnection::new(Arc::clone(config))?;
     let mut stream = BufReader::new(StreamOwned::new(connection, stream));
     let mut line = String::new();
     stream.read_line(&mut line)?;
-    let (code, body) = match line.split(' ').nth(1) {
-        Some("/worker-agent/x86_64") => ("200 OK", program),
-        _ => ("404 Not Found", ""),
-    };
+    let found = line.split(' ').nth(1).and_then(find);
+    let code = found.as_ref().map_or("404 Not Found", |_| "200 OK");
+    let body = found.unwrap_or_default();
     while stream.read_line(&mut line)? > 2 {}
     let stream = stream.get_mut();
     let length = body.len();
     write!(
         stream,
-        "HTTP/1.1 {code}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        "HTTP/1.1 {code}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
     )?;
+    stream.write_all(&body)?;
     stream.conn.send_close_notify();
     stream.flush()?;
     Ok(())

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::{Client, Machine, Notice, Place};
+use super::volume::Volume;
+use super::{Client, Instance, Machine, Notice, Place};
 use crate::wait::{SOON, until_true};
 
 /// Between two looks at the interface.
@@ -23,7 +24,7 @@ pub enum Boots {
     Never,
 }
 
-/// Keeps one machine for each running instance of any group; all are killed with its value.
+/// Keeps one machine for each running instance; all are killed with its value.
 #[derive(Debug)]
 pub struct Hypervisor {
     shared: Arc<Shared>,
@@ -40,6 +41,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     machines: BTreeMap<String, Machine>,
+    // Dropped after the machines that have them.
+    volumes: Vec<Volume>,
     /// Every instance that ever ran.
     ever: BTreeSet<String>,
     troubles: Vec<String>,
@@ -134,33 +137,44 @@ impl Shared {
     }
 
     fn look(&self, client: Client, place: &Place) -> Result<()> {
-        let running: BTreeSet<String> = client
+        let running: BTreeMap<String, Instance> = client
             .instances()?
             .into_iter()
             .filter(|instance| instance.state == "running")
-            .map(|instance| instance.id)
+            .map(|instance| (instance.id.clone(), instance))
             .collect();
         let mut state = self.state();
         let gone: Vec<String> = state
             .machines
             .keys()
-            .filter(|id| !running.contains(*id))
+            .filter(|id| !running.contains_key(*id))
             .cloned()
             .collect();
         let gone: Vec<Machine> = gone
             .iter()
             .filter_map(|id| state.machines.remove(id))
             .collect();
-        let new: Vec<String> = running.difference(&state.ever).cloned().collect();
+        let new: Vec<Instance> = running
+            .into_values()
+            .filter(|instance| !state.ever.contains(&instance.id))
+            .collect();
         drop(state);
         drop(gone);
-        for id in new {
+        for instance in new {
             let boots = !self.hangs.load(Ordering::Relaxed);
-            let machine = Machine::start(place, client, &id, boots)
+            let id = instance.id.clone();
+            let machine = Machine::start(place, client, &instance, boots)
                 .with_context(|| format!("cannot start {id}"))?;
             let mut state = self.state();
             state.ever.insert(id.clone());
             state.machines.insert(id, machine);
+        }
+        let mut state = self.state();
+        let State {
+            machines, volumes, ..
+        } = &mut *state;
+        for machine in machines.values_mut() {
+            machine.attach_home(place, client, volumes)?;
         }
         Ok(())
     }
@@ -172,6 +186,8 @@ impl Drop for Hypervisor {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        self.shared.state().machines.clear();
+        let mut state = self.shared.state();
+        state.machines.clear();
+        state.volumes.clear();
     }
 }

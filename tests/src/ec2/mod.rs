@@ -7,23 +7,28 @@
 mod client;
 mod cloud;
 mod door;
+mod downloads;
 mod hypervisor;
 mod imds;
 mod machine;
 mod moto;
 mod network;
 mod terraform;
+mod volume;
 
 pub use client::{Client, Credentials, Instance};
 pub use cloud::{Cloud, DIALLED};
 pub use door::Door;
+pub use downloads::Downloads;
 pub use hypervisor::{Boots, Hypervisor};
 pub use imds::{Imds, Notice};
-pub use machine::{Machine, Place, cloud_config};
-pub use moto::{Capacity, Moto};
-pub use terraform::{Terraform, mirror, missing as missing_terraform};
+pub use machine::{Head, Machine, Place, cloud_config};
+pub use moto::{Capacity, MACHINES, Moto};
+pub use terraform::{
+    Terraform, configure as configure_terraform, copy_modules, mirror, missing as missing_terraform,
+};
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where all instances are.
 pub const REGION: &str = "eu-west-1";
@@ -41,6 +46,13 @@ pub fn missing(source: &Path) -> Option<String> {
                 .find(|program| !has(program))
                 .map(|program| format!("needs the program {program}"))
         })
+}
+
+/// Where the command line of AWS is that `.ci/cloud` has installed, and the interpreter that it runs in.
+#[must_use]
+pub fn command_line(source: &Path) -> (PathBuf, PathBuf) {
+    let python = moto::python(source);
+    (python.with_file_name("aws"), python)
 }
 
 fn has(program: &str) -> bool {

@@ -16,12 +16,16 @@ pub enum Capacity {
     None,
 }
 
+/// Where the folders of machines are, in that of the test.
+pub const MACHINES: &str = "machines";
+
 /// A running interface; ended with its value, and all state with it.
 #[derive(Debug)]
 pub struct Moto {
     process: Process,
     port: u16,
     faults: PathBuf,
+    calls: PathBuf,
 }
 
 /// Why it cannot be started here, if so.
@@ -50,7 +54,7 @@ impl Moto {
         let mut process = Program::new(&python(source), folder)
             .args([source.join("tests/cloud/stand_in.py")])
             .args(["127.0.0.1", &port.to_string()])
-            .args([&faults])
+            .args([folder])
             .start(folder, "moto")?;
         let client = Client::new(port);
         until_true("moto answers", SOON, || {
@@ -62,6 +66,7 @@ impl Moto {
             process,
             port,
             faults,
+            calls: folder.join("calls"),
         })
     }
 
@@ -90,6 +95,13 @@ impl Moto {
             Capacity::Available => {}
         }
         Ok(())
+    }
+
+    /// Gives what it was asked so far, one line `WHO SERVICE:ACTION allowed|denied` for each call. Who is a
+    /// role, or the access key of somebody without one.
+    #[must_use]
+    pub fn calls(&self) -> String {
+        std::fs::read_to_string(&self.calls).unwrap_or_default()
     }
 
     /// Gives the end of what it has printed.

@@ -50,18 +50,46 @@ impl Network {
         ]
     }
 
-    /// Listens inside of it. Sockets stay in the network in which they were made, so what is accepted
-    /// may be served from outside.
-    pub(super) fn listen(&self, address: SocketAddr) -> Result<TcpListener> {
-        let file = File::open(format!("/run/netns/{}", self.name))?;
-        // Only a thread that ends afterwards may move.
-        let bound = std::thread::spawn(move || -> io::Result<TcpListener> {
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-            TcpListener::bind(address)
-        });
-        let bound = bound.join().ok().context("a thread panicked")?;
-        bound.with_context(|| format!("listen at {address} of a machine"))
+    /// Gives what connects to it from outside.
+    pub(super) fn dialer(&self) -> Dialer {
+        Dialer {
+            name: self.name.clone(),
+        }
     }
+
+    /// Listens inside of it; what is accepted may be served from outside.
+    pub(super) fn listen(&self, address: SocketAddr) -> Result<TcpListener> {
+        inside(&self.name, move || TcpListener::bind(address))
+            .with_context(|| format!("listen at {address} of a machine"))
+    }
+}
+
+/// Connects to a machine, as long as its network is there.
+#[derive(Clone, Debug)]
+pub(super) struct Dialer {
+    name: String,
+}
+
+impl Dialer {
+    /// Connects to one of its addresses.
+    pub(super) fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        inside(&self.name, move || TcpStream::connect(address))
+    }
+}
+
+/// Does something in a network. Sockets stay in the one in which they were made.
+fn inside<T: Send + 'static>(
+    name: &str,
+    make: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let file = File::open(format!("/run/netns/{name}"))?;
+    // Only a thread that ends afterwards may move.
+    let made = std::thread::spawn(move || {
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+        make()
+    });
+    made.join()
+        .unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
 }
 
 impl Drop for Network {
@@ -132,9 +160,9 @@ impl Drop for Listening {
     }
 }
 
-/// Passes a connection on to `target`, of the tester's own network, until both sides are done.
-pub(super) fn forward(from: &TcpStream, target: SocketAddr) {
-    let Ok(to) = TcpStream::connect(target) else {
+/// Passes a connection on to `to`, until both sides are done.
+pub(super) fn forward(from: &TcpStream, to: io::Result<TcpStream>) {
+    let Ok(to) = to else {
         // Others hold it open too.
         let _ = from.shutdown(Shutdown::Both);
         return;

@@ -11,6 +11,7 @@ use crate::process::{Output, Program};
 /// Where a mirror of providers is, if not at the usual place.
 const VARIABLE: &str = "MUSTER_TERRAFORM_MIRROR";
 const USUAL: &str = "/opt/tf-plugins";
+const CONFIGURATION: &str = "terraform.rc";
 /// An apply takes a minute against a stand-in: the provider itself waits between two looks.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -48,14 +49,9 @@ impl Terraform {
     pub fn new(source: &Path, folder: &Path, module: &str) -> Result<Self> {
         let root = folder.join("terraform");
         if !root.exists() {
-            copy(&source.join("terraform"), &root)?;
+            copy_modules(source, &root)?;
         }
-        let mirror = mirror().context("no mirror of providers")?;
-        let configuration = format!(
-            "disable_checkpoint = true\nprovider_installation {{\n  filesystem_mirror {{\n    path = {:?}\n  }}\n}}\n",
-            mirror
-        );
-        std::fs::write(folder.join("terraform.rc"), configuration)?;
+        configure(folder)?;
         let terraform = Self {
             folder: folder.to_owned(),
             root: root.join(module),
@@ -90,7 +86,7 @@ impl Terraform {
         Program::new(Path::new("terraform"), &self.root)
             .args(words)
             .var("HOME", &self.folder)
-            .var("TF_CLI_CONFIG_FILE", self.folder.join("terraform.rc"))
+            .var("TF_CLI_CONFIG_FILE", self.folder.join(CONFIGURATION))
             .var("TF_IN_AUTOMATION", "1")
             .var("CHECKPOINT_DISABLE", "1")
             .var("AWS_ACCESS_KEY_ID", "test")
@@ -126,6 +122,29 @@ impl Terraform {
         let value = all.get(name).with_context(|| format!("no output {name}"))?;
         Ok(value["value"].clone())
     }
+}
+
+/// Writes the configuration with which Terraform stays offline, and gives the file's place: the value of
+/// `TF_CLI_CONFIG_FILE`.
+///
+/// # Errors
+/// There is no mirror, or the file cannot be written.
+pub fn configure(folder: &Path) -> Result<PathBuf> {
+    let mirror = mirror().context("no mirror of providers")?;
+    let configuration = format!(
+        "disable_checkpoint = true\nprovider_installation {{\n  filesystem_mirror {{\n    path = {mirror:?}\n  }}\n}}\n",
+    );
+    let file = folder.join(CONFIGURATION);
+    std::fs::write(&file, configuration)?;
+    Ok(file)
+}
+
+/// Copies `terraform/` of the repository, without what somebody's own run has left there.
+///
+/// # Errors
+/// Files cannot be read or written.
+pub fn copy_modules(source: &Path, to: &Path) -> Result<()> {
+    copy(&source.join("terraform"), to)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -12,16 +12,10 @@ use serde_json::json;
 
 use crate::{Scenario, say};
 
-pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
-    (
-        "instances_run_their_user_data_and_end_as_their_group_is_told_to",
-        instances,
-    ),
-    (
-        "the_example_of_the_terraform_guide_is_applied_in_two_steps_and_leaves_nothing",
-        guide,
-    ),
-];
+pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[(
+    "instances_run_their_user_data_and_end_as_their_group_is_told_to",
+    instances,
+)];
 
 /// Why there is no such cloud here, if so.
 pub(crate) fn missing(programs: &Programs) -> Option<String> {
@@ -80,6 +74,7 @@ fn instances(programs: &Programs) -> Result<()> {
         folder: folder.path().join("machines"),
         dialled: DIALLED,
         listens: door.address(),
+        head: None,
     };
     let hypervisor = Hypervisor::start(client, place);
     let scenario = || -> Result<()> {
@@ -179,96 +174,6 @@ fn ensure_line(log: &str, line: &str) -> Result<()> {
     ensure!(
         log.lines().any(|found| found == line),
         "no {line:?} in:\n{log}"
-    );
-    Ok(())
-}
-
-/// The guide's walk, as far as there is something to stand in for AWS.
-fn guide(programs: &Programs) -> Result<()> {
-    let folder = tempfile::Builder::new().prefix("muster-ec2-").tempdir()?;
-    let source = &programs.source;
-    let moto = Moto::start(source, folder.path())?;
-    let client = moto.client();
-    let terraform = Terraform::new(source, folder.path(), "examples/one-pool")?;
-    let text = std::fs::read_to_string(source.join("terraform/README.md"))?;
-    let variables = text.split("```hcl\n").nth(1);
-    let variables = variables.and_then(|rest| rest.split("```").next());
-    let variables = variables.context("no terraform.tfvars in the guide")?;
-    std::fs::write(terraform.root().join("terraform.tfvars"), variables)?;
-    // Debian's are not among the images that moto knows.
-    let images = client.call("ec2", "DescribeImages", &[])?;
-    let image = images
-        .split("<imageId>")
-        .skip(1)
-        .filter_map(|part| part.split('<').next());
-    let image = image
-        .into_iter()
-        .find(|id| id.starts_with("ami-") && id[4..].bytes().all(|byte| byte.is_ascii_hexdigit()));
-    terraform
-        .variables(&json!({ "endpoint": moto.url(), "ami_id": image.context("no image")? }))?;
-
-    terraform.apply()?;
-    let limit = |client: &muster_tests::ec2::Client| -> Result<String> {
-        let xml = client.call("autoscaling", "DescribeAutoScalingGroups", &[])?;
-        let after = xml
-            .split("<MaxSize>")
-            .nth(1)
-            .and_then(|rest| rest.split('<').next());
-        Ok(after.context("no group")?.to_owned())
-    };
-    ensure!(limit(&client)? == "0", "instances that could not join");
-    let coordinator = terraform.output("instance_id")?;
-    let user_data = client.user_data(coordinator.as_str().context("no instance")?)?;
-    let config = cloud_config(source, &user_data)?;
-    let files = config["write_files"].as_array().context("no files")?;
-    let file = files
-        .iter()
-        .find(|file| file["path"] == "/etc/muster/config.toml");
-    let section = file
-        .and_then(|file| file["content"].as_str())
-        .unwrap_or_default();
-    ensure!(
-        section.starts_with("[pools.build]\nkind = \"ec2\"\n"),
-        "{section}"
-    );
-
-    // What the console shows.
-    let home = folder.path().join("home");
-    std::fs::create_dir(&home)?;
-    let door = Door::open(&home, "")?;
-    std::fs::write(terraform.root().join("ca.pem"), door.ca_pem())?;
-    terraform.apply()?;
-    ensure!(
-        limit(&client)? == "4",
-        "the second apply lets the group grow"
-    );
-    let after = terraform.output("instance_id")?;
-    ensure!(
-        after == coordinator,
-        "the coordinator was made anew for that"
-    );
-
-    terraform.destroy()?;
-    for (service, action, tag) in [
-        (
-            "autoscaling",
-            "DescribeAutoScalingGroups",
-            "<AutoScalingGroupName>",
-        ),
-        ("ec2", "DescribeLaunchTemplates", "<launchTemplateId>"),
-        ("ec2", "DescribeVolumes", "<volumeId>"),
-        ("ec2", "DescribeAddresses", "<allocationId>"),
-        ("ec2", "DescribeNetworkInterfaces", "<networkInterfaceId>"),
-        ("iam", "ListInstanceProfiles", "<InstanceProfileId>"),
-        ("iam", "ListRoles", "<RoleId>"),
-    ] {
-        let xml = client.call(service, action, &[])?;
-        ensure!(!xml.contains(tag), "{action}: {xml}");
-    }
-    let snapshots = client.call("ec2", "DescribeSnapshots", &[])?;
-    ensure!(
-        snapshots.contains("muster-coordinator-home"),
-        "the home's last snapshot"
     );
     Ok(())
 }

@@ -44,6 +44,7 @@ mod straggler;
 mod terminal;
 mod terraform;
 mod upgrade;
+mod walk;
 mod wire;
 
 use std::path::Path;
@@ -123,6 +124,7 @@ fn main() -> ExitCode {
             cluster_faults::HOST_SCENARIOS,
         ),
         (machines::missing(&programs), machines::SCENARIOS),
+        (walk::missing(&programs), walk::SCENARIOS),
         (ec2::missing(&programs), ec2::SCENARIOS),
         (
             ec2::missing(&programs).or_else(muster_tests::slurm::missing),

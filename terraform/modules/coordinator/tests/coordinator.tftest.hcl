@@ -5,7 +5,7 @@ mock_provider "aws" {
     defaults = { name = "eu-west-1" }
   }
   mock_data "aws_partition" {
-    defaults = { partition = "aws" }
+    defaults = { partition = "aws", dns_suffix = "amazonaws.com" }
   }
   mock_data "aws_subnet" {
     defaults = { availability_zone = "eu-west-1a" }
@@ -101,13 +101,30 @@ run "it_drives_its_groups_and_nothing_else" {
   }
 }
 
+run "sessions_need_no_more_than_this" {
+  assert {
+    condition = toset(flatten([for statement in data.aws_iam_policy_document.sessions.statement : statement.actions])) == toset([
+      "ssm:UpdateInstanceInformation",
+      "ssmmessages:CreateControlChannel",
+      "ssmmessages:CreateDataChannel",
+      "ssmmessages:OpenControlChannel",
+      "ssmmessages:OpenDataChannel",
+    ])
+    error_message = "no parameter of the account can be read"
+  }
+  assert {
+    condition     = length(aws_iam_role_policy.sessions) == 1
+    error_message = "the role has that policy"
+  }
+}
+
 run "nobody_gets_a_shell_unless_asked_for" {
   variables {
     ssm_access = false
     group_arns = []
   }
   assert {
-    condition     = length(aws_iam_role_policy_attachment.ssm) == 0 && length(aws_iam_role_policy.groups) == 0
+    condition     = length(aws_iam_role_policy.sessions) == 0 && length(aws_iam_role_policy.groups) == 0
     error_message = "the role has no permission then"
   }
   assert {
@@ -122,7 +139,7 @@ run "user_data_holds_what_it_needs_and_no_secret" {
     error_message = "cloud-config of less than 16 KiB"
   }
   assert {
-    condition     = !can(regex("(?i)token-file|secret_access|aws_access_key|PRIVATE KEY|password", output.user_data))
+    condition     = !can(regex("(?i)token-file|secret_access|aws_access_key|PRIVATE KEY|password|muster_[A-Za-z0-9_-]{20}", output.user_data))
     error_message = "nothing that looks like a secret"
   }
   assert {
@@ -135,6 +152,68 @@ run "user_data_holds_what_it_needs_and_no_secret" {
     condition     = [for file in yamldecode(output.user_data).write_files : file.content if file.path == "/etc/muster/config.toml"] == [var.config]
     error_message = "the configuration too"
   }
+}
+
+run "there_are_two_architectures" {
+  command = plan
+  variables {
+    architecture = "aarch64"
+  }
+  expect_failures = [var.architecture]
+}
+
+run "graviton_needs_arm64" {
+  command = plan
+  variables {
+    instance_type = "t4g.medium"
+  }
+  expect_failures = [var.instance_type]
+}
+
+run "graviton_with_arm64" {
+  variables {
+    instance_type = "t4g.medium"
+    architecture  = "arm64"
+  }
+  assert {
+    condition     = strcontains(output.user_data, "ARCHITECTURE=aarch64\\n") && strcontains(output.user_data, "/debian_arm64/amazon-ssm-agent.deb")
+    error_message = "everything is for that architecture"
+  }
+}
+
+run "odd_names_sizes_and_types_are_refused" {
+  command = plan
+  variables {
+    name          = "muster/coordinator"
+    instance_type = "medium"
+    home_gib      = 0.5
+    ami_id        = "debian-13"
+  }
+  expect_failures = [var.name, var.instance_type, var.home_gib, var.ami_id]
+}
+
+run "a_signed_address_and_another_architecture_are_refused" {
+  command = plan
+  variables {
+    programs = {
+      coordinator   = { url = "https://bucket.s3.amazonaws.com/coordinator?X-Amz-Signature=abc", sha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" }
+      worker_agents = { arm64 = { url = "https://example.org/arm64", sha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" } }
+    }
+  }
+  expect_failures = [var.programs]
+}
+
+run "user_data_has_a_limit" {
+  command = plan
+  variables {
+    config = join("\n", [for line in range(600) : "# this is line ${line} of far too many lines"])
+  }
+  override_resource {
+    target          = aws_ebs_volume.home
+    override_during = plan
+    values          = { id = "vol-0123456789abcdef0" }
+  }
+  expect_failures = [aws_instance.coordinator]
 }
 
 run "a_low_port_and_odd_programs_are_refused" {

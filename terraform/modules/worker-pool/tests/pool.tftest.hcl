@@ -147,7 +147,7 @@ run "user_data_holds_what_a_worker_needs_and_no_secret" {
     error_message = "cloud-config of less than 16 KiB"
   }
   assert {
-    condition     = !can(regex("(?i)token-file|secret_access|aws_access_key|PRIVATE KEY|password|mst_", output.user_data))
+    condition     = !can(regex("(?i)token-file|secret_access|aws_access_key|PRIVATE KEY|password|muster_[A-Za-z0-9_-]{20}", output.user_data))
     error_message = "nothing that looks like a secret"
   }
   assert {
@@ -239,6 +239,68 @@ run "what_would_be_torn_apart_by_a_shell_is_refused" {
     resources      = { cpus = 1.5 }
   }
   expect_failures = [var.labels, var.worker_options, var.coordinator, var.name, var.resources]
+}
+
+run "every_bound_is_checked" {
+  command = plan
+  variables {
+    subnet_ids               = ["subnet-1", "subnet-1"]
+    coordinator              = "10.0.0.10:70000"
+    coordinator_id           = "6D2BC2CC"
+    coordinator_cidrs        = []
+    egress                   = [{ port = 0, cidrs = ["0.0.0.0/0"] }]
+    max                      = 0
+    slots                    = 0
+    volume_gib               = 4
+    instance_types           = []
+    on_demand_base           = -1
+    on_demand_percentage     = 101
+    spot_allocation_strategy = "cheapest"
+    packages                 = ["Build Essential"]
+    ami_id                   = "debian-13"
+  }
+  expect_failures = [
+    var.subnet_ids, var.coordinator, var.coordinator_id, var.coordinator_cidrs, var.egress, var.max, var.slots,
+    var.volume_gib, var.instance_types, var.on_demand_base, var.on_demand_percentage,
+    var.spot_allocation_strategy, var.packages, var.ami_id,
+  ]
+}
+
+run "there_are_two_architectures" {
+  command = plan
+  variables {
+    architecture = "aarch64"
+  }
+  expect_failures = [var.architecture]
+}
+
+run "an_image_of_another_architecture_than_the_types_is_refused" {
+  command = plan
+  variables {
+    architecture = "arm64"
+  }
+  expect_failures = [var.instance_types]
+}
+
+run "graviton_with_arm64" {
+  variables {
+    architecture   = "arm64"
+    instance_types = ["m7g.large", "c7gn.large", "im4gn.large", "x2gd.large", "a1.large"]
+  }
+  assert {
+    condition     = strcontains(output.user_data, "ARCHITECTURE=aarch64\\n")
+    error_message = "the program is asked for by the coordinator's name for it"
+  }
+}
+
+run "x86_64_with_a_g" {
+  variables {
+    instance_types = ["g4dn.xlarge", "g6.xlarge", "m7i-flex.large"]
+  }
+  assert {
+    condition     = length(aws_autoscaling_group.worker.mixed_instances_policy[0].launch_template[0].override) == 3
+    error_message = "GPUs are no Graviton"
+  }
 }
 
 run "a_program_needs_its_sum" {
