@@ -133,8 +133,8 @@ impl Failure {
 #[derive(PartialEq, Eq, Default, Debug)]
 pub(super) struct View {
     pub(super) sightings: Vec<Sighting>,
-    /// What the desired capacity must be lowered to.
-    pub(super) lower: Option<u32>,
+    /// What the desired capacity must become.
+    pub(super) desired: Option<u32>,
     /// Instances that the group must not end by itself.
     pub(super) protect: Vec<Box<str>>,
 }
@@ -233,8 +233,20 @@ pub(super) fn view(
     let live = group.counted();
     let coming = (group.desired as usize).saturating_sub(live);
     let mut failures = failures.into_iter();
-    for one in waiting.into_iter().take(coming) {
+    let wanted = wanted(known, group);
+    for (nth, one) in waiting.into_iter().enumerate() {
         let state = match failures.next() {
+            // Those that the group has no place for keep theirs in the pool: the rest can work.
+            _ if nth >= coming && group.desired >= group.max => Sighted::Held {
+                reason: format!(
+                    "the pool wants {wanted} instances, and the most that its auto scaling group may have \
+                     is {}: raise its `max_size`, or lower the pool's `max`",
+                    group.max
+                )
+                .into(),
+            },
+            // Nobody has told the group of those yet.
+            _ if nth >= coming => break,
             Some(failure) if failure.passes() => Sighted::Held {
                 reason: failure.message,
             },
@@ -245,10 +257,15 @@ pub(super) fn view(
         };
         view.sightings.push(sighting(one, "", state));
     }
-    let wanted = wanted(known, group).max(group.min);
+    let most = wanted.max(group.min);
     let live = u32::try_from(live).unwrap_or(u32::MAX);
-    // Instances above that are ended one by one, and the number with them.
-    view.lower = (group.desired > wanted && live <= wanted).then_some(wanted);
+    if group.desired > most && live <= most {
+        // Instances above that are ended one by one, and the number with them.
+        view.desired = Some(most);
+    } else if group.desired < wanted.min(group.max) {
+        // Some had no place until somebody made the group larger.
+        view.desired = Some(wanted.min(group.max));
+    }
     view
 }
 
@@ -318,7 +335,7 @@ mod tests {
                 (String::new(), 3, Sighted::Unknown),
             ]
         );
-        assert_eq!((view.lower, view.protect), (None, vec![]));
+        assert_eq!((view.desired, view.protect), (None, vec![]));
         assert_eq!(missing(&inventory, &group), 1);
     }
 
@@ -363,7 +380,7 @@ mod tests {
             ]
         );
         // A group that is short of instances goes on to try, and keeps its number.
-        assert_eq!(view.lower, None);
+        assert_eq!(view.desired, None);
         assert!(failed("Could not launch Spot Instances. MaxSpotInstanceCountExceeded").passes());
         assert!(!failed("The image id does not exist").passes());
     }
@@ -373,11 +390,11 @@ mod tests {
         // One was taken away, and nothing takes its place.
         let inventory = [known(1, 1, Some("i-a"))];
         let taken = group(2, &[("i-a", Stage::Running), ("i-b", Stage::Leaving)]);
-        assert_eq!(see(&inventory, &taken).lower, Some(1));
+        assert_eq!(see(&inventory, &taken).desired, Some(1));
         // The group was quicker: the new one is a stranger, to be ended by its id.
         let replaced = group(2, &[("i-a", Stage::Running), ("i-c", Stage::Running)]);
         let view = see(&inventory, &replaced);
-        assert_eq!(view.lower, None);
+        assert_eq!(view.desired, None);
         assert_eq!(seen(&view)[1], ("i-c".to_owned(), 0, runs("i-c")));
         // One that is to end and never came.
         let ends = Known {
@@ -386,7 +403,7 @@ mod tests {
         };
         let inventory = [known(1, 1, Some("i-a")), ends];
         let waits = group(2, &[("i-a", Stage::Running)]);
-        assert_eq!(see(&inventory, &waits).lower, Some(1));
+        assert_eq!(see(&inventory, &waits).desired, Some(1));
         // One that is to end and still works.
         let works = Known {
             ends: true,
@@ -394,10 +411,10 @@ mod tests {
         };
         let both = group(2, &[("i-a", Stage::Running), ("i-b", Stage::Running)]);
         let inventory = [known(1, 1, Some("i-a")), works];
-        assert_eq!(see(&inventory, &both).lower, None);
+        assert_eq!(see(&inventory, &both).desired, None);
         // Being ended, and the group's number was lowered with that.
         let leaves = group(1, &[("i-a", Stage::Running), ("i-b", Stage::Leaving)]);
-        assert_eq!(see(&inventory, &leaves).lower, None);
+        assert_eq!(see(&inventory, &leaves).desired, None);
         assert_eq!(wanted(&inventory, &leaves), 1);
     }
 
@@ -425,7 +442,7 @@ mod tests {
         let mut group = group(0, &[("i-a", Stage::Aside)]);
         let view = see(&inventory, &group);
         assert_eq!(seen(&view), [("i-a".to_owned(), 1, runs("i-a"))]);
-        assert_eq!((wanted(&inventory, &group), view.lower), (1, None));
+        assert_eq!((wanted(&inventory, &group), view.desired), (1, Some(1)));
         // Or it was not, and another one has taken its place: that is the one which was ordered.
         group.desired = 1;
         group.instances.push(Instance {
@@ -444,7 +461,7 @@ mod tests {
             min: 2,
             ..group(3, &[])
         };
-        assert_eq!(see(&[], &least).lower, Some(2));
+        assert_eq!(see(&[], &least).desired, Some(2));
         let told = least.remark(0).unwrap();
         assert!(told.contains("min_size keeps 2"), "{told}");
         assert_eq!(least.remark(2), None);

@@ -85,14 +85,8 @@ impl GroupProvider {
 
     async fn place(&self, order: &Order) -> Result<Vec<Sighting>, Error> {
         let group = self.group().await?;
-        let wanted = group::wanted(&order.known, &group);
-        if wanted > group.max {
-            return Err(Error::Refused(format!(
-                "the pool wants {wanted} instances, and the most that the auto scaling group {} may have is \
-                 {}: raise its `max_size`, or lower the pool's `max`",
-                self.settings.group, group.max
-            )));
-        }
+        // What is above that is seen as waiting.
+        let wanted = group::wanted(&order.known, &group).min(group.max);
         if group.desired < wanted {
             self.api.set_desired(wanted).await?;
         }
@@ -116,10 +110,10 @@ impl GroupProvider {
             warn!(pool = %self.pool, %error, "failed to protect instances from their group");
             remarks.push(format!("its instances could not be protected: {error}"));
         }
-        if let Some(desired) = view.lower {
-            info!(pool = %self.pool, group = name, desired, "lowers the group's capacity");
+        if let Some(desired) = view.desired {
+            info!(pool = %self.pool, group = name, desired, was = group.desired, "sets the group's capacity");
             if let Err(error) = self.api.set_desired(desired).await {
-                warn!(pool = %self.pool, %error, "failed to lower the group's capacity");
+                warn!(pool = %self.pool, %error, "failed to set the group's capacity");
                 remarks.push(format!(
                     "it is to have {desired} instances and not {}: {error}",
                     group.desired

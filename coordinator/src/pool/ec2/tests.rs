@@ -221,3 +221,29 @@ async fn a_group_of_two_hundred_is_listed_and_protected_whole() {
     assert_eq!((running(&listed).len(), provider.remark()), (200, None));
     assert_eq!(cloud.asked("SetInstanceProtection"), 4);
 }
+
+#[tokio::test]
+async fn what_a_group_has_no_place_for_waits_for_a_larger_one_while_the_rest_runs() {
+    let cloud = Cloud::start(0).await;
+    cloud.set(|group| group.max = 1);
+    let provider = provider(&cloud).await;
+    let three = order(vec![known(1, None), known(2, None), known(3, None)]);
+    provider.start(&three).await.unwrap();
+    cloud.pass();
+    let listed = provider.list(&three.known).await.unwrap();
+    assert_eq!(running(&listed), [(1, "i-0001")]);
+    let held = listed.iter().filter_map(|one| match &one.state {
+        Sighted::Held { reason } => Some(&**reason),
+        _ => None,
+    });
+    let told = "the pool wants 3 instances, and the most that its auto scaling group may have is 1: \
+                raise its `max_size`, or lower the pool's `max`";
+    assert_eq!(held.collect::<Vec<_>>(), [told, told]);
+    let inventory = [known(1, Some("i-0001")), known(2, None), known(3, None)];
+    cloud.set(|group| group.max = 2);
+    provider.list(&inventory).await.unwrap();
+    cloud.pass();
+    let listed = provider.list(&inventory).await.unwrap();
+    assert_eq!(running(&listed), [(1, "i-0001"), (2, "i-0002")]);
+    assert_eq!((cloud.desired(), cloud.launched()), (2, 2));
+}

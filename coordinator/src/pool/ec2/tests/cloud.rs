@@ -26,6 +26,7 @@ type Refusal = (&'static str, String);
 pub(super) struct Group {
     pub(super) desired: usize,
     pub(super) min: usize,
+    pub(super) max: usize,
     pub(super) instances: Vec<Instance>,
     /// New instances are protected.
     pub(super) protects: bool,
@@ -50,6 +51,7 @@ impl Cloud {
     pub(super) async fn start(desired: usize) -> Self {
         let group = Arc::new(Mutex::new(Group {
             desired,
+            max: 500,
             protects: true,
             ..Group::default()
         }));
@@ -156,8 +158,8 @@ impl Group {
             "DescribeScalingActivities" => Ok(self.happened()),
             "SetDesiredCapacity" => {
                 let desired = of["DesiredCapacity"].parse().unwrap();
-                if desired < self.min {
-                    return Err(invalid("below the min size"));
+                if !(self.min..=self.max).contains(&desired) {
+                    return Err(invalid("outside of min and max size"));
                 }
                 self.desired = desired;
                 Ok(String::new())
@@ -194,9 +196,10 @@ impl Group {
     fn described(&self) -> String {
         let mut text = format!(
             "<AutoScalingGroups><member><AutoScalingGroupName>{GROUP}</AutoScalingGroupName>\
-             <MinSize>{}</MinSize><MaxSize>500</MaxSize><DesiredCapacity>{}</DesiredCapacity>\
+             <MinSize>{}</MinSize><MaxSize>{}</MaxSize><DesiredCapacity>{}</DesiredCapacity>\
              <Tags><member><Key>muster:coordinator</Key><Value>{}</Value></member></Tags><Instances>",
             self.min,
+            self.max,
             self.desired,
             super::HOME
         );
