@@ -20,6 +20,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
         "a_coordinator_that_starts_with_a_wrong_wall_clock_keeps_what_runs",
         wrong_at_start,
     ),
+    (
+        "workers_whose_wall_clocks_are_an_hour_wrong_do_their_tasks",
+        wrong_at_workers,
+    ),
 ];
 
 /// Prints the wall clock twice, the monotonic clock and CLOCK_BOOTTIME in seconds.
@@ -125,6 +129,37 @@ fn wrong_at_start(programs: &Programs) -> Result<()> {
             }
         }
         ensure!(compared > 5, "only {compared} times in\n{}", watched.out);
+        Ok(())
+    })
+}
+
+fn wrong_at_workers(programs: &Programs) -> Result<()> {
+    with_cluster(programs, None, |cluster| {
+        cluster.serve()?;
+        cluster.seed()?;
+        let mut workers = vec![];
+        for (name, wall) in [("fast", 3_600), ("slow", -3_600)] {
+            let clocks = Clocks::new(&programs.source, cluster.folder(), name)?;
+            clocks.wall(wall)?;
+            let worker = clocks.apply(cluster.worker(name, &cluster.address(), 1)?);
+            workers.push((clocks, cluster.start_described(&worker, name)?));
+        }
+        let task = |name: &str, on: &str, after: &str| {
+            format!(
+                "  - {{ name: {name}, run: \"date >> dates\", labels: [name={on}], depends_on: {after}, \
+                 verify: [test -s dates] }}\n"
+            )
+        };
+        let tasks = [
+            task("a", "fast", "[]"),
+            task("b", "slow", "[a]"),
+            task("c", "fast", "[b]"),
+        ];
+        let plan = format!("repo: {{ from: ./seed }}\ntasks:\n{}", tasks.concat());
+        let run = cluster.submit(&cluster.write_plan("p.yaml", &plan)?)?;
+        let ended = cluster.ended(&run)?;
+        ensure!(ended.state() == "succeeded", "{}", ended.json);
+        cluster.ask(["audit"])?.success()?;
         Ok(())
     })
 }

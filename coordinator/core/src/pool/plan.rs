@@ -606,7 +606,10 @@ impl<'a> Ledger<'a> {
                 surplus -= 1;
                 let why = format!("the pool has more than its maximum of {}", self.policy.max);
                 (EndCause::Surplus, why)
-            } else if spare > 0 && since.is_some_and(|idle| idle >= self.policy.idle_timeout) {
+            } else if spare > 0
+                && since.is_some_and(|idle| idle >= self.policy.idle_timeout)
+                && !self.is_silent(state, now, allocation)
+            {
                 let idle = since.unwrap_or_default().ms() / 1_000;
                 (
                     EndCause::Idle,
@@ -632,31 +635,28 @@ impl<'a> Ledger<'a> {
         if !self.policy.stays || !allocation.joined {
             return None;
         }
-        // Nobody could come back while no coordinator was there.
-        let mut away_since = state.started_at;
-        let mut have_left = true;
-        let mut known = 0;
-        for worker in state.workers_of(allocation.id) {
-            let aux = &state.workers.get(&worker.id)?.aux;
-            let Link::Down { since } = worker.link else {
-                return None;
-            };
-            if !aux.leases.is_empty() {
-                return None;
-            }
-            away_since = away_since.max(since);
-            have_left &= aux.last_word.is_some_and(|(_, left)| left);
-            known += 1;
+        let away = away(state, allocation)?;
+        if away.leases {
+            return None;
         }
-        let away = now.since(away_since);
-        let gone = if known > 0 && have_left {
+        let length = now.since(away.since);
+        let gone = if away.have_left {
             "its worker has left".to_owned()
-        } else if away > self.policy.join_timeout {
-            format!("its worker has been away for {} s", away.ms() / 1_000)
+        } else if length > self.policy.join_timeout {
+            format!("its worker has been away for {} s", length.ms() / 1_000)
         } else {
             return None;
         };
         Some(format!("{gone}, and its machine would stay").into())
+    }
+
+    /// Tells whether an allocation's workers are away without a word and may still come back, with edits
+    /// that nobody else has.
+    fn is_silent(&self, state: &State, now: Timestamp, allocation: &Allocation) -> bool {
+        allocation.joined
+            && away(state, allocation).is_some_and(|away| {
+                !away.have_left && now.since(away.since) <= self.policy.join_timeout
+            })
     }
 
     /// Gives the allocations whose workers have joined, never had a lease, and take none now: work is
@@ -697,6 +697,38 @@ impl<'a> Ledger<'a> {
         });
         found.collect()
     }
+}
+
+/// None of an allocation's workers is there.
+struct Away {
+    since: Timestamp,
+    /// All of them took their leave.
+    have_left: bool,
+    /// Some of them still hold leases.
+    leases: bool,
+}
+
+/// Tells since when none of an allocation's workers is there, if so.
+fn away(state: &State, allocation: &Allocation) -> Option<Away> {
+    let mut known = 0;
+    let mut away = Away {
+        // Nobody could come back while no coordinator was there.
+        since: state.started_at,
+        have_left: true,
+        leases: false,
+    };
+    for worker in state.workers_of(allocation.id) {
+        let aux = &state.workers.get(&worker.id)?.aux;
+        let Link::Down { since } = worker.link else {
+            return None;
+        };
+        away.since = away.since.max(since);
+        away.have_left &= aux.last_word.is_some_and(|(_, left)| left);
+        away.leases |= !aux.leases.is_empty();
+        known += 1;
+    }
+    away.have_left &= known > 0;
+    Some(away)
 }
 
 /// Gives why a pool may start nothing at all now.

@@ -401,3 +401,31 @@ fn what_waits_without_a_name_is_told_of_and_may_still_get_one() {
     let outlook = outlook(&cluster.0.state, now).remove(0);
     assert_eq!((outlook.coming, outlook.held), (1, None));
 }
+
+#[test]
+fn a_machine_whose_worker_is_silent_is_not_ended_as_idle_while_it_may_come_back() {
+    for has_left in [false, true] {
+        let mut cluster = Cluster::new(policy(10));
+        cluster.0.submit(independent(1));
+        assert_eq!(cluster.wanted(), 1);
+        let name = start(&mut cluster, 1);
+        let lease = cluster.0.only();
+        cluster.0.started(&lease);
+        cluster.0.succeed(&lease);
+        if has_left {
+            drains(&mut cluster, &name);
+        }
+        cluster.0.close(&name);
+        assert_eq!(cluster.ending(), []);
+        cluster.pass(60, &[]);
+        if has_left {
+            assert_eq!(cluster.ending(), [(1, EndCause::Idle)]);
+            continue;
+        }
+        assert_eq!(cluster.ending(), [], "it may hold what nobody else has");
+        cluster.pass(240, &[]);
+        assert_eq!(cluster.ending(), []);
+        cluster.pass(1, &[]);
+        assert_eq!(cluster.ending(), [(1, EndCause::Idle)]);
+    }
+}
