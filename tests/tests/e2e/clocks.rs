@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use muster_tests::Programs;
 use muster_tests::clocks::Clocks;
 use muster_tests::cluster::Options;
@@ -142,7 +142,13 @@ fn wrong_at_workers(programs: &Programs) -> Result<()> {
             let clocks = Clocks::new(&programs.source, cluster.folder(), name)?;
             clocks.wall(wall)?;
             let worker = clocks.apply(cluster.worker(name, &cluster.address(), 1)?);
-            workers.push((clocks, cluster.start_described(&worker, name)?));
+            let worker = cluster.start_described(&worker, name)?;
+            let said = worker.errors();
+            let at = said.split_whitespace().find_map(|word| word.parse().ok());
+            let at: jiff::Timestamp = at.with_context(|| format!("no time in {said}"))?;
+            let off = at.as_second() - jiff::Timestamp::now().as_second() - wall;
+            ensure!(off.abs() < 600, "its clock is not wrong: {said}");
+            workers.push((clocks, worker));
         }
         let task = |name: &str, on: &str, after: &str| {
             format!(
