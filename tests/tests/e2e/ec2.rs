@@ -247,9 +247,36 @@ fn without_capacity(programs: &Programs) -> Result<()> {
         cloud.moto.capacity(Capacity::Available)?;
         let ended = cluster.ended(&run)?;
         ensure!(ended.state() == "succeeded", "{}", ended.json);
+        checked_there(cluster)?;
         ensure!(cloud.hypervisor.ever().len() == 1, "more than one");
         Ok(())
     })
+}
+
+/// What an operator types on an instance to see whether it can do a worker's work. It claims nothing, so the
+/// worker beside it is not disturbed.
+fn checked_there(cluster: &Cluster) -> Result<()> {
+    let plan = r#"tasks:
+  - name: check
+    pool: build
+    run: |
+      . /etc/muster/worker.env
+      /usr/local/bin/worker-agent --coordinator "$MUSTER_COORDINATOR" --ca-file /etc/muster/ca.pem --ec2 \
+        --pool "$MUSTER_POOL" --state-dir "$TMPDIR/state" --check
+"#;
+    let run = cluster.submit(&cluster.write_plan("check.yaml", plan)?)?;
+    let ended = cluster.ended(&run)?;
+    let logs = cluster.ask(["logs", &run, "check"])?.success()?;
+    ensure!(ended.state() == "succeeded", "{}", logs.out);
+    let claimed = "not claimed; as i-";
+    ensure!(logs.out.contains(claimed), "{}", logs.out);
+    let reached = |line: &str| line.starts_with("coordinator") && line.contains(" ok ");
+    ensure!(
+        logs.out.lines().any(|line| reached(line.trim())),
+        "{}",
+        logs.out
+    );
+    Ok(())
 }
 
 fn three_kinds(programs: &Programs) -> Result<()> {
