@@ -625,6 +625,20 @@ impl<'a> Ledger<'a> {
                 why: why.into(),
             });
         }
+        // Whoever lowers a maximum waits for no queue to become empty: those at work finish what they hold,
+        // and get nothing more. A pool that is to be emptied leaves them to the next coordinator.
+        if self.policy.max > 0 && surplus > 0 {
+            let stopped: BTreeSet<AllocationId> = stops.iter().map(|one| one.allocation).collect();
+            let mut busy = own;
+            busy.retain(|held| !stopped.contains(&held.id) && !ids.contains(&held.id));
+            busy.sort_by_key(|held| (held.joined, Reverse(held.id)));
+            let max = self.policy.max;
+            stops.extend(busy.into_iter().take(surplus).map(|held| Stop {
+                allocation: held.id,
+                cause: EndCause::Surplus,
+                why: format!("the pool has more than its maximum of {max}").into(),
+            }));
+        }
         (stops, ids)
     }
 

@@ -675,6 +675,37 @@ fn a_pool_with_more_than_its_maximum_gives_up_what_is_idle() {
 }
 
 #[test]
+fn a_pool_with_more_than_its_maximum_lets_what_is_at_work_finish_that_and_no_more() {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(12));
+    assert_eq!(cluster.wanted(), 6);
+    cluster.run(&[1, 2, 3]);
+    for allocation in 1..=3 {
+        cluster.join(allocation);
+    }
+    assert_eq!(cluster.0.live().len(), 6);
+    let policies = BTreeMap::from([(text(POOL), policy(2))]);
+    cluster.pool(PoolCommand::Configure { policies });
+    let ending = cluster.ending();
+    let surplus = [6, 5, 4, 3].map(|id| (id, EndCause::Surplus));
+    assert_eq!(ending, surplus, "those that have not come yet first");
+    assert_eq!(cluster.ending(), []);
+    let third = |cluster: &Cluster| {
+        let mut live = cluster.0.live();
+        live.retain(|lease| lease.worker == worker("w3"));
+        live
+    };
+    for lease in third(&cluster) {
+        assert!(!cluster.0.state.may_end(AllocationId(3)));
+        cluster.0.started(&lease);
+        cluster.0.succeed(&lease);
+    }
+    assert!(third(&cluster).is_empty(), "it gets nothing any more");
+    assert!(cluster.0.state.may_end(AllocationId(3)));
+    assert_eq!(cluster.wanted(), 0);
+}
+
+#[test]
 fn a_pool_that_is_to_be_emptied_gives_up_what_has_no_work_although_work_waits() {
     let mut cluster = Cluster::new(policy(10));
     cluster.0.submit(independent(3));
