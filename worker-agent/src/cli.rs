@@ -269,16 +269,16 @@ async fn run(arguments: WorkerArgs) -> Result<(), Failed> {
         text,
         code: EXIT_USAGE,
     };
-    let interrupt = signal(SignalKind::interrupt()).map_err(|error| Failed::of(&error))?;
-    let terminate = signal(SignalKind::terminate()).map_err(|error| Failed::of(&error))?;
-    let notice = signal(SignalKind::user_defined1()).map_err(|error| Failed::of(&error))?;
-    let (wish, wishes) = watch::channel(Wish::Work);
     if arguments.check {
         let json = arguments.json;
         let way_in = arguments.way_in();
         let options = arguments.options(way_in, None).map_err(usage)?;
         return say(&doctor::all(&options).await, json);
     }
+    let interrupt = signal(SignalKind::interrupt()).map_err(|error| Failed::of(&error))?;
+    let terminate = signal(SignalKind::terminate()).map_err(|error| Failed::of(&error))?;
+    let notice = signal(SignalKind::user_defined1()).map_err(|error| Failed::of(&error))?;
+    let (wish, wishes) = watch::channel(Wish::Work);
     tokio::spawn(noticed(notice, wish.clone()));
     tokio::spawn(listen(interrupt, terminate, wish.clone()));
     let Some(entry) = arguments.entry(&wish, wishes.clone()).await? else {

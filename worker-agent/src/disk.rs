@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use muster_git::Cache;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 
 use crate::clock::{self, Boottime};
 use crate::failure::chain;
@@ -80,24 +81,33 @@ impl Disk {
 
     /// Lets the cache give way to attempts, and to what its own disk has to have free. Tells whether that
     /// was not enough.
-    async fn make_room(&self, cache: &Cache) -> bool {
-        let (own, found) = (room(&self.folder), room(&self.cache));
-        let (Ok(own), Ok(found)) = (own, found) else {
+    async fn make_room(self, cache: Cache) -> bool {
+        let Some(wanted) = self.lacking().await else {
             return false;
         };
+        if let Err(error) = cache.make_room(wanted).await {
+            tracing::warn!(error = chain(&error), "the cache cannot make room");
+        }
+        self.lacking().await.is_some()
+    }
+
+    /// How many bytes the cache's disk should have free, if it has less.
+    async fn lacking(&self) -> Option<u64> {
+        let this = self.clone();
+        // On a thread of its own: a disk that hangs holds nobody up.
+        let looked = tokio::task::spawn_blocking(move || this.lacks());
+        looked.await.ok().flatten()
+    }
+
+    fn lacks(&self) -> Option<u64> {
+        let (own, found) = (room(&self.folder).ok()?, room(&self.cache).ok()?);
         let device = |folder: &Path| std::fs::metadata(folder).map(|found| found.dev()).ok();
         let mut wanted = FREE_BYTES_MIN;
         if device(&self.folder) == device(&self.cache) {
             let left = (own.all / CACHE_LEAVES_PART).min(CACHE_LEAVES_BYTES);
             wanted = self.wanted.load(Ordering::Relaxed).max(left);
         }
-        if found.bytes >= wanted {
-            return false;
-        }
-        if let Err(error) = cache.make_room(wanted).await {
-            tracing::warn!(error = chain(&error), "the cache cannot make room");
-        }
-        room(&self.cache).is_ok_and(|found| found.bytes < wanted)
+        (found.bytes < wanted).then_some(wanted)
     }
 
     /// Notes that something could not be done there. The disk counts as unusable at once and
@@ -145,10 +155,17 @@ impl Disk {
     /// Looks at the disk again and again until it is dropped; `lender` is the cache.
     pub(crate) async fn watch(self, lender: Cache, every: Duration) {
         let mut gave_way: Option<Boottime> = None;
+        // Beside the looks: it may delete gigabytes, and what is the matter is told meanwhile.
+        let mut giving: JoinSet<bool> = JoinSet::new();
         loop {
+            if let Some(lacks) = giving.try_join_next() {
+                gave_way = lacks.unwrap_or(true).then(clock::now);
+            }
             // Never each second: it looks at all that is kept.
-            if gave_way.is_none_or(|at| clock::now() >= at.after(GIVE_WAY_EVERY)) {
-                gave_way = self.make_room(&lender).await.then(clock::now);
+            if giving.is_empty()
+                && gave_way.is_none_or(|at| clock::now() >= at.after(GIVE_WAY_EVERY))
+            {
+                giving.spawn(self.clone().make_room(lender.clone()));
             }
             let (folder, cache) = (Arc::clone(&self.folder), Arc::clone(&self.cache));
             let in_trouble = self.trouble.borrow().is_some();

@@ -253,7 +253,10 @@ impl World<'_> {
             } => Ok(self.order(first, count, ends, exclude)),
             Todo::Ends => {
                 let state = &self.coordinator.state;
-                let ending = state.allocations().filter(|held| state.may_end(held.id));
+                let at = self.coordinator.time(now);
+                let ending = state
+                    .allocations()
+                    .filter(|held| state.may_end(held.id, at));
                 let externals = ending.filter_map(|held| held.external.clone());
                 let externals: Vec<Box<str>> = externals.collect();
                 if externals.is_empty() || !due {

@@ -73,12 +73,19 @@ struct Wanted {
     held: Vec<Held>,
     /// The same for the provider.
     known: Vec<Known>,
-    /// Orders of which nothing is known to have arrived, with how many allocations each has, and whether all of them are to
-    /// end already.
-    orders: BTreeMap<AllocationId, (u32, bool)>,
+    /// Orders of which nothing is known to have arrived.
+    orders: BTreeMap<AllocationId, Open>,
     /// To be ended now.
     ends: Vec<Box<str>>,
     exclude: Vec<Arc<str>>,
+}
+
+/// What is left of an order.
+#[derive(Default)]
+struct Open {
+    ids: Vec<AllocationId>,
+    /// How many of them are wanted still.
+    wanted: usize,
 }
 
 struct State {
@@ -137,7 +144,7 @@ impl Carrier {
     async fn step(&self, state: &mut State) -> Result<(), engine::Error> {
         let wanted = self.wanted().await?;
         self.forget_tokens(&wanted.held);
-        for (first, (count, ends)) in &wanted.orders {
+        for (first, open) in &wanted.orders {
             if state.memory.doubts(*first) || state.memory.has_arrived(*first) {
                 continue;
             }
@@ -149,10 +156,10 @@ impl Carrier {
             if state.pause > self.poll {
                 continue;
             }
-            if *ends {
-                self.never(*first, *count).await?;
+            if open.wanted == 0 {
+                self.never(&open.ids).await?;
             } else {
-                self.order(state, *first, *count, &wanted).await?;
+                self.order(state, *first, &open.ids, &wanted).await?;
             }
         }
         if Instant::now() >= state.next_list {
@@ -166,7 +173,7 @@ impl Carrier {
 
     async fn wanted(&self) -> Result<Wanted, engine::Error> {
         let pool = Arc::clone(&self.pool);
-        let query = move |core: &coordinator_core::State, _| {
+        let query = move |core: &coordinator_core::State, now| {
             let mut wanted = Wanted {
                 held: vec![],
                 known: vec![],
@@ -190,13 +197,13 @@ impl Carrier {
                     ends: held.ending.is_some(),
                 });
                 match (&held.external, held.phase) {
-                    (Some(external), _) if core.may_end(held.id) => {
+                    (Some(external), _) if core.may_end(held.id, now) => {
                         wanted.ends.push(external.clone());
                     }
                     (None, Phase::Wanted) => {
-                        let order = wanted.orders.entry(held.first).or_insert((0, true));
-                        order.0 += 1;
-                        order.1 &= held.ending.is_some();
+                        let order: &mut Open = wanted.orders.entry(held.first).or_default();
+                        order.ids.push(held.id);
+                        order.wanted += usize::from(held.ending.is_none());
                     }
                     _ => {}
                 }
@@ -213,21 +220,26 @@ impl Carrier {
     }
 
     /// Says that an order which was never placed never will be.
-    async fn never(&self, first: AllocationId, count: u32) -> Result<(), engine::Error> {
+    async fn never(&self, ids: &[AllocationId]) -> Result<(), engine::Error> {
         let detail = "it was not needed any more before it was ordered";
-        self.observe(batch(first, count, |_| Seen::Gone {
+        let gone = || Seen::Gone {
             detail: detail.into(),
-        }))
-        .await
+        };
+        self.observe(ids.iter().map(|id| (*id, gone())).collect())
+            .await
     }
 
     async fn order(
         &self,
         state: &mut State,
         first: AllocationId,
-        count: u32,
+        ids: &[AllocationId],
         wanted: &Wanted,
     ) -> Result<(), engine::Error> {
+        // Some of it may have ended alone; the others keep their places.
+        let last = ids.iter().max().copied().unwrap_or(first);
+        let count = u32::try_from(last.0.saturating_sub(first.0)).unwrap_or(u32::MAX);
+        let count = count.saturating_add(1);
         let tokens = match self.tokens(first, count) {
             Ok(tokens) => tokens,
             Err(error) => {
@@ -263,10 +275,11 @@ impl Carrier {
             }
             Err(Error::Refused(detail)) => {
                 warn!(pool = &*self.pool, %first, detail, "the provider refuses an order");
-                self.observe(batch(first, count, |_| Seen::Refused {
+                let refused = || Seen::Refused {
                     detail: detail.as_str().into(),
-                }))
-                .await
+                };
+                self.observe(ids.iter().map(|id| (*id, refused())).collect())
+                    .await
             }
             Err(error @ Error::Unclear(_)) => {
                 state.unordered = Some(self.trouble("order allocations", &error));
@@ -332,7 +345,7 @@ impl Carrier {
             return None;
         }
         let ended = self.provider.end(externals).await;
-        ended.err().map(|error| self.trouble(doing, &error))
+        ended.err().map(|error| failure(&self.pool, doing, &error))
     }
 
     async fn observe(&self, allocations: Vec<(AllocationId, Seen)>) -> Result<(), engine::Error> {
@@ -344,8 +357,7 @@ impl Carrier {
     }
 
     fn trouble(&self, doing: &str, error: &Error) -> String {
-        warn!(pool = &*self.pool, error = %error, "failed to {doing}");
-        let trouble = format!("failed to {doing}: {error}");
+        let trouble = failure(&self.pool, doing, error);
         self.standings.set(&self.pool, |standing| {
             standing.trouble = Some(trouble.clone());
         });
@@ -385,11 +397,8 @@ impl Carrier {
     }
 }
 
-fn batch(
-    first: AllocationId,
-    count: u32,
-    seen: impl Fn(AllocationId) -> Seen,
-) -> Vec<(AllocationId, Seen)> {
-    let ids = (0..u64::from(count)).map(|nth| AllocationId(first.0.saturating_add(nth)));
-    ids.map(|id| (id, seen(id))).collect()
+/// Logs what could not be done, and says so.
+fn failure(pool: &str, doing: &str, error: &Error) -> String {
+    warn!(pool, error = %error, "failed to {doing}");
+    format!("failed to {doing}: {error}")
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use super::volume::Volume;
 use super::{Client, Instance, Machine, Notice, Place};
-use crate::wait::{SOON, until_true};
+use crate::wait::{LONG, until_true};
 
 /// Between two looks at the interface.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -96,7 +96,7 @@ impl Hypervisor {
     /// That does not come in time; with what all machines have printed.
     pub fn until_running(&self, count: usize) -> Result<Vec<String>> {
         let what = format!("{count} machines run");
-        until_true(&what, SOON, || Ok(self.running().len() == count))
+        until_true(&what, LONG, || Ok(self.running().len() == count))
             .with_context(|| self.story())?;
         Ok(self.running())
     }

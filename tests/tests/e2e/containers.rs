@@ -53,12 +53,9 @@ pub(crate) fn missing() -> Option<String> {
 fn base() -> Option<PathBuf> {
     // The programs under test are in a folder of the target folder.
     let made = std::env::current_exe().ok()?;
-    let made = made.ancestors().nth(3)?.join("base.tar");
+    let made = || Some(made.ancestors().nth(3)?.join("base.tar"));
     let named = std::env::var_os(BASE).map(PathBuf::from);
-    [named, Some(made)]
-        .into_iter()
-        .flatten()
-        .find(|base| base.is_file())
+    named.or_else(made).filter(|base| base.is_file())
 }
 
 /// Words that begin a call of compose: the engine's own, or the program of its own that came before.

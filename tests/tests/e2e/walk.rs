@@ -282,7 +282,7 @@ impl<'p> Walk<'p> {
             let machines = self.hypervisor.as_ref().context("no machines")?;
             let console = self.machine("console");
             // "The coordinator starts in some minutes."
-            until_true("the certificate is on the console", SOON, || {
+            until_true("the certificate is on the console", LONG, || {
                 let text = std::fs::read_to_string(&console).unwrap_or_default();
                 Ok(text.contains("-----END CERTIFICATE-----"))
             })

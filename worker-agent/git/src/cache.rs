@@ -121,21 +121,40 @@ impl Cache {
     ///
     /// Makes no error of too little to delete; the caller looks at the disk again.
     pub async fn make_room(&self, bytes_free: u64) -> Result<(), GitError> {
-        let nearly_full = match eviction::free(&self.root) {
-            Ok(free) => free < bytes_free,
-            // Somebody has deleted it.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-            Err(error) => return Err(GitError::file("look at", &self.root)(error)),
-        };
-        match nearly_full && self.bytes_max < u64::MAX {
-            true => self.trim_to(Bound::Free(bytes_free)).await,
-            false => Ok(()),
+        if self.bytes_max == u64::MAX {
+            return Ok(());
         }
+        self.trimming(move |root| match eviction::free(root) {
+            Ok(free) if free < bytes_free => eviction::trim(root, Bound::Free(bytes_free)),
+            Ok(_) => Ok(()),
+            // Somebody has deleted it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(GitError::file("look at", root)(error)),
+        })
+        .await
     }
 
     async fn trim_to(&self, bound: Bound) -> Result<(), GitError> {
+        self.trimming(move |root| eviction::trim(root, bound)).await
+    }
+
+    /// Deletes all that nobody borrows from, after whoever deletes something now.
+    async fn empty(&self) -> Result<(), GitError> {
+        let lock = HostLock::acquire(&eviction::lock(&self.root)).await?;
+        let emptied = self
+            .trimming(|root| eviction::trim_alone(root, Bound::Holds(0)))
+            .await;
+        drop(lock);
+        emptied
+    }
+
+    /// Does that on a thread of its own.
+    async fn trimming(
+        &self,
+        trim: impl FnOnce(&Path) -> Result<(), GitError> + Send + 'static,
+    ) -> Result<(), GitError> {
         let root = self.root.clone();
-        let trimming = tokio::task::spawn_blocking(move || eviction::trim(&root, bound));
+        let trimming = tokio::task::spawn_blocking(move || trim(&root));
         trimming.await.unwrap_or_else(|panicked| {
             let error = std::io::Error::other(panicked);
             Err(GitError::file("trim the cache", &self.root)(error))
@@ -198,7 +217,7 @@ impl Cache {
                 }
                 // This one is in use; all that nobody borrows from makes room for it.
                 leftovers::sweep(&folder)?;
-                self.trim_to(Bound::Holds(0)).await?;
+                self.empty().await?;
                 cached.fetch(remote, name, &kept).await?;
             }
             swept.done();

@@ -87,11 +87,20 @@ pub(crate) fn register(root: &Path, folder: &Path) -> Result<(), GitError> {
 ///
 /// If it cannot be known who borrows, nothing is deleted.
 pub(crate) fn trim(root: &Path, bound: Bound) -> Result<(), GitError> {
-    let lock = root.join("trim.lock");
     // Whoever is at it does the same.
-    let Some(_lock) = HostLock::try_acquire(&lock)? else {
-        return Ok(());
-    };
+    match HostLock::try_acquire(&lock(root))? {
+        Some(_lock) => trim_alone(root, bound),
+        None => Ok(()),
+    }
+}
+
+/// Held by whoever deletes.
+pub(crate) fn lock(root: &Path) -> PathBuf {
+    root.join("trim.lock")
+}
+
+/// As [`trim`]; the caller holds the [`lock`].
+pub(crate) fn trim_alone(root: &Path, bound: Bound) -> Result<(), GitError> {
     let fail = |error| GitError::file("trim the cache", root)(error);
     let mut kept = repositories(root).map_err(fail)?;
     let mut bytes: u64 = kept.iter().map(|repository| repository.bytes).sum();

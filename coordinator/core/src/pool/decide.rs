@@ -367,12 +367,13 @@ fn end_of(
                 let detail = format!("{}; it ended so: {detail}", ending.reason);
                 return (AllocationEnd::NeverWorked, detail.into());
             }
+            // What has not even a name waits for the provider as a whole, which is no fault of a start.
             EndCause::Idle => match held.held.as_ref().filter(|_| is_stuck(held, now)) {
-                Some(hold) => {
+                Some(hold) if held.external.is_some() => {
                     let detail = format!("its provider did not run it: {}", hold.reason);
                     return (AllocationEnd::NeverJoined, detail.into());
                 }
-                None => AllocationEnd::Released,
+                _ => AllocationEnd::Released,
             },
             EndCause::Quarantined if came_to_quarantine(state, held) => {
                 let detail = format!(
@@ -405,17 +406,18 @@ fn end_of(
     (end, detail.into())
 }
 
-/// Tells whether an allocation has only joined when its host was in quarantine already. That counts
-/// as a failed start: else a provider that has no other host would be asked again without end.
+/// Tells whether an allocation was only asked for when its host was in quarantine already, and came to
+/// that host nevertheless. That counts as a failed start: else a provider that has no other host would
+/// be asked again without end.
 fn came_to_quarantine(state: &State, held: &Allocation) -> bool {
-    let (Some(pool), Some(joined)) = (state.pool(&held.pool), held.joined_at) else {
+    let Some(pool) = state.pool(&held.pool) else {
         return false;
     };
     let mut workers = state.workers_of(held.id);
     !held.worked
         && workers.any(|worker| {
             let quarantine = pool.quarantined.get(&worker.offer.host);
-            quarantine.is_some_and(|quarantine| quarantine.at < joined)
+            quarantine.is_some_and(|quarantine| quarantine.at <= held.wanted_at)
         })
 }
 

@@ -575,12 +575,16 @@ impl State {
         held.ending.is_some() || is_down && earlier
     }
 
-    /// Tells whether nothing holds an allocation that is to end: its provider may end it now.
+    /// Tells whether nothing holds an allocation that is to end: its provider may end it now. A worker
+    /// that is away without a word may hold edits that nobody else has, for as long as it may come back.
     #[must_use]
-    pub fn may_end(&self, id: AllocationId) -> bool {
-        let ending = self.allocation(id).is_some_and(|a| a.ending.is_some());
+    pub fn may_end(&self, id: AllocationId, now: Timestamp) -> bool {
+        let Some(held) = self.allocation(id).filter(|held| held.ending.is_some()) else {
+            return false;
+        };
         let mut workers = self.workers_of(id);
-        ending && workers.all(|worker| self.leases_of_worker(&worker.id).next().is_none())
+        workers.all(|worker| self.leases_of_worker(&worker.id).next().is_none())
+            && !plan::is_silent(self, now, held)
     }
 
     /// Gives the workers of an allocation, connected or not. Costs O(workers).

@@ -608,7 +608,7 @@ impl<'a> Ledger<'a> {
                 (EndCause::Surplus, why)
             } else if spare > 0
                 && since.is_some_and(|idle| idle >= self.policy.idle_timeout)
-                && !self.is_silent(state, now, allocation)
+                && !is_silent(state, now, allocation)
             {
                 let idle = since.unwrap_or_default().ms() / 1_000;
                 (
@@ -662,15 +662,6 @@ impl<'a> Ledger<'a> {
             return None;
         };
         Some(format!("{gone}, and its machine would stay").into())
-    }
-
-    /// Tells whether an allocation's workers are away without a word and may still come back, with edits
-    /// that nobody else has.
-    fn is_silent(&self, state: &State, now: Timestamp, allocation: &Allocation) -> bool {
-        allocation.joined
-            && away(state, allocation).is_some_and(|away| {
-                !away.have_left && now.since(away.since) <= self.policy.join_timeout
-            })
     }
 
     /// Gives the allocations whose workers have joined, never had a lease, and take none now: work is
@@ -743,6 +734,16 @@ fn away(state: &State, allocation: &Allocation) -> Option<Away> {
     }
     away.have_left &= known > 0;
     Some(away)
+}
+
+/// Tells whether an allocation's workers are away without a word and may still come back, with edits
+/// that nobody else has.
+pub(super) fn is_silent(state: &State, now: Timestamp, allocation: &Allocation) -> bool {
+    let policy = state.policies.get(&allocation.pool);
+    let patience = policy.map_or(Span::ZERO, |policy| policy.join_timeout);
+    allocation.joined
+        && away(state, allocation)
+            .is_some_and(|away| !away.have_left && now.since(away.since) <= patience)
 }
 
 /// Gives why a pool may start nothing at all now.

@@ -379,7 +379,7 @@ fn an_allocation_that_nothing_needs_is_ended_after_its_idle_timeout_and_not_befo
     assert_eq!(cluster.ending(), [], "a lull is no end");
     cluster.pass(1, &["w1"]);
     assert_eq!(cluster.ending(), [(1, EndCause::Idle)]);
-    assert!(cluster.0.state.may_end(AllocationId(1)));
+    assert!(cluster.0.state.may_end(AllocationId(1), cluster.0.now));
     cluster.0.submit(independent(1).named("third"));
     assert!(cluster.0.live().is_empty(), "it gets nothing any more");
     assert_eq!(cluster.wanted(), 1, "and does not count");
@@ -696,12 +696,12 @@ fn a_pool_with_more_than_its_maximum_lets_what_is_at_work_finish_that_and_no_mor
         live
     };
     for lease in third(&cluster) {
-        assert!(!cluster.0.state.may_end(AllocationId(3)));
+        assert!(!cluster.0.state.may_end(AllocationId(3), cluster.0.now));
         cluster.0.started(&lease);
         cluster.0.succeed(&lease);
     }
     assert!(third(&cluster).is_empty(), "it gets nothing any more");
-    assert!(cluster.0.state.may_end(AllocationId(3)));
+    assert!(cluster.0.state.may_end(AllocationId(3), cluster.0.now));
     assert_eq!(cluster.wanted(), 0);
 }
 

@@ -232,6 +232,9 @@ pub(super) fn view(
     // Those that are on their way: asked for, and neither there nor refused.
     let live = group.counted();
     let coming = (group.desired as usize).saturating_sub(live);
+    // The group tells of one launch that failed, however many are missing.
+    let shortage = failures.iter().find(|failure| failure.passes());
+    let shortage = shortage.map(|failure| failure.message.clone());
     let mut failures = failures.into_iter();
     let wanted = wanted(known, group);
     for (nth, one) in waiting.into_iter().enumerate() {
@@ -253,7 +256,12 @@ pub(super) fn view(
             Some(failure) => Sighted::Ended {
                 detail: failure.message,
             },
-            None => Sighted::Unknown,
+            None => match &shortage {
+                Some(reason) => Sighted::Held {
+                    reason: reason.clone(),
+                },
+                None => Sighted::Unknown,
+            },
         };
         view.sightings.push(sighting(one, "", state));
     }
@@ -262,9 +270,12 @@ pub(super) fn view(
     if group.desired > most && live <= most {
         // Instances above that are ended one by one, and the number with them.
         view.desired = Some(most);
-    } else if group.desired < wanted.min(group.max) {
-        // Some had no place until somebody made the group larger.
-        view.desired = Some(wanted.min(group.max));
+    } else {
+        // Some had no place until somebody made the group larger. One that is being ended may be listed
+        // for a moment after the number was lowered for it.
+        let stay: Vec<Known> = known.iter().filter(|one| !one.ends).cloned().collect();
+        let stay = self::wanted(&stay, group).min(group.max);
+        view.desired = (group.desired < stay).then_some(stay);
     }
     view
 }
@@ -370,13 +381,20 @@ mod tests {
         ];
         let view = view("h", "p", &inventory, &group(3, &[]), failures);
         let detail = "Invalid IamInstanceProfile".into();
-        let reason = "We currently do not have sufficient m5.large capacity".into();
+        let reason: Box<str> = "We currently do not have sufficient m5.large capacity".into();
         assert_eq!(
             seen(&view),
             [
                 (String::new(), 1, Sighted::Ended { detail }),
-                (String::new(), 2, Sighted::Held { reason }),
-                (String::new(), 3, Sighted::Unknown)
+                (
+                    String::new(),
+                    2,
+                    Sighted::Held {
+                        reason: reason.clone()
+                    }
+                ),
+                // The group tries for one of them at a time.
+                (String::new(), 3, Sighted::Held { reason })
             ]
         );
         // A group that is short of instances goes on to try, and keeps its number.

@@ -95,13 +95,18 @@ impl GroupProvider {
 
     async fn look(&self, known: &[Known]) -> Result<Vec<Sighting>, Error> {
         let group = self.group().await?;
+        let mut remarks = vec![];
+        // The list is good although nobody says why something is missing.
         let failures = match group::missing(known, &group) {
             0 => vec![],
-            _ => self.new_failures().await?,
+            _ => self.new_failures().await.unwrap_or_else(|error| {
+                warn!(pool = %self.pool, %error, "failed to ask for launches that failed");
+                remarks.push(format!("why launches fail is not known: {error}"));
+                vec![]
+            }),
         };
         let view = group::view(&self.home, &self.pool, known, &group, failures);
         let name = &self.settings.group;
-        let mut remarks = vec![];
         remarks.extend(group.remark(group::wanted(known, &group)));
         // The list is good whatever becomes of these: without it nothing could be ended.
         if !view.protect.is_empty()

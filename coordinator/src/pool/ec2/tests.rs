@@ -141,7 +141,11 @@ async fn a_list_is_good_although_the_group_refuses_what_follows_from_it() {
     cloud.pass();
     cloud.set(|group| {
         group.min = 1;
-        group.refused = vec!["SetInstanceProtection", "SetDesiredCapacity"];
+        group.refused = vec![
+            "SetInstanceProtection",
+            "SetDesiredCapacity",
+            "DescribeScalingActivities",
+        ];
         group.protects = false;
     });
     cloud.interrupt("i-0002");
@@ -157,6 +161,15 @@ async fn a_list_is_good_although_the_group_refuses_what_follows_from_it() {
     ] {
         assert!(remark.contains(part), "{remark}");
     }
+    // Nor does it need to know why something is missing.
+    let two = [known(1, Some("i-0001")), known(2, None)];
+    let listed = provider.list(&two).await.unwrap();
+    assert_eq!(running(&listed), [(1, "i-0001")]);
+    let remark = provider.remark().unwrap();
+    assert!(
+        remark.contains("why launches fail is not known"),
+        "{remark}"
+    );
     cloud.set(|group| group.refused.clear());
     provider.list(&inventory).await.unwrap();
     assert_eq!((provider.remark(), cloud.desired()), (None, 1));

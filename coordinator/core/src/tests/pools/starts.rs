@@ -237,6 +237,7 @@ fn an_allocation_that_comes_to_a_host_in_quarantine_is_a_failed_start() {
     cluster.wanted();
     cluster.run(&[1, 2]);
     let first = cluster.join(1);
+    cluster.pass(1, &[&first]);
     let mut failed = std::collections::BTreeSet::new();
     while failed.len() < 3 {
         let lease = cluster.0.live()[0].clone();
@@ -247,16 +248,29 @@ fn an_allocation_that_comes_to_a_host_in_quarantine_is_a_failed_start() {
     cluster.plan();
     assert_eq!(cluster.ending(), [(1, EndCause::Quarantined)]);
     cluster.pass(1, &[&first]);
-    let offer = Offer {
-        pool: text(POOL),
-        allocation: Some(AllocationId(2)),
-        host: "n1".into(),
-        ..offer(2)
+    let come = |cluster: &mut Cluster, number: u64| {
+        let offer = Offer {
+            pool: text(POOL),
+            allocation: Some(AllocationId(number)),
+            host: "n1".into(),
+            ..offer(2)
+        };
+        let name = format!("w{number}");
+        cluster.0.hello(&name, 1, offer);
+        assert_eq!(cluster.ending(), [(number, EndCause::Quarantined)]);
+        drains(cluster, &name);
+        cluster.0.close(&name);
+        end_of(&cluster.gone(number))
     };
-    cluster.0.hello("w2", 1, offer);
-    assert_eq!(cluster.ending(), [(2, EndCause::Quarantined)]);
-    cluster.0.close("w2");
-    assert_eq!(end_of(&cluster.gone(2)), AllocationEnd::NeverWorked);
+    // Whoever was asked for it then could not know.
+    assert_eq!(come(&mut cluster, 2), AllocationEnd::Released);
+    assert_eq!(failures(&cluster), 0);
+    cluster.pass(1, &[&first]);
+    cluster.plan();
+    let late = cluster.inventory().into_iter().max().unwrap();
+    assert!(late > 6, "another one is wanted instead");
+    cluster.run(&[late]);
+    assert_eq!(come(&mut cluster, late), AllocationEnd::NeverWorked);
     assert_eq!(failures(&cluster), 1);
 }
 
@@ -428,4 +442,43 @@ fn a_machine_whose_worker_is_silent_is_not_ended_as_idle_while_it_may_come_back(
         cluster.pass(1, &[]);
         assert_eq!(cluster.ending(), [(1, EndCause::Idle)]);
     }
+}
+
+#[test]
+fn a_machine_that_is_to_end_waits_for_its_silent_worker() {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(1));
+    assert_eq!(cluster.wanted(), 1);
+    let name = start(&mut cluster, 1);
+    let lease = cluster.0.only();
+    cluster.0.started(&lease);
+    cluster.0.succeed(&lease);
+    cluster.0.close(&name);
+    let policies = BTreeMap::from([(text(POOL), policy(0))]);
+    cluster.pool(PoolCommand::Configure { policies });
+    assert_eq!(cluster.ending(), [(1, EndCause::Surplus)]);
+    let may_end = |cluster: &Cluster| cluster.0.state.may_end(AllocationId(1), cluster.0.now);
+    cluster.pass(300, &[]);
+    assert!(!may_end(&cluster), "it may come back with edits");
+    cluster.pass(1, &[]);
+    assert!(may_end(&cluster));
+}
+
+#[test]
+fn want_of_capacity_that_ends_with_its_work_does_not_speak_against_the_pool() {
+    let mut cluster = Cluster::new(policy(1));
+    let run = cluster.0.submit(independent(1));
+    assert_eq!(cluster.wanted(), 1);
+    cluster.see(&[1], |_| Seen::Held {
+        external: "".into(),
+        reason: "InsufficientInstanceCapacity".into(),
+    });
+    cluster.pass(120, &[]);
+    cluster.plan();
+    cluster.0.cancel(crate::command::Target::Run(run));
+    cluster.plan();
+    cluster.pass(60, &[]);
+    assert_eq!(cluster.ending(), [(1, EndCause::Idle)]);
+    assert_eq!(end_of(&cluster.gone(1)), AllocationEnd::Released);
+    assert_eq!(failures(&cluster), 0);
 }
