@@ -11,7 +11,7 @@ use coordinator::engine::{self, Handle, SESSION_QUEUE, Started};
 use coordinator::pool::carry::{Carrier, Standings};
 use coordinator::store::memory::MemoryStore;
 use coordinator_core::command::Hello;
-use coordinator_core::pool::{Allocation, EndCause, Phase, Policy, PoolCommand};
+use coordinator_core::pool::{Allocation, EndCause, Phase, Policy, PoolCommand, Seen};
 use coordinator_core::worker::Offer;
 use coordinator_core::{AllocationId, Command, Incarnation, Span, State, WorkerId};
 use tokio::sync::mpsc;
@@ -287,6 +287,25 @@ async fn a_refused_order_is_over_with_the_providers_words() {
     assert_eq!(&*known.last_failure, "Invalid account");
     assert_eq!(known.failures, 1, "two that were asked for together");
     assert_eq!(site.standings.of(POOL).trouble, None, "it did answer");
+    site.end().await;
+}
+
+#[tokio::test]
+async fn what_is_left_of_an_order_is_over_when_that_is_refused() {
+    let mut site = Site::new().await;
+    site.want(3).await;
+    let detail = "its launch failed".into();
+    let allocations = vec![(AllocationId(1), Seen::Gone { detail })];
+    site.command(PoolCommand::Observe { allocations }).await;
+    site.want(0).await;
+    site.until("the first has ended alone", |held| {
+        held.iter().map(|one| one.id.0).eq([2, 3])
+    })
+    .await;
+    site.cluster.set(|now| now.answer = Answer::Refuses);
+    site.carry(FIRST);
+    site.until("the order is over", <[_]>::is_empty).await;
+    assert_eq!(site.cluster.orders(), 1);
     site.end().await;
 }
 
