@@ -416,16 +416,22 @@ fn what_waits_without_a_name_is_told_of_and_may_still_get_one() {
     assert_eq!((outlook.coming, outlook.held), (1, None));
 }
 
+/// A worker whose only task is done, and nothing waits.
+fn done() -> (Cluster, String) {
+    let mut cluster = Cluster::new(policy(10));
+    cluster.0.submit(independent(1));
+    assert_eq!(cluster.wanted(), 1);
+    let name = start(&mut cluster, 1);
+    let lease = cluster.0.only();
+    cluster.0.started(&lease);
+    cluster.0.succeed(&lease);
+    (cluster, name)
+}
+
 #[test]
 fn a_machine_whose_worker_is_silent_is_not_ended_as_idle_while_it_may_come_back() {
     for has_left in [false, true] {
-        let mut cluster = Cluster::new(policy(10));
-        cluster.0.submit(independent(1));
-        assert_eq!(cluster.wanted(), 1);
-        let name = start(&mut cluster, 1);
-        let lease = cluster.0.only();
-        cluster.0.started(&lease);
-        cluster.0.succeed(&lease);
+        let (mut cluster, name) = done();
         if has_left {
             drains(&mut cluster, &name);
         }
@@ -446,13 +452,7 @@ fn a_machine_whose_worker_is_silent_is_not_ended_as_idle_while_it_may_come_back(
 
 #[test]
 fn a_machine_that_is_to_end_waits_for_its_silent_worker() {
-    let mut cluster = Cluster::new(policy(10));
-    cluster.0.submit(independent(1));
-    assert_eq!(cluster.wanted(), 1);
-    let name = start(&mut cluster, 1);
-    let lease = cluster.0.only();
-    cluster.0.started(&lease);
-    cluster.0.succeed(&lease);
+    let (mut cluster, name) = done();
     cluster.0.close(&name);
     let policies = BTreeMap::from([(text(POOL), policy(0))]);
     cluster.pool(PoolCommand::Configure { policies });
