@@ -454,6 +454,17 @@ mod tests {
     }
 
     #[test]
+    fn the_capacity_is_not_raised_for_an_instance_that_is_being_ended() {
+        let ending = Known {
+            ends: true,
+            ..known(1, 1, Some("i-a"))
+        };
+        // Its end has lowered the number, and the list still shows it in service.
+        let group = group(0, &[("i-a", Stage::Running)]);
+        assert_eq!(see(&[ending], &group).desired, None);
+    }
+
+    #[test]
     fn one_in_standby_is_seen_and_counts_for_nothing() {
         let inventory = [known(1, 1, Some("i-a")), known(2, 2, None)];
         // Somebody has put it aside, and the group's number was lowered with that.
