@@ -40,8 +40,8 @@ const LAST: Tokens = Tokens {
     reasoning: 0,
 };
 const CACHE_WRITTEN: u64 = 50;
-/// Output that a stream has told when it begins.
-const BEGUN: u64 = 1;
+/// What an answer that breaks off has told at its beginning.
+pub const BROKEN_OFF: Tokens = Tokens { output: 1, ..STEP };
 /// How long an answer that never ends stays silent between two signs of life.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(200);
 /// Parts of a text that are sent one after the other.
@@ -172,7 +172,7 @@ async fn respond(State(known): State<Arc<Known>>, headers: HeaderMap, body: Byte
     let number = known.answers.fetch_add(1, Ordering::Relaxed);
     let message = json!({"id": format!("msg_{number}"), "type": "message", "role": "assistant",
         "model": call.model, "content": [], "stop_reason": null, "stop_sequence": null,
-        "usage": usage(tokens, BEGUN)});
+        "usage": usage(tokens, BROKEN_OFF.output)});
     if body["stream"] != true {
         // Nothing is told of an answer that breaks off before its end.
         call.tokens = stop.map(|_| tokens);
@@ -189,7 +189,7 @@ async fn respond(State(known): State<Arc<Known>>, headers: HeaderMap, body: Byte
     let index = {
         let mut served = lock(&known.served);
         call.tokens = Some(Tokens {
-            output: BEGUN,
+            output: BROKEN_OFF.output,
             ..tokens
         });
         served.push(call);
