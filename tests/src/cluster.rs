@@ -27,6 +27,38 @@ pub struct Programs {
     pub source: PathBuf,
 }
 
+impl Programs {
+    /// Finds them in the folder of the program that runs: built with it, so never older ones.
+    ///
+    /// # Errors
+    /// One is missing.
+    pub fn beside_this() -> Result<Self> {
+        let own = std::env::current_exe().context("find this program")?;
+        let folder = own.parent().unwrap_or(Path::new("."));
+        let find = |name: &str| {
+            let path = folder.join(name);
+            let found = path.is_file().then_some(path);
+            found.with_context(|| {
+                let release = if folder.ends_with("release") {
+                    " --release"
+                } else {
+                    ""
+                };
+                format!(
+                    "{} has no {name}; build all programs with `cargo build{release} -p muster-tests --bins`",
+                    folder.display()
+                )
+            })
+        };
+        Ok(Self {
+            coordinator: find("coordinator-under-test")?,
+            worker_agent: find("worker-agent-under-test")?,
+            forward: find("forward")?,
+            source: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".."),
+        })
+    }
+}
+
 /// How long leases of a cluster live.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {

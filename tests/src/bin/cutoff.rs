@@ -5,11 +5,10 @@
 //! the next grant as the coordinator's journal has it, and the gap between them, in seconds since
 //! the worker was cut off. It ends with an error when a promise was broken.
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
 use muster_tests::clocks;
 use muster_tests::cluster::{Options, Programs};
@@ -50,14 +49,7 @@ fn main() -> Result<ExitCode> {
         lease_grace: Duration::from_millis(arguments.grace),
         heartbeat_interval: Duration::from_millis(arguments.heartbeat),
     };
-    let here = std::env::current_exe().context("find this program")?;
-    let folder = here.parent().unwrap_or(Path::new("."));
-    let programs = Programs {
-        coordinator: folder.join("coordinator-under-test"),
-        worker_agent: folder.join("worker-agent-under-test"),
-        forward: folder.join("forward"),
-        source: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".."),
-    };
+    let programs = Programs::beside_this()?;
     say(&format!(
         "TTL {:?}, grace {:?}, a heartbeat every {:?}; times are since the worker was cut off",
         terms.lease_ttl, terms.lease_grace, terms.heartbeat_interval

@@ -129,18 +129,7 @@ impl Subject for Claude {
 }
 
 fn measure(arguments: &Arguments) -> Result<()> {
-    let here = std::env::current_exe().context("find this program")?;
-    let folder = here.parent().unwrap_or(Path::new("."));
-    let programs = Programs {
-        coordinator: folder.join("coordinator-under-test"),
-        worker_agent: folder.join("worker-agent-under-test"),
-        forward: folder.join("forward"),
-        source: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".."),
-    };
-    ensure!(
-        programs.worker_agent.exists(),
-        "no worker beside this program; build it first: `cargo build -p muster-tests --bins`"
-    );
+    let programs = Programs::beside_this()?;
     // Codex makes no helpers of itself in a home below the system's temporary folder.
     let homes = tempfile::Builder::new()
         .prefix("muster-overhead-")

@@ -1,6 +1,5 @@
 //! A coordinator in a process of its own, watched from outside, and the ways to it.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -44,20 +43,7 @@ pub(crate) struct Door {
 impl Site {
     /// Starts a coordinator on a fresh home.
     pub(crate) async fn start() -> Result<Self> {
-        let folder = std::env::current_exe()?;
-        let folder = folder.parent().context("find this program's folder")?;
-        // Built with this very program, so never an older one.
-        let named = |name: &str| -> PathBuf { folder.join(format!("{name}-under-test")) };
-        let programs = Programs {
-            coordinator: named("coordinator"),
-            worker_agent: named("worker-agent"),
-            forward: folder.join("forward"),
-            source: Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
-        };
-        ensure!(
-            programs.coordinator.exists(),
-            "no coordinator beside this program; build it first: `cargo build -p muster-tests --bins`"
-        );
+        let programs = Programs::beside_this()?;
         let mut cluster = Cluster::new(&programs, None)?;
         cluster.serve()?;
         let process = cluster

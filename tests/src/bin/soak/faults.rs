@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use muster_tests::proxy::{Direction, End, Faults};
 use rustix::process::{Pid, Signal};
 
-use crate::dice::Dice;
 use crate::processes::{self, Seen};
 use crate::world::{Death, Expected, KeeperHit, Part, Parts, World, now_ms};
+use muster_tests::dice::Dice;
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,9 +10,9 @@ use anyhow::{Context as _, Result, ensure};
 use muster_tests::process::Output;
 use serde_json::Value;
 
-use crate::dice::Dice;
 use crate::plan::{Plan, Setting};
 use crate::world::{Expected, Submitted, World};
+use muster_tests::dice::Dice;
 
 /// Exit codes with which `watch` says how a run ended.
 const RUN_ENDED: [i32; 4] = [0, 10, 11, 12];

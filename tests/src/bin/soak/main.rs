@@ -7,7 +7,6 @@
 //! This process is the subreaper of all that it starts. However it ends, short of being killed
 //! itself, nothing of it goes on.
 
-mod dice;
 mod evidence;
 mod faults;
 mod leftovers;
@@ -27,6 +26,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use muster_tests::cluster::{Cluster, Options, Programs};
+use muster_tests::interrupt;
 use muster_tests::proxy::Proxy;
 use muster_tests::repository::Repository;
 use muster_tests::wait::{self, SOON};
@@ -86,61 +86,6 @@ fn main() -> ExitCode {
     }
 }
 
-/// Finds the two programs beside this one.
-fn programs() -> Result<Programs> {
-    let own = std::env::current_exe().context("find this program")?;
-    let folder = own.parent().unwrap_or(Path::new("."));
-    let find = |name: &str| {
-        let found = [format!("{name}-under-test"), name.to_owned()]
-            .iter()
-            .map(|name| folder.join(name))
-            .find(|path| path.is_file());
-        found.with_context(|| {
-            let release = if folder.ends_with("release") {
-                " --release"
-            } else {
-                ""
-            };
-            format!(
-                "{} has no {name}; build both programs with `cargo build{release} -p muster-tests --bins`",
-                folder.display()
-            )
-        })
-    };
-    Ok(Programs {
-        coordinator: find("coordinator")?,
-        worker_agent: find("worker-agent")?,
-        forward: PathBuf::new(),
-        source: PathBuf::new(),
-    })
-}
-
-/// Ends the soak early when a person or a system asks for it.
-fn listen(world: &Arc<World>, interrupted: &Arc<AtomicBool>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()?;
-    let (world, interrupted) = (Arc::clone(world), Arc::clone(interrupted));
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut interrupt), Ok(mut terminate)) = (
-                signal(SignalKind::interrupt()),
-                signal(SignalKind::terminate()),
-            ) else {
-                return;
-            };
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            interrupted.store(true, Ordering::SeqCst);
-            world.end();
-        });
-    });
-    Ok(())
-}
-
 /// Makes a worker with a state folder of its own. Every second one has its own way to the
 /// coordinator, that can be cut.
 fn worker(cluster: &Cluster, number: usize) -> Result<Worker> {
@@ -182,7 +127,7 @@ fn finds_naked() -> bool {
 
 fn soak(arguments: &Arguments) -> Result<bool> {
     set_child_subreaper(Some(getpid())).context("become a subreaper")?;
-    let programs = programs()?;
+    let programs = Programs::beside_this()?;
     let mut cluster = Cluster::new(&programs, Some(Options::short_leases()))?;
     cluster.keep();
     let folder = cluster.folder().to_owned();
@@ -202,7 +147,11 @@ fn soak(arguments: &Arguments) -> Result<bool> {
     };
     let world = Arc::new(World::new(cluster, parts, arguments.seed)?);
     let interrupted = Arc::new(AtomicBool::new(false));
-    listen(&world, &interrupted)?;
+    let (ends, told) = (Arc::clone(&world), Arc::clone(&interrupted));
+    interrupt::then(move || {
+        told.store(true, Ordering::SeqCst);
+        ends.end();
+    })?;
     report::say(
         arguments.json,
         &format!(

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::dice::Dice;
+use muster_tests::dice::Dice;
 
 /// What a task's program does by itself, if nobody disturbs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,12 +2,12 @@
 
 /// A stream of throws (SplitMix64 by Steele, Lea and Flood).
 #[derive(Clone, Debug)]
-pub(crate) struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
     /// Begins the stream of a purpose: streams of one seed do not depend on each other, so what one
     /// thread draws changes nothing for the others.
-    pub(crate) fn new(seed: u64, purpose: u64) -> Self {
+    pub fn new(seed: u64, purpose: u64) -> Self {
         let mut dice = Self(seed);
         let start = dice.next() ^ purpose.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Self(start)
@@ -22,23 +22,23 @@ impl Dice {
     }
 
     /// Draws a number below `end`; 0 if that is 0.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
+    pub fn below(&mut self, end: u64) -> u64 {
         // The remainder favours small numbers by less than anyone could notice.
         self.next().checked_rem(end).unwrap_or_default()
     }
 
     /// Draws a number of a range, both ends included.
-    pub(crate) fn between(&mut self, least: u64, most: u64) -> u64 {
+    pub fn between(&mut self, least: u64, most: u64) -> u64 {
         least + self.below(most.saturating_sub(least) + 1)
     }
 
     /// Is true in so many of a hundred cases.
-    pub(crate) fn chance(&mut self, percent: u64) -> bool {
+    pub fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
     /// Draws an index of a list of so many; `None` of an empty one.
-    pub(crate) fn index(&mut self, length: usize) -> Option<usize> {
+    pub fn index(&mut self, length: usize) -> Option<usize> {
         let length = u64::try_from(length).unwrap_or(u64::MAX);
         // Drawn in any case, so that what follows does not depend on whether there was something.
         let drawn = self.next();
@@ -48,7 +48,7 @@ impl Dice {
     }
 
     /// Draws one of a list, each as often as its weight says.
-    pub(crate) fn weighted<'a, T>(&mut self, items: &'a [(u64, T)]) -> Option<&'a T> {
+    pub fn weighted<'a, T>(&mut self, items: &'a [(u64, T)]) -> Option<&'a T> {
         let mut left = self.below(items.iter().map(|(weight, _)| weight).sum());
         for (weight, item) in items {
             if left < *weight {
