@@ -3,7 +3,7 @@
     python stand_in.py HOST PORT FOLDER
 
 While FOLDER/faults holds a file `no-capacity`, launches fail as they do when there is no spot capacity; what
-was asked for is launched once the file is gone. FOLDER/calls gets a line for each call: who (a role's name,
+was asked for is launched once the file is gone. Its file `api` says what else is wrong: see faults.py. FOLDER/calls gets a line for each call: who (a role's name,
 else the access key), the action as policies name it, and `allowed` or `denied`. FOLDER/machines holds for
 each instance a folder, whose file `console` is what it has printed.
 """
@@ -20,6 +20,8 @@ import uuid
 # Debian's, which are not among those that moto knows.
 os.environ.setdefault("MOTO_AMIS_PATH", os.path.join(os.path.dirname(__file__), "images.json"))
 
+from faults import Faulty
+from moto import server
 from moto.autoscaling import models, responses
 from moto.autoscaling.exceptions import ValidationError
 from moto.core.responses import ActionResult, BaseResponse
@@ -28,7 +30,6 @@ from moto.ec2.models.launch_templates import LaunchTemplateVersion
 from moto.ec2.responses.general import General
 from moto.ec2.utils import parse_user_data
 from moto.iam.models import iam_backends
-from moto.server import main
 from moto.sts.models import sts_backends
 from werkzeug.exceptions import Forbidden
 
@@ -307,4 +308,6 @@ BaseResponse._authenticate_and_authorize_normal_action = authorize
 if __name__ == "__main__":
     # Else the policies that belong to AWS are not there to be attached.
     os.environ.setdefault("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
-    main(["-H", sys.argv[1], "-p", sys.argv[2]])
+    run = server.run_simple
+    server.run_simple = lambda host, port, app, **more: run(host, port, Faulty(app, FAULTS), **more)
+    server.main(["-H", sys.argv[1], "-p", sys.argv[2]])

@@ -68,7 +68,8 @@ impl Cloud {
         let url = moto.url();
         let variables = [
             ("AWS_ENDPOINT_URL", url.as_str()),
-            ("AWS_ACCESS_KEY_ID", "test"),
+            // Others than the tester's, since faults are for it alone.
+            ("AWS_ACCESS_KEY_ID", "coordinator"),
             ("AWS_SECRET_ACCESS_KEY", "test"),
             ("AWS_REGION", REGION),
             ("AWS_EC2_METADATA_DISABLED", "true"),

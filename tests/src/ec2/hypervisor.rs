@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -20,6 +20,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub enum Boots {
     /// They run their user data.
     Normally,
+    /// They run it after so long.
+    Slowly(Duration),
     /// They hang before it: they run for EC2 and never join.
     Never,
 }
@@ -34,7 +36,7 @@ pub struct Hypervisor {
 #[derive(Debug)]
 struct Shared {
     end: AtomicBool,
-    hangs: AtomicBool,
+    boots: Mutex<Boots>,
     state: Mutex<State>,
 }
 
@@ -43,6 +45,8 @@ struct State {
     machines: BTreeMap<String, Machine>,
     // Dropped after the machines that have them.
     volumes: Vec<Volume>,
+    /// Instances that are to run their user data later.
+    booting: BTreeMap<String, Instant>,
     /// Every instance that ever ran.
     ever: BTreeSet<String>,
     troubles: Vec<String>,
@@ -54,7 +58,7 @@ impl Hypervisor {
     pub fn start(client: Client, place: Place) -> Self {
         let shared = Arc::new(Shared {
             end: AtomicBool::new(false),
-            hangs: AtomicBool::new(false),
+            boots: Mutex::new(Boots::Normally),
             state: Mutex::default(),
         });
         let seen = Arc::clone(&shared);
@@ -74,8 +78,7 @@ impl Hypervisor {
 
     /// Says what becomes of instances that start from now on.
     pub fn boots(&self, boots: Boots) {
-        let hangs = boots == Boots::Never;
-        self.shared.hangs.store(hangs, Ordering::Relaxed);
+        *self.shared.boots() = boots;
     }
 
     /// Lists the instances whose machines run.
@@ -136,6 +139,28 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn boots(&self) -> MutexGuard<'_, Boots> {
+        self.boots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells whether a new instance is as far as to run its user data, or never will be.
+    fn is_up(&self, id: &str, boots: Boots) -> bool {
+        let mut state = self.state();
+        let now = Instant::now();
+        let after = match boots {
+            Boots::Slowly(after) => after,
+            Boots::Normally | Boots::Never => Duration::ZERO,
+        };
+        let at = *state
+            .booting
+            .entry(id.to_owned())
+            .or_insert_with(|| now + after);
+        if now >= at {
+            state.booting.remove(id);
+        }
+        now >= at
+    }
+
     fn look(&self, client: Client, place: &Place) -> Result<()> {
         let running: BTreeMap<String, Instance> = client
             .instances()?
@@ -161,9 +186,12 @@ impl Shared {
         drop(state);
         drop(gone);
         for instance in new {
-            let boots = !self.hangs.load(Ordering::Relaxed);
+            let boots = *self.boots();
             let id = instance.id.clone();
-            let machine = Machine::start(place, client, &instance, boots)
+            if !self.is_up(&id, boots) {
+                continue;
+            }
+            let machine = Machine::start(place, client, &instance, boots != Boots::Never)
                 .with_context(|| format!("cannot start {id}"))?;
             let mut state = self.state();
             state.ever.insert(id.clone());

@@ -62,6 +62,8 @@ pub struct Machine {
     imds: Imds,
     cables: Vec<Listening>,
     network: Network,
+    /// The coordinator's address as it dials it, and where that is on this host.
+    coordinator: (SocketAddr, SocketAddr),
     is_head: bool,
     has_home: bool,
 }
@@ -96,6 +98,7 @@ impl Machine {
             process: None,
             cables: Vec::new(),
             network,
+            coordinator: (place.dialled.into(), place.listens),
             is_head: head.is_some(),
             has_home: false,
         };
@@ -105,7 +108,7 @@ impl Machine {
             }
             machine.be_reached(place.listens, place.dialled.into())?;
         } else {
-            machine.lead(place.dialled.into(), place.listens)?;
+            machine.mend()?;
         }
         if boots {
             let words = machine.network.words();
@@ -244,9 +247,24 @@ impl Machine {
         &self.imds
     }
 
-    /// Cuts it off from the coordinator, for good.
+    /// Cuts it off from the coordinator until it is mended.
     pub fn cut(&mut self) {
         self.cables.clear();
+    }
+
+    /// Lets it reach the coordinator.
+    ///
+    /// # Errors
+    /// It does already, or has no place to listen any more.
+    pub fn mend(&mut self) -> Result<()> {
+        let (dialled, listens) = self.coordinator;
+        self.lead(dialled, listens)
+    }
+
+    /// Ends all that runs on it, while it runs for EC2.
+    pub fn crash(&mut self) {
+        // Kills `unshare`, which takes the first process of its namespace along, and that all others.
+        self.process = None;
     }
 
     /// Gives how its worker's service has ended so far, one exit code for each start.
@@ -291,8 +309,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Kills `unshare`, which takes the first process of its namespace along, and that all others.
-        self.process = None;
+        self.crash();
     }
 }
 

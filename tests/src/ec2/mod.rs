@@ -23,7 +23,7 @@ pub use downloads::Downloads;
 pub use hypervisor::{Boots, Hypervisor};
 pub use imds::{Imds, Notice};
 pub use machine::{Head, Machine, Place, cloud_config};
-pub use moto::{Capacity, MACHINES, Moto};
+pub use moto::{ApiFault, Capacity, MACHINES, Moto};
 pub use terraform::{
     Terraform, configure as configure_terraform, copy_modules, mirror, missing as missing_terraform,
 };

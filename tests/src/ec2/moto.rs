@@ -16,6 +16,72 @@ pub enum Capacity {
     None,
 }
 
+/// What may be wrong with the interface, for everybody but the tester.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApiFault {
+    /// Calls come too often.
+    Throttled,
+    /// An error of its own.
+    Broken,
+    /// No policy allows it.
+    Denied,
+    /// Credentials are too old.
+    Expired,
+    /// No answer, and the connection stays open.
+    Hangs,
+    /// The connection ends before anything is done.
+    Refuses,
+    /// The call is executed, then the connection ends without an answer.
+    LosesAnswers,
+    /// Answers come after some seconds.
+    Slow,
+    /// Half of an answer.
+    Garbage,
+    /// The page of somebody in between.
+    Portal,
+    /// It lists no group.
+    NoGroup,
+    /// It lists groups without their instances.
+    NoInstances,
+}
+
+impl ApiFault {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::Throttled,
+        Self::Broken,
+        Self::Denied,
+        Self::Expired,
+        Self::Hangs,
+        Self::Refuses,
+        Self::LosesAnswers,
+        Self::Slow,
+        Self::Garbage,
+        Self::Portal,
+        Self::NoGroup,
+        Self::NoInstances,
+    ];
+
+    /// Gives its name, as `faults.py` has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Throttled => "throttle",
+            Self::Broken => "500",
+            Self::Denied => "denied",
+            Self::Expired => "expired",
+            Self::Hangs => "hang",
+            Self::Refuses => "refused",
+            Self::LosesAnswers => "lost",
+            Self::Slow => "slow",
+            Self::Garbage => "garbage",
+            Self::Portal => "portal",
+            Self::NoGroup => "no-group",
+            Self::NoInstances => "no-instances",
+        }
+    }
+}
+
 /// Where the folders of machines are, in that of the test.
 pub const MACHINES: &str = "machines";
 
@@ -95,6 +161,29 @@ impl Moto {
             Capacity::Available => {}
         }
         Ok(())
+    }
+
+    /// Lets calls of an action, or of all where none is named, meet a fault from now on.
+    ///
+    /// # Errors
+    /// The file that says so cannot be written.
+    pub fn falter(&self, fault: ApiFault, action: Option<&str>) -> Result<()> {
+        let line = format!("{} {}", fault.name(), action.unwrap_or_default());
+        // At once and whole, since it may be read at any moment.
+        let file = self.faults.join("api.new");
+        std::fs::write(&file, line)?;
+        Ok(std::fs::rename(file, self.faults.join("api"))?)
+    }
+
+    /// Lets all calls be answered again.
+    ///
+    /// # Errors
+    /// The file that says otherwise cannot be removed.
+    pub fn recover(&self) -> Result<()> {
+        match std::fs::remove_file(self.faults.join("api")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Gives what it was asked so far, one line `WHO SERVICE:ACTION allowed|denied` for each call. Who is a
