@@ -9,6 +9,8 @@ use std::time::Duration;
 use coordinator::auth::Authenticator;
 use coordinator::engine::{self, Handle, SESSION_QUEUE, Started};
 use coordinator::pool::carry::{Carrier, Standings};
+use coordinator::pool::settings::{PoolKind, PoolSettings};
+use coordinator::pool::{self, Surroundings};
 use coordinator::store::memory::MemoryStore;
 use coordinator_core::command::Hello;
 use coordinator_core::pool::{Allocation, EndCause, Phase, Policy, PoolCommand, Seen};
@@ -17,6 +19,7 @@ use coordinator_core::{AllocationId, Command, Incarnation, Span, State, WorkerId
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use self::cluster::{Answer, Cluster};
 use crate::service::world::{PATIENCE, within};
@@ -273,6 +276,54 @@ async fn what_cannot_be_ended_is_told_until_it_is_whatever_lists_say() {
     });
     site.cluster.lists(3).await;
     assert_eq!(site.standings.of(POOL).trouble, None);
+    site.end().await;
+}
+
+#[tokio::test]
+async fn what_a_pool_had_when_it_was_of_another_kind_is_told_and_not_taken_for_gone() {
+    let mut site = Site::new().await;
+    site.carry(FIRST);
+    site.want(1).await;
+    site.until("it waits", |held| waits_as(held, "job-A1"))
+        .await;
+    site.rest().await;
+    let settings = PoolSettings {
+        policy: policy(1),
+        kind: PoolKind::Local {
+            worker_args: vec![],
+        },
+    };
+    let around = Surroundings {
+        engine: site.handle().clone(),
+        auth: Arc::clone(&site.auth),
+        home: site.folder.path().to_owned(),
+        executable: "/nonexistent/coordinator".into(),
+        address: "127.0.0.1:1".into(),
+    };
+    let (tasks, ending) = (TaskTracker::new(), CancellationToken::new());
+    let pools = BTreeMap::from([(POOL.into(), settings)]);
+    let started = pool::start(&pools, &around, &site.standings, &tasks, &ending);
+    started.await.unwrap();
+    let trouble = within(async {
+        loop {
+            if let Some(trouble) = site.standings.of(POOL).trouble {
+                return trouble;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    let trouble = trouble.await;
+    assert_eq!(
+        trouble,
+        "failed to list allocations: the pool has an allocation of another kind than `local`, such as A1 \
+         (job-A1), which may still run and which nobody lists or ends now: let its `kind` be what it \
+         was until they have ended, or give the new pool another name"
+    );
+    site.until("it is there still", |held| waits_as(held, "job-A1"))
+        .await;
+    ending.cancel();
+    tasks.close();
+    within(tasks.wait()).await;
     site.end().await;
 }
 
