@@ -181,8 +181,8 @@ pub const SUSPECTS: usize = 4_096;
 pub const MISSING_LISTS: u32 = 2;
 /// How long it must be missing for that.
 pub const MISSING_FOR: Span = Span::from_secs(10);
-/// How long a provider may hold an allocation before it counts as coming no more: whoever held it
-/// may just be about to release it.
+/// How long a provider may hold an allocation, or not answer whether it is there, before it counts as coming
+/// no more: whoever held it may just be about to release it.
 pub const HELD_FOR: Span = Span::from_secs(120);
 /// How long an order whose answer was lost may still arrive.
 pub const ORDER_SETTLES: Span = Span::from_secs(30);

@@ -98,7 +98,11 @@ impl Pools {
             let policies = state.policies();
             let policy = policies.into_iter().find(|(known, _)| *known == name);
             let mut pool = configured(name, kind, policy.map(|(_, policy)| policy));
-            standing(&mut pool, &self.standings.of(name));
+            let known = self.standings.of(name);
+            if known.moved {
+                pool.kind.clear();
+            }
+            standing(&mut pool, &known);
             durable(&mut pool, state, name);
             let held: Vec<&Allocation> = state
                 .allocations()
@@ -354,6 +358,7 @@ fn described(outlook: Outlook) -> v1::PlannedPool {
         Hindrance::Max { .. } => "max",
         Hindrance::Backlog { .. } => "backlog",
         Hindrance::Burst { .. } => "burst",
+        Hindrance::Unanswered { .. } => "unanswered",
     });
     let text = outlook.hindrance.as_ref().map(ToString::to_string);
     let stops = outlook.stops.into_iter().map(|stop| v1::PlannedStop {

@@ -343,7 +343,10 @@ fn table(pools: &[v1::Pool], paint: Paint) -> Table {
             some => format!("has {}", unknown(some)),
         };
         let why = match &pool.paused {
-            _ if pool.kind.is_empty() => "nobody ends what it has; see `pool show`",
+            _ if pool.kind.is_empty() && pool.trouble.is_empty() => {
+                "nobody ends what it has; see `pool show`"
+            }
+            _ if pool.kind.is_empty() => &pool.trouble,
             Some(pause) => &pause.reason,
             None if !pool.trouble.is_empty() => &pool.trouble,
             None if !pool.last_failure.is_empty() => &pool.last_failure,
@@ -387,7 +390,9 @@ fn text(pool: &v1::Pool, now: Timestamp, paint: Paint, program: &str) -> String 
             lines.push(format!("  {} {}", paint.dim(name), one_line(&text)));
         }
     };
-    if pool.kind.is_empty() {
+    if pool.kind.is_empty() && !pool.trouble.is_empty() {
+        say("kind", "none, until what it has is gone".to_owned());
+    } else if pool.kind.is_empty() {
         let name = &pool.name;
         say(
             "kind",

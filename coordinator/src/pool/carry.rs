@@ -33,6 +33,8 @@ pub struct Standing {
     pub trouble: Option<String>,
     /// Allocations that nobody knows: they are ended unless somebody turns out to know them.
     pub orphans: usize,
+    /// What it has is elsewhere than its section says, so it counts as not configured; `trouble` says more.
+    pub moved: bool,
 }
 
 /// How it goes with all pools.

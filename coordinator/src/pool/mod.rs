@@ -9,6 +9,7 @@ pub mod carry;
 #[cfg(feature = "ec2")]
 pub mod ec2;
 pub mod local;
+mod place;
 pub mod planner;
 pub mod processes;
 pub mod provider;
@@ -38,8 +39,6 @@ use crate::engine::{self, Handle};
 
 /// How often processes of local pools are looked at.
 const PROCESSES_POLL: Duration = Duration::from_secs(2);
-/// How often a pool says again that it cannot be used, for what another kind of it has left.
-const STRAYS_POLL: Duration = Duration::from_secs(2);
 /// How long allocations may take to end when an embedded coordinator does.
 const EMPTIES: Duration = Duration::from_secs(30);
 /// How often the inventory is looked at meanwhile.
@@ -93,17 +92,24 @@ pub async fn start(
     // Before anything is planned: from here on orders are this process's own.
     let fresh = around.engine.query(|state, _| state.next_allocation());
     let fresh = fresh.await?;
-    let policies = pools.iter();
+    let moved = place::moved(pools, around).await?;
+    for (name, why) in &moved {
+        warn!(pool = &**name, "{why}");
+        standings.set(name, |standing| {
+            standing.moved = true;
+            standing.trouble = Some(why.clone());
+        });
+    }
+    let policies = pools.iter().filter(|(name, _)| !moved.contains_key(*name));
     let policies = policies.map(|(name, settings)| (Arc::clone(name), settings.policy.clone()));
     let policies = policies.collect();
     let configure = Command::Pool(PoolCommand::Configure { policies });
     around.engine.command(configure).await?;
     for (name, settings) in pools {
-        let provider = match of_another_kind(name, &settings.kind, &around.engine).await? {
-            Some(why) => Some((Box::new(Unusable(why)) as Box<dyn Provider>, STRAYS_POLL)),
-            None => provider(name, settings, around),
-        };
-        let Some((provider, poll)) = provider else {
+        if moved.contains_key(name) {
+            continue;
+        }
+        let Some((provider, poll)) = provider(name, settings, around) else {
             continue;
         };
         let carrier = Carrier {
@@ -157,40 +163,6 @@ async fn unconfigured(
     let mut held = held.await?;
     held.retain(|name, _| !pools.contains_key(name));
     Ok(held)
-}
-
-/// Says which allocations a pool has that are of another kind than it is now; `None` if there are none.
-///
-/// What asks for the list of the new kind would not find them there and take them for gone, while they
-/// run, and cost, on.
-async fn of_another_kind(
-    name: &Arc<str>,
-    kind: &PoolKind,
-    engine: &Handle,
-) -> Result<Option<String>, engine::Error> {
-    let (pool, now) = (Arc::clone(name), kind.clone());
-    let strays = engine.query(move |state, _| {
-        let held = state.allocations().filter(|held| held.pool == pool);
-        let named = held.filter_map(|held| Some((held.id, held.external.clone()?)));
-        let strays = named.filter(|(_, external)| !now.may_name(external));
-        strays.collect::<Vec<_>>()
-    });
-    let strays = strays.await?;
-    let Some((id, external)) = strays.first() else {
-        return Ok(None);
-    };
-    let why = format!(
-        "the pool has {} of another kind than `{}`, such as {id} ({external}), which may still run and which \
-         nobody lists or ends now: let its `kind` be what it was until they have ended, or give the new \
-         pool another name",
-        match strays.len() {
-            1 => "an allocation".to_owned(),
-            many => format!("{many} allocations"),
-        },
-        kind.as_str(),
-    );
-    warn!(pool = &**name, "{why}");
-    Ok(Some(why))
 }
 
 /// Gives all allocations back that no work is on, and waits until they are gone, at most

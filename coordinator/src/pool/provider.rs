@@ -94,7 +94,8 @@ pub trait Provider: Send + Sync {
     }
 }
 
-/// A pool whose settings cannot be used: it says so to each order, and so the pool pauses itself.
+/// A pool whose settings cannot be used: what is asked of it waits for better ones, and other pools get its
+/// work.
 #[derive(Debug)]
 pub struct Unusable(pub String);
 

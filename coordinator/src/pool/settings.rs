@@ -38,21 +38,13 @@ impl PoolKind {
         }
     }
 
-    /// Tells whether an allocation of this kind can have such a name outside. The kinds have none in
-    /// common, so a name tells whether a pool was of another kind once.
+    /// Says where its allocations are: with another place's list all of them would count as gone. A Slurm
+    /// cluster is not told from another, since its login hosts may change.
     #[must_use]
-    pub fn may_name(&self, external: &str) -> bool {
-        let begins = |prefix: &str| {
-            let rest = external.strip_prefix(prefix);
-            rest.is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_hexdigit()))
-        };
+    pub fn place(&self) -> String {
         match self {
-            Self::External => false,
-            // As our own allocations are named.
-            Self::Local { .. } => begins("A"),
-            // Numbers of jobs, with those of their tasks: `17`, `17_2`.
-            Self::Slurm(_) => external.starts_with(|first: char| first.is_ascii_digit()),
-            Self::Ec2(_) => begins("i-"),
+            Self::External | Self::Local { .. } | Self::Slurm(_) => self.as_str().to_owned(),
+            Self::Ec2(group) => format!("ec2, group {} in {}", group.group, group.region),
         }
     }
 }
@@ -142,36 +134,7 @@ impl RoleArn {
 
 #[cfg(test)]
 mod tests {
-    use coordinator_core::AllocationId;
-
     use super::*;
-    use crate::config::{Flags, load};
-
-    #[test]
-    fn a_name_tells_of_which_kind_an_allocation_is() {
-        let home = tempfile::tempdir().unwrap();
-        let text = "[pools.people]\nkind = \"external\"\n\
-            [pools.near]\nkind = \"local\"\nmax = 1\n\
-            [pools.jobs]\nkind = \"slurm\"\nmax = 1\ntime = \"1h\"\ndirectory = \"/s\"\n\
-            [pools.cloud]\nkind = \"ec2\"\nmax = 1\ngroup = \"g\"\nregion = \"eu-west-1\"\n\
-            role = \"arn:aws:iam::123456789012:role/w\"\n";
-        std::fs::write(home.path().join("config.toml"), text).unwrap();
-        let pools = load(home.path(), Flags::default()).unwrap().config.pools;
-        assert_eq!(pools.len(), 4);
-        for (external, of) in [
-            (AllocationId(12).to_string().as_str(), "near"),
-            ("17", "jobs"),
-            ("17_2", "jobs"),
-            ("i-0a1b2c3d4e5f60718", "cloud"),
-            ("job-A1", ""),
-            ("A", ""),
-        ] {
-            let fits = pools.iter().filter(|(_, it)| it.kind.may_name(external));
-            let fits: Vec<&str> = fits.map(|(name, _)| &**name).collect();
-            let wanted: Vec<&str> = Some(of).into_iter().filter(|of| !of.is_empty()).collect();
-            assert_eq!(fits, wanted, "{external}");
-        }
-    }
 
     #[test]
     fn roles_are_read_with_and_without_a_path_and_nothing_else_is() {

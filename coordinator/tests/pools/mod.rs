@@ -3,6 +3,7 @@
 mod cluster;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -279,51 +280,82 @@ async fn what_cannot_be_ended_is_told_until_it_is_whatever_lists_say() {
     site.end().await;
 }
 
+impl Site {
+    /// Where the pool's allocations are, as noted.
+    fn place(&self) -> PathBuf {
+        self.folder.path().join("pools").join(POOL).join("place")
+    }
+
+    /// Starts the configured pool, of kind `local`, as a coordinator does that starts; ends it again.
+    async fn start_as_local(&self) {
+        let settings = PoolSettings {
+            policy: policy(0),
+            kind: PoolKind::Local {
+                worker_args: vec![],
+            },
+        };
+        let around = Surroundings {
+            engine: self.handle().clone(),
+            auth: Arc::clone(&self.auth),
+            home: self.folder.path().to_owned(),
+            executable: "/nonexistent/coordinator".into(),
+            address: "127.0.0.1:1".into(),
+        };
+        let (tasks, ending) = (TaskTracker::new(), CancellationToken::new());
+        let pools = BTreeMap::from([(POOL.into(), settings)]);
+        let started = pool::start(&pools, &around, &self.standings, &tasks, &ending);
+        started.await.unwrap();
+        ending.cancel();
+        tasks.close();
+        within(tasks.wait()).await;
+    }
+}
+
 #[tokio::test]
-async fn what_a_pool_had_when_it_was_of_another_kind_is_told_and_not_taken_for_gone() {
-    let mut site = Site::new().await;
-    site.carry(FIRST);
+async fn what_a_pool_had_elsewhere_is_told_and_not_taken_for_gone() {
+    let site = Site::new().await;
+    site.start_as_local().await;
+    assert_eq!(std::fs::read_to_string(site.place()).unwrap(), "local");
+    // Ordered, and known by no name yet, as all that is asked of a group.
     site.want(1).await;
-    site.until("it waits", |held| waits_as(held, "job-A1"))
-        .await;
-    site.rest().await;
-    let settings = PoolSettings {
-        policy: policy(1),
-        kind: PoolKind::Local {
-            worker_args: vec![],
-        },
-    };
-    let around = Surroundings {
-        engine: site.handle().clone(),
-        auth: Arc::clone(&site.auth),
-        home: site.folder.path().to_owned(),
-        executable: "/nonexistent/coordinator".into(),
-        address: "127.0.0.1:1".into(),
-    };
-    let (tasks, ending) = (TaskTracker::new(), CancellationToken::new());
-    let pools = BTreeMap::from([(POOL.into(), settings)]);
-    let started = pool::start(&pools, &around, &site.standings, &tasks, &ending);
-    started.await.unwrap();
-    let trouble = within(async {
-        loop {
-            if let Some(trouble) = site.standings.of(POOL).trouble {
-                return trouble;
-            }
-            tokio::task::yield_now().await;
-        }
-    });
-    let trouble = trouble.await;
+    std::fs::write(site.place(), "ec2, group g in eu-west-1").unwrap();
+    site.start_as_local().await;
+    let standing = site.standings.of(POOL);
+    assert!(standing.moved);
     assert_eq!(
-        trouble,
-        "failed to list allocations: the pool has an allocation of another kind than `local`, such as A1 \
-         (job-A1), which may still run and which nobody lists or ends now: let its `kind` be what it \
-         was until they have ended, or give the new pool another name"
+        standing.trouble.unwrap(),
+        "it has an allocation of what its section was before (ec2, group g in eu-west-1; now local), \
+         which nobody lists or ends: put back what it was, or `pool forget gpu --even-if-they-run` when \
+         they have ended; start the coordinator again then"
     );
-    site.until("it is there still", |held| waits_as(held, "job-A1"))
+    let (held, policies) = site
+        .read(|state| (state.allocations().len(), state.policies().count()))
         .await;
-    ending.cancel();
-    tasks.close();
-    within(tasks.wait()).await;
+    assert_eq!((held, policies), (1, 0), "nothing is wanted of it");
+    let noted = std::fs::read_to_string(site.place()).unwrap();
+    assert_eq!(noted, "ec2, group g in eu-west-1");
+
+    // The way out that was named.
+    site.command(PoolCommand::Forget {
+        pool: POOL.into(),
+        even_if_they_run: true,
+        by: "somebody".into(),
+    })
+    .await;
+    site.start_as_local().await;
+    assert_eq!(std::fs::read_to_string(site.place()).unwrap(), "local");
+    let policies = site.read(|state| state.policies().count()).await;
+    assert_eq!(policies, 1);
+    site.end().await;
+}
+
+#[tokio::test]
+async fn what_a_pool_had_before_places_were_noted_is_where_its_section_says() {
+    let site = Site::new().await;
+    site.want(1).await;
+    site.start_as_local().await;
+    assert!(!site.standings.of(POOL).moved);
+    assert_eq!(std::fs::read_to_string(site.place()).unwrap(), "local");
     site.end().await;
 }
 

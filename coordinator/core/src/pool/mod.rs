@@ -629,6 +629,14 @@ fn is_stuck(held: &Allocation, now: Timestamp) -> bool {
     hold.is_some_and(|hold| now.since(hold.since) >= limits::HELD_FOR)
 }
 
+/// Tells for how long an allocation was asked for without any answer, if that is so long that nobody should
+/// wait for it.
+fn unanswered_for(held: &Allocation, now: Timestamp) -> Option<Span> {
+    let asks = held.phase == Phase::Wanted && held.held.is_none() && !held.joined;
+    let span = now.since(held.wanted_at);
+    (asks && span >= limits::HELD_FOR).then_some(span)
+}
+
 /// Gives when a pool may start something again after its last failure.
 fn retry_at(pool: &Pool) -> Option<Timestamp> {
     let exponent = pool.failures.checked_sub(1)?.min(16);

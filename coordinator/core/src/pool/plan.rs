@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::demand::{self, Demand};
-use super::{Allocation, EndCause, Phase, Policy, Pool, is_near, is_stuck, retry_at};
+use super::{
+    Allocation, EndCause, Phase, Policy, Pool, is_near, is_stuck, retry_at, unanswered_for,
+};
 use crate::ids::{AllocationId, LeaseId};
 use crate::index::{WorkerEntry, drains};
 use crate::limits;
@@ -79,6 +81,10 @@ pub enum Hindrance {
     /// The rest is asked for in the next steps.
     Burst {
         burst: u32,
+    },
+    /// Its provider has not answered for so long to what it was asked for.
+    Unanswered {
+        waits: Span,
     },
 }
 
@@ -255,7 +261,7 @@ fn coming<'a>(
         };
         let joined = joined.get(&allocation.id).copied().unwrap_or(0);
         // One that had workers and lost them is not known to get any again.
-        let missing = if allocation.joined || is_stuck(allocation, now) {
+        let missing = if allocation.joined || is_in_doubt(allocation, now) {
             0
         } else {
             policy.workers.saturating_sub(joined)
@@ -394,7 +400,13 @@ impl<'a> Ledger<'a> {
                     let first = || (0, hold.reason.clone());
                     new.held.get_or_insert_with(first).0 += 1;
                 }
-                _ => new.coming += u32::from(!allocation.joined),
+                _ => match unanswered_for(allocation, now) {
+                    // More of the same would all come at once when it answers again.
+                    Some(waits) => {
+                        new.closed.get_or_insert(Hindrance::Unanswered { waits });
+                    }
+                    None => new.coming += u32::from(!allocation.joined),
+                },
             }
             match allocation.phase {
                 Phase::Wanted => new.asked += 1,
@@ -587,7 +599,7 @@ impl<'a> Ledger<'a> {
                 });
             } else if !needed.contains(&id)
                 // What its provider holds is kept while work waits: perhaps somebody releases it.
-                && (self.unserved.is_empty() || !is_stuck(allocation, now))
+                && (self.unserved.is_empty() || !is_in_doubt(allocation, now))
             {
                 idle.push(allocation);
             }
@@ -744,6 +756,11 @@ pub(super) fn is_silent(state: &State, now: Timestamp, allocation: &Allocation) 
     allocation.joined
         && away(state, allocation)
             .is_some_and(|away| !away.have_left && now.since(away.since) <= patience)
+}
+
+/// Tells whether an allocation may come or not, and nothing should wait for it.
+pub(super) fn is_in_doubt(allocation: &Allocation, now: Timestamp) -> bool {
+    is_stuck(allocation, now) || unanswered_for(allocation, now).is_some()
 }
 
 /// Gives why a pool may start nothing at all now.

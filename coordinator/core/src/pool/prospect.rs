@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use super::plan::{Hindrance, learned, offered, outlook};
+use super::plan::{Hindrance, is_in_doubt, learned, offered, outlook};
 use super::retry_at;
 use crate::limits;
 use crate::schedule::{Misfit, lacks};
@@ -115,7 +115,7 @@ pub(crate) fn source(state: &State, now: Timestamp, requirement: &Requirement) -
     let mut pools: Vec<_> = starting.collect();
     let coming: BTreeSet<&Arc<str>> = state
         .allocations()
-        .filter(|held| !held.joined && held.ending.is_none())
+        .filter(|held| !held.joined && held.ending.is_none() && !is_in_doubt(held, now))
         .map(|held| &held.pool)
         .collect();
     pools.sort_by_key(|(name, policy)| {
@@ -267,6 +267,11 @@ impl fmt::Display for Hindrance {
                 "{backlog} of its allocations wait to be run already, as many as its backlog allows"
             ),
             Self::Burst { burst } => write!(f, "at most {burst} are started at once"),
+            Self::Unanswered { waits } => write!(
+                f,
+                "its provider has been asked for {} s and has not answered",
+                waits.ms() / 1_000
+            ),
         }
     }
 }

@@ -373,6 +373,35 @@ fn what_its_provider_holds_counts_as_coming_no_more_after_a_while_and_again_once
 }
 
 #[test]
+fn what_its_provider_does_not_answer_about_counts_as_coming_no_more_after_a_while() {
+    let mut cluster = Cluster::new(policy(10));
+    let other = Policy {
+        priority: -1,
+        ..policy(10)
+    };
+    let policies = BTreeMap::from([(text(POOL), policy(10)), (text("other"), other)]);
+    cluster.pool(PoolCommand::Configure { policies });
+    cluster.0.submit(independent(1));
+    assert_eq!(cluster.wanted(), 1);
+    cluster.pass(119, &[]);
+    assert_eq!(cluster.wanted(), 0);
+    cluster.pass(1, &[]);
+    let [first, second] = &outlook(&cluster.0.state, cluster.0.now)[..] else {
+        panic!("two pools");
+    };
+    let waits = Span::from_secs(120);
+    assert_eq!(first.hindrance, Some(Hindrance::Unanswered { waits }));
+    assert_eq!((first.coming, second.start.as_ref().unwrap().count), (0, 1));
+    assert_eq!(cluster.wanted(), 1);
+    // It answers after all.
+    cluster.see(&[1], |_| Seen::Queued {
+        external: "job1".into(),
+    });
+    let told = outlook(&cluster.0.state, cluster.0.now);
+    assert_eq!((told[0].coming, told[1].coming), (1, 1));
+}
+
+#[test]
 fn what_its_provider_held_until_nothing_needed_it_was_a_failed_start() {
     let mut cluster = Cluster::new(policy(10));
     cluster.0.submit(independent(1));
