@@ -1,7 +1,8 @@
 """Faults of the interface: what a caller sees when AWS, or the way to it, is not well.
 
 FOLDER/faults/api holds one line `FAULT [ACTION]` while something is wrong, for calls of that action or for
-all. Only callers with other credentials than the tester's own meet it.
+all. Only callers with other credentials than the tester's own meet it. FOLDER/faults/met gets a line with the
+fault's name for each call that does.
 """
 
 import io
@@ -21,6 +22,8 @@ REFUSALS = {
     "denied": ("403 Forbidden", "AccessDenied", "no identity-based policy allows the action"),
     "expired": ("403 Forbidden", "ExpiredToken", "The security token included in the request is expired"),
 }
+# Faults of lists of groups alone.
+OF_LISTS = ("no-group", "no-instances")
 NO_GROUPS = (
     b'<DescribeAutoScalingGroupsResponse xmlns="http://autoscaling.amazonaws.com/doc/2011-01-01/">'
     b"<DescribeAutoScalingGroupsResult><AutoScalingGroups/></DescribeAutoScalingGroupsResult>"
@@ -34,6 +37,7 @@ class Faulty:
     def __init__(self, application, folder):
         self.application = application
         self.file = os.path.join(folder, "api")
+        self.met = os.path.join(folder, "met")
 
     def fault(self, environ, action):
         """Gives the fault that a call meets, if any."""
@@ -45,13 +49,20 @@ class Faulty:
                 words = file.read().split()
         except FileNotFoundError:
             return None
-        return words[0] if words and words[1:] in ([], [action]) else None
+        if not words or words[1:] not in ([], [action]):
+            return None
+        if words[0] in OF_LISTS and action != "DescribeAutoScalingGroups":
+            return None
+        return words[0]
 
     def __call__(self, environ, start_response):
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         environ["wsgi.input"] = io.BytesIO(body)
         action = urllib.parse.parse_qs(body.decode("utf-8", "replace")).get("Action", [""])[0]
         fault = self.fault(environ, action)
+        if fault is not None:
+            with open(self.met, "a") as file:
+                file.write(f"{fault}\n")
 
         def executed():
             """Executes the call, and keeps the answer back."""
@@ -90,9 +101,9 @@ class Faulty:
             return tell("200 OK", "text/xml", b"<DescribeAutoScalingGroupsResponse><Descr")
         if fault == "portal":
             return tell("200 OK", "text/html", b"<html><body>Please log in</body></html>")
-        if fault == "no-group" and action == "DescribeAutoScalingGroups":
+        if fault == "no-group":
             return tell("200 OK", "text/xml", NO_GROUPS)
-        if fault == "no-instances" and action == "DescribeAutoScalingGroups":
+        if fault == "no-instances":
             (status, headers), answer = executed()
             answer = re.sub(rb"<Instances>.*?</Instances>", b"<Instances/>", answer, flags=re.S)
             return tell(status, dict(headers).get("Content-Type", "text/xml"), answer)

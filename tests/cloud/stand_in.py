@@ -3,9 +3,10 @@
     python stand_in.py HOST PORT FOLDER
 
 While FOLDER/faults holds a file `no-capacity`, launches fail as they do when there is no spot capacity; what
-was asked for is launched once the file is gone. Its file `api` says what else is wrong: see faults.py. FOLDER/calls gets a line for each call: who (a role's name,
-else the access key), the action as policies name it, and `allowed` or `denied`. FOLDER/machines holds for
-each instance a folder, whose file `console` is what it has printed.
+was asked for is launched once the file is gone. A file `api` beside it says what else is wrong: see faults.py.
+FOLDER/calls gets a line for each call: who (a role's name, else the access key), the action as policies name
+it, and `allowed` or `denied`. FOLDER/machines holds for each instance a folder, whose file `console` is what
+it has printed.
 """
 
 import base64

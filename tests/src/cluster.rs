@@ -28,7 +28,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Finds them in the folder of the program that runs: built with it, so never older ones.
+    /// Finds them in the folder of the program that runs, where cargo puts all that is built with it.
     ///
     /// # Errors
     /// One is missing.

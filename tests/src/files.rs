@@ -25,8 +25,14 @@ impl Ledger {
     /// A line of shell that notes the start of an attempt.
     #[must_use]
     pub fn note(&self) -> String {
+        self.note_as("")
+    }
+
+    /// As [`Ledger::note`], with something plain behind it.
+    #[must_use]
+    pub fn note_as(&self, what: &str) -> String {
         format!(
-            "echo \"$MUSTER_TASK $MUSTER_ATTEMPT\" >> {}",
+            "echo \"$MUSTER_TASK $MUSTER_ATTEMPT{what}\" >> {}",
             self.path.display()
         )
     }

@@ -68,7 +68,7 @@ impl Cloud {
         let url = moto.url();
         let variables = [
             ("AWS_ENDPOINT_URL", url.as_str()),
-            // Others than the tester's, since faults are for it alone.
+            // Others than the tester's, who never meets a fault of the interface.
             ("AWS_ACCESS_KEY_ID", "coordinator"),
             ("AWS_SECRET_ACCESS_KEY", "test"),
             ("AWS_REGION", REGION),

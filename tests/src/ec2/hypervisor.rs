@@ -45,8 +45,8 @@ struct State {
     machines: BTreeMap<String, Machine>,
     // Dropped after the machines that have them.
     volumes: Vec<Volume>,
-    /// Instances that are to run their user data later.
-    booting: BTreeMap<String, Instant>,
+    /// Instances that have started and have no machine yet: when they get one, and whether it boots.
+    booting: BTreeMap<String, (Instant, Boots)>,
     /// Every instance that ever ran.
     ever: BTreeSet<String>,
     troubles: Vec<String>,
@@ -143,22 +143,18 @@ impl Shared {
         self.boots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells whether a new instance is as far as to run its user data, or never will be.
-    fn is_up(&self, id: &str, boots: Boots) -> bool {
+    /// Says how a new instance boots, once it is as far.
+    fn is_up(&self, id: &str) -> Option<Boots> {
+        let boots = *self.boots();
         let mut state = self.state();
         let now = Instant::now();
         let after = match boots {
             Boots::Slowly(after) => after,
             Boots::Normally | Boots::Never => Duration::ZERO,
         };
-        let at = *state
-            .booting
-            .entry(id.to_owned())
-            .or_insert_with(|| now + after);
-        if now >= at {
-            state.booting.remove(id);
-        }
-        now >= at
+        let begun = state.booting.entry(id.to_owned());
+        let (at, boots) = *begun.or_insert((now + after, boots));
+        (now >= at).then_some(boots)
     }
 
     fn look(&self, client: Client, place: &Place) -> Result<()> {
@@ -175,6 +171,7 @@ impl Shared {
             .filter(|id| !running.contains_key(*id))
             .cloned()
             .collect();
+        state.booting.retain(|id, _| running.contains_key(id));
         let gone: Vec<Machine> = gone
             .iter()
             .filter_map(|id| state.machines.remove(id))
@@ -186,14 +183,14 @@ impl Shared {
         drop(state);
         drop(gone);
         for instance in new {
-            let boots = *self.boots();
             let id = instance.id.clone();
-            if !self.is_up(&id, boots) {
+            let Some(boots) = self.is_up(&id) else {
                 continue;
-            }
+            };
             let machine = Machine::start(place, client, &instance, boots != Boots::Never)
                 .with_context(|| format!("cannot start {id}"))?;
             let mut state = self.state();
+            state.booting.remove(&id);
             state.ever.insert(id.clone());
             state.machines.insert(id, machine);
         }

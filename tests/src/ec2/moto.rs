@@ -1,5 +1,6 @@
 //! The interface of EC2, Auto Scaling, IAM and STS.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
@@ -39,9 +40,9 @@ pub enum ApiFault {
     Garbage,
     /// The page of somebody in between.
     Portal,
-    /// It lists no group.
+    /// It lists no group. Other calls than that for groups do not meet it.
     NoGroup,
-    /// It lists groups without their instances.
+    /// It lists groups without their instances. Other calls than that for groups do not meet it.
     NoInstances,
 }
 
@@ -121,6 +122,8 @@ impl Moto {
             .args([source.join("tests/cloud/stand_in.py")])
             .args(["127.0.0.1", &port.to_string()])
             .args([folder])
+            // The repository is no place for what it compiles.
+            .var("PYTHONDONTWRITEBYTECODE", "1")
             .start(folder, "moto")?;
         let client = Client::new(port);
         until_true("moto answers", SOON, || {
@@ -184,6 +187,17 @@ impl Moto {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
         }
+    }
+
+    /// Counts the calls that met each fault, by the fault's name.
+    #[must_use]
+    pub fn faltered(&self) -> BTreeMap<String, u64> {
+        let text = std::fs::read_to_string(self.faults.join("met")).unwrap_or_default();
+        let mut counts = BTreeMap::new();
+        for line in text.lines() {
+            *counts.entry(line.to_owned()).or_default() += 1;
+        }
+        counts
     }
 
     /// Gives what it was asked so far, one line `WHO SERVICE:ACTION allowed|denied` for each call. Who is a

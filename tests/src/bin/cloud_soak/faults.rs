@@ -53,9 +53,10 @@ impl Kind {
 }
 
 /// Actions that alone may go wrong; the empty one stands for all.
-const ACTIONS: [&str; 7] = [
+const ACTIONS: [&str; 8] = [
     "",
     "",
+    "DescribeScalingActivities",
     "DescribeAutoScalingGroups",
     "SetDesiredCapacity",
     "TerminateInstanceInAutoScalingGroup",
@@ -127,8 +128,9 @@ impl Director {
             }
             Kind::Api => {
                 let fault = pick(&ApiFault::ALL, which);
-                let action = pick(&ACTIONS, which / 64);
-                let action = (!action.is_empty()).then_some(action);
+                let action = pick(&ACTIONS, which / 16);
+                let of_lists = matches!(fault, ApiFault::NoGroup | ApiFault::NoInstances);
+                let action = (!action.is_empty() && !of_lists).then_some(action);
                 world.cloud.moto.falter(fault, action)?;
                 self.api_until = Some(until);
                 let all = action.unwrap_or("everything");
@@ -176,6 +178,7 @@ impl Director {
                     self.cuts.push((id.clone(), until));
                 }
                 if done {
+                    world.hit.insert(id.clone());
                     world.note(&format!("instance: {kind:?}"), id);
                 }
             }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::Result;
 use clap::Parser;
 use muster_tests::cluster::Programs;
 use muster_tests::{ec2, interrupt};
@@ -66,10 +66,24 @@ fn complain(line: &str) {
     eprintln!("{line}");
 }
 
+/// Nothing could be tried on this machine.
+const NOT_HERE: u8 = 3;
+/// As shells say it.
+const INTERRUPTED: u8 = 130;
+
 fn main() -> ExitCode {
-    match soak(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    let missing = Programs::beside_this()
+        .map(|programs| ec2::missing(&programs.source).or_else(ec2::missing_terraform));
+    if let Ok(Some(why)) = missing {
+        say(&format!("SKIPPED: no cloud can be soaked here: {why}"));
+        return ExitCode::from(NOT_HERE);
+    }
+    let interrupted = Arc::new(AtomicBool::new(false));
+    match soak(&arguments, &interrupted) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        Err(_) if interrupted.load(Ordering::SeqCst) => ExitCode::from(INTERRUPTED),
         Err(error) => {
             complain(&format!("error: {error:#}"));
             ExitCode::from(2)
@@ -77,15 +91,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn soak(arguments: &Arguments) -> Result<bool> {
+fn soak(arguments: &Arguments, interrupted: &Arc<AtomicBool>) -> Result<bool> {
     let programs = Programs::beside_this()?;
-    if let Some(why) = ec2::missing(&programs.source).or_else(ec2::missing_terraform) {
-        bail!("cannot be done here: {why}");
-    }
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&interrupted);
+    let told = Arc::clone(interrupted);
     interrupt::then(move || told.store(true, Ordering::SeqCst))?;
-    let mut world = World::new(&programs, arguments, interrupted)?;
+    let mut world = World::new(&programs, arguments, Arc::clone(interrupted))?;
     world.say(&format!(
         "soak of {} s, seed {}, a fault every {} ms; everything is in {}",
         arguments.seconds,
@@ -129,6 +139,7 @@ fn phases(arguments: &Arguments, world: &mut World) -> Result<Vec<String>> {
     while Instant::now() < until {
         world.check_interrupt()?;
         director.act(world)?;
+        world.resume_if_paused()?;
         if world.under_way()? < arguments.runs {
             world.submit()?;
         }
@@ -136,34 +147,40 @@ fn phases(arguments: &Arguments, world: &mut World) -> Result<Vec<String>> {
     director.rest(world)?;
     world.say("no more faults; waiting until everything ends");
     let rest = Instant::now();
+    let mut failures = Vec::new();
     loop {
         world.check_interrupt()?;
         world.resume_if_paused()?;
         if world.under_way()? == 0 {
+            let seconds = rest.elapsed().as_secs_f64();
+            world.say(&format!(
+                "all runs have ended {seconds:.1} s after the last fault"
+            ));
             break;
         }
-        ensure!(
-            rest.elapsed() < SETTLING,
-            "hang: runs have not ended {SETTLING:?} after the last fault: {}",
-            world.ask(&["pool", "show", "build"])?.out
-        );
+        if rest.elapsed() > SETTLING {
+            let shown = world.ask(&["pool", "show", "build"])?.out;
+            failures.push(format!(
+                "hang: runs have not ended after {SETTLING:?}: {shown}"
+            ));
+            break;
+        }
         std::thread::sleep(PAUSE);
     }
-    world.say(&format!(
-        "all runs have ended {:.1} s after the last fault",
-        rest.elapsed().as_secs_f64()
-    ));
     while let Some(left) = world.left()? {
         world.check_interrupt()?;
-        ensure!(
-            rest.elapsed() < SETTLING,
-            "cost: left {SETTLING:?} after the last fault: {left}"
-        );
+        if rest.elapsed() > SETTLING {
+            failures.push(format!("cost: {left} after {SETTLING:?}"));
+            break;
+        }
         std::thread::sleep(PAUSE);
     }
-    world.say(&format!(
-        "the group is empty {:.1} s after the last fault",
-        rest.elapsed().as_secs_f64()
-    ));
-    verdict::judge(world)
+    if failures.is_empty() {
+        let seconds = rest.elapsed().as_secs_f64();
+        world.say(&format!(
+            "the group is empty {seconds:.1} s after the last fault"
+        ));
+    }
+    failures.extend(verdict::judge(world)?);
+    Ok(failures)
 }

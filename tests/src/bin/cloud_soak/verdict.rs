@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 
-use crate::world::World;
+use crate::world::{DONE, World};
 
 /// Looks at everything that is left, removes it, and gives what is not as it should be.
 pub(crate) fn judge(world: &mut World) -> Result<Vec<String>> {
@@ -34,9 +34,15 @@ pub(crate) fn judge(world: &mut World) -> Result<Vec<String>> {
                 *world.counts.entry(end.trim_end().to_owned()).or_default() += 1;
                 if state == "succeeded" {
                     accepted += 1;
-                    if executed.get(&line) != Some(&1) {
-                        failures.push(format!("{line} was accepted and has not run"));
+                    if executed.get(&format!("{line}{DONE}")) != Some(&1) {
+                        failures.push(format!(
+                            "lost: {line} was accepted and has not run to its end"
+                        ));
                     }
+                }
+                let worker = attempt["worker"].as_str().unwrap_or_default();
+                if state != "succeeded" && !world.hit.iter().any(|id| worker.contains(id)) {
+                    failures.push(format!("{line} failed where nothing was wrong: {attempt}"));
                 }
                 known.insert(line);
             }
@@ -49,9 +55,16 @@ pub(crate) fn judge(world: &mut World) -> Result<Vec<String>> {
         if *times != 1 {
             failures.push(format!("twice: {line} ran {times} times"));
         }
-        if !known.contains(line) {
+        if !known.contains(line.strip_suffix(DONE).unwrap_or(line)) {
             failures.push(format!("hidden: {line} ran, and nobody knows of it"));
         }
+    }
+    let made = world
+        .counts
+        .keys()
+        .any(|what| what.starts_with("interface"));
+    if made && world.cloud.moto.faltered().is_empty() {
+        failures.push("no call met a fault: nothing was tried".to_owned());
     }
     let audit = world.cluster.ask(["audit"])?;
     if audit.code() != 0 {

@@ -1,6 +1,6 @@
 //! The coordinator, its cloud, and what was asked of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -23,6 +23,9 @@ const SETTINGS: &str = "idle-timeout = \"4s\"\npoll = \"2s\"\nburst = 10\njoin-t
 /// Nobody should run out of them: instances are lost all the time.
 const RETRIES: u32 = 30;
 
+/// Ends a line of the ledger that a task writes last.
+pub(crate) const DONE: &str = " done";
+
 /// Everything that is soaked.
 pub(crate) struct World {
     // Dropped first: its machines dial the coordinator.
@@ -31,6 +34,8 @@ pub(crate) struct World {
     pub(crate) ledger: Ledger,
     /// Names of all runs, oldest first.
     pub(crate) runs: Vec<String>,
+    /// Instances that met a fault of their own.
+    pub(crate) hit: BTreeSet<String>,
     /// How often what was done or seen.
     pub(crate) counts: BTreeMap<String, u64>,
     dice: Dice,
@@ -65,6 +70,7 @@ impl World {
             cluster,
             ledger,
             runs: Vec::new(),
+            hit: BTreeSet::new(),
             counts: BTreeMap::new(),
             dice: Dice::new(arguments.seed, 2),
             begun: Instant::now(),
@@ -105,14 +111,14 @@ impl World {
             format!("name: r{number}\ndefaults: {{ pool: build, retries: {RETRIES} }}\ntasks:\n");
         for task in 1..=tasks {
             let seconds = ["0.1", "1", "3", "6"][self.dice.index(4).unwrap_or_default()];
-            let note = self.ledger.note();
+            let (note, done) = (self.ledger.note(), self.ledger.note_as(DONE));
             writeln!(text, "  - name: r{number}-{task}")?;
             if task > 2 && self.dice.chance(30) {
                 writeln!(text, "    depends_on: [r{number}-{}]", task - 2)?;
             }
             write!(
                 text,
-                "    run: |\n      {note}\n      sleep {seconds}\n      echo \"$MUSTER_ATTEMPT\" > {task}.txt\n"
+                "    run: |\n      {note}\n      sleep {seconds}\n      echo \"$MUSTER_ATTEMPT\" > {task}.txt\n      {done}\n"
             )?;
         }
         let plan = self.cluster.write_plan(&format!("r{number}.yaml"), &text)?;
@@ -169,9 +175,12 @@ impl World {
     /// Prints how often what was done.
     pub(crate) fn print_figures(&mut self) {
         let ever = self.cloud.hypervisor.ever().len();
-        say("faults, calls and what was seen:");
+        say("faults and what was seen:");
         for (what, count) in &self.counts {
             say(&format!("  {count:7}  {what}"));
+        }
+        for (fault, count) in self.cloud.moto.faltered() {
+            say(&format!("  {count:7}  calls that met `{fault}`"));
         }
         say(&format!("  {ever:7}  instances that ever ran"));
     }
