@@ -82,7 +82,7 @@ pub enum Hindrance {
     Burst {
         burst: u32,
     },
-    /// Its provider has not answered for so long to what it was asked for.
+    /// Its provider has not said for so long that it has what it was asked for.
     Unanswered {
         waits: Span,
     },

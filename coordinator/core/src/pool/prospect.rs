@@ -269,7 +269,7 @@ impl fmt::Display for Hindrance {
             Self::Burst { burst } => write!(f, "at most {burst} are started at once"),
             Self::Unanswered { waits } => write!(
                 f,
-                "its provider has been asked for {} s and has not answered",
+                "its provider has not taken what it was asked for {} s ago",
                 waits.ms() / 1_000
             ),
         }
