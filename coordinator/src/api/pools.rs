@@ -98,9 +98,13 @@ impl Pools {
             let policies = state.policies();
             let policy = policies.into_iter().find(|(known, _)| *known == name);
             let mut pool = configured(name, kind, policy.map(|(_, policy)| policy));
-            let known = self.standings.of(name);
+            let mut known = self.standings.of(name);
             if known.moved {
                 pool.kind.clear();
+                if !state.allocations().any(|held| held.pool == *name) {
+                    let why = "what it had is forgotten: start the coordinator again to use it";
+                    known.trouble = Some(why.to_owned());
+                }
             }
             standing(&mut pool, &known);
             durable(&mut pool, state, name);

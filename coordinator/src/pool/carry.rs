@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::folder;
 use super::provider::{Error, Known, Order, Provider};
+use super::{folder, place};
 use crate::auth::{Authenticator, make_private_folder};
 use crate::engine::{self, Handle};
 
@@ -63,6 +63,8 @@ pub struct Carrier {
     pub auth: Arc<Authenticator>,
     /// The coordinator's home.
     pub home: PathBuf,
+    /// Where it orders allocations, as [`PoolKind::place`](super::settings::PoolKind::place) says it.
+    pub place: String,
     /// How often the provider is asked for its list.
     pub poll: Duration,
     /// Orders from here on are of this process; what became of older ones only a list can tell.
@@ -249,6 +251,13 @@ impl Carrier {
                 return Ok(());
             }
         };
+        if let Err(error) = place::note(&self.home, &self.pool, &self.place) {
+            self.trouble(
+                "note where its allocations are",
+                &Error::Unclear(error.to_string()),
+            );
+            return Ok(());
+        }
         let order = Order {
             pool: Arc::clone(&self.pool),
             home: self.auth.home_id().into(),

@@ -118,6 +118,7 @@ pub async fn start(
             engine: around.engine.clone(),
             auth: Arc::clone(&around.auth),
             home: around.home.clone(),
+            place: settings.kind.place(),
             poll,
             fresh,
             standings: standings.clone(),

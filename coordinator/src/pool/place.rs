@@ -23,7 +23,7 @@ const PLACE: &str = "place";
 const PLACE_BYTES_MAX: u64 = 4_096;
 
 /// Finds pools that have allocations elsewhere than their sections say, with a line for people for each;
-/// notes where the others are from now on.
+/// forgets where those were that have none any more.
 ///
 /// # Errors
 /// The engine does not answer.
@@ -42,13 +42,17 @@ pub(super) async fn moved(
     let mut moved = BTreeMap::new();
     for (name, settings) in pools {
         let file = folder(&around.home, name).join(PLACE);
-        let why = match held.get(name) {
-            Some(count) => elsewhere(name, *count, &file, &settings.kind),
-            None => None,
-        };
-        match why {
-            Some(why) => drop(moved.insert(Arc::clone(name), why)),
-            None => note(name, &file, &settings.kind.place()),
+        match held.get(name) {
+            Some(count) => {
+                let why = elsewhere(name, *count, &file, &settings.kind);
+                moved.extend(why.map(|why| (Arc::clone(name), why)));
+            }
+            None => match std::fs::remove_file(&file) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    warn!(pool = &**name, error = %error, "cannot forget where a pool's allocations were");
+                }
+                _ => {}
+            },
         }
     }
     Ok(moved)
@@ -78,16 +82,16 @@ fn elsewhere(name: &str, count: usize, file: &Path, kind: &PoolKind) -> Option<S
     })
 }
 
-fn note(name: &str, file: &Path, place: &str) {
-    let known = private_file::read_bounded(file, PLACE_BYTES_MAX);
+/// Notes where a pool's allocations are; before it orders any.
+///
+/// # Errors
+/// The file cannot be written: nothing may be ordered.
+pub(super) fn note(home: &Path, pool: &str, place: &str) -> std::io::Result<()> {
+    let file = folder(home, pool).join(PLACE);
+    let known = private_file::read_bounded(&file, PLACE_BYTES_MAX);
     if known.is_ok_and(|known| known == place.as_bytes()) {
-        return;
+        return Ok(());
     }
-    let noted = match file.parent() {
-        Some(folder) => make_private_folder(folder),
-        None => Ok(()),
-    };
-    if let Err(error) = noted.and_then(|()| private_file::replace(file, place.as_bytes())) {
-        warn!(pool = name, error = %error, "cannot note where a pool's allocations are");
-    }
+    make_private_folder(&folder(home, pool))?;
+    private_file::replace(&file, place.as_bytes())
 }

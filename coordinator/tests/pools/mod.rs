@@ -91,6 +91,7 @@ impl Site {
             engine: self.handle().clone(),
             auth: Arc::clone(&self.auth),
             home: self.folder.path().to_owned(),
+            place: "gpus".to_owned(),
             poll: POLL,
             fresh,
             standings: self.standings.clone(),
@@ -313,27 +314,34 @@ impl Site {
 
 #[tokio::test]
 async fn what_a_pool_had_elsewhere_is_told_and_not_taken_for_gone() {
-    let site = Site::new().await;
+    let mut site = Site::new().await;
     site.start_as_local().await;
-    assert_eq!(std::fs::read_to_string(site.place()).unwrap(), "local");
-    // Ordered, and known by no name yet, as all that is asked of a group.
+    assert!(!site.place().exists(), "nothing was ordered");
+    // Known by no name yet, as all that is asked of a group.
+    site.cluster.set(|now| {
+        now.answer = Answer::IsLost;
+        now.arrives_late = true;
+    });
+    site.carry(FIRST);
     site.want(1).await;
-    std::fs::write(site.place(), "ec2, group g in eu-west-1").unwrap();
+    site.cluster.ordered(1).await;
+    site.rest().await;
+    let noted = || std::fs::read_to_string(site.place()).unwrap();
+    assert_eq!(noted(), "gpus");
     site.start_as_local().await;
     let standing = site.standings.of(POOL);
     assert!(standing.moved);
     assert_eq!(
         standing.trouble.unwrap(),
-        "it has an allocation of what its section was before (ec2, group g in eu-west-1; now local), \
-         which nobody lists or ends: put back what it was, or `pool forget gpu --even-if-they-run` when \
-         they have ended; start the coordinator again then"
+        "it has an allocation of what its section was before (gpus; now local), which nobody lists or \
+         ends: put back what it was, or `pool forget gpu --even-if-they-run` when they have ended; start \
+         the coordinator again then"
     );
     let (held, policies) = site
         .read(|state| (state.allocations().len(), state.policies().count()))
         .await;
     assert_eq!((held, policies), (1, 0), "nothing is wanted of it");
-    let noted = std::fs::read_to_string(site.place()).unwrap();
-    assert_eq!(noted, "ec2, group g in eu-west-1");
+    assert_eq!(noted(), "gpus");
 
     // The way out that was named.
     site.command(PoolCommand::Forget {
@@ -343,7 +351,7 @@ async fn what_a_pool_had_elsewhere_is_told_and_not_taken_for_gone() {
     })
     .await;
     site.start_as_local().await;
-    assert_eq!(std::fs::read_to_string(site.place()).unwrap(), "local");
+    assert!(!site.place().exists());
     let policies = site.read(|state| state.policies().count()).await;
     assert_eq!(policies, 1);
     site.end().await;
@@ -355,7 +363,6 @@ async fn what_a_pool_had_before_places_were_noted_is_where_its_section_says() {
     site.want(1).await;
     site.start_as_local().await;
     assert!(!site.standings.of(POOL).moved);
-    assert_eq!(std::fs::read_to_string(site.place()).unwrap(), "local");
     site.end().await;
 }
 

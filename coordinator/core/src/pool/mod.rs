@@ -629,11 +629,11 @@ fn is_stuck(held: &Allocation, now: Timestamp) -> bool {
     hold.is_some_and(|hold| now.since(hold.since) >= limits::HELD_FOR)
 }
 
-/// Tells for how long an allocation was asked for without any answer, if that is so long that nobody should
-/// wait for it.
-fn unanswered_for(held: &Allocation, now: Timestamp) -> Option<Span> {
-    let asks = held.phase == Phase::Wanted && held.held.is_none() && !held.joined;
-    let span = now.since(held.wanted_at);
+/// Tells for how long this process has waited for a provider to say that it has an allocation, if that is so
+/// long that nobody should wait for it.
+fn unanswered_for(state: &State, held: &Allocation, now: Timestamp) -> Option<Span> {
+    let asks = held.phase == Phase::Wanted && !held.joined;
+    let span = now.since(held.wanted_at.max(state.started_at));
     (asks && span >= limits::HELD_FOR).then_some(span)
 }
 

@@ -261,7 +261,7 @@ fn coming<'a>(
         };
         let joined = joined.get(&allocation.id).copied().unwrap_or(0);
         // One that had workers and lost them is not known to get any again.
-        let missing = if allocation.joined || is_in_doubt(allocation, now) {
+        let missing = if allocation.joined || is_in_doubt(state, allocation, now) {
             0
         } else {
             policy.workers.saturating_sub(joined)
@@ -392,15 +392,18 @@ impl<'a> Ledger<'a> {
             if allocation.ending.is_some() {
                 // It may well run until its provider has ended it.
                 new.ending += 1;
+                if let Some(waits) = unanswered_for(state, allocation, now) {
+                    new.closed.get_or_insert(Hindrance::Unanswered { waits });
+                }
                 continue;
             }
             new.allocations += 1;
             match &allocation.held {
-                Some(hold) if is_stuck(allocation, now) => {
+                Some(hold) if is_in_doubt(state, allocation, now) => {
                     let first = || (0, hold.reason.clone());
                     new.held.get_or_insert_with(first).0 += 1;
                 }
-                _ => match unanswered_for(allocation, now) {
+                _ => match unanswered_for(state, allocation, now) {
                     // More of the same would all come at once when it answers again.
                     Some(waits) => {
                         new.closed.get_or_insert(Hindrance::Unanswered { waits });
@@ -599,7 +602,7 @@ impl<'a> Ledger<'a> {
                 });
             } else if !needed.contains(&id)
                 // What its provider holds is kept while work waits: perhaps somebody releases it.
-                && (self.unserved.is_empty() || !is_in_doubt(allocation, now))
+                && (self.unserved.is_empty() || !is_in_doubt(state, allocation, now))
             {
                 idle.push(allocation);
             }
@@ -619,7 +622,10 @@ impl<'a> Ledger<'a> {
                 let why = format!("the pool has more than its maximum of {}", self.policy.max);
                 (EndCause::Surplus, why)
             } else if spare > 0
-                && since.is_some_and(|idle| idle >= self.policy.idle_timeout)
+                && (since.is_some_and(|idle| idle >= self.policy.idle_timeout)
+                    // Others have its work: when the line to its provider is mended it must not come too.
+                    || allocation.held.is_none()
+                        && unanswered_for(state, allocation, now).is_some())
                 && !is_silent(state, now, allocation)
             {
                 let idle = since.unwrap_or_default().ms() / 1_000;
@@ -759,8 +765,8 @@ pub(super) fn is_silent(state: &State, now: Timestamp, allocation: &Allocation) 
 }
 
 /// Tells whether an allocation may come or not, and nothing should wait for it.
-pub(super) fn is_in_doubt(allocation: &Allocation, now: Timestamp) -> bool {
-    is_stuck(allocation, now) || unanswered_for(allocation, now).is_some()
+pub(super) fn is_in_doubt(state: &State, allocation: &Allocation, now: Timestamp) -> bool {
+    is_stuck(allocation, now) || unanswered_for(state, allocation, now).is_some()
 }
 
 /// Gives why a pool may start nothing at all now.

@@ -115,7 +115,7 @@ pub(crate) fn source(state: &State, now: Timestamp, requirement: &Requirement) -
     let mut pools: Vec<_> = starting.collect();
     let coming: BTreeSet<&Arc<str>> = state
         .allocations()
-        .filter(|held| !held.joined && held.ending.is_none() && !is_in_doubt(held, now))
+        .filter(|held| !held.joined && held.ending.is_none() && !is_in_doubt(state, held, now))
         .map(|held| &held.pool)
         .collect();
     pools.sort_by_key(|(name, policy)| {
@@ -269,7 +269,7 @@ impl fmt::Display for Hindrance {
             Self::Burst { burst } => write!(f, "at most {burst} are started at once"),
             Self::Unanswered { waits } => write!(
                 f,
-                "its provider has not taken what it was asked for {} s ago",
+                "its provider has not said for {} s that it has what it was asked for",
                 waits.ms() / 1_000
             ),
         }

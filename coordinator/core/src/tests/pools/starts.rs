@@ -372,8 +372,8 @@ fn what_its_provider_holds_counts_as_coming_no_more_after_a_while_and_again_once
     assert_eq!((outlook.coming, outlook.held), (2, None));
 }
 
-#[test]
-fn what_its_provider_does_not_answer_about_counts_as_coming_no_more_after_a_while() {
+/// Two pools that could do the same, the first of which is asked first.
+fn two_pools() -> Cluster {
     let mut cluster = Cluster::new(policy(10));
     let other = Policy {
         priority: -1,
@@ -383,15 +383,25 @@ fn what_its_provider_does_not_answer_about_counts_as_coming_no_more_after_a_whil
     cluster.pool(PoolCommand::Configure { policies });
     cluster.0.submit(independent(1));
     assert_eq!(cluster.wanted(), 1);
+    cluster
+}
+
+/// What the first pool and the other one start, and why the first starts no more.
+fn looks(cluster: &Cluster) -> (u32, u32, Option<Hindrance>) {
+    let all = outlook(&cluster.0.state, cluster.0.now);
+    let starts = |at: usize| all[at].start.as_ref().map_or(0, |start| start.count);
+    (starts(0), starts(1), all[0].hindrance.clone())
+}
+
+#[test]
+fn what_its_provider_does_not_answer_about_counts_as_coming_no_more_after_a_while() {
+    let mut cluster = two_pools();
     cluster.pass(119, &[]);
-    assert_eq!(cluster.wanted(), 0);
+    assert_eq!(looks(&cluster), (0, 0, None));
     cluster.pass(1, &[]);
-    let [first, second] = &outlook(&cluster.0.state, cluster.0.now)[..] else {
-        panic!("two pools");
-    };
     let waits = Span::from_secs(120);
-    assert_eq!(first.hindrance, Some(Hindrance::Unanswered { waits }));
-    assert_eq!((first.coming, second.start.as_ref().unwrap().count), (0, 1));
+    let silent = Some(Hindrance::Unanswered { waits });
+    assert_eq!(looks(&cluster), (0, 1, silent));
     assert_eq!(cluster.wanted(), 1);
     // It answers after all.
     cluster.see(&[1], |_| Seen::Queued {
@@ -399,6 +409,42 @@ fn what_its_provider_does_not_answer_about_counts_as_coming_no_more_after_a_whil
     });
     let told = outlook(&cluster.0.state, cluster.0.now);
     assert_eq!((told[0].coming, told[1].coming), (1, 1));
+}
+
+#[test]
+fn a_silent_provider_is_asked_for_nothing_more_although_what_it_was_asked_for_is_to_end() {
+    let mut cluster = two_pools();
+    cluster.pass(120, &[]);
+    assert_eq!(cluster.wanted(), 1);
+    assert_eq!(
+        cluster.ending(),
+        [(1, EndCause::Idle)],
+        "it must not come too"
+    );
+    cluster.0.submit(independent(9).named("run-2"));
+    let (first, second, hindrance) = looks(&cluster);
+    assert!(first == 0 && second > 0, "{hindrance:?}");
+    cluster.gone(1);
+    assert!(looks(&cluster).0 > 0, "it has answered");
+}
+
+#[test]
+fn a_provider_is_not_silent_because_its_coordinator_was_away() {
+    let mut cluster = two_pools();
+    cluster.0.now = cluster.0.now + Span::from_secs(3_600);
+    cluster.0.restart();
+    let policies = BTreeMap::from([
+        (text(POOL), policy(10)),
+        (
+            text("other"),
+            Policy {
+                priority: -1,
+                ..policy(10)
+            },
+        ),
+    ]);
+    cluster.pool(PoolCommand::Configure { policies });
+    assert_eq!(looks(&cluster), (0, 0, None));
 }
 
 #[test]
