@@ -78,9 +78,10 @@ pub async fn start(
     tasks: &TaskTracker,
     ending: &CancellationToken,
 ) -> Result<(), engine::Error> {
-    for (name, held) in unconfigured(pools, &around.engine).await? {
+    let held = held_by_pool(&around.engine).await?;
+    for (name, held) in held.iter().filter(|(name, _)| !pools.contains_key(*name)) {
         warn!(
-            pool = &*name,
+            pool = &**name,
             allocations = held,
             "a pool is not configured any more, so nobody ends the allocations that it has: put its \
              section back into the configuration, or `pool forget` it"
@@ -92,7 +93,7 @@ pub async fn start(
     // Before anything is planned: from here on orders are this process's own.
     let fresh = around.engine.query(|state, _| state.next_allocation());
     let fresh = fresh.await?;
-    let moved = place::moved(pools, around).await?;
+    let moved = place::moved(pools, &held, &around.home);
     for (name, why) in &moved {
         warn!(pool = &**name, "{why}");
         standings.set(name, |standing| {
@@ -149,11 +150,8 @@ pub async fn disown(
     Ok(())
 }
 
-/// Counts the allocations of pools that are not configured any more.
-async fn unconfigured(
-    pools: &BTreeMap<Arc<str>, PoolSettings>,
-    engine: &Handle,
-) -> Result<BTreeMap<Arc<str>, usize>, engine::Error> {
+/// Counts the allocations of each pool that has some.
+async fn held_by_pool(engine: &Handle) -> Result<BTreeMap<Arc<str>, usize>, engine::Error> {
     let held = engine.query(|state, _| {
         let mut held: BTreeMap<Arc<str>, usize> = BTreeMap::new();
         for allocation in state.allocations() {
@@ -161,9 +159,7 @@ async fn unconfigured(
         }
         held
     });
-    let mut held = held.await?;
-    held.retain(|name, _| !pools.contains_key(name));
-    Ok(held)
+    held.await
 }
 
 /// Gives all allocations back that no work is on, and waits until they are gone, at most

@@ -12,10 +12,9 @@ use std::sync::Arc;
 use muster_connect::private_file;
 use tracing::warn;
 
+use super::folder;
 use super::settings::{PoolKind, PoolSettings};
-use super::{Surroundings, folder};
 use crate::auth::make_private_folder;
-use crate::engine;
 
 /// File in a pool's folder that says where it is.
 const PLACE: &str = "place";
@@ -23,25 +22,15 @@ const PLACE: &str = "place";
 const PLACE_BYTES_MAX: u64 = 4_096;
 
 /// Finds pools that have allocations elsewhere than their sections say, with a line for people for each;
-/// forgets where those were that have none any more.
-///
-/// # Errors
-/// The engine does not answer.
-pub(super) async fn moved(
+/// forgets where those were that have none any more. `held` counts what each pool has.
+pub(super) fn moved(
     pools: &BTreeMap<Arc<str>, PoolSettings>,
-    around: &Surroundings,
-) -> Result<BTreeMap<Arc<str>, String>, engine::Error> {
-    let held = around.engine.query(|state, _| {
-        let mut held: BTreeMap<Arc<str>, usize> = BTreeMap::new();
-        for allocation in state.allocations() {
-            *held.entry(Arc::clone(&allocation.pool)).or_default() += 1;
-        }
-        held
-    });
-    let held = held.await?;
+    held: &BTreeMap<Arc<str>, usize>,
+    home: &Path,
+) -> BTreeMap<Arc<str>, String> {
     let mut moved = BTreeMap::new();
     for (name, settings) in pools {
-        let file = folder(&around.home, name).join(PLACE);
+        let file = folder(home, name).join(PLACE);
         match held.get(name) {
             Some(count) => {
                 let why = elsewhere(name, *count, &file, &settings.kind);
@@ -55,19 +44,17 @@ pub(super) async fn moved(
             },
         }
     }
-    Ok(moved)
+    moved
 }
 
 /// Says that allocations are elsewhere. What was never noted, by a coordinator that did not do so yet, is
 /// where the section says.
 fn elsewhere(name: &str, count: usize, file: &Path, kind: &PoolKind) -> Option<String> {
-    let (was, is) = match private_file::read_bounded(file, PLACE_BYTES_MAX) {
-        Ok(was) => (String::from_utf8_lossy(&was).into_owned(), kind.place()),
+    let is = kind.place();
+    let was = match private_file::read_bounded(file, PLACE_BYTES_MAX) {
+        Ok(was) => String::from_utf8_lossy(&was).into_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => return None,
-        Err(error) => (
-            format!("{} cannot be read: {error}", file.display()),
-            kind.place(),
-        ),
+        Err(error) => format!("{} cannot be read: {error}", file.display()),
     };
     (was != is).then(|| {
         let count = match count {

@@ -372,15 +372,20 @@ fn what_its_provider_holds_counts_as_coming_no_more_after_a_while_and_again_once
     assert_eq!((outlook.coming, outlook.held), (2, None));
 }
 
-/// Two pools that could do the same, the first of which is asked first.
-fn two_pools() -> Cluster {
-    let mut cluster = Cluster::new(policy(10));
+/// Configures two pools that could do the same, the first of which is asked first.
+fn configure_two(cluster: &mut Cluster) {
     let other = Policy {
         priority: -1,
         ..policy(10)
     };
     let policies = BTreeMap::from([(text(POOL), policy(10)), (text("other"), other)]);
     cluster.pool(PoolCommand::Configure { policies });
+}
+
+/// Two such pools, the first of which was asked for an allocation.
+fn two_pools() -> Cluster {
+    let mut cluster = Cluster::new(policy(10));
+    configure_two(&mut cluster);
     cluster.0.submit(independent(1));
     assert_eq!(cluster.wanted(), 1);
     cluster
@@ -433,17 +438,7 @@ fn a_provider_is_not_silent_because_its_coordinator_was_away() {
     let mut cluster = two_pools();
     cluster.0.now = cluster.0.now + Span::from_secs(3_600);
     cluster.0.restart();
-    let policies = BTreeMap::from([
-        (text(POOL), policy(10)),
-        (
-            text("other"),
-            Policy {
-                priority: -1,
-                ..policy(10)
-            },
-        ),
-    ]);
-    cluster.pool(PoolCommand::Configure { policies });
+    configure_two(&mut cluster);
     assert_eq!(looks(&cluster), (0, 0, None));
 }
 
